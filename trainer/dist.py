@@ -1,0 +1,205 @@
+"""Ranks and the collectives between them; the only file that imports horovod.
+
+A process that no launcher started is rank 0 of 1: Horovod is then not even imported and every
+collective returns its argument. Whatever crosses ranks here is a sum or a broadcast: what is a
+mean is divided once, by the caller, by what was counted.
+
+Collectives must be called by every rank in the same order, or carry a ``name`` that says which
+call of one rank meets which call of the others.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import TYPE_CHECKING, Any, Iterable, Tuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import mxnet as mx
+
+# What horovodrun, `python -m launch` and mpirun set for each process they start.
+_SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+_LOCAL_SIZE_VARIABLES = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+
+
+def _from_environment(variables: Tuple[str, ...], default: int) -> int:
+    for variable in variables:
+        if variable in os.environ:
+            return int(os.environ[variable])
+    return default
+
+
+def launched_rank() -> int:
+    """This process's rank as its launcher says, known before :func:`init`; 0 without one."""
+    return _from_environment(_RANK_VARIABLES, 0)
+
+
+def launched_local_size() -> int:
+    """Ranks on this node as the launcher says, known before :func:`init`; 1 without one."""
+    return _from_environment(_LOCAL_SIZE_VARIABLES, 1)
+
+
+@functools.lru_cache(maxsize=None)
+def _horovod() -> Any:
+    """``horovod.mxnet``, or None in a process that is alone."""
+    if _from_environment(_SIZE_VARIABLES, 1) == 1:
+        return None
+    import horovod.mxnet as hvd
+
+    return hvd
+
+
+def init() -> None:
+    """Join the other ranks. Every rank calls it once, before anything else here; again is harmless.
+
+    Process sets are made dynamic so that :func:`node_process_set` can be asked for later.
+    """
+    hvd = _horovod()
+    if hvd is None or hvd.is_initialized():
+        return
+    # Gradients are reduced in fixed groups (see optim.py). Fusing a group with whatever else is
+    # in flight would change the order of summation from run to run on three ranks and more.
+    os.environ.setdefault("HOROVOD_DISABLE_GROUP_FUSION", "1")
+    hvd.init(process_sets="dynamic")
+
+
+def shutdown() -> None:
+    """Leave the other ranks. A rank that leaves with collectives in flight kills its peers."""
+    import mxnet as mx
+
+    mx.nd.waitall()
+    hvd = _horovod()
+    if hvd is not None and hvd.is_initialized():
+        barrier()
+        hvd.shutdown()
+    node_process_set.cache_clear()
+
+
+def rank() -> int:
+    """This process among all, from 0."""
+    hvd = _horovod()
+    return hvd.rank() if hvd else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    hvd = _horovod()
+    return hvd.size() if hvd else 1
+
+
+def local_rank() -> int:
+    """This process among those of its node, from 0."""
+    hvd = _horovod()
+    return hvd.local_rank() if hvd else 0
+
+
+def local_size() -> int:
+    """How many processes of the job this node runs."""
+    hvd = _horovod()
+    return hvd.local_size() if hvd else 1
+
+
+def is_root() -> bool:
+    """Whether this is rank 0, the only one that writes."""
+    return rank() == 0
+
+
+@functools.lru_cache(maxsize=None)
+def node_process_set() -> Any:
+    """The Horovod process set of this node's ranks; None when it holds all ranks.
+
+    Collective: every rank must ask for it, at the same place in the program.
+    """
+    if local_size() == world_size():
+        return None
+    hvd = _horovod()
+    hosts = hvd.allgather_object(os.environ.get("HOROVOD_HOSTNAME") or os.uname().nodename)
+    own = None
+    for host in sorted(set(hosts)):
+        ranks = [r for r, h in enumerate(hosts) if h == host]
+        process_set = hvd.add_process_set(ranks)
+        if rank() in ranks:
+            own = process_set
+    return own
+
+
+def allreduce_sum(values: np.ndarray, name: str) -> np.ndarray:
+    """The sum over ranks of a small host array (any shape; float or int), in its own dtype."""
+    hvd = _horovod()
+    if hvd is None:
+        return values
+    import mxnet as mx
+
+    tensor = mx.nd.array(values, dtype=values.dtype)
+    return hvd.allreduce(tensor, average=False, name=name).asnumpy()
+
+
+def allreduce_sum_(tensor: "mx.nd.NDArray", name: str, process_set: Any = None) -> "mx.nd.NDArray":
+    """Replace ``tensor`` by its sum over the ranks of ``process_set`` (None: all), asynchronously.
+
+    Ranks meet by ``name``; two calls in flight must not share one.
+    """
+    hvd = _horovod()
+    if hvd is None:
+        return tensor
+    process_set = hvd.global_process_set if process_set is None else process_set
+    return hvd.allreduce_(tensor, average=False, name=name, process_set=process_set)
+
+
+def any_rank(flag: bool, name: str) -> bool:
+    """Whether ``flag`` is set on any rank; every rank gets the same answer."""
+    return bool(allreduce_sum(np.array([int(flag)], np.int64), name)[0])
+
+
+def barrier() -> None:
+    """Return when every rank has called it."""
+    allreduce_sum(np.zeros(1, np.int64), "barrier")
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's ``value`` on every rank. It travels between the processes of one job only."""
+    hvd = _horovod()
+    return hvd.broadcast_object(value, root_rank=0) if hvd else value
+
+
+def broadcast_parameters(parameters: "Iterable[mx.gluon.Parameter]") -> None:
+    """Give every rank rank 0's parameters, which must be initialised (no deferred shapes left).
+
+    The copy through the host is deliberate: Horovod cannot broadcast an array that an inference
+    forward has put into oneDNN's own layout.
+    """
+    hvd = _horovod()
+    if hvd is None:
+        return
+    import mxnet as mx
+
+    for index, parameter in enumerate(parameters):
+        value = mx.nd.array(parameter.data().asnumpy(), dtype=parameter.dtype)
+        hvd.broadcast_(value, root_rank=0, name=f"parameter.{index}")
+        parameter.set_data(value)
+
+
+def gluon_trainer(
+    parameters: Any, optimizer: "mx.optimizer.Optimizer", fp16: bool = False, groups: int = 1
+) -> "mx.gluon.Trainer":
+    """Gluon's trainer, with gradients averaged over ranks by Horovod where there are several.
+
+    Args:
+        parameters: a ``ParameterDict`` or a list of parameters, the same on every rank.
+        fp16: send gradients as float16. Pays only where the link is slower than the rounding.
+        groups: gradients travel in that many fixed groups. The order of summation, and so every
+            bit of the result, is then the same in every run; with 0 Horovod groups them by what
+            happens to be ready, and three ranks or more differ in the last bits from run to run.
+    """
+    hvd = _horovod()
+    if hvd is None:
+        import mxnet as mx
+
+        return mx.gluon.Trainer(parameters, optimizer, kvstore=None)
+    compression = hvd.Compression.fp16 if fp16 else hvd.Compression.none
+    return hvd.DistributedTrainer(
+        parameters, optimizer, compression=compression, num_groups=groups
+    )
