@@ -1,0 +1,297 @@
+"""Fashion-MNIST: find or download its four files, verify them, and read them into NumPy arrays.
+
+Three datasets, all in the IDX format of MNIST (http://yann.lecun.com/exdb/mnist), gzipped or not:
+
+- `fashion_mnist`: the real set (Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747), 60,000 training
+  and 10,000 test images. Every file is checked against the SHA-256 of its decompressed content,
+  because the copies in circulation differ in their compression.
+- `fashion_mnist_sample`: 2,000 + 500 of those images, kept in tests/sample. Used only on request.
+- `idx`: any set under the four standard file names (MNIST, KMNIST, your own), in a given folder.
+
+`python -m trainer.fashion_mnist` finds or downloads the real set and prints its folder.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import logging
+import math
+import os
+import struct
+import sys
+import zlib
+from pathlib import Path
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple
+from urllib.parse import urlsplit
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+# split -> (file of images, file of labels)
+FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+# file -> SHA-256 of its decompressed content
+REAL_SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+SAMPLE_SHA256 = {  # as tests/make_sample.py prints them
+    "train-images-idx3-ubyte": "a724cd72799a6b1c3a81c4263865a75a73bb6473673b3394e34adf222930f19e",
+    "train-labels-idx1-ubyte": "4738fd437c0f8d6498ae7f6f5c86f1cc3c878d4116ff169fc5635bd6847899cc",
+    "t10k-images-idx3-ubyte": "8fdf02ada67d92f4db5ba3c2f6c5b1cc6186ba6e0efd4914661e4389e103b81e",
+    "t10k-labels-idx1-ubyte": "9c71808b3a0ebfc091442c0009a7aa35be2d9622bf6aaf6891ce9a0088e96c07",
+}
+SHA256: Dict[str, Dict[str, str]] = {
+    "fashion_mnist": REAL_SHA256,
+    "fashion_mnist_sample": SAMPLE_SHA256,
+    "idx": {},
+}
+
+# Names of classes 0 to 9, as in d2lzh.get_fashion_mnist_labels.
+CLASS_NAMES = (
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+
+MIRRORS = (
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+)
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+SAMPLE_FOLDER = Path(__file__).resolve().parent.parent / "tests" / "sample"
+
+CONNECT_SECONDS = (
+    10.0  # without an answer, or between two pieces of one, before a mirror is given up
+)
+LOCK_SECONDS = 600.0  # that a process waits for the one of its node that downloads
+
+WAYS_OUT = (
+    "Three ways out: `apt-get install dataset-fashion-mnist` (Debian, Ubuntu); or put the four"
+    " files of https://github.com/zalandoresearch/fashion-mnist into a folder and set"
+    " data.folder=FOLDER; or use the project's small sample, data.dataset=fashion_mnist_sample"
+)
+
+
+# Images, uint8 (N, H, W), and labels, int32 (N,).
+Arrays = Tuple[np.ndarray, np.ndarray]
+
+
+class DataError(ValueError):
+    """The dataset cannot be had, or a file of it is not what it should be. One line."""
+
+
+def load(split: str, folder: Optional[str] = None, dataset: str = "fashion_mnist") -> Arrays:
+    """Find or download the dataset and read one split of it.
+
+    Args:
+        split: "train" or "test".
+        folder: where the files are. None: see `find_or_download`.
+        dataset: "fashion_mnist", "fashion_mnist_sample" or "idx".
+
+    Returns:
+        Images, uint8 (N, H, W), read-only, 28 x 28 but for `idx`; and labels, int32 (N,).
+
+    Raises:
+        DataError: as `find_or_download` does.
+    """
+    _check_choice("split", split, FILES)
+    _, arrays = _search([split], folder, dataset)
+    return arrays[0]
+
+
+def find_or_download(folder: Optional[str] = None, dataset: str = "fashion_mnist") -> Path:
+    """Return a folder that holds the dataset's four files, verified.
+
+    A given folder is the only place looked at. Without one, `fashion_mnist` is looked for in
+    MXNet's cache, in the folder of Debian's package and in this project's cache, and else
+    downloaded there, by one process of the node while the others wait.
+
+    Raises:
+        DataError: names the file or folder, what was found and what was expected; or, where the set
+            is nowhere and no mirror can be reached, the ways out.
+    """
+    place, _ = _search(list(FILES), folder, dataset)
+    return place
+
+
+def cache_folder() -> Path:
+    """Return the folder that downloads go to, under $XDG_CACHE_HOME or ~/.cache."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("fashion-mnist")
+
+
+def _search(
+    splits: Sequence[str], folder: Optional[str], dataset: str
+) -> Tuple[Path, List[Arrays]]:
+    """Read the splits from the first place that holds them, and return that place with them."""
+    _check_choice("dataset", dataset, SHA256)
+    sums = SHA256[dataset]
+
+    def read(place: Path) -> Tuple[Path, List[Arrays]]:
+        return place, [_read_split(place, split, sums) for split in splits]
+
+    if folder is not None:
+        return read(Path(folder).expanduser())
+    if dataset == "fashion_mnist_sample":
+        return read(SAMPLE_FOLDER)
+    if dataset == "idx":
+        raise DataError("dataset idx has no place of its own: set data.folder to its folder")
+
+    cache = cache_folder()
+    mxnet_home = Path(os.environ.get("MXNET_HOME", "~/.mxnet")).expanduser()
+    for place in (mxnet_home / "datasets" / "fashion-mnist", DEBIAN_FOLDER, cache):
+        if all(_locate(place, name) for split in splits for name in FILES[split]):
+            try:
+                return read(place)
+            except DataError as error:
+                log.warning("%s; looking further", error)
+    _download_once(cache, sums)
+    return read(cache)
+
+
+def _check_choice(what: str, given: str, allowed: Iterable[str]) -> None:
+    if given not in allowed:
+        raise DataError(f"{what} is {given!r}, expected one of {', '.join(allowed)}")
+
+
+def _read_split(place: Path, split: str, sums: Dict[str, str]) -> Arrays:
+    paths = []
+    for name in FILES[split]:
+        path = _locate(place, name)
+        if path is None:
+            raise DataError(f"folder {place} holds no file {name}.gz (nor {name})")
+        paths.append(path)
+    images, labels = (_read_idx(path, name, sums) for path, name in zip(paths, FILES[split]))
+    if len(images) != len(labels):
+        raise DataError(
+            f"{paths[0]} holds {len(images)} images, but {paths[1]} holds {len(labels)} labels"
+        )
+    return images, labels.astype(np.int32)
+
+
+def _locate(place: Path, name: str) -> Optional[Path]:
+    """Return the path of the named file, gzipped or not, or None where neither is."""
+    candidates = (place / f"{name}.gz", place / name)
+    return next((path for path in candidates if os.path.isfile(path)), None)
+
+
+def _read_idx(path: Path, name: str, sums: Dict[str, str]) -> np.ndarray:
+    """Read an IDX file as uint8 of the shape in its header, having checked that it is `name`.
+
+    The format: four bytes of magic (0, 0, 8 for uint8, number of dimensions), each dimension as a
+    big-endian uint32, then the values in row-major order.
+    """
+    content = _decompress(path)
+    kind, ndim = ("images", 3) if "images" in name else ("labels", 1)
+    magic, start = bytes((0, 0, 8, ndim)), 4 + 4 * ndim
+    if content[:4] != magic:
+        raise DataError(
+            f"{path} begins with {content[:4].hex() or 'nothing'}, expected {magic.hex()} ({kind})"
+        )
+    if len(content) < start:
+        raise DataError(f"{path} is truncated: {len(content)} bytes, expected {start} and more")
+    shape = struct.unpack_from(f">{ndim}I", content, 4)
+    if 0 in shape or len(content) - start != math.prod(shape):
+        size = " x ".join(map(str, shape))
+        raise DataError(
+            f"{path} is truncated or corrupt: {len(content) - start} bytes of {kind},"
+            f" expected {size} as its header says"
+        )
+    if name in sums:
+        _check_sum(path, name, hashlib.sha256(content).hexdigest(), sums)
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _decompress(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+        # Told by content, because some download tools unpack a file and leave it its name.
+        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path} is truncated or corrupt, expected a gzipped IDX file: {error}"
+        ) from None
+
+
+def _check_sum(path: Path, name: str, found: str, sums: Dict[str, str]) -> None:
+    if found == sums[name]:
+        return
+    actual_name = next((other for other, value in sums.items() if value == found), None)
+    hint = f": it is the content of {actual_name}" if actual_name else ""
+    raise DataError(f"{path} has content of SHA-256 {found}, expected {sums[name]}{hint}")
+
+
+def _download_once(cache: Path, sums: Dict[str, str]) -> None:
+    """Download what the cache lacks, unless another process of this node does so meanwhile."""
+    import filelock
+
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(str(cache / ".lock"), timeout=LOCK_SECONDS):
+            for name in sums:
+                if not _is_verified(cache, name, sums):
+                    _download(name, cache, sums)
+    except filelock.Timeout:
+        raise DataError(
+            f"another process has been downloading into {cache} for {LOCK_SECONDS:.0f} s:"
+            " end it, or wait and start again"
+        ) from None
+    except OSError as error:
+        raise DataError(f"cannot write to {cache} ({error}). {WAYS_OUT}") from None
+
+
+def _is_verified(place: Path, name: str, sums: Dict[str, str]) -> bool:
+    path = _locate(place, name)
+    try:
+        return path is not None and _read_idx(path, name, sums) is not None
+    except DataError:
+        return False
+
+
+def _download(name: str, cache: Path, sums: Dict[str, str]) -> None:
+    """Download one file from the first mirror that gives it right; it appears when verified."""
+    from pooch import HTTPDownloader
+
+    partial, path = cache / f"{name}.gz.partial", cache / f"{name}.gz"
+    fetch = HTTPDownloader(progressbar=True, chunk_size=1 << 16, timeout=CONNECT_SECONDS)
+    failures = []
+    for mirror in MIRRORS:
+        try:
+            log.info("downloading %s%s.gz", mirror, name)
+            fetch(f"{mirror}{name}.gz", str(partial), None)
+            _read_idx(partial, name, sums)
+        except DataError as error:
+            failures.append(str(error))
+        except OSError as error:  # which requests' exceptions are too
+            failures.append(f"{urlsplit(mirror).netloc}: {error.strerror or type(error).__name__}")
+        else:
+            os.replace(partial, path)
+            return
+    raise DataError(
+        f"Fashion-MNIST is not on this machine and cannot be downloaded ({'; '.join(failures)})."
+        f" {WAYS_OUT}"
+    )
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    try:
+        print(f"Fashion-MNIST, verified: {find_or_download()}")
+    except DataError as error:
+        sys.exit(f"error: {error}")
