@@ -1,0 +1,42 @@
+"""Small facts about processes that more than one launcher needs."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+
+from launch.ranks import EXIT_SAVED
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def say(message: str) -> None:
+    """One line of the launcher's own, on stderr."""
+    print(f"launch: {message}", file=sys.stderr, flush=True)
+
+
+def die_with_parent() -> None:
+    """The calling process gets SIGKILL when the one that started it is gone (Linux).
+
+    So nothing goes on training unseen after the launcher itself was killed.
+    """
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def shell_exit_code(returncode: int) -> int:
+    """A `Popen.returncode` as a shell would report it: 128 + n for signal n."""
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+def describe_exit(returncode: int) -> str:
+    """What a `Popen.returncode` means, in words."""
+    if returncode == EXIT_SAVED:
+        return f"saved and asks to be run again (exit code {EXIT_SAVED})"
+    if returncode >= 0:
+        return f"ended with exit code {returncode}"
+    name = signal.Signals(-returncode).name
+    if name == "SIGKILL":
+        return "was killed by SIGKILL (kill -9, or the kernel when memory ran out: see dmesg)"
+    return f"was killed by {name}"

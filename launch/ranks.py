@@ -1,0 +1,85 @@
+"""Who a rank is, and the environment variables that tell it so.
+
+A rank learns its place from HOROVOD_* variables alone; whatever starts it (this machine, Slurm)
+fills in a `RankFacts` and hands over `rank_environment(...)`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, Mapping, Optional
+
+EXIT_SAVED = 85
+"""Exit code of a rank that was warned (SIGTERM, SIGUSR1), saved, and wants to be run again."""
+
+
+@dataclass(frozen=True)
+class RankFacts:
+    """The place of one rank among all (`world_size`) and among those of its host (`local_size`).
+
+    `cross_rank` counts, among the hosts that have more than `local_rank` ranks, those before
+    this one; `cross_size` is the number of such hosts. `hostname` must differ between hosts.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+    cross_rank: int
+    cross_size: int
+    hostname: str
+
+
+def facts_on_one_host(rank: int, world_size: int) -> RankFacts:
+    """The facts of `rank` when all ranks share this machine."""
+    return RankFacts(rank, world_size, rank, world_size, 0, 1, "localhost")
+
+
+def rank_environment(
+    facts: RankFacts, rendezvous: Mapping[str, str], interface: str, cores: int
+) -> Dict[str, str]:
+    """Environment of one rank: this process's own, plus what Horovod and the threads need.
+
+    What the user has set for threads and NCCL stays as it is; so does CUDA_VISIBLE_DEVICES.
+    `rendezvous` names the store (`Endpoint.environment`), `interface` the network interface that
+    leads to the other ranks, `cores` the CPU cores that this rank may use.
+    """
+    env = dict(os.environ)
+    env.update(
+        HOROVOD_RANK=str(facts.rank),
+        HOROVOD_SIZE=str(facts.world_size),
+        HOROVOD_LOCAL_RANK=str(facts.local_rank),
+        HOROVOD_LOCAL_SIZE=str(facts.local_size),
+        HOROVOD_CROSS_RANK=str(facts.cross_rank),
+        HOROVOD_CROSS_SIZE=str(facts.cross_size),
+        HOROVOD_HOSTNAME=facts.hostname,
+        HOROVOD_CONTROLLER="gloo",
+        HOROVOD_CPU_OPERATIONS="gloo",
+        HOROVOD_GLOO_IFACE=interface,
+        **rendezvous,
+    )
+    env.setdefault("NCCL_SOCKET_IFNAME", interface)
+    env.setdefault("OMP_NUM_THREADS", str(cores))
+    env.setdefault("PYTHONUNBUFFERED", "1")
+    if sys.prefix != sys.base_prefix:
+        # In a virtual environment `python` must mean the interpreter that runs the launcher,
+        # activated or not.
+        env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', os.defpath)}"
+    return env
+
+
+def cores_per_rank(local_size: int, env: Optional[Mapping[str, str]] = None) -> int:
+    """CPU cores that each of the `local_size` ranks of this host may use, at least 1.
+
+    Slurm's own division (SLURM_CPUS_PER_TASK) wins. Otherwise the allocation's cores are divided;
+    a task that Slurm has bound to few cores already does not divide those once more.
+    """
+    env = os.environ if env is None else env
+    bound = len(os.sched_getaffinity(0))
+    if "SLURM_CPUS_PER_TASK" in env:
+        return int(env["SLURM_CPUS_PER_TASK"])
+    on_node = int(env.get("SLURM_CPUS_ON_NODE", bound))
+    return max(1, min(bound, on_node // local_size))

@@ -1,0 +1,262 @@
+"""Gloo's store, without ssh or MPI: the one place where the ranks of a job find each other.
+
+It is horovodrun's own key-value store over HTTP, with four things added: it binds one address, it
+answers only to this job's token, it holds early ranks until the late ones are there, and it
+closes once all ranks are connected. It is plain HTTP: the network it is on must be trusted.
+
+Horovod's client knows no tokens, but builds its URLs as `http://ADDR:PORT/scope/key`. With
+`ADDR = 10.0.0.1:29400/TOKEN` that reads `http://10.0.0.1:29400/TOKEN:29400/scope/key`, so the
+token travels as the first part of the path.
+"""
+
+from __future__ import annotations
+
+import http.client
+import secrets
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Callable, Dict, Iterable, List, Optional, Set, Tuple
+
+from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+
+START_TIMEOUT_SECONDS = 600.0
+LINGER_SECONDS = 30.0
+"""The store stays open for so long after its last request: process sets made right after
+`hvd.init()` meet in it too."""
+
+CHECK_IN = "check_in"  # scope of launch's own check-in, before the command starts
+HELD_KEYS = {CHECK_IN: "{rank}", "global": "rank_{rank}"}
+"""Scope -> the key whose PUT is answered only when every rank has sent its own. Gloo's first PUT
+in `hvd.init()` is `global/rank_<n>`, and its clock starts after the answer: a rank that comes
+late keeps the others waiting here instead of running into HOROVOD_GLOO_TIMEOUT_SECONDS."""
+
+
+class StartTimeoutError(Exception):
+    """Not every rank came within the start timeout; the message names those missing."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a job's store listens, and the token it answers to."""
+
+    address: str
+    port: int
+    token: str
+
+    def environment(self) -> Dict[str, str]:
+        """What Horovod in a rank must be told."""
+        return {
+            "HOROVOD_GLOO_RENDEZVOUS_ADDR": f"{self.address}:{self.port}/{self.token}",
+            "HOROVOD_GLOO_RENDEZVOUS_PORT": str(self.port),
+        }
+
+    @property
+    def path_prefix(self) -> str:
+        return f"/{self.token}:{self.port}"
+
+    def request(
+        self, method: str, scope: str, key: str, value: bytes = b"", timeout: float = 5.0
+    ) -> Tuple[int, bytes]:
+        """Status and body of one request; OSError or HTTPException when there is no answer.
+
+        http.client is used because urllib would send this through the site's HTTP proxy.
+        """
+        connection = http.client.HTTPConnection(self.address, self.port, timeout=timeout)
+        try:
+            connection.request(method, f"{self.path_prefix}/{scope}/{key}", body=value)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+
+class Arrivals:
+    """Which ranks have come to each held scope, and the wait for the rest of them."""
+
+    def __init__(self, world_size: int, timeout: float) -> None:
+        self._world_size = world_size
+        self._timeout = timeout
+        self._deadline = time.monotonic() + timeout
+        self._arrived: Dict[str, Set[int]] = {scope: set() for scope in HELD_KEYS}
+        self._changed = threading.Condition()
+
+    def missing(self, scope: str) -> List[int]:
+        return sorted(set(range(self._world_size)) - self._arrived[scope])
+
+    def overdue(self, scope: str) -> bool:
+        """Whether some ranks wait in `scope` although the time for the others has run out."""
+        with self._changed:
+            some = 0 < len(self._arrived[scope]) < self._world_size
+            return some and time.monotonic() > self._deadline
+
+    def arrive_and_wait(self, scope: str, rank: int) -> None:
+        """Notes that `rank` has come; returns when all have, or raises StartTimeoutError."""
+        with self._changed:
+            self._arrived[scope].add(rank)
+            self._changed.notify_all()
+            remaining = self._deadline - time.monotonic()
+            if not self._changed.wait_for(lambda: not self.missing(scope), max(0.0, remaining)):
+                raise StartTimeoutError(self.explain(scope))
+
+    def explain(self, scope: str) -> str:
+        done = "checked in" if scope == CHECK_IN else "called hvd.init()"
+        missing = self.missing(scope)
+        return (
+            f"{self._world_size - len(missing)} of {self._world_size} ranks {done} within "
+            f"{self._timeout:g} s; missing: {ranks_text(missing)}"
+        )
+
+
+def ranks_text(ranks: Iterable[int]) -> str:
+    """`rank 3`, `ranks 1, 2, 5`, or the first eight of them and how many more."""
+    numbers = list(ranks)
+    shown = ", ".join(str(r) for r in numbers[:8])
+    more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
+    return f"rank{'s' if len(numbers) > 1 else ''} {shown}{more}"
+
+
+class _Server(RendezvousHTTPServer):
+    """Horovod's HTTP server, with what this job adds to it."""
+
+    allow_reuse_address = False
+    daemon_threads = True
+    request_queue_size = 1024  # a thousand ranks may knock at once
+    timeout = 0.2  # seconds that `handle_request` waits
+
+    def __init__(self, endpoint: Endpoint, arrivals: Arrivals, say: Callable[[str], None]) -> None:
+        super().__init__((endpoint.address, endpoint.port), _Handler, verbose=0)
+        self.endpoint = Endpoint(endpoint.address, self.server_address[1], endpoint.token)
+        self.arrivals = arrivals
+        self.say = say
+        self.connected: Set[str] = set()  # ranks whose global context stands
+        self.last_request = time.monotonic()
+        self._strangers: Set[str] = set()
+
+    def turn_away(self, host: str) -> None:
+        if host not in self._strangers:
+            self._strangers.add(host)
+            self.say(f"{host} spoke to the rendezvous port without this job's token; ignored")
+
+    def handle_error(self, request: object, client_address: Tuple[str, int]) -> None:
+        """A peer that hangs up in the middle is no error of ours; others are said in one line."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            self.say(f"rendezvous request from {client_address[0]} failed: {error!r}")
+
+
+class _Handler(RendezvousHandler):
+    """Horovod's handler behind the token, with held PUTs."""
+
+    server: _Server
+    path: str
+
+    def send_error(self, code: int, message: Optional[str] = None, explain: object = None) -> None:
+        """Called for what is not HTTP at all: someone else's protocol."""
+        self.server.turn_away(self.client_address[0])
+
+    def do_GET(self) -> None:  # noqa: N802
+        if self._admitted():
+            super().do_GET()
+
+    def do_DELETE(self) -> None:  # noqa: N802
+        if self._admitted():
+            _, scope, key = self.path.split("/")
+            super().do_DELETE()
+            if scope == "global":
+                self.server.connected.add(key)
+
+    def do_PUT(self) -> None:  # noqa: N802
+        if self._admitted():
+            try:
+                super().do_PUT()
+            except StartTimeoutError as error:
+                self._answer(408, str(error).encode())
+
+    def _put_value(self, scope: str, key: str, value: bytes) -> None:
+        super()._put_value(scope, key, value)
+        pattern = HELD_KEYS.get(scope)
+        if pattern and key.startswith(pattern.format(rank="")):
+            rank = key[len(pattern.format(rank="")) :]
+            if rank.isdigit():
+                self.server.arrivals.arrive_and_wait(scope, int(rank))
+
+    def _admitted(self) -> bool:
+        """Strips the token from the path; answers 403 when it is not there."""
+        prefix = self.server.endpoint.path_prefix
+        given = self.path[: len(prefix)]
+        if not secrets.compare_digest(given.encode(), prefix.encode()):
+            self.server.turn_away(self.client_address[0])
+            self._answer(403, b"wrong token")
+            return False
+        self.path = self.path[len(prefix) :]
+        self.server.last_request = time.monotonic()
+        return True
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class Rendezvous:
+    """One job's store, bound to one address; `serve` answers until all ranks are connected.
+
+    `ports` are tried in turn (0 lets the kernel choose); OSError when none is free.
+    `say` gets each one-line message that a person should see.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        world_size: int,
+        token: str,
+        say: Callable[[str], None],
+        ports: Iterable[int] = (0,),
+        start_timeout: float = START_TIMEOUT_SECONDS,
+        linger: float = LINGER_SECONDS,
+    ) -> None:
+        self.arrivals = Arrivals(world_size, start_timeout)
+        self._world_size = world_size
+        self._linger = linger
+        self._server = self._bind(address, ports, token, say)
+        self._closed = threading.Event()
+
+    def _bind(
+        self, address: str, ports: Iterable[int], token: str, say: Callable[[str], None]
+    ) -> _Server:
+        refusals = []
+        for port in ports:
+            try:
+                return _Server(Endpoint(address, port, token), self.arrivals, say)
+            except OSError as error:
+                refusals.append(f"{port} ({error.strerror})")
+        raise OSError(f"cannot open a rendezvous port on {address}: {', '.join(refusals)}")
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self._server.endpoint
+
+    def serve(self) -> None:
+        """Answers until `close`, or until all ranks are connected and nothing came for `linger`
+        seconds. Says it once when ranks wait in vain for others."""
+        told = False
+        while not self._closed.is_set() and not self._finished():
+            self._server.handle_request()
+            for scope in HELD_KEYS:
+                if not told and self.arrivals.overdue(scope):
+                    self._server.say(self.arrivals.explain(scope))
+                    told = True
+        self._server.server_close()
+
+    def serve_in_thread(self) -> None:
+        threading.Thread(target=self.serve, name="rendezvous", daemon=True).start()
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _finished(self) -> bool:
+        idle = time.monotonic() - self._server.last_request
+        return len(self._server.connected) >= self._world_size and idle > self._linger
