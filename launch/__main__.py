@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m launch", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_local(actions)
+    _add_slurm_rank(actions)
     return parser
 
 
@@ -61,6 +62,22 @@ def _run_local(args: argparse.Namespace, command: List[str]) -> int:
     from launch.local import run_local
 
     return run_local(command, args.ranks, args.quiet, args.kill_after, args.start_timeout)
+
+
+def _add_slurm_rank(actions: Any) -> None:
+    slurm_rank = actions.add_parser(
+        "slurm-rank",
+        help="inside srun: become the rank that Slurm's variables say, and run COMMAND",
+        usage="srun [options] python -m launch slurm-rank [--start-timeout SECONDS] -- COMMAND",
+    )
+    _add_start_timeout(slurm_rank)
+    slurm_rank.set_defaults(run=_run_slurm_rank, needs_command=True)
+
+
+def _run_slurm_rank(args: argparse.Namespace, command: List[str]) -> int:
+    from launch.slurm_rank import become_rank
+
+    become_rank(command, args.start_timeout)
 
 
 def _add_start_timeout(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,115 @@
+"""Slurm's variables and compact lists -> rank facts. Pure: nothing here runs a command."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from typing import List, Mapping
+
+from launch.ranks import RankFacts
+
+PORT_RANGE = range(20000, 32000)  # below the range that the kernel gives to outgoing connections
+PORT_TRIES = 16
+
+# What srun sets for each task.
+_NEEDED = (
+    "SLURM_JOB_ID",
+    "SLURM_STEP_ID",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_NODEID",
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_STEP_TASKS_PER_NODE",
+    "SLURM_STEP_NODELIST",
+)
+
+
+def expand_nodes(nodes: str) -> List[str]:
+    """Host names of a Slurm node list: `gpu[01-03,7],login` -> gpu01 gpu02 gpu03 gpu7 login.
+
+    What `scontrol show hostnames` does, for places without scontrol (containers).
+    Raises ValueError when the list cannot be read.
+    """
+    names = []
+    for part in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", nodes):
+        names += _expand_brackets(part)
+    if not names or nodes.count("[") != nodes.count("]"):
+        raise ValueError(f"cannot read the node list {nodes!r}; expected e.g. node[1-3,5],login")
+    return names
+
+
+def _expand_brackets(part: str) -> List[str]:
+    head, bracket, rest = part.partition("[")
+    if not bracket:
+        return [part]
+    inside, _, tail = rest.partition("]")
+    tails = _expand_brackets(tail)
+    numbers = [n for piece in inside.split(",") for n in _expand_range(piece)]
+    return [head + number + end for number in numbers for end in tails]
+
+
+def _expand_range(piece: str) -> List[str]:
+    """`08-11` -> 08 09 10 11; zeros in front are kept."""
+    if not re.fullmatch(r"\d+(-\d+)?", piece):
+        raise ValueError(f"cannot read {piece!r} in a node list; expected a number or a range")
+    first, _, last = piece.partition("-")
+    return [str(n).zfill(len(first)) for n in range(int(first), int(last or first) + 1)]
+
+
+def expand_tasks(tasks: str) -> List[int]:
+    """Tasks of each node, from SLURM_STEP_TASKS_PER_NODE: `2(x3),1` -> 2 2 2 1."""
+    counts = []
+    for piece in tasks.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", piece)
+        if not match:
+            raise ValueError(f"cannot read the tasks per node {tasks!r}; expected e.g. 2(x3),1")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def facts_from_slurm(env: Mapping[str, str]) -> RankFacts:
+    """The facts of the task whose environment this is, for any distribution of tasks over nodes.
+
+    Raises ValueError outside of srun.
+    """
+    missing = [name for name in _NEEDED if name not in env]
+    if missing:
+        raise ValueError(
+            f"{missing[0]} is not set: slurm-rank runs inside srun, as in "
+            "`srun --ntasks=4 python -m launch slurm-rank -- COMMAND`"
+        )
+    node = int(env["SLURM_NODEID"])
+    local_rank = int(env["SLURM_LOCALID"])
+    tasks = expand_tasks(env["SLURM_STEP_TASKS_PER_NODE"])
+    return RankFacts(
+        rank=int(env["SLURM_PROCID"]),
+        world_size=int(env["SLURM_STEP_NUM_TASKS"]),
+        local_rank=local_rank,
+        local_size=tasks[node],
+        cross_rank=sum(count > local_rank for count in tasks[:node]),
+        cross_size=sum(count > local_rank for count in tasks),
+        hostname=expand_nodes(env["SLURM_STEP_NODELIST"])[node],
+    )
+
+
+def step_token(env: Mapping[str, str]) -> str:
+    """The token that all tasks of one step share.
+
+    A job script made by `python -m launch slurm` hands a secret one to its tasks. Without it the
+    token comes from the job's numbers: it keeps jobs apart, but anyone can work it out.
+    """
+    return env.get("LAUNCH_TOKEN") or hashlib.sha256(_step_name(env).encode()).hexdigest()[:32]
+
+
+def rendezvous_ports(env: Mapping[str, str]) -> List[int]:
+    """Ports that task 0 tries in turn, and at which the other tasks look for it.
+
+    They are drawn from the step's name, so that jobs that share a node rarely try the same.
+    """
+    return random.Random(_step_name(env)).sample(PORT_RANGE, PORT_TRIES)
+
+
+def _step_name(env: Mapping[str, str]) -> str:
+    restart = env.get("SLURM_RESTART_COUNT", "0")
+    return f"{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}.{restart}"

@@ -1,0 +1,161 @@
+"""One task of `srun`: becomes a rank.
+
+Task 0 opens the store (launch/rendezvous.py) in a child process; every task finds it, checks in,
+waits until all have, and then turns into the user's command.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Dict, List, Mapping, NoReturn, Sequence, Tuple
+
+from launch.network import address_towards, check_interface, interface_of
+from launch.process import die_with_parent, say
+from launch.ranks import RankFacts, cores_per_rank, rank_environment
+from launch.rendezvous import CHECK_IN, Endpoint, Rendezvous
+from launch.slurm import expand_nodes, facts_from_slurm, rendezvous_ports, step_token
+
+LOOPBACK = "127.0.0.1"
+
+
+def become_rank(command: Sequence[str], start_timeout: float) -> NoReturn:
+    """Replaces this process by `command`, as the rank that Slurm's variables say.
+
+    Exits with 1 when not all ranks came within `start_timeout` seconds. Raises ValueError for a
+    place that is no Slurm task, and OSError when the command cannot be started.
+    """
+    _, environment = join(start_timeout)
+    os.execvpe(command[0], list(command), environment)
+
+
+def join(start_timeout: float) -> Tuple[RankFacts, Dict[str, str]]:
+    """Meets the other tasks of this step: this rank's facts and environment."""
+    env = os.environ
+    facts = facts_from_slurm(env)
+    nodes = expand_nodes(env["SLURM_STEP_NODELIST"])
+    deadline = time.monotonic() + start_timeout
+    address = _store_address(nodes, int(env["SLURM_NODEID"]), env)
+    ports, token = rendezvous_ports(env), step_token(env)
+    if facts.rank == 0:
+        store = Rendezvous(address, facts.world_size, token, say, ports, start_timeout)
+        _serve_in_child(store)
+        endpoint = store.endpoint
+    else:
+        endpoint = _find_store(address, ports, token, facts, deadline)
+    interface = _interface_towards(address, len(nodes) > 1)
+    _check_in(endpoint, facts, interface, deadline)
+    cores = cores_per_rank(facts.local_size)
+    return facts, rank_environment(facts, endpoint.environment(), interface, cores)
+
+
+def _store_address(nodes: List[str], node: int, env: Mapping[str, str]) -> str:
+    """IPv4 address of task 0's store, the one address that it binds.
+
+    On the first node that is the local address of the route to the second: its own name may lead
+    to 127.0.1.1 there.
+    """
+    if "LAUNCH_RENDEZVOUS_HOST" in env:
+        return _resolve(env["LAUNCH_RENDEZVOUS_HOST"])
+    if len(nodes) == 1:
+        return LOOPBACK
+    return address_towards(_resolve(nodes[1])) if node == 0 else _resolve(nodes[0])
+
+
+def _resolve(node: str) -> str:
+    """IPv4 address of a node by its name, or else by what Slurm knows of it."""
+    try:
+        return socket.gethostbyname(node)
+    except socket.gaierror:
+        pass
+    try:
+        shown = subprocess.run(
+            ["scontrol", "show", "node", node], stdout=subprocess.PIPE, text=True, check=False
+        ).stdout
+        found = re.search(r"NodeAddr=(\S+)", shown)
+        if found:
+            return socket.gethostbyname(found[1])
+    except (FileNotFoundError, socket.gaierror):
+        pass
+    raise ValueError(
+        f"{socket.gethostname()} cannot find the address of {node}: neither name service nor "
+        "scontrol knows it; set LAUNCH_RENDEZVOUS_HOST to the first node's address"
+    )
+
+
+def _serve_in_child(store: Rendezvous) -> None:
+    """Serves the store from a child process, which ends with this one.
+
+    A thread would not survive the exec.
+    """
+    if os.fork():
+        return
+    die_with_parent()
+    # Slurm signals every process of a task; the store must outlive a warning.
+    for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGCONT):
+        signal.signal(signum, signal.SIG_IGN)
+    try:
+        store.serve()
+    finally:
+        os._exit(0)
+
+
+def _find_store(
+    address: str, ports: Sequence[int], token: str, facts: RankFacts, deadline: float
+) -> Endpoint:
+    """The endpoint at which task 0 answers to this step's token."""
+    while True:
+        for port in ports:
+            endpoint = Endpoint(address, port, token)
+            try:
+                status, _ = endpoint.request("GET", CHECK_IN, "hello", timeout=2.0)
+            except (OSError, http.client.HTTPException):
+                continue
+            if status != 403:
+                return endpoint
+        if time.monotonic() > deadline:
+            _give_up(facts, f"found no store of rank 0 at {address}, ports {_span(ports)}")
+        time.sleep(0.2)
+
+
+def _span(ports: Sequence[int]) -> str:
+    return f"{min(ports)}-{max(ports)} ({len(ports)} of them)"
+
+
+def _interface_towards(address: str, several_nodes: bool) -> str:
+    wanted = os.environ.get("HOROVOD_GLOO_IFACE")
+    if not wanted:
+        return interface_of(address_towards(address))
+    if several_nodes and wanted == "lo" and not address.startswith("127."):
+        raise ValueError(
+            "HOROVOD_GLOO_IFACE=lo: other nodes cannot reach the loopback interface; "
+            f"unset it to follow the route ({interface_of(address_towards(address))})"
+        )
+    return check_interface(wanted)
+
+
+def _check_in(endpoint: Endpoint, facts: RankFacts, interface: str, deadline: float) -> None:
+    """Tells the store that this rank is there; returns when all are."""
+    place = f"{facts.hostname} {interface}"
+    seconds = max(1.0, deadline - time.monotonic()) + 5.0  # the store's own clock comes first
+    try:
+        status, body = endpoint.request(
+            "PUT", CHECK_IN, str(facts.rank), place.encode(), timeout=seconds
+        )
+    except (OSError, http.client.HTTPException) as error:
+        _give_up(facts, f"lost rank 0's store at {endpoint.address}:{endpoint.port}: {error}")
+    if status != 200:
+        _give_up(facts, body.decode())
+
+
+def _give_up(facts: RankFacts, reason: str) -> NoReturn:
+    """One line a node is enough."""
+    if facts.local_rank == 0:
+        say(f"rank {facts.rank} ({facts.hostname}): {reason}")
+    sys.exit(1)
