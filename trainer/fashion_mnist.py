@@ -289,9 +289,16 @@ def _download(name: str, cache: Path, sums: Dict[str, str]) -> None:
     )
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Print the folder of the real set, or why there is none; return the exit code."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
-        print(f"Fashion-MNIST, verified: {find_or_download()}")
+        print(find_or_download())
     except DataError as error:
-        sys.exit(f"error: {error}")
+        print(error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+# The project's commands. Each does the set-up that it needs, once (see launch/install.py).
+#
+#   make train    train on Fashion-MNIST: CONFIG, RANKS, and overrides in ARGS ("optimizer.lr=0.1")
+#   make test     every test; ARGS go to pytest ("-k sharding")
+#   make lint     ruff and mypy
+#   make setup    set up alone; GPU=1 for machines with NVIDIA GPUs
+#   make data     set up, and find or download Fashion-MNIST
+#   make clean    remove what tools and builds left behind; not .venv, not runs
+
+PYTHON ?= python3
+RANKS ?= 2
+CONFIG ?= configs/quickstart.yaml
+ARGS ?=
+
+INSTALL = $(PYTHON) launch/install.py $(if $(GPU),--gpu)
+
+.PHONY: train test lint setup data clean python
+
+train: python
+	@$(INSTALL) $(if $(findstring data.,$(ARGS)),,--data)
+	.venv/bin/horovodrun -np $(RANKS) .venv/bin/python -m trainer train $(CONFIG) $(ARGS)
+
+test: python
+	@$(INSTALL) --dev --test-system
+	.venv/bin/python -m pytest $(ARGS)
+
+lint: python
+	@$(INSTALL) --dev
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+setup: python
+	@$(INSTALL)
+
+data: python
+	@$(INSTALL) --data
+
+python:
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "set-up stopped: no $(PYTHON): apt-get install python3-venv" >&2; exit 1; }
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,387 @@
+"""Set up all that the project needs, asking nothing: what `make setup`, `train` and `test` run.
+
+    python3 launch/install.py [--gpu] [--dev] [--data] [--test-system]
+
+Makes .venv, installs the pinned packages there, and builds Horovod with MXNet and Gloo. What was
+done is kept with the digest of what it was done from (.venv/installed.json), and not done again.
+A failure ends in one line that says what is missing and the command that brings it; what pip and
+the compiler said is in .venv/install.log.
+
+Standard library only, as it runs with the system's python3, of whatever version from 3.7 on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+LOG = VENV / "install.log"
+STAMP = VENV / "installed.json"
+
+# MXNet 1.9.1 needs a NumPy below 1.24, which has no wheels for other Pythons.
+PYTHON_VERSIONS = ((3, 11), (3, 10), (3, 9), (3, 8))
+MAX_GXX = 13  # Horovod 0.28.1 does not compile with g++ 14
+BUILD_TOOLS = ("setuptools", "wheel", "packaging")  # installed first, for the others' builds
+
+HOROVOD_BUILD = {
+    "HOROVOD_WITH_MXNET": "1",
+    "HOROVOD_WITH_GLOO": "1",
+    "HOROVOD_WITHOUT_MPI": "1",
+    "HOROVOD_WITHOUT_TENSORFLOW": "1",
+    "HOROVOD_WITHOUT_PYTORCH": "1",
+}
+HOROVOD_CHECK = "import sys, horovod.mxnet as hvd; sys.exit(not hvd.gloo_built())"
+
+DATA_PACKAGE = "dataset-fashion-mnist"
+# For the integration tests: Slurm, hosts in network namespaces, the real data.
+TEST_PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge", "iproute2", DATA_PACKAGE)
+
+# What a log says -> what it means, and what to do.
+KNOWN_FAILURES = {
+    r"NewConnectionError|ConnectTimeout|[Nn]ame resolution|Network is unreachable|Read timed out": (
+        "no network: pip cannot reach its package index. Connect this machine, or set PIP_INDEX_URL"
+        " or https_proxy to what it can reach, and run the command again"
+    ),
+    r"No space left on device": "the disk is full: free 3 GB and run the command again",
+    r"Killed signal terminated program": (
+        "the compiler ran out of memory: free 2 GB and run the command again"
+    ),
+}
+
+say = functools.partial(print, flush=True)
+
+
+class SetupError(Exception):
+    """What is missing, and the command that brings it. One line."""
+
+
+class Step(NamedTuple):
+    """A part of the set-up, done again only when its key changes."""
+
+    name: str
+    label: str
+    key: str
+    run: Callable[[], None]
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    parser = argparse.ArgumentParser(description="Set up .venv with all that the project needs.")
+    parser.add_argument("--gpu", action="store_true", help="MXNet and Horovod for NVIDIA GPUs")
+    parser.add_argument("--dev", action="store_true", help="also what tests and lint need")
+    parser.add_argument("--data", action="store_true", help="also find or download Fashion-MNIST")
+    parser.add_argument(
+        "--test-system", action="store_true", help="also Debian packages of the integration tests"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        install(options.gpu, options.dev)
+        if options.test_system:
+            install_test_system()
+        if options.data:
+            find_data()
+    except SetupError as error:
+        print(f"set-up stopped: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def install(gpu: bool, dev: bool) -> None:
+    """Bring .venv to what the requirement files say. A GPU installation stays one."""
+    gpu = gpu or bool(read_stamp().get("gpu"))
+    start = time.monotonic()
+    version = usable_venv(gpu) or make_venv(gpu)
+    stamp = read_stamp()
+    todo = [step for step in steps(gpu, dev, version) if stamp.get(step.name) != step.key]
+    for number, step in enumerate(todo, 1):
+        say(f"[{number}/{len(todo)}] {step.label} ...")
+        step.run()
+        write_stamp(**{step.name: step.key})
+    if todo:
+        say(f"set-up done in {time.monotonic() - start:.0f} s")
+
+
+def steps(gpu: bool, dev: bool, version: Tuple[int, int]) -> List[Step]:
+    """Return all steps in order, done or not."""
+    pins = read_pins("requirements.txt")
+    if gpu:
+        pins = [pin for pin in pins if not pin.startswith("mxnet==")]
+        pins += read_pins("requirements-gpu.txt")
+    horovod = next(pin for pin in pins if pin.startswith("horovod=="))
+    mxnet = next(pin for pin in pins if pin.startswith("mxnet"))
+    tools = [pin for pin in pins if pin.split("==")[0] in BUILD_TOOLS]
+    others = [pin for pin in pins if pin != horovod and pin not in tools]
+    dev_pins = read_pins("requirements-dev.txt")
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    key = functools.partial(digest, str(version))
+
+    def install_packages() -> None:
+        pip_install(*tools)
+        pip_install(*others)
+
+    result = [
+        Step("packages", "installing the pinned packages", key(*tools, *others), install_packages),
+        Step(
+            "horovod",
+            "building Horovod with MXNet and Gloo (2-3 minutes on 2 cores)",
+            key(horovod, mxnet, *HOROVOD_BUILD),
+            lambda: build_horovod(horovod, gpu),
+        ),
+        Step(
+            "project",
+            "installing this project into .venv, editable",
+            key(pyproject),
+            lambda: pip_install("-e", str(ROOT)),
+        ),
+        Step(
+            "dev",
+            "installing the packages of tests and lint",
+            key(*dev_pins),
+            lambda: pip_install(*dev_pins),
+        ),
+    ]
+    return result if dev else result[:-1]
+
+
+def usable_venv(gpu: bool) -> Optional[Tuple[int, int]]:
+    """Return the Python version of .venv, or None where it is to be made, or made again.
+
+    Made again is one whose Python is gone, one that was moved (its scripts name their folder), and
+    a CPU one when GPUs are asked for (both MXNets have the same files).
+    """
+    stamp = read_stamp()
+    version = python_version(str(PYTHON))
+    same = stamp.get("folder", str(VENV)) == str(VENV) and bool(stamp.get("gpu", gpu)) == gpu
+    return version if version in PYTHON_VERSIONS and same else None
+
+
+def make_venv(gpu: bool) -> Tuple[int, int]:
+    """Make .venv, having checked the machine for all that the later steps need."""
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise SetupError(
+            f"this is {sys.platform} on {platform.machine()}, and MXNet 1.9.1 is built for Linux on"
+            " x86_64 alone: use such a machine or container"
+        )
+    command, version = find_python()
+    dotted = "{}.{}".format(*version)
+    if output_of([command, "-c", "import venv, ensurepip"]) is None:
+        raise SetupError(f"Python {dotted} has no venv: `{apt_get(f'python{dotted}-venv')}`")
+    find_compiler()
+    if gpu:
+        check_nvcc()
+    say(f"making .venv with Python {dotted}")
+    VENV.mkdir(exist_ok=True)
+    failure = run_logged([command, "-m", "venv", str(VENV)])
+    if failure:
+        raise SetupError(f"cannot make {VENV}: {failure}")
+    write_stamp(folder=str(VENV), gpu=gpu)
+    return version
+
+
+def find_python() -> Tuple[str, Tuple[int, int]]:
+    """Return the command and version of a supported Python: this one, or the newest on PATH."""
+    for command in (sys.executable, *("python{}.{}".format(*v) for v in PYTHON_VERSIONS)):
+        version = python_version(command)
+        if version in PYTHON_VERSIONS:
+            return command, version
+    raise SetupError(
+        f"python3 is {platform.python_version()}, and PATH has no Python 3.8 to 3.11, which MXNet"
+        " 1.9.1 needs: `pip install uv && uv python install 3.11`, or on Ubuntu"
+        " `add-apt-repository ppa:deadsnakes/ppa && apt-get install python3.11-venv`"
+    )
+
+
+def python_version(command: str) -> Optional[Tuple[int, int]]:
+    """Return (major, minor), or None where the command is absent or, like pyenv's shims, fails."""
+    printed = output_of([command, "-c", "import sys; print(*sys.version_info[:2])"])
+    if printed is None:
+        return None
+    major, minor = printed.split()
+    return int(major), int(minor)
+
+
+def find_compiler() -> Dict[str, str]:
+    """Return CC and CXX for Horovod's build: $CXX, else the first g++ that is not too new."""
+    if shutil.which("make") is None:
+        raise SetupError(f"no make: `{apt_get('make')}`")
+    asked = os.environ.get("CXX")
+    if asked:
+        if output_of([*shlex.split(asked), "--version"]) is None:
+            raise SetupError(f"CXX is {asked}, which does not run: unset it, or correct it")
+        return {}
+    too_new = None
+    for gxx in ("g++", "g++-13", "g++-12", "g++-11", "g++-10", "g++-9"):
+        version = output_of([gxx, "-dumpversion"])
+        if version and int(version.split(".")[0]) <= MAX_GXX:
+            return {"CXX": gxx, "CC": gxx.replace("g++", "gcc")}
+        too_new = too_new or version
+    if too_new:
+        raise SetupError(
+            f"g++ is version {too_new}, Horovod needs 13 or older: `{apt_get('g++-12')}`"
+        )
+    raise SetupError(f"no C++ compiler: `{apt_get('g++')}`")
+
+
+def check_nvcc() -> None:
+    cuda_home = os.environ.get("HOROVOD_CUDA_HOME")
+    if shutil.which("nvcc", path=f"{cuda_home}/bin" if cuda_home else None) is None:
+        raise SetupError(
+            "no nvcc on PATH: install NVIDIA's CUDA toolkit 11.7 or 11.8, cuDNN 8 and NCCL 2, and"
+            " set HOROVOD_CUDA_HOME to the toolkit's folder"
+        )
+
+
+def build_horovod(pin: str, gpu: bool) -> None:
+    env = {**HOROVOD_BUILD, **find_compiler()}
+    env["HOROVOD_CMAKE"] = str(VENV / "bin" / "cmake")  # PATH may have cmake 4, or none
+    # Not the flags of the make that runs this script, which would make the build serial.
+    env["MAKEFLAGS"] = f"-j{min(os.cpu_count() or 1, 8)}"
+    if gpu:
+        env["HOROVOD_GPU_OPERATIONS"] = "NCCL"
+    else:
+        pip_install(pin, env=env)
+    if gpu or not horovod_works():
+        # pip's cache may hold a wheel of this version that was built for something else.
+        pip_install("--force-reinstall", "--no-cache-dir", pin, env=env)
+    if not horovod_works():
+        raise SetupError(f"Horovod is built but does not work: see `{PYTHON} -c '{HOROVOD_CHECK}'`")
+
+
+def horovod_works() -> bool:
+    return output_of([str(PYTHON), "-c", HOROVOD_CHECK]) is not None
+
+
+def find_data() -> None:
+    """Find or download Fashion-MNIST; where that fails, as root on Debian, install its package."""
+    known = read_stamp().get("data")
+    if isinstance(known, str) and len(list(Path(known).glob("*-ubyte*"))) >= 4:
+        return
+    say("looking for Fashion-MNIST")
+    search = functools.partial(
+        subprocess.run,
+        [str(PYTHON), "-m", "trainer.fashion_mnist"],
+        cwd=str(ROOT),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    done = search()
+    if done.returncode and can_apt_get():
+        say(f"no mirror can be reached: installing Debian's package {DATA_PACKAGE}")
+        apt_get_install(DATA_PACKAGE)
+        done = search()
+    printed = done.stdout.strip()
+    if done.returncode:
+        raise SetupError(printed)
+    say(f"Fashion-MNIST is in {printed}")
+    write_stamp(data=printed)
+
+
+def install_test_system() -> None:
+    """Install the Debian packages of the integration tests, or say what these do without."""
+    query = ["dpkg-query", "-W", "-f", "${db:Status-Status}"]
+    missing = [name for name in TEST_PACKAGES if output_of([*query, name]) != "installed"]
+    if not missing:
+        return
+    if can_apt_get():
+        say(f"installing Debian packages for the integration tests: {' '.join(missing)}")
+        if apt_get_install(*missing):
+            return
+    say(f"some integration tests will be skipped; `{apt_get(*missing)}` brings what they need")
+
+
+def can_apt_get() -> bool:
+    return os.geteuid() == 0 and shutil.which("apt-get") is not None
+
+
+def apt_get_install(*packages: str) -> bool:
+    env = {"DEBIAN_FRONTEND": "noninteractive"}
+    command = ["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=300"]
+    run_logged([*command, "update"], env)
+    return run_logged([*command, "--no-install-recommends", "install", *packages], env) is None
+
+
+def apt_get(*packages: str) -> str:
+    """Return the command that installs the packages, to be shown."""
+    sudo = "" if os.geteuid() == 0 else "sudo "
+    return f"{sudo}apt-get install {' '.join(packages)}"
+
+
+def pip_install(*arguments: str, env: Optional[Dict[str, str]] = None) -> None:
+    command = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+    failure = run_logged([*command, "--no-deps", "--no-build-isolation", *arguments], env)
+    if failure:
+        raise SetupError(f"{failure} (log: {LOG})")
+
+
+def run_logged(command: List[str], env: Optional[Dict[str, str]] = None) -> Optional[str]:
+    """Run a command with its output in the log; return None, or why it failed."""
+    with LOG.open("a+", encoding="utf-8", errors="replace") as log:
+        start = log.seek(0, os.SEEK_END)
+        print("$", *command, file=log, flush=True)
+        done = subprocess.run(
+            command,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        log.seek(start)
+        return explain(log.read()) if done.returncode else None
+
+
+def explain(text: str) -> str:
+    """Condense what a failed command said to one line."""
+    for pattern, meaning in KNOWN_FAILURES.items():
+        if re.search(pattern, text):
+            return meaning
+    lines = text.strip().splitlines() or ["it failed without a word"]
+    errors = [line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)]
+    return (errors or lines)[-1].strip()
+
+
+def output_of(command: List[str]) -> Optional[str]:
+    """Return what a command prints, stripped, or None where it is absent or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except OSError:
+        return None
+    return None if done.returncode else done.stdout.strip()
+
+
+def read_pins(name: str) -> List[str]:
+    """Return the lines of a requirement file without comments, sorted."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return sorted(filter(None, (line.split("#")[0].strip() for line in lines)))
+
+
+def digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def read_stamp() -> Dict[str, object]:
+    try:
+        return dict(json.loads(STAMP.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def write_stamp(**entries: object) -> None:
+    STAMP.write_text(json.dumps({**read_stamp(), **entries}, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
