@@ -137,7 +137,7 @@ def allreduce_sum(values: np.ndarray, name: str) -> np.ndarray:
     return hvd.allreduce(tensor, average=False, name=name).asnumpy()
 
 
-def allreduce_sum_(tensor: "mx.nd.NDArray", name: str, process_set: Any = None) -> "mx.nd.NDArray":
+def allreduce_sum_(tensor: mx.nd.NDArray, name: str, process_set: Any = None) -> mx.nd.NDArray:
     """Replace ``tensor`` by its sum over the ranks of ``process_set`` (None: all), asynchronously.
 
     Ranks meet by ``name``; two calls in flight must not share one.
@@ -165,7 +165,7 @@ def broadcast_object(value: Any) -> Any:
     return hvd.broadcast_object(value, root_rank=0) if hvd else value
 
 
-def broadcast_parameters(parameters: "Iterable[mx.gluon.Parameter]") -> None:
+def broadcast_parameters(parameters: Iterable[mx.gluon.Parameter]) -> None:
     """Give every rank rank 0's parameters, which must be initialised (no deferred shapes left).
 
     The copy through the host is deliberate: Horovod cannot broadcast an array that an inference
@@ -183,8 +183,8 @@ def broadcast_parameters(parameters: "Iterable[mx.gluon.Parameter]") -> None:
 
 
 def gluon_trainer(
-    parameters: Any, optimizer: "mx.optimizer.Optimizer", fp16: bool = False, groups: int = 1
-) -> "mx.gluon.Trainer":
+    parameters: Any, optimizer: mx.optimizer.Optimizer, fp16: bool = False, groups: int = 1
+) -> mx.gluon.Trainer:
     """Gluon's trainer, with gradients averaged over ranks by Horovod where there are several.
 
     Args:
@@ -200,6 +200,4 @@ def gluon_trainer(
 
         return mx.gluon.Trainer(parameters, optimizer, kvstore=None)
     compression = hvd.Compression.fp16 if fp16 else hvd.Compression.none
-    return hvd.DistributedTrainer(
-        parameters, optimizer, compression=compression, num_groups=groups
-    )
+    return hvd.DistributedTrainer(parameters, optimizer, compression=compression, num_groups=groups)

@@ -1,0 +1,213 @@
+"""Checkpoints: a folder that is complete or absent, and finding the newest that is whole.
+
+A checkpoint is ``step-00000468/`` with
+
+- ``model.params``: parameters and running statistics, for ``net.load_parameters``;
+- ``optimizer.params``: the optimizer's arrays, MXNet's own format, by parameter number;
+- ``state.json``: the step, the optimizer's counters, the config, the accuracy;
+- ``manifest.json``: the SHA-256 of each of these.
+
+It is written under another name, synced to disk and renamed. Nothing that is read is a pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import mxnet as mx
+from mxnet import gluon
+
+PARAMETERS, OPTIMIZER, STATE, MANIFEST = (
+    "model.params",
+    "optimizer.params",
+    "state.json",
+    "manifest.json",
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: which, what is wrong, the fix."""
+
+
+def save(
+    folder: Path, net: gluon.Block, trainer: gluon.Trainer, state: Dict[str, Any], keep: int
+) -> Path:
+    """Write the checkpoint of ``state["step"]`` below ``folder``; rank 0 alone calls it.
+
+    Afterwards the newest ``keep`` are left, and the one of the best ``state["accuracy"]``.
+    """
+    path = folder / f"step-{state['step']:08d}"
+    partial = folder / f".{path.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    net.save_parameters(str(partial / PARAMETERS))
+    arrays, counters = _optimizer_state(trainer)
+    mx.nd.save(str(partial / OPTIMIZER), arrays)
+    (partial / STATE).write_text(json.dumps({**state, "optimizer": counters}, indent=1))
+    sums = {name: _sha256(partial / name) for name in (PARAMETERS, OPTIMIZER, STATE)}
+    (partial / MANIFEST).write_text(json.dumps(sums, indent=1))
+    for file in partial.iterdir():
+        _sync(file)
+    _sync(partial)
+    if path.exists():
+        shutil.rmtree(path)
+    partial.rename(path)
+    _sync(folder)
+    _prune(folder, keep)
+    return path
+
+
+def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Dict[str, Any]:
+    """Put a checkpoint's arrays into ``net`` and ``trainer`` and return its state.
+
+    Raises:
+        CheckpointError: it does not fit the net or the optimizer.
+    """
+    load_parameters(path, net)
+    state = read_state(path)
+    arrays = mx.nd.load(str(path / OPTIMIZER))
+    counters = state.pop("optimizer")
+    if counters["name"] != type(trainer.optimizer).__name__:
+        raise CheckpointError(
+            f"{path} was written by {counters['name']}, "
+            f"the config says {type(trainer.optimizer).__name__}; start a run of another name"
+        )
+    _restore_optimizer(path, trainer, arrays if isinstance(arrays, dict) else {}, counters)
+    return state
+
+
+def load_parameters(path: Path, net: gluon.Block) -> None:
+    """Put a checkpoint's parameters and running statistics into ``net``."""
+    context = next(iter(net.collect_params().values())).list_ctx()
+    try:
+        net.load_parameters(str(path / PARAMETERS), ctx=context)
+    except (AssertionError, ValueError, mx.MXNetError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{path} does not fit this net: {first}") from error
+
+
+def read_state(path: Path) -> Dict[str, Any]:
+    """A checkpoint's ``state.json``."""
+    return json.loads((path / STATE).read_text())
+
+
+def problem(path: Path) -> Optional[str]:
+    """What is wrong with the checkpoint at ``path``; None when it is whole."""
+    try:
+        sums = json.loads((path / MANIFEST).read_text())
+        if not isinstance(sums, dict) or sorted(sums) != sorted((PARAMETERS, OPTIMIZER, STATE)):
+            return f"{path / MANIFEST} does not list its files"
+        for name, expected in sums.items():
+            if _sha256(path / name) != expected:
+                return f"{path / name} is damaged: its SHA-256 is not the one in {MANIFEST}"
+    except FileNotFoundError as error:
+        return f"{error.filename} is missing"
+    except (OSError, ValueError) as error:
+        return f"{path} cannot be read: {error}"
+    return None
+
+
+def find_latest(folder: Path, report: Callable[[str], None]) -> Optional[Path]:
+    """The newest whole checkpoint below ``folder``; damaged ones are reported and passed over."""
+    for path in reversed(listing(folder)):
+        wrong = problem(path)
+        if wrong is None:
+            return path
+        report(f"{wrong}; going on from the checkpoint before it")
+    return None
+
+
+def find_best(folder: Path) -> Optional[Path]:
+    """The checkpoint of the highest test accuracy below ``folder``, the newest of equals."""
+    scored = [(_accuracy(path), path) for path in listing(folder)]
+    known = [(accuracy, path) for accuracy, path in scored if accuracy is not None]
+    return max(known)[1] if known else None
+
+
+def _accuracy(path: Path) -> Optional[float]:
+    try:
+        return read_state(path).get("accuracy")
+    except (OSError, ValueError):  # a damaged one is not the best; find_latest reports it
+        return None
+
+
+def listing(folder: Path) -> List[Path]:
+    """The checkpoints below ``folder``, oldest first; whole or not."""
+    return sorted(folder.glob("step-[0-9]*"))
+
+
+def _prune(folder: Path, keep: int) -> None:
+    best = find_best(folder)
+    for path in listing(folder)[:-keep]:
+        if path != best:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _optimizer_state(trainer: gluon.Trainer) -> Tuple[Dict[str, mx.nd.NDArray], Dict[str, Any]]:
+    """The arrays by ``number.place``, and the counters that JSON can hold."""
+    optimizer = trainer.optimizer
+    arrays = {}
+    for index, state in trainer._updaters[0].states.items():
+        for place, array in enumerate(_flat(state)):
+            arrays[f"{index}.{place}"] = array
+    counters = {
+        "name": type(optimizer).__name__,
+        "num_update": optimizer.num_update,
+        "index_update_count": {str(k): v for k, v in optimizer._index_update_count.items()},
+    }
+    # MXNet refuses to save an empty dict; an optimizer may have no arrays.
+    return arrays or {"none": mx.nd.zeros((1,))}, counters
+
+
+def _restore_optimizer(
+    path: Path, trainer: gluon.Trainer, arrays: Dict[str, mx.nd.NDArray], counters: Dict[str, Any]
+) -> None:
+    optimizer, updater = trainer.optimizer, trainer._updaters[0]
+    indices = {int(name.split(".")[0]) for name in arrays if name != "none"}
+    for index in sorted(indices):
+        parameter = trainer._params[index]
+        state = optimizer.create_state_multi_precision(index, parameter.list_data()[0])
+        for place, array in enumerate(_flat(state)):
+            saved = arrays.get(f"{index}.{place}")
+            if saved is None or saved.shape != array.shape:
+                raise CheckpointError(
+                    f"{path / OPTIMIZER} does not fit the optimizer at {parameter.name}"
+                )
+            saved.copyto(array)
+        updater.states[index] = state
+        updater.states_synced[index] = True
+    optimizer.num_update = counters["num_update"]
+    counts = {int(k): v for k, v in counters["index_update_count"].items()}
+    optimizer._index_update_count.clear()
+    optimizer._index_update_count.update(counts)
+
+
+def _flat(state: Any) -> List[mx.nd.NDArray]:
+    """The arrays in one parameter's optimizer state: None, an array, or nested tuples of these."""
+    if state is None:
+        return []
+    if isinstance(state, (list, tuple)):
+        return [array for item in state for array in _flat(item)]
+    return [state]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written to a file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,428 @@
+"""Every setting of a run: its meaning, its default and what it may be; YAML files and overrides.
+
+A preset in ``configs/`` holds only what differs from the defaults here. Whatever is wrong is told
+in one line (:class:`ConfigError`) before anything is started or written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: what was given, what is allowed, the fix."""
+
+
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    minimum: Optional[float] = None,
+    above: Optional[float] = None,
+    below: Optional[float] = None,
+    choices: Sequence[str] = (),
+) -> Any:
+    """A field with its meaning and its bounds beside it."""
+    metadata = {
+        "meaning": meaning,
+        "minimum": minimum,
+        "above": above,
+        "below": below,
+        "choices": tuple(choices),
+    }
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images, and what is done to them."""
+
+    dataset: str = setting(
+        "fashion_mnist",
+        "fashion_mnist; fashion_mnist_sample (2,000 + 500 of its images, in the repository); "
+        "idx (any set in the four IDX files of MNIST, in data.folder)",
+        choices=("fashion_mnist", "fashion_mnist_sample", "idx"),
+    )
+    folder: Optional[str] = setting(None, "where the IDX files are; null looks in the usual places")
+    image_size: Optional[int] = setting(
+        None, "side in pixels that images are resized to (bilinear); null keeps theirs", minimum=1
+    )
+    pad_crop: int = setting(
+        0, "training: pad by that many pixels (before resizing) and crop at random", minimum=0
+    )
+    flip: bool = setting(False, "training: mirror half of the images, left to right")
+    erase: float = setting(
+        0.0, "training: share of images with a random rectangle blanked", minimum=0, below=1.000001
+    )
+    mean: float = setting(0.2860, "subtracted from pixels scaled to 0..1; the training set's own")
+    std: float = setting(0.3530, "pixels are divided by it; the training set's own", above=0)
+    prefetch: int = setting(4, "batches made ahead by the background thread", minimum=1)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which net."""
+
+    factory: str = setting(
+        "trainer.model:resnet18", "package.module:function that returns a Gluon Block"
+    )
+    arguments: Dict[str, Any] = setting({}, "keyword arguments of the factory, e.g. {stem: small}")
+    hybridize: bool = setting(True, "compile the net where it is a HybridBlock")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How gradients become steps."""
+
+    name: str = setting("sgd", "any optimizer registered in MXNet: sgd, nag, adam, lamb, ...")
+    lr: float = setting(0.1, "peak learning rate, for a global batch of base_batch_size", above=0)
+    base_batch_size: Optional[int] = setting(
+        None, "lr is scaled by global_batch_size over it; null: lr is used as it is", minimum=1
+    )
+    momentum: float = setting(0.9, "of sgd and nag", minimum=0, below=1)
+    nesterov: bool = setting(False, "sgd looks ahead (MXNet's nag)")
+    weight_decay: float = setting(0.0, "per step, times the learning rate", minimum=0)
+    decay_norm_and_bias: bool = setting(False, "decay gamma, beta and biases as well")
+    arguments: Dict[str, Any] = setting({}, "further arguments of MXNet's optimizer")
+    clip_norm: Optional[float] = setting(
+        None, "gradients of the global batch are scaled down to that L2 norm", above=0
+    )
+    accumulate: int = setting(
+        1, "micro-batches a rank splits its share of a global batch into, to save memory", minimum=1
+    )
+    fp16_allreduce: bool = setting(False, "send gradients as float16 (pays on slow links only)")
+    groups: int = setting(
+        1,
+        "gradients are sent in that many fixed groups; 0: as they come, whose last bits differ "
+        "from run to run on three ranks or more",
+        minimum=0,
+    )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate over a run, a function of the step alone."""
+
+    name: str = setting("cosine", "after the warm-up", choices=("constant", "step", "cosine"))
+    warmup_epochs: float = setting(0.0, "epochs of linear rise from 0 to lr", minimum=0)
+    milestones: Tuple[float, ...] = setting((), "step: the epochs at which lr is multiplied")
+    gamma: float = setting(0.1, "step: by what", above=0)
+    final_lr: float = setting(0.0, "cosine: where it ends, as a share of lr", minimum=0)
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long, in which portions."""
+
+    epochs: int = setting(10, "passes over the training set", minimum=1)
+    global_batch_size: int = setting(128, "samples a step, over all ranks", minimum=1)
+    max_steps: Optional[int] = setting(
+        None,
+        "stop there although the epochs are not over (the schedule keeps its length)",
+        minimum=1,
+    )
+    label_smoothing: float = setting(0.0, "share of a label spread over all", minimum=0, below=1)
+    watchdog_seconds: float = setting(
+        600.0, "a rank that makes no step for so long ends the job and shows its stacks", above=0
+    )
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """When the test set is looked at."""
+
+    every_epochs: int = setting(1, "0: only at the end", minimum=0)
+    batch_size: int = setting(250, "test samples a rank takes at once", minimum=1)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """When the run is saved."""
+
+    every_steps: Optional[int] = setting(
+        None, "besides the end of each epoch; null: not", minimum=1
+    )
+    keep: int = setting(2, "newest ones kept, besides the best", minimum=1)
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """What is told while it runs."""
+
+    every_steps: int = setting(
+        20, "steps between two lines, and two points in TensorBoard", minimum=1
+    )
+    tensorboard: bool = setting(True, "rank 0 writes event files")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run."""
+
+    seed: int = setting(0, "of weights, order and augmentation", minimum=0, below=2**31)
+    output: str = setting("runs", "folder that holds the runs")
+    name: str = setting("default", "of the run's folder below it")
+    device: str = setting(
+        "auto", "auto takes the GPU of the local rank, else the CPU", choices=("auto", "cpu", "gpu")
+    )
+    batch_norm: str = setting(
+        "local",
+        "moments over the samples of all ranks (sync), of one node's ranks (group), of one (local)",
+        choices=("sync", "group", "local"),
+    )
+    calibrate: bool = setting(
+        False, "make the running statistics exact by a pass over the training set before the end"
+    )
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    train: Train = field(default_factory=Train)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    monitor: Monitor = field(default_factory=Monitor)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps its checkpoints, events and resolved config."""
+        return Path(self.output) / self.name
+
+    def __post_init__(self) -> None:
+        _check_together(self)
+
+
+def load(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Config:
+    """The config in a YAML file, with ``section.setting=value`` overrides on top.
+
+    Raises:
+        ConfigError: for whatever is wrong, in one line.
+    """
+    values: Dict[str, Any] = {}
+    if path is not None:
+        values = _read_yaml(path)
+        values.setdefault("name", Path(path).stem)
+    for override in overrides:
+        _override(values, override)
+    return from_dict(values)
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """The config that a nested mapping of settings describes; what it leaves out is default."""
+    return _build(Config, values, prefix="")
+
+
+def to_dict(config: Config) -> Dict[str, Any]:
+    """Every setting, as :func:`from_dict` takes it."""
+    return _plain(dataclasses.asdict(config))
+
+
+def as_yaml(config: Config) -> str:
+    """Every setting, as :func:`load` reads it."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+# What may change between a checkpoint and the run that goes on from it without changing what
+# that run computes.
+_FREE_TO_CHANGE = re.compile(
+    r"(output|name|device|evaluate\..*|checkpoint\..*|monitor\..*|data\.(folder|prefetch)"
+    r"|train\.(max_steps|watchdog_seconds)|optimizer\.fp16_allreduce|model\.hybridize)"
+)
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> List[str]:
+    """What would be computed differently, as ``setting: old -> new``, of two nested mappings."""
+    found: List[str] = []
+    for key in sorted({*before, *after}):
+        old, new, name = before.get(key), after.get(key), f"{prefix}{key}"
+        if isinstance(old, dict) and isinstance(new, dict) and not name.endswith("arguments"):
+            found += differences(old, new, f"{name}.")
+        elif old != new and not _FREE_TO_CHANGE.fullmatch(name):
+            found.append(f"{name}: {_show(old)} -> {_show(new)}")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _read_yaml(path: str) -> Dict[str, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        nearby = sorted(str(p) for p in Path(path).parent.glob("*.yaml"))
+        raise ConfigError(
+            f"no config file {path}{_nearest(path, nearby)}"
+            + (f"; there are: {', '.join(nearby)}" if nearby else "")
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} cannot be read: {error}") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"config file {path} is not YAML: {' '.join(str(error).split())}"
+        ) from None
+    except (ValueError, RecursionError) as error:  # e.g. a date that is none, endless nesting
+        raise ConfigError(f"config file {path} is not YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"config file {path} holds a {type(values).__name__}; "
+            "it must hold `setting: value` lines"
+        )
+    return values
+
+
+def _override(values: Dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"override {override!r} must read setting=value, e.g. optimizer.lr=0.1")
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ConfigError(f"override {override!r}: its value is not YAML; quote it") from None
+    *sections, leaf = name.strip().split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if inner is None:
+            inner = values[section] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override {override!r}: {section} is a setting, not a section")
+        values = inner
+    values[leaf] = value
+
+
+def _build(cls: Any, values: Any, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{prefix.rstrip('.')} is {_show(values)}; it is a section and holds "
+            f"{', '.join(f.name for f in dataclasses.fields(cls))}"
+        )
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    types = typing.get_type_hints(cls)
+    chosen = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in fields:
+            raise ConfigError(f"unknown setting {name}{_nearest(name, all_settings())}")
+        if dataclasses.is_dataclass(types[key]):
+            chosen[key] = _build(types[key], value or {}, f"{name}.")
+        else:
+            chosen[key] = _convert(name, types[key], value)
+            _check_bounds(name, fields[key].metadata, chosen[key])
+    return cls(**chosen)
+
+
+def all_settings(cls: Any = None, prefix: str = "") -> List[str]:
+    """The dotted name of every setting of ``cls`` (default: of a run)."""
+    names: List[str] = []
+    for name, kind in typing.get_type_hints(cls or Config).items():
+        below = all_settings(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else None
+        names += below or [f"{prefix}{name}"]
+    return names
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    leaf = name.rsplit(".", 1)[-1]
+    matches = matches or [k for k in known if k.rsplit(".", 1)[-1] == leaf]
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+
+
+def _convert(name: str, kind: Any, value: Any) -> Any:
+    """``value`` as the annotated type, or a ConfigError that says what was expected."""
+    arguments = typing.get_args(kind)
+    if type(None) in arguments:
+        if value is None:
+            return None
+        kind = next(a for a in arguments if a is not type(None))
+    if typing.get_origin(kind) is tuple:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_convert(name, typing.get_args(kind)[0], item) for item in items)
+    if typing.get_origin(kind) is dict:
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return dict(value)
+        raise ConfigError(f"{name} is {_show(value)}; it must be a mapping, e.g. {{stem: small}}")
+    if kind is float and isinstance(value, str) and _NUMBER.match(value):
+        value = float(value)  # YAML 1.1 reads 1e-4 as a string
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)  # name=2024 is a name
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+        raise ConfigError(f"{name} is {_show(value)}; it must be {wanted[kind]}")
+    return value
+
+
+def _check_bounds(name: str, bounds: Mapping[str, Any], value: Any) -> None:
+    if value is None:
+        return
+    if bounds["choices"] and value not in bounds["choices"]:
+        raise ConfigError(
+            f"{name} is {_show(value)}; it must be one of {', '.join(bounds['choices'])}"
+            f"{_nearest(str(value), bounds['choices'])}"
+        )
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not abs(number) < float("inf"):
+            raise ConfigError(f"{name} is {_show(number)}; it must be a finite number")
+        if bounds["minimum"] is not None and number < bounds["minimum"]:
+            raise ConfigError(f"{name} is {_show(number)}; it must be at least {bounds['minimum']}")
+        if bounds["above"] is not None and number <= bounds["above"]:
+            raise ConfigError(f"{name} is {_show(number)}; it must be above {bounds['above']}")
+        if bounds["below"] is not None and number >= bounds["below"]:
+            raise ConfigError(f"{name} is {_show(number)}; it must be below {bounds['below']:g}")
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _check_together(config: Config) -> None:
+    """What no single setting shows."""
+    schedule, train, data = config.schedule, config.train, config.data
+    if schedule.warmup_epochs > train.epochs:
+        raise ConfigError(
+            f"schedule.warmup_epochs is {schedule.warmup_epochs:g}; "
+            f"it must be at most train.epochs, {train.epochs}"
+        )
+    if schedule.name == "step" and not schedule.milestones:
+        raise ConfigError("schedule.name is step; schedule.milestones must say when, e.g. [30, 60]")
+    if schedule.name != "step" and schedule.milestones:
+        raise ConfigError(
+            f"schedule.milestones is {list(schedule.milestones)}; "
+            f"it goes with schedule.name=step, not {schedule.name}"
+        )
+    if list(schedule.milestones) != sorted(set(schedule.milestones)):
+        raise ConfigError(
+            f"schedule.milestones is {list(schedule.milestones)}; they must rise, none twice"
+        )
+    if config.optimizer.nesterov and config.optimizer.name != "sgd":
+        raise ConfigError(
+            f"optimizer.nesterov goes with optimizer.name=sgd, not {config.optimizer.name}"
+        )
+    if data.dataset == "idx" and data.folder is None:
+        raise ConfigError("data.dataset is idx; data.folder must say where the four files are")
+    if not re.fullmatch(r"[^:\s]+:[A-Za-z_]\w*", config.model.factory):
+        raise ConfigError(
+            f"model.factory is {config.model.factory!r}; it must read package.module:function"
+        )
+    if not config.name or "/" in config.name or config.name in (".", "..") or "\0" in config.name:
+        raise ConfigError(f"name is {config.name!r}; it must be the name of a folder, without /")

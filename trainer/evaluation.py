@@ -1,0 +1,51 @@
+"""Every test sample once, on any number of ranks."""
+
+from __future__ import annotations
+
+from typing import Iterable, List, Optional
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+
+from . import dist
+from .loader import Batch
+from .metrics import Evaluation
+from .step import eval_step
+
+
+def evaluate(net: gluon.Block, batches: Iterable[Batch], num_classes: int) -> Evaluation:
+    """Run ``net`` over this rank's share of a set and add up over ranks; collective.
+
+    A rank waits for its device a batch behind, so that making batches, the forward and reading
+    the answers overlap and memory does not grow with the set.
+    """
+    loss_sum, count = 0.0, 0
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    pending: Optional[List[mx.nd.NDArray]] = None
+
+    def take(results: Optional[List[mx.nd.NDArray]]) -> None:
+        nonlocal loss_sum, count
+        if results is None:
+            return
+        loss, predicted, label = (array.asnumpy().astype(np.float64) for array in results)
+        loss_sum += loss.sum()
+        count += len(loss)
+        pairs = label.astype(np.int64) * num_classes + predicted.astype(np.int64)
+        confusion.reshape(-1)[:] += np.bincount(pairs, minlength=num_classes**2)
+
+    for batch in batches:
+        loss, logits = eval_step(net, batch)
+        current = [loss, logits.argmax(axis=-1), batch.label]
+        take(pending)
+        pending = current
+    take(pending)
+    sums = dist.allreduce_sum(np.array([loss_sum, count], np.float64), "evaluation.sums")
+    confusion = dist.allreduce_sum(confusion, "evaluation.confusion")
+    total = int(sums[1])
+    return Evaluation(
+        loss=float(sums[0] / total),
+        accuracy=float(np.trace(confusion) / total),
+        confusion=confusion,
+        samples=total,
+    )

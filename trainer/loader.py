@@ -1,0 +1,255 @@
+"""Batches on the device: gather, augment, resize, normalise, ahead of the model.
+
+The uint8 set stays in memory once. Everything is done for a whole batch at a time in NumPy, which
+lets go of Python's lock while it works, so one background thread keeps ahead of a device.
+"""
+
+from __future__ import annotations
+
+import functools
+import queue
+import threading
+from typing import Any, Callable, Iterator, NamedTuple, Optional, Tuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from . import sharding
+from .config import Data
+
+
+class Batch(NamedTuple):
+    """One rank's share of a global batch."""
+
+    data: Any  # float32 (rows, 1, height, width)
+    label: Any  # float32 (rows,): Gluon's losses take class indices as floats
+    samples: int  # that count: all rows, or 0 where this rank got none and there is a stand-in
+    global_samples: int  # of the global batch, over all ranks
+
+
+class Transform:
+    """From sample indices to a normalised float32 array.
+
+    Args:
+        images: uint8 (N, H, W), kept, not copied (padded once where ``pad_crop`` asks for it).
+        settings: what to do; augmentation is drawn only where ``training``.
+        seed: of the augmentation.
+    """
+
+    def __init__(self, images: np.ndarray, settings: Data, seed: int, training: bool):
+        self._settings = settings
+        self._seed = seed
+        self._training = training
+        height, width = images.shape[1:]
+        pad = settings.pad_crop if training else 0
+        padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad))) if pad else images
+        # windows[i, y, x] is sample i shifted by (y - pad, x - pad): a view, nothing is copied.
+        self._windows = sliding_window_view(padded, (height, width), (1, 2))  # type: ignore[call-overload]
+        size = settings.image_size
+        self._resize = (
+            None
+            if size in (None, height) and size in (None, width)
+            else (_bilinear(height, size), _bilinear(width, size).T.copy())
+        )
+        self._scale = np.float32(1 / (255 * settings.std))
+        self._shift = np.float32(-settings.mean / settings.std)
+
+    @property
+    def shape(self) -> Tuple[int, int, int]:
+        """(channels, height, width) of what comes out."""
+        height, width = self._windows.shape[3:]
+        if self._resize is not None:
+            height, width = self._resize[0].shape[0], self._resize[1].shape[1]
+        return 1, height, width
+
+    def __call__(self, indices: np.ndarray, epoch: int = 0) -> np.ndarray:
+        """float32 (len(indices), 1, height, width)."""
+        pixels = self._augment(indices, epoch) if self._training else self._windows[indices, 0, 0]
+        if self._resize is None:
+            out = np.multiply(pixels, self._scale, dtype=np.float32)
+        else:
+            rows, columns = self._resize
+            out = rows @ (np.multiply(pixels, self._scale, dtype=np.float32) @ columns)
+        out += self._shift
+        return out[:, None]
+
+    def _augment(self, indices: np.ndarray, epoch: int) -> np.ndarray:
+        settings = self._settings
+        draw = sharding.uniform(self._seed, epoch, indices, draws=8)
+        span = 2 * settings.pad_crop + 1
+        y, x = (draw[:, :2] * span).astype(np.int64).T
+        pixels = self._windows[indices, y, x]
+        if settings.flip:
+            mirrored = draw[:, 2] < 0.5
+            pixels[mirrored] = pixels[mirrored][:, :, ::-1]
+        if settings.erase:
+            _erase(pixels, draw[:, 3:], settings)
+        return pixels
+
+
+def _erase(pixels: np.ndarray, draw: np.ndarray, settings: Data) -> None:
+    """Blank a rectangle of 2 to 33 % of the area, of aspect 0.3 to 3.3, in a share of the images.
+
+    Zhong et al., "Random erasing data augmentation", AAAI 2020, with the mean as the filling; a
+    rectangle that would reach over the edge is cut there instead of drawn again.
+    """
+    height, width = pixels.shape[1:]
+    area = (0.02 + 0.31 * draw[:, 1]) * height * width
+    aspect = 0.3 * (3.3 / 0.3) ** draw[:, 2]
+    half_height = np.minimum(np.sqrt(area * aspect), height)[:, None] / 2
+    half_width = np.minimum(np.sqrt(area / aspect), width)[:, None] / 2
+    rows = np.abs(np.arange(height) + 0.5 - draw[:, 3:4] * height) <= half_height
+    columns = np.abs(np.arange(width) + 0.5 - draw[:, 4:5] * width) <= half_width
+    chosen = draw[:, 0] < settings.erase
+    pixels[chosen[:, None, None] & rows[:, :, None] & columns[:, None, :]] = round(
+        255 * settings.mean
+    )
+
+
+def _bilinear(size: int, new_size: int) -> np.ndarray:
+    """The matrix (new_size, size), float32, that resizes a column of pixels.
+
+    Bilinear between pixel centres, edges repeated: what OpenCV's INTER_LINEAR and so Gluon's
+    ``Resize`` do.
+    """
+    centres = np.clip((np.arange(new_size) + 0.5) * size / new_size - 0.5, 0, size - 1)
+    return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(size))).astype(np.float32)
+
+
+class TrainLoader:
+    """A rank's share of every global batch, epoch after epoch.
+
+    Args:
+        images, labels: the whole training set, uint8 (N, H, W) and integer (N,).
+        place: puts a host array on the device, e.g. ``functools.partial(mx.nd.array, ctx=...)``.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        settings: Data,
+        *,
+        global_batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        place: Callable[[np.ndarray], Any] = lambda array: array,
+    ):
+        self._transform = Transform(images, settings, seed, training=True)
+        self._labels = labels.astype(np.float32)
+        self._global_batch_size = global_batch_size
+        self._seed = seed
+        self._rank, self._world_size = rank, world_size
+        self._place = place
+        self._prefetch = settings.prefetch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches in an epoch."""
+        return sharding.steps_per_epoch(len(self._labels), self._global_batch_size)
+
+    @property
+    def shape(self) -> Tuple[int, int, int]:
+        """(channels, height, width) of a sample."""
+        return self._transform.shape
+
+    def from_step(self, step: int, last_step: int) -> Iterator[Batch]:
+        """The batches of steps ``step`` to ``last_step - 1``, counted from the start of the run."""
+        return prefetched(self._batches(step, last_step), self._prefetch)
+
+    def _batches(self, step: int, last_step: int) -> Iterator[Batch]:
+        order_of = functools.lru_cache(maxsize=1)(
+            lambda epoch: sharding.epoch_order(len(self._labels), self._seed, epoch)
+        )
+        for current in range(step, last_step):
+            epoch, batch = divmod(current, self.steps_per_epoch)
+            indices = sharding.global_batch(order_of(epoch), self._global_batch_size, batch)
+            own = sharding.shard(indices, self._rank, self._world_size)
+            # A rank that gets nothing still has to take part in the others' collectives: it runs
+            # a stand-in that counts for nothing.
+            rows = own if len(own) else indices[:1]
+            yield Batch(
+                self._place(self._transform(rows, epoch)),
+                self._place(self._labels[rows]),
+                len(own),
+                len(indices),
+            )
+
+
+class EvalLoader:
+    """A rank's share of a set, once, in order, without augmentation.
+
+    ``global_samples`` of its batches are their own: no step is taken over them.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        settings: Data,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        place: Callable[[np.ndarray], Any] = lambda array: array,
+    ):
+        self._transform = Transform(images, settings, seed=0, training=False)
+        self._labels = labels.astype(np.float32)
+        self._indices = sharding.shard(np.arange(len(labels)), rank, world_size)
+        self._batch_size = batch_size
+        self._place = place
+        self._prefetch = settings.prefetch
+
+    def __iter__(self) -> Iterator[Batch]:
+        return prefetched(self._batches(), self._prefetch)
+
+    def _batches(self) -> Iterator[Batch]:
+        for start in range(0, len(self._indices), self._batch_size):
+            rows = self._indices[start : start + self._batch_size]
+            yield Batch(
+                self._place(self._transform(rows)),
+                self._place(self._labels[rows]),
+                len(rows),
+                len(rows),
+            )
+
+
+def prefetched(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+    """``batches``, made ahead by a background thread, at most ``depth`` of them.
+
+    What goes wrong in the thread is raised here. Leaving the iterator early stops the thread.
+    """
+    ready: queue.Queue[Tuple[Optional[Batch], Optional[BaseException]]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(batch: Optional[Batch], error: Optional[BaseException] = None) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put((batch, error), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                put(batch)
+                if stopped.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put(None, error)
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            batch, error = ready.get()
+            if error is not None:
+                raise error
+            if batch is None:
+                return
+            yield batch
+    finally:
+        stopped.set()
+        thread.join()

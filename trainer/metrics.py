@@ -1,0 +1,113 @@
+"""Sums of what was seen: kept on the device while it runs, added over ranks when read."""
+
+from __future__ import annotations
+
+from typing import Dict, List, NamedTuple, Sequence
+
+import mxnet as mx
+import numpy as np
+
+from . import dist
+from .step import StepResult
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss was NaN or infinite; every rank raises it at the same step."""
+
+    def __init__(self, step: int):
+        super().__init__(f"the loss was not finite at step {step}")
+        self.step = step
+
+
+class Means(NamedTuple):
+    """Over the training samples that all ranks saw in some time."""
+
+    loss: float  # mean over samples, in nats
+    accuracy: float  # share of samples, 0 to 1
+
+
+class TrainMetrics:
+    """Loss and hits of training samples, since the last reading and since the epoch's start."""
+
+    def __init__(self, ctx: mx.Context, totals: Sequence[Sequence[float]] = ((0.0,) * 3,) * 2):
+        """``totals``: what :meth:`totals` gave when the run was saved, to go on from there."""
+        self._ctx = ctx
+        self._window, self._epoch = (np.array(total, np.float64) for total in totals)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._loss_sum = mx.nd.zeros((1,), ctx=self._ctx)
+        self._correct = mx.nd.zeros((1,), ctx=self._ctx)
+        self._count = 0
+        # The first step whose loss was not finite. Kept on the device: to look at each loss at
+        # once would make the host wait for every step.
+        self._first_bad = mx.nd.full((1,), np.inf, ctx=self._ctx)
+
+    def add(self, step: int, result: StepResult, count: int) -> None:
+        """Take in one step's sums over ``count`` samples of this rank."""
+        self._loss_sum = self._loss_sum + result.loss_sum
+        self._correct = self._correct + result.correct
+        self._count += count
+        finite = mx.nd.contrib.isfinite(result.loss_sum)
+        at = mx.nd.where(finite, mx.nd.full((1,), np.inf, ctx=self._ctx), finite + step)
+        self._first_bad = mx.nd.minimum(self._first_bad, at)
+
+    def totals(self) -> List[List[float]]:
+        """[loss sum, hits, samples] over all ranks, of the window and of the epoch; collective.
+
+        A run that goes on from these totals sums in the order in which this one does.
+
+        Raises:
+            NonFiniteLossError: on every rank, if any sample's loss was not finite.
+        """
+        loss_sum, correct, first_bad = mx.nd.concat(
+            self._loss_sum, self._correct, self._first_bad, dim=0
+        ).asnumpy()
+        # The smallest step over ranks, by a sum: one place for each rank.
+        steps = np.zeros(dist.world_size())
+        steps[dist.rank()] = first_bad if np.isfinite(first_bad) else -1
+        own = [0.0, 0.0, 0.0] if np.isfinite(first_bad) else [loss_sum, correct, self._count]
+        summed = dist.allreduce_sum(np.concatenate([own, steps]), "train_metrics")
+        bad = summed[3:][summed[3:] >= 0]
+        if len(bad):
+            raise NonFiniteLossError(int(bad.min()))
+        self._window += summed[:3]
+        self._epoch += summed[:3]
+        self._clear()
+        return [self._window.tolist(), self._epoch.tolist()]
+
+    def read(self) -> Means:
+        """Means since the last reading; starts a new window; collective."""
+        window, _ = self.totals()
+        self._window[:] = 0
+        return _means(window)
+
+    def read_epoch(self) -> Means:
+        """Means since the epoch's start; starts a new epoch; collective."""
+        _, epoch = self.totals()
+        self._epoch[:] = 0
+        return _means(epoch)
+
+
+def _means(totals: Sequence[float]) -> Means:
+    loss_sum, correct, count = totals
+    return Means(loss_sum / count, correct / count)
+
+
+class Evaluation(NamedTuple):
+    """A set seen once, over all ranks."""
+
+    loss: float  # mean cross entropy, in nats
+    accuracy: float  # share of samples, 0 to 1
+    confusion: np.ndarray  # int64 (K, K): samples of class row that were taken for class column
+    samples: int
+
+    @property
+    def class_accuracy(self) -> np.ndarray:
+        """Share of each class's samples that were recognised, float64 (K,); NaN without samples."""
+        seen = self.confusion.sum(axis=1)
+        return np.where(seen > 0, np.diag(self.confusion) / np.maximum(seen, 1), np.nan)
+
+    def scalars(self) -> Dict[str, float]:
+        """The figures to log."""
+        return {"loss": self.loss, "accuracy": self.accuracy}

@@ -1,0 +1,126 @@
+"""The seed's residual network as HybridBlocks, and any other net by its dotted path."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+from mxnet.gluon import Block, nn
+
+from .config import ConfigError, Model
+
+
+class Residual(nn.HybridBlock):
+    """Two 3x3 convolutions with batch norm, added to their input (He et al., CVPR 2016, figure 2).
+
+    The seed's block, argument for argument; parameters carry the names that d2lzh's have, so that
+    files written by either load into the other.
+
+    Args:
+        num_channels: of the output.
+        use_1x1conv: bring the input to the output's shape by a 1x1 convolution.
+        strides: of the first convolution, and of the 1x1 convolution.
+    """
+
+    def __init__(
+        self, num_channels: int, use_1x1conv: bool = False, strides: int = 1, **kwargs: Any
+    ):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.conv1 = nn.Conv2D(num_channels, kernel_size=3, padding=1, strides=strides)
+            self.conv2 = nn.Conv2D(num_channels, kernel_size=3, padding=1)
+            self.conv3 = (
+                nn.Conv2D(num_channels, kernel_size=1, strides=strides) if use_1x1conv else None
+            )
+            self.bn1 = nn.BatchNorm()
+            self.bn2 = nn.BatchNorm()
+
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
+        """(B, C, H, W) -> (B, num_channels, H / strides, W / strides)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.conv3 is not None:
+            x = self.conv3(x)
+        return F.relu(y + x)
+
+
+def resnet_block(
+    num_channels: int, num_residuals: int, first_block: bool = False
+) -> nn.HybridSequential:
+    """A stage: residual blocks of one width; all stages but the first halve height and width."""
+    stage = nn.HybridSequential()
+    for index in range(num_residuals):
+        if index == 0 and not first_block:
+            stage.add(Residual(num_channels, use_1x1conv=True, strides=2))
+        else:
+            stage.add(Residual(num_channels))
+    return stage
+
+
+def resnet18(num_classes: int = 10, stem: str = "seed") -> nn.HybridSequential:
+    """The seed's net: a stem, four stages of two residual blocks, global average pooling, Dense.
+
+    Args:
+        stem: ``seed``, 7x7/2 convolution and 3x3/2 max pooling, as the seed has it; or ``small``,
+            one 3x3/1 convolution, as ``d2lzh.resnet18`` has it.
+    """
+    if stem not in ("seed", "small"):
+        raise ConfigError(f"model.arguments.stem is {stem!r}; it must be seed or small")
+    net = nn.HybridSequential()
+    if stem == "seed":
+        net.add(
+            nn.Conv2D(64, kernel_size=7, strides=2, padding=3),
+            nn.BatchNorm(),
+            nn.Activation("relu"),
+            nn.MaxPool2D(pool_size=3, strides=2, padding=1),
+        )
+    else:
+        net.add(
+            nn.Conv2D(64, kernel_size=3, strides=1, padding=1),
+            nn.BatchNorm(),
+            nn.Activation("relu"),
+        )
+    net.add(
+        resnet_block(64, 2, first_block=True),
+        resnet_block(128, 2),
+        resnet_block(256, 2),
+        resnet_block(512, 2),
+    )
+    net.add(nn.GlobalAvgPool2D(), nn.Dense(num_classes))
+    return net
+
+
+def build(settings: Model) -> Block:
+    """The net that ``model.factory`` and ``model.arguments`` describe, not yet initialised.
+
+    Raises:
+        ConfigError: the module or function is not there, refuses the arguments, or returns
+            something that is no Gluon block.
+    """
+    module_name, function_name = settings.factory.split(":")
+    if os.getcwd() not in sys.path:  # the user's own nets lie where the command is typed
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"model.factory is {settings.factory}; {module_name} cannot be imported: {error}"
+        ) from error
+    factory = getattr(module, function_name, None)
+    if not callable(factory):
+        raise ConfigError(
+            f"model.factory is {settings.factory}; {module_name} has no such function"
+        )
+    try:
+        net = factory(**settings.arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"model.arguments {settings.arguments} do not fit {settings.factory}: {error}"
+        ) from error
+    if not isinstance(net, Block):
+        raise ConfigError(
+            f"model.factory {settings.factory} returned a {type(net).__name__}, not a Gluon Block"
+        )
+    return net

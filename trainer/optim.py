@@ -1,0 +1,115 @@
+"""The learning-rate schedule, the optimizer, and the trainer that averages gradients over ranks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Dict, Optional
+
+import mxnet as mx
+from mxnet import gluon
+
+from . import dist
+from .config import Config, ConfigError, Optimizer, Schedule
+
+
+def peak_lr(optimizer: Optimizer, global_batch_size: int) -> float:
+    """The learning rate after warm-up: ``lr``, times global batch over base batch where one is set.
+
+    The linear scaling rule of Goyal et al., "Accurate, large minibatch SGD", 2017, section 2.1.
+    """
+    if optimizer.base_batch_size is None:
+        return optimizer.lr
+    return optimizer.lr * global_batch_size / optimizer.base_batch_size
+
+
+def lr_schedule(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """The share of the peak learning rate that step ``step`` (from 0) takes.
+
+    Linear warm-up to 1 over ``warmup_epochs``, then constant; or times ``gamma`` from each
+    milestone epoch on; or half a cosine down to ``final_lr`` (Loshchilov and Hutter, "SGDR", 2017).
+    """
+    warmup = schedule.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return (step + 1) / math.ceil(warmup)
+    if schedule.name == "step":
+        passed = sum(step >= milestone * steps_per_epoch for milestone in schedule.milestones)
+        return float(schedule.gamma**passed)
+    if schedule.name == "cosine":
+        progress = (step - warmup) / max(1.0, epochs * steps_per_epoch - warmup)
+        return schedule.final_lr + (1 - schedule.final_lr) * (1 + math.cos(math.pi * progress)) / 2
+    return 1.0
+
+
+def make_optimizer(settings: Optimizer) -> mx.optimizer.Optimizer:
+    """MXNet's optimizer of that name.
+
+    Raises:
+        ConfigError: there is none of that name, or it refuses an argument.
+    """
+    name = "nag" if settings.nesterov else settings.name.lower()
+    known = sorted(mx.optimizer.Optimizer.opt_registry)
+    if name not in known:
+        raise ConfigError(f"optimizer.name is {settings.name!r}; MXNet has {', '.join(known)}")
+    arguments: Dict[str, Any] = {"learning_rate": settings.lr, "wd": settings.weight_decay}
+    if name in ("sgd", "nag"):
+        arguments["momentum"] = settings.momentum
+    try:
+        return mx.optimizer.create(name, **{**arguments, **settings.arguments})
+    except TypeError as error:
+        raise ConfigError(f"optimizer.arguments do not fit {name}: {error}") from error
+
+
+def make_trainer(net: gluon.Block, settings: Optimizer) -> gluon.Trainer:
+    """A trainer over the parameters of ``net``, which must be initialised, on every rank.
+
+    Gamma, beta and biases (what has one dimension or none) are not decayed unless asked for.
+    """
+    parameters = net.collect_params()
+    for parameter in parameters.values():
+        if parameter.grad_req == "null":
+            continue
+        if len(parameter.shape) <= 1 and not settings.decay_norm_and_bias:
+            parameter.wd_mult = 0.0
+        if settings.accumulate > 1:
+            parameter.grad_req = "add"
+    return dist.gluon_trainer(
+        parameters, make_optimizer(settings), settings.fp16_allreduce, settings.groups
+    )
+
+
+def gradients(trainer: gluon.Trainer) -> list[mx.nd.NDArray]:
+    """This rank's gradient arrays, in the trainer's order."""
+    return [p.list_grad()[0] for p in trainer._params if p.grad_req != "null"]
+
+
+def reduce_and_update(
+    trainer: gluon.Trainer, clip_norm: Optional[float], want_norm: bool
+) -> Optional[mx.nd.NDArray]:
+    """Average gradients over ranks, clip them, update the parameters; asynchronous.
+
+    Returns:
+        The L2 norm, before clipping, of the gradient of the global batch's mean loss, float32
+        (1,) on the device, where ``want_norm`` or ``clip_norm`` asks for it.
+    """
+    trainer.allreduce_grads()
+    norm = None
+    if want_norm or clip_norm is not None:
+        arrays = gradients(trainer)
+        # Where Horovod leaves a sum (without NCCL) the trainer keeps 1 / world_size in _scale to
+        # apply it in the update, where it leaves a mean _scale is 1: right in either case.
+        norm = mx.nd.multi_sum_sq(*arrays, num_arrays=len(arrays)).sum().sqrt() * trainer._scale
+        if clip_norm is not None:
+            shrink = mx.nd.minimum(clip_norm / (norm + 1e-12), 1.0)
+            for array in arrays:
+                array *= shrink
+    # A parameter that the forward did not use has a stale gradient on every rank alike.
+    trainer.update(1, ignore_stale_grad=True)
+    return norm
+
+
+def set_lr(trainer: gluon.Trainer, config: Config, step: int, steps_per_epoch: int) -> float:
+    """Give the trainer the learning rate of step ``step`` and return it."""
+    peak = peak_lr(config.optimizer, config.train.global_batch_size)
+    lr = peak * lr_schedule(config.schedule, step, steps_per_epoch, config.train.epochs)
+    trainer.set_learning_rate(lr)
+    return lr

@@ -1,0 +1,99 @@
+"""What one step computes: no I/O, no logging, nothing that waits for the device."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import NamedTuple, Optional, Tuple
+
+import mxnet as mx
+from mxnet import autograd, gluon
+
+from . import batch_norm, dist
+from .config import Config
+from .loader import Batch
+from .optim import reduce_and_update
+
+
+class StepResult(NamedTuple):
+    """Sums over this rank's samples of a global batch, on the device."""
+
+    loss_sum: mx.nd.NDArray  # float32 (1,)
+    correct: mx.nd.NDArray  # float32 (1,)
+    gradient_norm: Optional[mx.nd.NDArray]  # float32 (1,), of the global batch
+
+
+def cross_entropy(
+    logits: mx.nd.NDArray, label: mx.nd.NDArray, smoothing: float = 0.0
+) -> mx.nd.NDArray:
+    """Softmax cross entropy of each sample, (B, K) and (B,) -> (B,).
+
+    With ``smoothing`` s the target is 1 - s on the label plus s / K on every class (Szegedy et
+    al., "Rethinking the Inception architecture", CVPR 2016, section 7).
+    """
+    log_probability = mx.nd.log_softmax(logits, axis=-1)
+    loss = -mx.nd.pick(log_probability, label, axis=-1)
+    if smoothing:
+        loss = (1 - smoothing) * loss - smoothing * log_probability.mean(axis=-1)
+    return loss
+
+
+def train_step(
+    net: gluon.Block,
+    trainer: gluon.Trainer,
+    batch: Batch,
+    config: Config,
+    want_norm: bool = False,
+) -> StepResult:
+    """One step of every rank: forward, backward, average over ranks, update.
+
+    The gradient is the sum over all samples of the global batch divided by their number, however
+    they are spread: each rank weighs its samples by world_size / global_samples, and the trainer
+    divides the sum over ranks by world_size.
+    """
+    parts = config.optimizer.accumulate
+    if parts > 1:
+        for parameter in trainer._params:
+            if parameter.grad_req != "null":
+                parameter.zero_grad()
+    rows = batch.samples
+    loss_sum, correct = 0.0, 0.0
+    for part in range(parts):
+        start, stop = part * rows // parts, (part + 1) * rows // parts
+        part_loss, part_correct = _forward_backward(net, batch, start, stop, config)
+        loss_sum, correct = loss_sum + part_loss, correct + part_correct
+    norm = reduce_and_update(trainer, config.optimizer.clip_norm, want_norm)
+    return StepResult(loss_sum, correct, norm)
+
+
+def _forward_backward(
+    net: gluon.Block, batch: Batch, start: int, stop: int, config: Config
+) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
+    """Gradients of samples ``start`` to ``stop`` of a rank's batch; their loss and correct sums.
+
+    Without samples the rank runs one stand-in of weight 0, so that it meets its peers in every
+    collective: with synced batch norm told that it counts for nothing, else in inference mode,
+    where it moves no running statistics.
+    """
+    empty = start == stop
+    synced = config.batch_norm != "local"
+    whole = stop - start == batch.samples or (empty and batch.samples == 0)
+    data, label = batch.data, batch.label
+    if not whole:
+        rows = slice(start, stop) if not empty else slice(0, 1)
+        data, label = data[rows], label[rows]
+    weight = 0.0 if empty else dist.world_size() / batch.global_samples
+    context = batch_norm.empty_batch() if empty and synced else contextlib.nullcontext()
+    with context:
+        with autograd.record(train_mode=synced or not empty):
+            logits = net(data)
+            loss = cross_entropy(logits, label, config.train.label_smoothing)
+        loss.backward(mx.nd.full(loss.shape, weight, ctx=loss.context, dtype=loss.dtype))
+    hits = mx.nd.equal(logits.detach().argmax(axis=-1), label)
+    counts = 0.0 if empty else 1.0
+    return loss.detach().sum() * counts, hits.sum() * counts
+
+
+def eval_step(net: gluon.Block, batch: Batch) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
+    """Cross entropy, float32 (B,), and logits, float32 (B, K), of each sample of a batch."""
+    logits = net(batch.data)
+    return cross_entropy(logits, batch.label), logits

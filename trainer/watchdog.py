@@ -1,0 +1,58 @@
+"""A rank that stands still ends itself, with its stacks, so that its peers do not wait for ever.
+
+Horovod's own stall inspector does nothing under Gloo: a live rank that stops submitting tensors
+hangs all others. When one ends, the others raise at once.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+
+EXIT_CODE = 70  # EX_SOFTWARE
+
+
+class Watchdog:
+    """Ends the process when :meth:`beat` is not called for ``seconds``."""
+
+    def __init__(self, seconds: float, rank: int):
+        self._seconds = seconds
+        self._rank = rank
+        self._beat = time.monotonic()
+        self._doing = "starting"
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def beat(self, doing: str) -> None:
+        """Say that the rank is alive, and what it begins."""
+        self._doing = doing
+        self._beat = time.monotonic()
+
+    def _watch(self) -> None:
+        pause = min(1.0, self._seconds / 4)
+        while not self._stopped.wait(pause):
+            still = time.monotonic() - self._beat
+            if still > self._seconds:
+                self._bark(still)
+
+    def _bark(self, still: float) -> None:
+        print(
+            f"rank {self._rank} on {os.uname().nodename} stood still for {still:.0f} s at "
+            f"{self._doing} (train.watchdog_seconds is {self._seconds:g}); it ends here. Either "
+            "it hangs, or it waits for a rank that does. Its stacks:",
+            file=sys.stderr,
+            flush=True,
+        )
+        faulthandler.dump_traceback(all_threads=True)
+        os._exit(EXIT_CODE)
