@@ -1,21 +1,29 @@
-"""The command line: `python -m launch local | slurm | slurm-rank | doctor`."""
+"""The command line: `python -m launch local | slurm | slurm-rank | doctor`.
+
+Each action imports what it needs when it runs, so that `--help` and a login node without Horovod
+stay quick.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from pathlib import Path
 from typing import Any, List, Optional, Sequence, Tuple
 
 from launch.process import say
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Runs one subcommand and returns its exit code; 2 for what the user can set right."""
-    options, command = _split_command(list(sys.argv[1:] if argv is None else argv))
+    """Runs one action and returns its exit code; 2 for what the user can set right."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options, command = _split_command(arguments)
     parser = _parser()
     args = parser.parse_args(options)
     if args.needs_command and not command:
         parser.error(f"what to run is missing: python -m launch {args.action} ... -- COMMAND")
+    args.arguments = arguments
     try:
         return int(args.run(args, command))
     except (ValueError, OSError) as error:
@@ -32,10 +40,14 @@ def _split_command(arguments: List[str]) -> Tuple[List[str], List[str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m launch", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m launch", description="Run any command as the ranks of one Horovod job."
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_local(actions)
+    _add_slurm(actions)
     _add_slurm_rank(actions)
+    _add_slurm_job(actions)
     return parser
 
 
@@ -64,6 +76,72 @@ def _run_local(args: argparse.Namespace, command: List[str]) -> int:
     return run_local(command, args.ranks, args.quiet, args.kill_after, args.start_timeout)
 
 
+def _add_slurm(actions: Any) -> None:
+    slurm = actions.add_parser(
+        "slurm",
+        help="submit a job that runs COMMAND as ranks on many nodes",
+        usage="python -m launch slurm --nodes N --gpus-per-node G --time T [options] -- COMMAND",
+    )
+    slurm.add_argument("--nodes", type=int, help="number of nodes (default 1)")
+    slurm.add_argument("--gpus-per-node", type=int, help="GPUs, and so ranks, of each node")
+    slurm.add_argument("--ranks-per-node", type=int, help="when it is not one for each GPU")
+    slurm.add_argument("--cpus-per-rank", type=int, help="cores for each rank")
+    slurm.add_argument("--time", help="time limit: minutes, HH:MM:SS or D-HH:MM:SS")
+    slurm.add_argument("--partition")
+    slurm.add_argument("--account")
+    slurm.add_argument("--qos")
+    slurm.add_argument("--name", help="job name (default train)")
+    slurm.add_argument("--log", help="log file; %%j is the job's id (default slurm-%%j.log)")
+    slurm.add_argument("--container", metavar="IMAGE", help="run the ranks inside this image")
+    slurm.add_argument("--container-runtime", help="apptainer (default) or pyxis")
+    slurm.add_argument(
+        "--save-seconds",
+        type=int,
+        help="how long before the time limit the ranks are told to save (default 60)",
+    )
+    slurm.add_argument(
+        "--max-requeues", type=int, help="how often the job may requeue itself (default 10)"
+    )
+    slurm.add_argument(
+        "--site",
+        type=Path,
+        help="YAML file with the site's defaults (default $LAUNCH_SITE or configs/site.yaml)",
+    )
+    slurm.add_argument("--dry-run", action="store_true", help="show the job script, submit nothing")
+    slurm.add_argument("--follow", action="store_true", help="show the log until the job ends")
+    slurm.set_defaults(run=_run_slurm, needs_command=True)
+
+
+def _run_slurm(args: argparse.Namespace, command: List[str]) -> int:
+    from launch.job_script import JobOptions, job_options, read_site, render
+
+    site_file = args.site or _default_site()
+    given = {k: v for k, v in vars(args).items() if k in JobOptions.__dataclass_fields__}
+    options = job_options(read_site(site_file) if site_file else {}, given)
+    made_by = ["python", "-m", "launch", *args.arguments]
+    script = render(options, command, Path.cwd(), sys.executable, made_by)
+    if args.dry_run:
+        print(script, end="")
+        return 0
+    return _submit(script, args.follow)
+
+
+def _submit(script: str, follow_it: bool) -> int:
+    from launch.submit import follow, log_path, submit
+
+    job_id = submit(script)
+    log = log_path(script, job_id)
+    print(f"job {job_id} is submitted; its log: {log}", flush=True)
+    return follow(job_id, log) if follow_it else 0
+
+
+def _default_site() -> Optional[Path]:
+    if "LAUNCH_SITE" in os.environ:
+        return Path(os.environ["LAUNCH_SITE"])
+    here = Path("configs/site.yaml")
+    return here if here.exists() else None
+
+
 def _add_slurm_rank(actions: Any) -> None:
     slurm_rank = actions.add_parser(
         "slurm-rank",
@@ -78,6 +156,23 @@ def _run_slurm_rank(args: argparse.Namespace, command: List[str]) -> int:
     from launch.slurm_rank import become_rank
 
     become_rank(command, args.start_timeout)
+
+
+def _add_slurm_job(actions: Any) -> None:
+    slurm_job = actions.add_parser(
+        "slurm-job",
+        help="inside a job script: run srun, explain a failure, requeue what was saved",
+        usage="python -m launch slurm-job [options] -- srun --label ... slurm-rank -- COMMAND",
+    )
+    slurm_job.add_argument("--save-seconds", type=int, default=60)
+    slurm_job.add_argument("--max-requeues", type=int, default=10)
+    slurm_job.set_defaults(run=_run_slurm_job, needs_command=True)
+
+
+def _run_slurm_job(args: argparse.Namespace, command: List[str]) -> int:
+    from launch.slurm_job import run_job
+
+    return run_job(command, args.save_seconds, args.max_requeues)
 
 
 def _add_start_timeout(parser: argparse.ArgumentParser) -> None:

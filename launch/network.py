@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from typing import Dict, List
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 
 def address_towards(host: str) -> str:

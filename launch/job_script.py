@@ -1,0 +1,175 @@
+"""The Slurm job script: its options, the site's defaults for them, and the text. Pure but for YAML.
+
+What a job asks for differs between sites in small ways; what is the same for all of a site's
+jobs stands in one small YAML file (configs/site-example.yaml).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+CONTAINER_RUNTIMES = ("apptainer", "pyxis")
+_TIME = re.compile(r"(\d+-)?\d{1,2}(:\d{2}){0,2}|\d+(:\d{2}){0,2}|UNLIMITED|infinite")
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What the job asks Slurm for. Every field can be set in the site file."""
+
+    nodes: int = 1
+    gpus_per_node: int = 0
+    ranks_per_node: Optional[int] = None  # default: one for each GPU, or one
+    cpus_per_rank: Optional[int] = None
+    time: Optional[str] = None  # D-HH:MM:SS, or minutes; default: the partition's
+    partition: Optional[str] = None
+    account: Optional[str] = None
+    qos: Optional[str] = None
+    name: str = "train"
+    log: str = "slurm-%j.log"  # %j is the job's id, %x its name; relative to where it is submitted
+    container: Optional[str] = None  # an image that holds Python, MXNet and Horovod
+    container_runtime: str = "apptainer"
+    container_mounts: Tuple[str, ...] = ()  # HOST:INSIDE; the working folder is always there
+    setup: Tuple[str, ...] = ()  # shell lines before srun, such as `module load cuda`
+    sbatch: Tuple[str, ...] = ()  # further #SBATCH options, such as --constraint=a100
+    srun: Tuple[str, ...] = ()  # further options of srun, such as --cpu-bind=cores
+    save_seconds: int = 60  # the ranks are warned so long before the time limit
+    straggler_seconds: int = 120  # after the first rank's end, how long the others may go on
+    max_requeues: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "save_seconds", "straggler_seconds"):
+            self._check(name, int(getattr(self, name)) >= 1, "a number from 1 on")
+        for name in ("gpus_per_node", "max_requeues"):
+            self._check(name, int(getattr(self, name)) >= 0, "0 or more")
+        for name in ("ranks_per_node", "cpus_per_rank"):
+            value = getattr(self, name)
+            self._check(name, value is None or int(value) >= 1, "a number from 1 on")
+        self._check(
+            "container_runtime",
+            self.container_runtime in CONTAINER_RUNTIMES,
+            " or ".join(CONTAINER_RUNTIMES),
+        )
+        valid_time = self.time is None or _TIME.fullmatch(self.time)
+        self._check("time", bool(valid_time), "minutes, HH:MM:SS or D-HH:MM:SS")
+
+    def _check(self, name: str, good: bool, allowed: str) -> None:
+        if not good:
+            raise ValueError(f"{name}: {getattr(self, name)!r} is given, allowed is {allowed}")
+
+    @property
+    def tasks_per_node(self) -> int:
+        return self.ranks_per_node or self.gpus_per_node or 1
+
+
+def read_site(path: Path) -> Dict[str, Any]:
+    """The site's defaults for `JobOptions`; ValueError names an unknown key or a wrong value."""
+    import yaml  # here, so that all else works on a login node without it
+
+    try:
+        site = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read the site file {path}: {error}") from None
+    if not isinstance(site, dict):
+        raise ValueError(f"{path}: expected `key: value` lines, as in configs/site-example.yaml")
+    known = {field.name: field for field in fields(JobOptions)}
+    for key, value in site.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"{path}: unknown key {key!r}; {hint}known: {', '.join(known)}")
+        default = known[key].default
+        if isinstance(default, tuple):
+            if not isinstance(value, list):
+                raise ValueError(f"{path}: {key} must be a list, not {value!r}")
+            site[key] = tuple(str(item) for item in value)
+        elif isinstance(default, int) and not isinstance(value, int):
+            raise ValueError(f"{path}: {key} must be a whole number, not {value!r}")
+    return site
+
+
+def job_options(site: Dict[str, Any], given: Dict[str, Any]) -> JobOptions:
+    """The site's defaults, overridden by what was `given` on the command line (None: not given)."""
+    return replace(JobOptions(**site), **{k: v for k, v in given.items() if v is not None})
+
+
+def render(
+    options: JobOptions, command: Sequence[str], folder: Path, python: str, made_by: Sequence[str]
+) -> str:
+    """The job script that runs `command` as ranks, from `folder`.
+
+    `python` runs the launcher on the nodes; `made_by` is the command line to quote at the top.
+    """
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            "# Made by: " + shlex.join(made_by).replace("\n", "\\n"),
+            *(f"#SBATCH {option}" for option in _sbatch_options(options, folder)),
+            "",
+            f"cd {shlex.quote(str(folder))}",
+            *options.setup,
+            "",
+            "# Runs srun, names the rank that failed first, and requeues the job when it was warned",
+            "# (time limit, preemption) and all ranks have saved and ended with exit code 85.",
+            " \\\n    ".join(_job_lines(options, command, folder, python)),
+            "",
+        ]
+    )
+
+
+def _sbatch_options(options: JobOptions, folder: Path) -> List[str]:
+    wanted = {
+        "job-name": options.name,
+        "nodes": options.nodes,
+        "ntasks-per-node": options.tasks_per_node,
+        "gpus-per-node": options.gpus_per_node or None,
+        "cpus-per-task": options.cpus_per_rank,
+        "time": options.time,
+        "partition": options.partition,
+        "account": options.account,
+        "qos": options.qos,
+        "output": folder / options.log,
+        "open-mode": "append",  # a requeued job goes on in the same log
+        "signal": f"USR1@{options.save_seconds}",  # seconds before the time limit
+    }
+    rendered = [f"--{name}={value}" for name, value in wanted.items() if value is not None]
+    return [*rendered, "--requeue", *options.sbatch]
+
+
+def _job_lines(options: JobOptions, command: Sequence[str], folder: Path, python: str) -> List[str]:
+    srun = ["srun", "--label", "--kill-on-bad-exit=0", f"--wait={options.straggler_seconds}"]
+    if options.cpus_per_rank:
+        srun.append(f"--cpus-per-task={options.cpus_per_rank}")  # srun does not take sbatch's
+    srun += options.srun
+    inside = python
+    container: List[str] = []
+    if options.container:
+        inside = "python"
+        container = _container_words(options, options.container, folder)
+    job = [python, "-m", "launch", "slurm-job"]
+    job += [f"--save-seconds={options.save_seconds}", f"--max-requeues={options.max_requeues}"]
+    lines = [
+        ["exec", *job, "--"],
+        srun,
+        *([container] if container else []),
+        [inside, "-m", "launch", "slurm-rank", "--"],
+        list(command),
+    ]
+    return [shlex.join(line) for line in lines]
+
+
+def _container_words(options: JobOptions, image: str, folder: Path) -> List[str]:
+    """What stands between srun and the command so that it runs inside `image`."""
+    mounts = [f"{folder}:{folder}", *options.container_mounts]
+    if options.container_runtime == "pyxis":
+        return [
+            f"--container-image={image}",
+            f"--container-mounts={','.join(mounts)}",
+            f"--container-workdir={folder}",
+        ]
+    nv = ["--nv"] if options.gpus_per_node else []
+    return ["apptainer", "exec", *nv, f"--bind={','.join(mounts)}", f"--pwd={folder}", image]

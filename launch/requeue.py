@@ -1,0 +1,131 @@
+"""Why a Slurm job was warned, and whether it asks Slurm to run it again.
+
+Read off a real Slurm 22.05 (tests/integration/test_slurm.py holds it to that). When the ranks have
+ended and `srun` is back, the job's own record tells what is going on:
+
+| what happened      | JobState | what else                                        | requeued by |
+| ------------------ | -------- | ------------------------------------------------ | ----------- |
+| time-limit warning | RUNNING  | EndTime is near                                  | us          |
+| preemption         | RUNNING  | PreemptTime is set                               | us          |
+| scancel -s USR1    | RUNNING  | neither                                          | us          |
+| time limit reached | another  | slurmstepd cancels the step "DUE TO TIME LIMIT"  | us          |
+| scontrol requeue   | another  | slurmstepd cancels it "DUE TO JOB REQUEUE"       | Slurm       |
+| preemption, late   | another  | slurmstepd cancels it "DUE TO PREEMPTION"        | Slurm       |
+| scancel            | another  | slurmstepd cancels it and gives no reason        | nobody      |
+
+`scontrol requeue` would run a cancelled job again, so asking and seeing is no way to find out.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Dict, Optional
+
+SIGNAL_EARLY_SECONDS = 60
+"""Slurm sends the warning up to a minute earlier than asked for (man sbatch, --signal)."""
+
+ASKED = "asked to save (SIGUSR1 or SIGTERM)"
+
+_STEP_CANCELLED = re.compile(
+    r"\*\*\* STEP \S+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+?))? \*\*\*"
+)
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """What `scontrol show job` says of a job; times are the controller's local ones."""
+
+    state: str
+    time_limit: str
+    end: Optional[datetime]
+    preempted: Optional[datetime]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of the job: the line for its log, and whether we ask Slurm to requeue it."""
+
+    message: str
+    requeue: bool
+
+
+def parse_job(shown: str) -> JobRecord:
+    """Reads the one-line output of `scontrol show job -o`; ValueError when it is none."""
+    fields: Dict[str, str] = {}
+    for word in shown.split():
+        name, equals, value = word.partition("=")
+        if equals:
+            fields.setdefault(name, value)
+    if "JobState" not in fields:
+        raise ValueError(f"no job in what scontrol shows: {shown[:200]!r}")
+    return JobRecord(
+        fields["JobState"],
+        fields.get("TimeLimit", "unknown"),
+        _time(fields.get("EndTime")),
+        _time(fields.get("PreemptTime")),
+    )
+
+
+def _time(text: Optional[str]) -> Optional[datetime]:
+    try:
+        return datetime.strptime(text or "", "%Y-%m-%dT%H:%M:%S")
+    except ValueError:
+        return None  # "None", "Unknown", "N/A"
+
+
+def step_cancelled(line: str) -> Optional[str]:
+    """The reason in slurmstepd's line on a cancelled step, "" where it gives none; else None."""
+    found = _STEP_CANCELLED.search(line)
+    return (found[1] or "") if found else None
+
+
+def judge(
+    job: JobRecord,
+    cancelled: Optional[str],
+    now: datetime,
+    warning_seconds: int,
+    restarts: int,
+    max_requeues: int,
+    saved: bool = True,
+) -> Verdict:
+    """What to do with a job whose ranks ended because they were warned.
+
+    `saved`: all of them ended with EXIT_SAVED; otherwise the warning killed some, as it does before
+    a command listens to it. `cancelled` is what `step_cancelled` found; `warning_seconds` the lead
+    of the time-limit warning; `restarts` how often Slurm has started this job again so far.
+    """
+    cause = _cause(job, cancelled, now, warning_seconds)
+    outcome = "saved" if saved else "some ranks ended before they could save"
+    if cause is None:
+        return Verdict(f"cancelled; {outcome}; not requeued", requeue=False)
+    if cancelled in ("JOB REQUEUE", "PREEMPTION"):
+        return Verdict(f"{cause}; {outcome}; Slurm runs it again", requeue=False)
+    if cause == ASKED and not saved:
+        return Verdict(f"ended by a signal that Slurm knows nothing of; {outcome}", requeue=False)
+    if restarts >= max_requeues:
+        return Verdict(
+            f"{cause}; {outcome}; not requeued, as it was {restarts} times already "
+            f"(--max-requeues {max_requeues}): submit it again to go on",
+            requeue=False,
+        )
+    return Verdict(f"{cause}; {outcome}; requeue {restarts + 1} of {max_requeues}", requeue=True)
+
+
+def _cause(
+    job: JobRecord, cancelled: Optional[str], now: datetime, warning_seconds: int
+) -> Optional[str]:
+    """Why the job was warned, in words; None for a cancel."""
+    if cancelled == "TIME LIMIT":
+        return f"time limit ({job.time_limit}) reached"
+    if cancelled == "JOB REQUEUE":
+        return "requeued by scontrol"
+    if cancelled == "PREEMPTION" or (job.state == "RUNNING" and job.preempted):
+        return "preempted by another job"
+    if cancelled is not None or job.state != "RUNNING":
+        return None
+    left = (job.end - now).total_seconds() if job.end else float("inf")
+    if left <= warning_seconds + SIGNAL_EARLY_SECONDS:
+        return f"time limit ({job.time_limit}) ends it in {left:.0f} s"
+    return ASKED

@@ -1,0 +1,151 @@
+"""The batch step of a Slurm job: runs `srun`, names the rank that failed, requeues what was saved.
+
+It needs nothing but Python, so that it runs outside of the container that the ranks run in.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from datetime import datetime
+from typing import IO, Deque, Dict, List, Mapping, Optional, Sequence
+
+from launch.blame import first_cause, lost_a_peer
+from launch.process import say, shell_exit_code
+from launch.ranks import EXIT_SAVED
+from launch.requeue import judge, parse_job, step_cancelled
+from launch.slurm import expand_nodes
+
+TAIL_LINES = 20
+_LABELLED = re.compile(rb"(?:slurmstepd-\S+: )?\s*(\d+): (.*)", re.DOTALL)  # srun --label
+_TASK_ENDED = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (.+)")
+_SAVED = f"Exited with exit code {EXIT_SAVED}"
+_KILLED_BY_WARNING = ("Terminated", "User defined signal 1")  # strsignal's words
+_WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGINT)
+
+
+def run_job(srun: Sequence[str], warning_seconds: int, max_requeues: int) -> int:
+    """Runs the `srun` command line of a batch job and returns the job's exit code.
+
+    When the ranks were warned and have saved (exit code 85), the job is requeued unless it was
+    cancelled or has been requeued `max_requeues` times. `warning_seconds` is how long before the
+    time limit Slurm warns the ranks (`#SBATCH --signal`). Raises ValueError outside of a job.
+    """
+    env = os.environ
+    if "SLURM_JOB_ID" not in env:
+        raise ValueError("slurm-job runs inside a batch job: python -m launch slurm submits one")
+    restarts = int(env.get("SLURM_RESTART_COUNT", "0"))
+    say(f"job {env['SLURM_JOB_ID']} on {env.get('SLURM_JOB_NODELIST')}, restarts: {restarts}")
+    for signum in _WARNINGS:
+        # The ranks hear Slurm's signals themselves. A handler, unlike SIG_IGN, is not inherited.
+        signal.signal(signum, lambda signum, frame: None)
+    step = _Step(srun, {**env, "LAUNCH_TOKEN": secrets.token_hex(16)})
+    code = step.wait()
+    if code not in (0, EXIT_SAVED):
+        step.explain()
+    if code == EXIT_SAVED or step.ended_by_warning():
+        shown = _scontrol("show", "job", "-o", env["SLURM_JOB_ID"]).stdout
+        verdict = judge(
+            parse_job(shown),
+            step.cancelled,
+            datetime.now(),
+            warning_seconds,
+            restarts,
+            max_requeues,
+            saved=code == EXIT_SAVED,
+        )
+        say(f"job {env['SLURM_JOB_ID']}: {verdict.message}")
+        if verdict.requeue:
+            _requeue(env["SLURM_JOB_ID"])
+    return code
+
+
+def _requeue(job_id: str) -> None:
+    answer = _scontrol("requeue", job_id)
+    if answer.returncode:
+        raise OSError(f"scontrol requeue {job_id} failed: {answer.stderr.strip()}")
+
+
+def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=False)
+
+
+class _Step:
+    """A running `srun --label`, whose output is passed on and remembered."""
+
+    def __init__(self, srun: Sequence[str], env: Mapping[str, str]) -> None:
+        self.cancelled: Optional[str] = None
+        self._tails: Dict[int, Deque[str]] = {}
+        self._endings: Dict[int, str] = {}  # of ranks that failed, in srun's order
+        self._lock = threading.Lock()
+        self._process = subprocess.Popen(
+            srun, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def wait(self) -> int:
+        assert self._process.stdout and self._process.stderr
+        streams = [(self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr)]
+        pumps = [
+            threading.Thread(target=self._pump, args=(source, target.buffer))
+            for source, target in streams
+        ]
+        for pump in pumps:
+            pump.start()
+        for pump in pumps:
+            pump.join()
+        return shell_exit_code(self._process.wait())
+
+    def ended_by_warning(self) -> bool:
+        """Whether SIGTERM or SIGUSR1 killed a rank, which then was not listening yet."""
+        return any(ending.endswith(_KILLED_BY_WARNING) for ending in self._endings.values())
+
+    def explain(self) -> None:
+        """Names the rank that failed first, and repeats its last lines."""
+        ranks = list(self._endings)
+        bereaved = [rank for rank in ranks if lost_a_peer(self._tails.get(rank, []))]
+        rank = first_cause(ranks, bereaved, [])
+        if rank is None:
+            say("srun failed before any rank did; its message is above")
+            return
+        if self._tails.get(rank):
+            say(f"last lines of rank {rank}, the first to fail:")
+            for line in self._tails[rank]:
+                print(f"    {line}", file=sys.stderr)
+        say(f"rank {rank} {self._endings[rank]}")
+
+    def _pump(self, source: IO[bytes], target: IO[bytes]) -> None:
+        for line in source:
+            with self._lock:
+                target.write(self._note(line))
+                target.flush()
+
+    def _note(self, line: bytes) -> bytes:
+        """Remembers what a line tells; the line as the log shall show it.
+
+        The lines of rank 0 come without a prefix, so that its log can be read by programs.
+        """
+        labelled = _LABELLED.fullmatch(line)
+        text = (labelled[2] if labelled else line).decode(errors="replace").rstrip("\n")
+        reason = step_cancelled(text)
+        if reason is not None:
+            self.cancelled = reason
+        ended = _TASK_ENDED.match(text)
+        if ended and _SAVED not in ended[3]:
+            for rank in _task_numbers(ended[2]):
+                self._endings.setdefault(rank, f"on {ended[1]}: {ended[3]}")
+        if not labelled:
+            return line
+        rank = int(labelled[1])
+        self._tails.setdefault(rank, deque(maxlen=TAIL_LINES)).append(text)
+        return labelled[2] if rank == 0 else b"[%d] %s" % (rank, labelled[2])
+
+
+def _task_numbers(text: str) -> List[int]:
+    """`1,3-5` -> 1 3 4 5."""
+    return [int(number) for number in expand_nodes(f"[{text}]")]

@@ -1,0 +1,110 @@
+"""Hands a job script to Slurm, and shows the job's log until it ends."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, List, Optional, Tuple
+
+from launch.process import say
+
+POLL_SECONDS = 1.0
+_ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "STOPPED")
+
+
+def submit(script: str) -> str:
+    """The id that Slurm gives to the job; ValueError in one line when it refuses it."""
+    if shutil.which("sbatch") is None:
+        raise ValueError(
+            "sbatch is not on this machine: run this on a login node of the cluster, "
+            "or add --dry-run to see the job script"
+        )
+    done = _run(["sbatch", "--parsable"], script)
+    if done.returncode:
+        raise ValueError(_explain_refusal(script, done.stderr))
+    return done.stdout.strip().split(";")[0]  # ID, or ID;CLUSTER
+
+
+def log_path(script: str, job_id: str) -> Path:
+    """Where the job with this script and id writes its log."""
+    found = re.search(r"^#SBATCH --output=(.+)$", script, re.MULTILINE)
+    name = re.search(r"^#SBATCH --job-name=(.+)$", script, re.MULTILINE)
+    assert found and name
+    return Path(found[1].replace("%j", job_id).replace("%x", name[1]))
+
+
+def follow(job_id: str, log: Path) -> int:
+    """Copies the log to stdout until the job has ended, over requeues too; its exit code.
+
+    Ctrl-C stops the following, not the job.
+    """
+    shown: Optional[str] = None
+    offset = 0
+    try:
+        while True:
+            state, reason = _state(job_id)
+            offset = _copy_from(log, offset, sys.stdout.buffer)
+            told = f"{state} ({reason})" if reason not in ("", "None") else state
+            if told != shown:
+                say(f"job {job_id} is {told}")
+                shown = told
+            if state not in _ACTIVE:
+                return _exit_code(job_id)
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        say(f"job {job_id} goes on; end it with `scancel {job_id}`, its log is {log}")
+        return 130
+
+
+def _run(command: List[str], stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+
+
+def _explain_refusal(script: str, error: str) -> str:
+    """sbatch's own words, and for a wrong partition those that exist."""
+    words = " ".join(line.replace("sbatch: error: ", "") for line in error.split("\n") if line)
+    partition = re.search(r"^#SBATCH --partition=(.+)$", script, re.MULTILINE)
+    if partition and "partition" in words.lower():
+        known = _run(["sinfo", "--noheader", "--format=%R"]).stdout.split()
+        near = difflib.get_close_matches(partition[1], known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        if partition[1] not in known:
+            return f"there is no partition {partition[1]!r}, only {', '.join(sorted(known))}{hint}"
+    return f"sbatch refused the job: {words}"
+
+
+def _state(job_id: str) -> Tuple[str, str]:
+    """JobState and Reason. Slurm forgets an ended job after some minutes (MinJobAge)."""
+    shown = _run(["scontrol", "show", "job", "-o", job_id])
+    state = re.search(r"\bJobState=(\S+)", shown.stdout)
+    reason = re.search(r"\bReason=(\S+)", shown.stdout)
+    if state:
+        return state[1], reason[1] if reason else ""
+    if "Invalid job id" in shown.stderr:
+        return "unknown to Slurm by now", ""
+    return "RUNNING", f"Slurm does not answer: {shown.stderr.strip()}"
+
+
+def _exit_code(job_id: str) -> int:
+    """The job's exit code as a shell would report it; 1 when only its state tells of a failure."""
+    shown = _run(["scontrol", "show", "job", "-o", job_id]).stdout
+    found = re.search(r"\bExitCode=(\d+):(\d+)", shown)
+    code = (int(found[1]) or (128 + int(found[2]) if int(found[2]) else 0)) if found else 1
+    return code or (0 if "JobState=COMPLETED" in shown else 1)
+
+
+def _copy_from(path: Path, offset: int, target: IO[bytes]) -> int:
+    """Copies what the file holds past `offset`; the new offset."""
+    if not path.exists():
+        return offset
+    with open(path, "rb") as source:
+        source.seek(offset)
+        text = source.read()
+    target.write(text)
+    target.flush()
+    return offset + len(text)
