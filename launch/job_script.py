@@ -113,7 +113,7 @@ def render(
             f"cd {shlex.quote(str(folder))}",
             *options.setup,
             "",
-            "# Runs srun, names the rank that failed first, and requeues the job when it was warned",
+            "# Runs srun, names the rank that failed first; requeues the job when it was warned",
             "# (time limit, preemption) and all ranks have saved and ended with exit code 85.",
             " \\\n    ".join(_job_lines(options, command, folder, python)),
             "",

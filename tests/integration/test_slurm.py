@@ -1,0 +1,305 @@
+"""launch on a real two-node Slurm: ranks, submission, log, requeue, cancel, faults at the start.
+
+The jobs run concurrently where they can, so that the waiting that Slurm does (a requeued job
+begins after some seconds, a time limit is a minute) is shared.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from slurm_cluster import SlurmCluster, why_not
+
+ROOT = Path(__file__).parents[2]
+STANDIN = Path(__file__).with_name("standin.py")
+SHOW_FACTS = "env | grep ^HOROVOD_ | sort | tr '\\n' ' '; echo"
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    cluster = SlurmCluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def launch(cluster, *arguments, env=None, check=True, timeout=120):
+    """`python -m launch ...` as a user of the cluster types it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", *arguments],
+        cwd=ROOT,
+        env={**cluster.environment, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert not check or done.returncode == 0, done.stdout
+    return done
+
+
+class Job:
+    """A job submitted with `python -m launch slurm` that runs the stand-in in `folder`."""
+
+    def __init__(self, cluster, folder, steps, *options, command=None):
+        self.cluster, self.folder, self.log = cluster, folder, folder / "log"
+        folder.mkdir(parents=True, exist_ok=True)
+        command = command or ["python", str(STANDIN), str(folder), str(steps), "0.1"]
+        done = launch(cluster, "slurm", "--log", str(self.log), *options, "--", *command)
+        self.id = re.search(r"^job (\d+) is submitted", done.stdout, re.M)[1]
+
+    def text(self):
+        return self.log.read_text() if self.log.exists() else ""
+
+    def wait_for(self, pattern, seconds=90):
+        """Waits until the log matches; the match."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            found = re.search(pattern, self.text(), re.M)
+            if found:
+                return found
+            time.sleep(0.1)
+        queue = self.cluster.run("squeue", "-o", "%i %j %T %r", check=False)
+        pytest.fail(f"no {pattern!r} in the log of job {self.id}:\n{self.text()}\n{queue}")
+
+    def wait_for_step(self, steps=1):
+        """Waits until so many more steps are done than now."""
+        before = len(self.losses())
+        deadline = time.monotonic() + 60
+        while len(self.losses()) < before + steps:
+            assert time.monotonic() < deadline, self.text()
+            time.sleep(0.05)
+
+    def wait_for_state(self, *states, seconds=60):
+        deadline = time.monotonic() + seconds
+        while self.cluster.state(self.id) not in states:
+            assert time.monotonic() < deadline, (self.cluster.state(self.id), self.text())
+            time.sleep(0.1)
+        return self.cluster.state(self.id)
+
+    def losses(self):
+        path = self.folder / "losses"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+def uninterrupted(steps, ranks=2):
+    """What the stand-in writes when nothing disturbs it."""
+    each = ranks * (ranks + 1) // 2
+    return [f"{k} {float(each * (k + 1) * (k + 2) // 2)}" for k in range(steps)]
+
+
+# ---------------------------------------------------------------------------------- srun by hand
+
+
+@pytest.mark.parametrize(
+    ("distribution", "options", "places"),
+    [
+        ("block, unequal", ["-N2", "-n3"], ["node1 0/2", "node1 1/2", "node2 0/1"]),
+        ("cyclic, unequal", ["-N2", "-n3", "-mcyclic"], ["node1 0/2", "node2 0/1", "node1 1/2"]),
+        ("one node", ["-N1", "-n2", "-wnode2"], ["node2 0/2", "node2 1/2"]),
+    ],
+)
+def test_srun_gives_each_task_its_rank(cluster, distribution, options, places):
+    shown = cluster.run(
+        "srun", *options, "--label", sys.executable, "-m", "launch", "slurm-rank", "--",
+        "bash", "-c", SHOW_FACTS,
+    )  # fmt: skip
+    lines = sorted(line.split(": ", 1) for line in shown.splitlines())
+    facts = [dict(word.split("=", 1) for word in text.split()) for _, text in lines]
+    assert [f["HOROVOD_RANK"] for f in facts] == [str(i) for i in range(len(places))]
+    assert [
+        f"{f['HOROVOD_HOSTNAME']} {f['HOROVOD_LOCAL_RANK']}/{f['HOROVOD_LOCAL_SIZE']}"
+        for f in facts
+    ] == places
+    several = len({p.split()[0] for p in places})
+    for f in facts:
+        assert int(f["HOROVOD_CROSS_SIZE"]) == (several if f["HOROVOD_LOCAL_RANK"] == "0" else 1)
+
+
+def test_late_rank_is_waited_for_beyond_gloos_timeout(cluster, tmp_path):
+    command = f"{sys.executable} -m launch slurm-rank -- python {STANDIN} {tmp_path} 2"
+    shown = cluster.run(
+        "env", "HOROVOD_GLOO_TIMEOUT_SECONDS=2", "srun", "-N2", "-n2",
+        "bash", "-c", f"sleep $((SLURM_PROCID * 5)); exec {command}",
+    )  # fmt: skip
+    assert "done: 9.0" in shown
+
+
+def test_missing_rank_is_named_within_the_start_timeout(cluster):
+    command = f"{sys.executable} -m launch slurm-rank --start-timeout 2 -- true"
+    shown = cluster.run(
+        "srun", "-N2", "-n3", "--kill-on-bad-exit=0",
+        "bash", "-c", f"[ $SLURM_PROCID = 1 ] && sleep 4 || exec {command}",
+        check=False,
+    )  # fmt: skip
+    assert "2 of 3 ranks checked in within 2 s; missing: rank 1" in shown
+    assert "task 0: Exited with exit code 1" in shown.replace("tasks 0,2", "task 0")
+
+
+def test_slurm_rank_outside_of_srun_says_how_to_use_it(cluster):
+    done = launch(cluster, "slurm-rank", "--", "true", check=False)
+    assert done.returncode == 2
+    assert "SLURM_JOB_ID is not set: slurm-rank runs inside srun" in done.stdout
+
+
+# ---------------------------------------------------------------------------- submission, the log
+
+
+def test_follow_shows_the_log_of_a_job_in_a_container(cluster, tmp_path):
+    fake = tmp_path / "bin" / "apptainer"
+    fake.parent.mkdir()
+    fake.write_text(
+        '#!/bin/bash\necho "apptainer $1 $4" >&2\n'
+        f'shift 4; shift; exec "{sys.executable}" "$@"\n'  # the image's `python`
+    )
+    fake.chmod(0o755)
+    done = launch(
+        cluster, "slurm", "--nodes", "2", "--container", "image.sif", "--follow",
+        "--log", str(tmp_path / "log-%j"),
+        "--", "python", str(STANDIN), str(tmp_path), "5",
+        env={"PATH": f"{fake.parent}{os.pathsep}{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert "apptainer exec image.sif" in done.stdout
+    assert "from step 0 with 2 ranks\n" in done.stdout
+    assert "done: 45.0" in done.stdout
+    assert re.search(r"job \d+ is COMPLETED", done.stdout)
+    job_id = re.search(r"job (\d+) is submitted; its log: (\S+)", done.stdout)
+    assert job_id[2] == str(tmp_path / f"log-{job_id[1]}")
+
+
+def test_two_jobs_share_a_node(cluster, tmp_path):
+    options = ["--ranks-per-node", "2"]
+    jobs = [Job(cluster, tmp_path / name, 10, *options) for name in ("a", "b")]
+    for job in jobs:
+        job.wait_for("done: 165.0")
+        assert job.wait_for_state("COMPLETED")
+
+
+def test_failing_rank_ends_the_job_and_is_named(cluster, tmp_path):
+    failing = 'import os, sys; print("rank", os.environ["HOROVOD_RANK"]); sys.stdout.flush();'
+    failing += 'sys.exit("no such record: 17") if os.environ["HOROVOD_RANK"] == "1" else None;'
+    failing += "import time; time.sleep(600)"
+    site = tmp_path / "site.yaml"
+    site.write_text("straggler_seconds: 1\n")
+    done = launch(
+        cluster, "slurm", "--site", str(site), "--nodes", "2", "--follow",
+        "--log", str(tmp_path / "log"), "--", "python", "-c", failing,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode not in (0, 85)
+    assert re.search(
+        r"last lines of rank 1, the first to fail:\n    rank 1\n    no such record: 17\n",
+        done.stdout,
+    )
+    assert "rank 1 on node2: Exited with exit code 1" in done.stdout
+
+
+def test_refused_partition_and_missing_sbatch_are_one_line(cluster):
+    done = launch(cluster, "slurm", "--partition", "hihg", "--", "true", check=False)
+    assert done.returncode == 2
+    assert done.stdout == (
+        "launch: there is no partition 'hihg', only high, low; did you mean high?\n"
+    )
+    done = launch(cluster, "slurm", "--", "true", env={"PATH": "/nonexistent"}, check=False)
+    assert done.returncode == 2
+    assert "sbatch is not on this machine" in done.stdout
+
+
+# ---------------------------------------------------------------- warned, saved, requeued or not
+
+
+@pytest.fixture(scope="module")
+def jobs(cluster, tmp_path_factory):
+    """Jobs that wait for Slurm for long, started together: time limit, requeue, capped requeue."""
+
+    def job(name, steps, *options):
+        return Job(cluster, tmp_path_factory.mktemp(name), steps, "--nodes=2", *options)
+
+    jobs = {
+        "time": job("time", 450, "--time=1", "--save-seconds=20"),
+        "requeue": job("requeue", 60),
+        "capped": job("capped", 600, "--max-requeues=1"),
+    }
+    for name in ("requeue", "capped"):
+        jobs[name].wait_for_step(3)
+    cluster.run("scontrol", "requeue", jobs["requeue"].id)
+    cluster.run("scancel", "--signal=USR1", jobs["capped"].id)
+    return jobs
+
+
+def test_scancel_saves_and_does_not_requeue(cluster, jobs, tmp_path):
+    job = Job(cluster, tmp_path, 600, "--nodes", "2")
+    job.wait_for_step(3)
+    cluster.run("scancel", job.id)
+    job.wait_for(rf"launch: job {job.id}: cancelled; saved; not requeued")
+    assert job.wait_for_state("CANCELLED") == "CANCELLED"
+    saved = int(job.wait_for(r"saved at step (\d+)")[1])
+    assert job.losses() == uninterrupted(saved)
+    assert cluster.field(job.id, "Restarts") == "0"
+
+
+def test_requeues_are_capped(cluster, jobs):
+    job = jobs["capped"]
+    job.wait_for(r"asked to save \(SIGUSR1 or SIGTERM\); saved; requeue 1 of 1")
+    job.wait_for(r"from step [1-9]\d* with 2 ranks")
+    cluster.run("scancel", "--signal=USR1", job.id)
+    job.wait_for(r"not requeued, as it was 1 times already \(--max-requeues 1\)")
+    assert job.wait_for_state("FAILED") == "FAILED"
+    assert cluster.field(job.id, "ExitCode") == "85:0"
+
+
+def test_scontrol_requeue_saves_and_slurm_runs_it_again(cluster, jobs):
+    job = jobs["requeue"]
+    job.wait_for(rf"launch: job {job.id}: requeued by scontrol; saved; Slurm runs it again")
+    job.wait_for(r"from step [1-9]\d* with 2 ranks")
+    job.wait_for("done:")
+    assert job.losses() == uninterrupted(60)
+    assert cluster.field(job.id, "Restarts") == "1"
+
+
+def test_time_limit_saves_and_requeues(cluster, jobs):
+    """Slurm checks for warnings every half minute, so this one comes 10 to 40 s after the start."""
+    job = jobs["time"]
+    job.wait_for(r"time limit \(00:01:00\) ends it in \d+ s; saved; requeue 1 of 10")
+    saved = int(job.wait_for(r"saved at step (\d+)")[1])
+    job.wait_for(rf"from step {saved} with 2 ranks")
+    job.wait_for_step(3)
+    cluster.run("scancel", job.id)
+    job.wait_for_state("CANCELLED")
+    steps = job.losses()
+    assert len(steps) > saved
+    assert steps == uninterrupted(len(steps))
+
+
+def test_preemption_saves_and_requeues(cluster, tmp_path):
+    job = Job(cluster, tmp_path, 60, "--nodes", "2", "--partition", "low")
+    job.wait_for_step(3)
+    cluster.run(
+        "sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null",
+        "--wrap", "sleep 1",
+    )  # fmt: skip
+    job.wait_for(rf"launch: job {job.id}: preempted by another job; saved; requeue 1 of 10")
+    job.wait_for(r"from step [1-9]\d* with 2 ranks")
+    job.wait_for("done:")
+    assert job.losses() == uninterrupted(60)
+
+
+# ------------------------------------------------------------------------------- a node that died
+
+
+def test_dead_node_ends_the_job_with_its_name(cluster, tmp_path):
+    """Last in this file: node2 is gone afterwards."""
+    cluster.kill_node("node2")
+    job = Job(cluster, tmp_path, 5, "--nodes", "2")
+    job.wait_for("node2", seconds=40)
+    job.wait_for("srun failed before any rank did", seconds=40)
+    assert job.wait_for_state("FAILED", "NODE_FAIL") in ("FAILED", "NODE_FAIL")
