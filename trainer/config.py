@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
+import math
 import re
 import typing
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ def setting(
     meaning: str,
     *,
     minimum: Optional[float] = None,
+    maximum: Optional[float] = None,
     above: Optional[float] = None,
     below: Optional[float] = None,
     choices: Sequence[str] = (),
@@ -34,6 +37,7 @@ def setting(
     metadata = {
         "meaning": meaning,
         "minimum": minimum,
+        "maximum": maximum,
         "above": above,
         "below": below,
         "choices": tuple(choices),
@@ -43,8 +47,31 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
+class _Checked:
+    """Settings that are brought to their type and checked when made, from YAML or in Python."""
+
+    _section = ""
+
+    def __init_subclass__(cls, section: str = "") -> None:
+        cls._section = section
+
+    def __post_init__(self) -> None:
+        types = typing.get_type_hints(type(self))
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            name, kind = self._section + item.name, types[item.name]
+            value = getattr(self, item.name)
+            if not dataclasses.is_dataclass(kind):
+                value = _convert(name, kind, value)
+                _check_bounds(name, item.metadata, value)
+                object.__setattr__(self, item.name, value)  # the dataclass is frozen
+            elif not isinstance(value, types[item.name]):
+                raise ConfigError(
+                    f"{name} is {_show(value)}; it must be a {types[item.name].__name__}"
+                )
+
+
 @dataclass(frozen=True)
-class Data:
+class Data(_Checked, section="data."):
     """Which images, and what is done to them."""
 
     dataset: str = setting(
@@ -62,7 +89,7 @@ class Data:
     )
     flip: bool = setting(False, "training: mirror half of the images, left to right")
     erase: float = setting(
-        0.0, "training: share of images with a random rectangle blanked", minimum=0, below=1.000001
+        0.0, "training: share of images with a random rectangle blanked", minimum=0, maximum=1
     )
     mean: float = setting(0.2860, "subtracted from pixels scaled to 0..1; the training set's own")
     std: float = setting(0.3530, "pixels are divided by it; the training set's own", above=0)
@@ -70,7 +97,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(_Checked, section="model."):
     """Which net."""
 
     factory: str = setting(
@@ -81,7 +108,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class Optimizer(_Checked, section="optimizer."):
     """How gradients become steps."""
 
     name: str = setting("sgd", "any optimizer registered in MXNet: sgd, nag, adam, lamb, ...")
@@ -110,7 +137,7 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(_Checked, section="schedule."):
     """The learning rate over a run, a function of the step alone."""
 
     name: str = setting("cosine", "after the warm-up", choices=("constant", "step", "cosine"))
@@ -121,7 +148,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(_Checked, section="train."):
     """How long, in which portions."""
 
     epochs: int = setting(10, "passes over the training set", minimum=1)
@@ -138,7 +165,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(_Checked, section="evaluate."):
     """When the test set is looked at."""
 
     every_epochs: int = setting(1, "0: only at the end", minimum=0)
@@ -146,7 +173,7 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(_Checked, section="checkpoint."):
     """When the run is saved."""
 
     every_steps: Optional[int] = setting(
@@ -156,7 +183,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Monitor:
+class Monitor(_Checked, section="monitor."):
     """What is told while it runs."""
 
     every_steps: int = setting(
@@ -166,7 +193,7 @@ class Monitor:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(_Checked):
     """A run."""
 
     seed: int = setting(0, "of weights, order and augmentation", minimum=0, below=2**31)
@@ -198,6 +225,7 @@ class Config:
         return Path(self.output) / self.name
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_together(self)
 
 
@@ -268,14 +296,7 @@ def _read_yaml(path: str) -> Dict[str, Any]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"config file {path} is not YAML: {' '.join(str(error).split())}"
-        ) from None
-    except (ValueError, RecursionError) as error:  # e.g. a date that is none, endless nesting
-        raise ConfigError(f"config file {path} is not YAML: {error}") from None
+    values = _parse(text, f"config file {path}")
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -286,14 +307,32 @@ def _read_yaml(path: str) -> Dict[str, Any]:
     return values
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a name that stands twice in one mapping: YAML keeps the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [name for index, name in enumerate(names) if name in names[:index]]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"it has {twice[0]} twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    # PyYAML lets all but its own through where a value does not fit its tag or nests too deep.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{what} is not YAML: {' '.join(str(error).split())}") from None
+
+
 def _override(values: Dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name.strip():
         raise ConfigError(f"override {override!r} must read setting=value, e.g. optimizer.lr=0.1")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise ConfigError(f"override {override!r}: its value is not YAML; quote it") from None
+    value = _parse(text, f"the value of override {_show(override)}")
     *sections, leaf = name.strip().split(".")
     for section in sections:
         inner = values.setdefault(section, {})
@@ -306,23 +345,21 @@ def _override(values: Dict[str, Any], override: str) -> None:
 
 
 def _build(cls: Any, values: Any, prefix: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"{prefix.rstrip('.')} is {_show(values)}; it is a section and holds "
-            f"{', '.join(f.name for f in dataclasses.fields(cls))}"
-        )
-    fields = {f.name: f for f in dataclasses.fields(cls)}
     types = typing.get_type_hints(cls)
+    known = ", ".join(f.name for f in dataclasses.fields(cls))
+    section = prefix.rstrip(".") or "a config"
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{section} is {_show(values)}; it is a section and holds {known}")
     chosen = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        if key not in fields:
-            raise ConfigError(f"unknown setting {name}{_nearest(name, all_settings())}")
+        if key not in types:
+            shown = name if name.isprintable() else repr(name)
+            hint = _nearest(name, all_settings())
+            raise ConfigError(f"unknown setting {shown}{hint}; {section} holds {known}")
         if dataclasses.is_dataclass(types[key]):
-            chosen[key] = _build(types[key], value or {}, f"{name}.")
-        else:
-            chosen[key] = _convert(name, types[key], value)
-            _check_bounds(name, fields[key].metadata, chosen[key])
+            value = _build(types[key], {} if value is None else value, f"{name}.")
+        chosen[key] = value
     return cls(**chosen)
 
 
@@ -356,19 +393,33 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
         items = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_convert(name, typing.get_args(kind)[0], item) for item in items)
     if typing.get_origin(kind) is dict:
-        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        if isinstance(value, dict) and _is_plain(value):
             return dict(value)
-        raise ConfigError(f"{name} is {_show(value)}; it must be a mapping, e.g. {{stem: small}}")
+        raise ConfigError(
+            f"{name} is {_show(value)}; it must be a mapping of names to plain values "
+            "(numbers, texts, lists, mappings), e.g. {stem: small}"
+        )
     if kind is float and isinstance(value, str) and _NUMBER.match(value):
         value = float(value)  # YAML 1.1 reads 1e-4 as a string
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf  # refused below, as what is not finite
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)  # name=2024 is a name
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
         raise ConfigError(f"{name} is {_show(value)}; it must be {wanted[kind]}")
     return value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON, and so a checkpoint, gives ``value`` back as it is."""
+    try:
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == _plain(value))
+    except (TypeError, ValueError, RecursionError):  # a date, a NaN, a mapping within itself
+        return False
 
 
 def _check_bounds(name: str, bounds: Mapping[str, Any], value: Any) -> None:
@@ -380,14 +431,16 @@ def _check_bounds(name: str, bounds: Mapping[str, Any], value: Any) -> None:
             f"{_nearest(str(value), bounds['choices'])}"
         )
     for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, float) and not abs(number) < float("inf"):
+        if isinstance(number, float) and not math.isfinite(number):
             raise ConfigError(f"{name} is {_show(number)}; it must be a finite number")
         if bounds["minimum"] is not None and number < bounds["minimum"]:
             raise ConfigError(f"{name} is {_show(number)}; it must be at least {bounds['minimum']}")
+        if bounds["maximum"] is not None and number > bounds["maximum"]:
+            raise ConfigError(f"{name} is {_show(number)}; it must be at most {bounds['maximum']}")
         if bounds["above"] is not None and number <= bounds["above"]:
             raise ConfigError(f"{name} is {_show(number)}; it must be above {bounds['above']}")
         if bounds["below"] is not None and number >= bounds["below"]:
-            raise ConfigError(f"{name} is {_show(number)}; it must be below {bounds['below']:g}")
+            raise ConfigError(f"{name} is {_show(number)}; it must be below {bounds['below']}")
 
 
 def _show(value: Any) -> str:
@@ -420,7 +473,7 @@ def _check_together(config: Config) -> None:
         )
     if data.dataset == "idx" and data.folder is None:
         raise ConfigError("data.dataset is idx; data.folder must say where the four files are")
-    if not re.fullmatch(r"[^:\s]+:[A-Za-z_]\w*", config.model.factory):
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+", config.model.factory):
         raise ConfigError(
             f"model.factory is {config.model.factory!r}; it must read package.module:function"
         )
