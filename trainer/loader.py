@@ -216,7 +216,7 @@ class EvalLoader:
 
 
 def prefetched(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
-    """``batches``, made ahead by a background thread, at most ``depth`` of them.
+    """``batches``, made ahead by a background thread: ``depth`` of them, and one in its hand.
 
     What goes wrong in the thread is raised here. Leaving the iterator early stops the thread.
     """
