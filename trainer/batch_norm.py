@@ -1,0 +1,267 @@
+"""Batch normalization over the samples of all ranks (Ioffe and Szegedy, ICML 2015).
+
+:class:`SyncBatchNorm` stands in for ``mxnet.gluon.nn.BatchNorm``: same arguments, same parameters,
+same running statistics, but mean and variance are those of the global batch, however its samples
+are spread over ranks. :func:`convert_sync_batch_norm` turns a net's layers into it and
+:func:`revert_sync_batch_norm` turns them back.
+
+Where ranks normalize on their own, :func:`merge_running_statistics` makes one model of theirs, and
+:func:`calibrate` measures that model's statistics anew. docs/batch_norm.md has the mathematics
+and the cost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Iterable, List, Tuple
+
+import mxnet as mx
+import numpy as np
+from mxnet import autograd, gluon, nd
+from mxnet.gluon import nn
+
+from . import dist
+from .batch_norm_op import RankSum, empty_batch, moments_of_sums
+
+__all__ = [
+    "SyncBatchNorm",
+    "calibrate",
+    "convert_sync_batch_norm",
+    "empty_batch",
+    "merge_running_statistics",
+    "revert_sync_batch_norm",
+]
+
+_PlainBatchNorm = (
+    nn.basic_layers._BatchNorm
+)  # what nn.BatchNorm and nn.BatchNormReLU have in common
+
+
+class SyncBatchNorm(nn.BatchNorm):
+    """``nn.BatchNorm`` with the mean and variance of all ranks' samples.
+
+    Arguments, parameters (gamma, beta, running_mean, running_var: (C,), float32 for float16
+    data), input and output are those of ``mxnet.gluon.nn.BatchNorm``. Local batches may differ
+    in size; for an empty one see :func:`empty_batch`. Training sums 2C + 1 numbers over ranks in
+    forward and 2C in backward, as float64; in inference, with ``use_global_stats`` and on one
+    rank this is plain batch norm. A process uses one device.
+
+    Every rank must make the same layers in the same order: that is how layers find their peers.
+
+    Args:
+        process_set: the Horovod process set whose ranks share statistics; None for all ranks.
+    """
+
+    def __init__(
+        self,
+        axis: int = 1,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        center: bool = True,
+        scale: bool = True,
+        use_global_stats: bool = False,
+        beta_initializer: Any = "zeros",
+        gamma_initializer: Any = "ones",
+        running_mean_initializer: Any = "zeros",
+        running_variance_initializer: Any = "ones",
+        in_channels: int = 0,
+        process_set: Any = None,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            axis=axis,
+            momentum=momentum,
+            epsilon=epsilon,
+            center=center,
+            scale=scale,
+            use_global_stats=use_global_stats,
+            beta_initializer=beta_initializer,
+            gamma_initializer=gamma_initializer,
+            running_mean_initializer=running_mean_initializer,
+            running_variance_initializer=running_variance_initializer,
+            in_channels=in_channels,
+            **kwargs,
+        )
+        self._plain_class = nn.BatchNorm
+        self._rank_sum = RankSum(process_set)
+
+    def hybrid_forward(
+        self, F: Any, x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any
+    ) -> Any:
+        """``x``, of any shape with C channels along ``axis`` -> the same shape and dtype."""
+        inference = F is nd and not autograd.is_training()
+        alone = self._rank_sum.size == 1 and self._rank_sum.collected is None
+        if inference or alone or self._kwargs["use_global_stats"]:
+            return super().hybrid_forward(F, x, gamma, beta, running_mean, running_var)
+        # x * 1 is in MXNet's own layout. An x in oneDNN's would be converted for the operator
+        # into a temporary array, which is gone before the operator's thread reads it.
+        gamma, beta = F.Custom(
+            x * 1,
+            gamma,
+            beta,
+            running_mean,
+            running_var,
+            op_type="sync_batch_norm_coefficients",
+            rank_sum=self._rank_sum.name,
+            axis=self._kwargs["axis"],
+            epsilon=self._kwargs["eps"],
+            momentum=self._kwargs["momentum"],
+            scale=not self._kwargs["fix_gamma"],
+        )
+        # With momentum 1 the kernel leaves the running statistics to the operator.
+        arguments = {**self._kwargs, "fix_gamma": False, "momentum": 1}
+        y = F.BatchNorm(x, gamma, beta, running_mean, running_var, name="fwd", **arguments)
+        return F.relu(y) if self.fuse_relu else y
+
+
+def convert_sync_batch_norm(net: gluon.Block, process_set: Any = None) -> gluon.Block:
+    """Turn every batch norm layer of ``net`` into a SyncBatchNorm, in place; returns ``net``.
+
+    Works on any tree of Blocks, hybridized or not, initialized or not. Each layer stays the same
+    object, with its parameters, names and hooks, so nothing that refers to it need know. Layers
+    that are synced already join ``process_set``. Convert again after the number of ranks changed.
+
+    Raises:
+        ValueError: a layer's class overrides the forward of Gluon's batch norm.
+    """
+    layers = _batch_norm_layers(net)
+    for layer in layers:
+        if not isinstance(layer, SyncBatchNorm):
+            _check_convertible(layer)
+    for layer in layers:
+        if not isinstance(layer, SyncBatchNorm):
+            layer._plain_class = type(layer)
+            layer.__class__ = SyncBatchNorm
+        layer._rank_sum = RankSum(process_set)
+    _forget_graphs(net)
+    return net
+
+
+def revert_sync_batch_norm(net: gluon.Block) -> gluon.Block:
+    """Turn every SyncBatchNorm of ``net`` back into what it was, in place; returns ``net``."""
+    for layer in _batch_norm_layers(net):
+        if isinstance(layer, SyncBatchNorm):
+            _revert(layer)
+    _forget_graphs(net)
+    return net
+
+
+def _revert(layer: SyncBatchNorm) -> None:
+    plain_class = layer._plain_class
+    del layer._plain_class, layer._rank_sum
+    layer.__class__ = plain_class
+
+
+def _check_convertible(layer: gluon.Block) -> None:
+    cls = type(layer)
+    ours = cls.hybrid_forward is _PlainBatchNorm.hybrid_forward
+    if not ours or cls.forward is not gluon.HybridBlock.forward:
+        raise ValueError(
+            f"{layer.name} is a {cls.__name__}, which has a forward of its own and cannot be "
+            "synced over ranks; use mxnet.gluon.nn.BatchNorm"
+        )
+
+
+def _batch_norm_layers(net: gluon.Block) -> List[Any]:
+    """Gluon's batch norm layers within ``net``, each once, in the order of its children."""
+    layers: List[Any] = []
+
+    def collect(block: gluon.Block) -> None:
+        if isinstance(block, _PlainBatchNorm) and not any(block is layer for layer in layers):
+            layers.append(block)
+
+    net.apply(collect)
+    return layers
+
+
+def _forget_graphs(net: gluon.Block) -> None:
+    """Have hybridized blocks trace their layers anew."""
+    net.apply(
+        lambda block: block._clear_cached_op() if isinstance(block, gluon.HybridBlock) else None
+    )
+
+
+def merge_running_statistics(net: gluon.Block, count: int) -> None:
+    """Give every rank the same running statistics, merged from all ranks'; collective.
+
+    Each rank weighs by its ``count`` of training samples. The mean is the mean of means; the
+    variance is the mean of variances plus the variance of means. The means are what one process
+    would have; the variances are close (see :func:`calibrate` for exact ones), since only the
+    running means are left of the batch means whose spread they lack.
+
+    Raises:
+        ValueError: no rank has a sample.
+    """
+    layers = _moving_layers(net)
+    sums = []
+    for layer in layers:
+        running = layer.running_mean.data(), layer.running_var.data()
+        mean, variance = (array.asnumpy().astype(np.float64) for array in running)
+        sums += [count * mean, count * (variance + mean**2)]
+    total = dist.allreduce_sum(np.concatenate([*sums, [count]]), "merge_running_statistics")
+    if total[-1] == 0:
+        raise ValueError("the ranks' counts are all 0; give each the number of its samples")
+    start = 0
+    for layer in layers:
+        stop = start + 2 * layer.running_mean.shape[0]
+        _set_statistics(layer, np.append(total[start:stop], total[-1]))
+        start = stop
+
+
+def calibrate(net: gluon.Block, batches: Iterable[Tuple[mx.nd.NDArray, int]]) -> None:
+    """Replace running statistics by the exact ones over ``batches`` of all ranks; collective.
+
+    One pass in which every layer normalizes by its global batch, as synced training does, and
+    sums its input's moments over batches and ranks in float64: what Wu and Johnson ("Rethinking
+    'Batch' in BatchNorm", 2021) call PreciseBN. The result depends on the weights and the global
+    batches, not on how many ranks share them, nor on the running statistics before.
+
+    Args:
+        batches: this rank's share of each global batch: its samples and their number; one
+            stand-in sample and 0 where it has none. As many on every rank, at least one.
+
+    Raises:
+        ValueError: a batch's number is not that of its samples, or there is no batch.
+    """
+    layers = _moving_layers(net)
+    rank_sums = [vars(layer).get("_rank_sum") for layer in layers]
+    convert_sync_batch_norm(net)
+    for layer in layers:
+        layer._rank_sum.collected = np.zeros(1)
+    try:
+        for data, count in batches:
+            _run_in_train_mode(net, data, count)
+        sums = [layer._rank_sum.collected for layer in layers]
+    finally:
+        for layer, rank_sum in zip(layers, rank_sums):
+            if rank_sum is None:
+                _revert(layer)
+            else:
+                layer._rank_sum = rank_sum
+        _forget_graphs(net)
+    if any(s[-1] == 0 for s in sums):
+        raise ValueError("calibration saw no sample on any rank; give it at least one batch")
+    for layer, s in zip(layers, sums):
+        _set_statistics(layer, s)
+
+
+def _run_in_train_mode(net: gluon.Block, data: mx.nd.NDArray, count: int) -> None:
+    if count not in (0, len(data)):
+        raise ValueError(
+            f"a calibration batch of {len(data)} samples says it has {count}; it must be all of "
+            "them, or 0 for a stand-in sample"
+        )
+    with empty_batch() if count == 0 else contextlib.nullcontext(), autograd.train_mode():
+        net(data)
+    mx.nd.waitall()
+
+
+def _moving_layers(net: gluon.Block) -> List[Any]:
+    """The layers whose running statistics follow the data."""
+    return [layer for layer in _batch_norm_layers(net) if not layer._kwargs["use_global_stats"]]
+
+
+def _set_statistics(layer: Any, sums: np.ndarray) -> None:
+    statistics = moments_of_sums(sums)
+    for parameter, values in zip((layer.running_mean, layer.running_var), statistics):
+        parameter.set_data(nd.array(values, dtype=parameter.dtype))

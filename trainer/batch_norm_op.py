@@ -1,0 +1,236 @@
+"""The operator inside SyncBatchNorm: moments over all ranks, as coefficients for one rank's kernel.
+
+MXNet's own batch norm kernel does the work on the large tensors. With m, v the mean and variance
+of this rank's samples, M, V those of all ranks', i = 1 / sqrt(v + epsilon) and
+I = 1 / sqrt(V + epsilon), what is wanted is the kernel's own output with other coefficients::
+
+    gamma (x - M) I + beta  =  gamma' (x - m) i + beta',
+    gamma' = gamma I / i,      beta' = beta + gamma I (m - M)
+
+so the operator maps (x, gamma, beta) to (gamma', beta'), and only vectors of C channels cross
+ranks. In backward the kernel takes this rank's means of dy and dy (x - m) i out of the gradient,
+where those of all ranks are wanted. What is missing is linear in x: the operator's gradient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import weakref
+from typing import Any, ClassVar, Iterator, List, NamedTuple, Optional, Tuple
+
+import mxnet as mx
+import numpy as np
+from mxnet import autograd, nd
+
+from . import dist
+
+_batch_is_empty = False
+
+
+@contextlib.contextmanager
+def empty_batch() -> Iterator[None]:
+    """Within, this rank has no samples of the global batch, and runs one only to stay in step.
+
+    Wrap forward *and* backward, and give the loss the weight 0: the stand-in sample then counts
+    for nothing in moments, gradients and running statistics. Waits for the device on both sides.
+    """
+    global _batch_is_empty
+    mx.nd.waitall()  # the flag is read when the engine runs a layer, not when it is called
+    _batch_is_empty = True
+    try:
+        yield
+        mx.nd.waitall()
+    finally:
+        _batch_is_empty = False
+
+
+class RankSum:
+    """Sums a layer's small float64 vectors over the ranks of a process set (None: all ranks).
+
+    The engine runs the operators of one layer one at a time and in the program's order, because
+    each writes the layer's running statistics. So the n-th sum of a layer on one rank meets the
+    n-th on the others, in whatever order the engine takes the layers.
+
+    Attributes:
+        collected: running total of what forward summed, if set to an array by calibration.
+    """
+
+    _serial = itertools.count()
+    _all: ClassVar[weakref.WeakValueDictionary[str, RankSum]] = weakref.WeakValueDictionary()
+
+    def __init__(self, process_set: Any):
+        self.name = f"batch_norm.{next(self._serial)}"
+        self.process_set = process_set
+        self.collected: Optional[np.ndarray] = None
+        self._all[self.name] = self
+
+    @classmethod
+    def named(cls, name: str) -> RankSum:
+        return cls._all[name]
+
+    @property
+    def size(self) -> int:
+        return dist.world_size() if self.process_set is None else self.process_set.size()
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        tensor = nd.array(values, ctx=mx.cpu(), dtype=np.float64)
+        return dist.allreduce_sum_(tensor, self.name, self.process_set).asnumpy()
+
+
+class _Moments(NamedTuple):
+    """Of some samples, for each channel: float64, (C,)."""
+
+    samples: float  # times positions
+    mean: np.ndarray
+    variance: np.ndarray  # biased
+    inverse: np.ndarray  # 1 / sqrt(variance + epsilon)
+
+
+class Coefficients(mx.operator.CustomOp):
+    """(x, gamma, beta) -> (gamma', beta'); moves the running statistics in backward, as MXNet."""
+
+    def __init__(self, rank_sum: RankSum, axis: int, epsilon: float, momentum: float, scale: bool):
+        super().__init__()
+        self._rank_sum = rank_sum
+        self._kernel = {"axis": axis, "eps": epsilon, "fix_gamma": False}
+        self._epsilon = epsilon
+        self._momentum = np.float32(momentum)  # as MXNet's kernel holds it, in float64 nets too
+        self._scale = scale
+
+    def forward(
+        self, is_train: bool, req: List[str], in_data: Any, out_data: Any, aux: Any
+    ) -> None:
+        x, gamma, beta = in_data
+        self._is_train = is_train
+        if not is_train:
+            self.assign(out_data[0], req[0], gamma if self._scale else nd.ones_like(gamma))
+            self.assign(out_data[1], req[1], beta)
+            return
+        self._gamma = _float64(gamma) if self._scale else np.ones(gamma.shape)
+        self._local = local = self._local_moments(x, gamma, beta, aux)
+        self._whole = whole = self._sum_moments(local)
+        self._ratio = whole.inverse / local.inverse
+        self._shift = whole.inverse * (local.mean - whole.mean)
+        self.assign(out_data[0], req[0], _like(gamma, self._gamma * self._ratio))
+        self.assign(out_data[1], req[1], _like(beta, _float64(beta) + self._gamma * self._shift))
+
+    def _local_moments(self, x: Any, gamma: Any, beta: Any, aux: Any) -> _Moments:
+        with autograd.train_mode():
+            _, mean, inverse = nd.BatchNorm(
+                x, gamma, beta, *aux, output_mean_var=True, **self._kernel
+            )
+        inverse = _float64(inverse)
+        variance = np.maximum(inverse**-2 - self._epsilon, 0)
+        count = 0 if _batch_is_empty else x.size // gamma.size
+        return _Moments(count, _float64(mean), variance, inverse)
+
+    def _sum_moments(self, local: _Moments) -> _Moments:
+        """Those of all ranks; this rank's own where no rank has a sample."""
+        n, mean, variance, _ = local
+        total = self._rank_sum(np.concatenate([n * mean, n * (variance + mean**2), [n]]))
+        if self._rank_sum.collected is not None:
+            self._rank_sum.collected = self._rank_sum.collected + total
+        if total[-1] == 0:
+            return local
+        mean, variance = moments_of_sums(total)
+        return _Moments(total[-1], mean, variance, 1 / np.sqrt(variance + self._epsilon))
+
+    def backward(
+        self, req: List[str], out_grad: Any, in_data: Any, out_data: Any, in_grad: Any, aux: Any
+    ) -> None:
+        x, gamma, _ = in_data
+        if not self._is_train:
+            gradients = nd.zeros_like(x), out_grad[0], out_grad[1]
+        else:
+            local, whole = self._local, self._whole
+            kernel_sum, beta_sum = (_float64(gradient) for gradient in out_grad)
+            if local.samples == 0:
+                kernel_sum, beta_sum = np.zeros_like(kernel_sum), np.zeros_like(beta_sum)
+            gamma_sum = self._ratio * kernel_sum + self._shift * beta_sum
+            total = self._rank_sum(np.concatenate([gamma_sum, beta_sum]))
+            d_x = self._missing_gradient(x, gamma, kernel_sum, beta_sum, *np.split(total, 2))
+            gradients = d_x, _like(gamma, gamma_sum), _like(gamma, beta_sum)
+            if whole.samples:
+                self._move(aux[0], whole.mean)
+                self._move(aux[1], whole.variance)
+        for target, request, gradient in zip(in_grad, req, gradients):
+            self.assign(target, request, gradient)
+
+    def _missing_gradient(
+        self,
+        x: Any,
+        gamma: Any,
+        kernel_sum: np.ndarray,
+        beta_sum: np.ndarray,
+        gamma_total: np.ndarray,
+        beta_total: np.ndarray,
+    ) -> Any:
+        """What the kernel's gradient of x lacks, linear in x: slope (x - m) i + offset.
+
+        Args:
+            kernel_sum: of dy (x - m) i over this rank's samples, as the kernel has it.
+            beta_sum: of dy over this rank's samples.
+            gamma_total, beta_total: of dy (x - M) I and of dy over all ranks' samples.
+        """
+        local, whole = self._local, self._whole
+        if local.samples == 0:
+            return nd.zeros_like(x)
+        gamma_mean, beta_mean = gamma_total / whole.samples, beta_total / whole.samples
+        scale = self._gamma * whole.inverse
+        slope = scale * (kernel_sum / local.samples - self._ratio * gamma_mean)
+        offset = scale * (beta_sum / local.samples - beta_mean - self._shift * gamma_mean)
+        coefficients = (slope, offset, local.mean, local.variance)
+        return nd.BatchNorm(
+            x, *(_like(gamma, c) for c in coefficients), use_global_stats=True, **self._kernel
+        )
+
+    def _move(self, running: Any, batch: np.ndarray) -> None:
+        momentum = self._momentum
+        running[:] = running * float(momentum) + _like(running, batch) * float(1 - momentum)
+
+
+@mx.operator.register("sync_batch_norm_coefficients")
+class CoefficientsProp(mx.operator.CustomOpProp):
+    """Declares :class:`Coefficients` to MXNet, which hands its arguments over as strings."""
+
+    def __init__(self, rank_sum: str, axis: str, epsilon: str, momentum: str, scale: str):
+        super().__init__(need_top_grad=True)
+        self._axis = int(axis)
+        self._arguments = (
+            RankSum.named(rank_sum), self._axis, float(epsilon), float(momentum), scale == "True"
+        )  # fmt: skip
+
+    def list_arguments(self) -> List[str]:
+        return ["x", "gamma", "beta"]
+
+    def list_outputs(self) -> List[str]:
+        return ["kernel_gamma", "kernel_beta"]
+
+    def list_auxiliary_states(self) -> List[str]:
+        return ["running_mean", "running_var"]
+
+    def infer_shape(self, in_shape: List[Any]) -> Tuple[List[Any], List[Any], List[Any]]:
+        channels = (in_shape[0][self._axis],)
+        return [in_shape[0], channels, channels], [channels] * 2, [channels] * 2
+
+    def infer_type(self, in_type: List[Any]) -> Tuple[List[Any], List[Any], List[Any]]:
+        statistics = in_type[1]
+        return [in_type[0], statistics, statistics], [statistics] * 2, [statistics] * 2
+
+    def create_operator(self, ctx: Any, in_shapes: Any, in_dtypes: Any) -> Coefficients:
+        return Coefficients(*self._arguments)
+
+
+def moments_of_sums(sums: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """[sum of x (C,), sum of x^2 (C,), count] -> mean and biased variance, (C,) each, float64."""
+    mean, square = np.split(sums[:-1] / sums[-1], 2)
+    return mean, np.maximum(square - mean**2, 0)
+
+
+def _float64(array: mx.nd.NDArray) -> np.ndarray:
+    return array.asnumpy().astype(np.float64)
+
+
+def _like(array: mx.nd.NDArray, values: np.ndarray) -> mx.nd.NDArray:
+    return nd.array(values, ctx=array.context, dtype=array.dtype)
