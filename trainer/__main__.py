@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Any, Tuple
 
 import click
@@ -76,17 +77,42 @@ def _load(config: Any, overrides: Tuple[str, ...]) -> config_module.Config:
 
 
 def run() -> None:
-    """Enter here: errors of the user end in one line on rank 0, others also say whose they are."""
+    """Enter here: what the user can mend ends in one line, on rank 0; the rest names its rank."""
     try:
         main(standalone_mode=False)
-    except (click.ClickException, ValueError) as error:
-        # ConfigError, DataError and CheckpointError: alike on all ranks, so one of them tells.
-        if dist.launched_rank() == 0:
-            text = error.format_message() if isinstance(error, click.ClickException) else str(error)
-            click.echo(f"error: {text}", err=True)
-        sys.exit(USER_ERROR)
+    except click.ClickException as error:
+        _leave(error.format_message(), USER_ERROR)
+    except (ValueError, dist.PeerError) as error:
+        # ConfigError, DataError and CheckpointError: told to all ranks, so one of them prints.
+        _leave(str(error), USER_ERROR)
+    except click.Abort:
+        _leave("interrupted", 130)
+    except Exception as error:
+        from .loop import TrainingError
+
+        if isinstance(error, TrainingError):
+            _leave(str(error), 1)
+        where = f"rank {dist.launched_rank()} on {os.uname().nodename}"
+        if "Horovod has been shut down" in str(error):
+            print(f"{where}: another rank has ended; what it says is the cause", file=sys.stderr)
+        else:
+            traceback.print_exc()
+            print(f"{where} failed: {type(error).__name__}: {error}", file=sys.stderr)
+        _exit(1)
+
+
+def _leave(message: str, code: int) -> None:
+    if dist.launched_rank() == 0:
+        print(f"error: {message}", file=sys.stderr)
+    _exit(code)
+
+
+def _exit(code: int) -> None:
+    # Not sys.exit: MXNet's engine may hold collectives that never end, and waits for them.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONUNBUFFERED", "1")
     run()

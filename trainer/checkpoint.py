@@ -17,10 +17,12 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional
 
 import mxnet as mx
 from mxnet import gluon
+
+from . import optimizer_state
 
 PARAMETERS, OPTIMIZER, STATE, MANIFEST = (
     "model.params",
@@ -28,6 +30,9 @@ PARAMETERS, OPTIMIZER, STATE, MANIFEST = (
     "state.json",
     "manifest.json",
 )
+
+
+_NOTHING = "none"
 
 
 class CheckpointError(ValueError):
@@ -46,8 +51,9 @@ def save(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     net.save_parameters(str(partial / PARAMETERS))
-    arrays, counters = _optimizer_state(trainer)
-    mx.nd.save(str(partial / OPTIMIZER), arrays)
+    arrays, counters = optimizer_state.read(trainer)
+    # MXNet refuses to save an empty dict; an optimizer may have no arrays.
+    mx.nd.save(str(partial / OPTIMIZER), arrays or {_NOTHING: mx.nd.zeros((1,))})
     (partial / STATE).write_text(json.dumps({**state, "optimizer": counters}, indent=1))
     sums = {name: _sha256(partial / name) for name in (PARAMETERS, OPTIMIZER, STATE)}
     (partial / MANIFEST).write_text(json.dumps(sums, indent=1))
@@ -71,13 +77,11 @@ def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Dict[str, A
     load_parameters(path, net)
     state = read_state(path)
     arrays = mx.nd.load(str(path / OPTIMIZER))
-    counters = state.pop("optimizer")
-    if counters["name"] != type(trainer.optimizer).__name__:
-        raise CheckpointError(
-            f"{path} was written by {counters['name']}, "
-            f"the config says {type(trainer.optimizer).__name__}; start a run of another name"
-        )
-    _restore_optimizer(path, trainer, arrays if isinstance(arrays, dict) else {}, counters)
+    arrays.pop(_NOTHING, None)
+    try:
+        optimizer_state.write(trainer, arrays, state.pop("optimizer"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     return state
 
 
@@ -146,54 +150,6 @@ def _prune(folder: Path, keep: int) -> None:
     for path in listing(folder)[:-keep]:
         if path != best:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _optimizer_state(trainer: gluon.Trainer) -> Tuple[Dict[str, mx.nd.NDArray], Dict[str, Any]]:
-    """The arrays by ``number.place``, and the counters that JSON can hold."""
-    optimizer = trainer.optimizer
-    arrays = {}
-    for index, state in trainer._updaters[0].states.items():
-        for place, array in enumerate(_flat(state)):
-            arrays[f"{index}.{place}"] = array
-    counters = {
-        "name": type(optimizer).__name__,
-        "num_update": optimizer.num_update,
-        "index_update_count": {str(k): v for k, v in optimizer._index_update_count.items()},
-    }
-    # MXNet refuses to save an empty dict; an optimizer may have no arrays.
-    return arrays or {"none": mx.nd.zeros((1,))}, counters
-
-
-def _restore_optimizer(
-    path: Path, trainer: gluon.Trainer, arrays: Dict[str, mx.nd.NDArray], counters: Dict[str, Any]
-) -> None:
-    optimizer, updater = trainer.optimizer, trainer._updaters[0]
-    indices = {int(name.split(".")[0]) for name in arrays if name != "none"}
-    for index in sorted(indices):
-        parameter = trainer._params[index]
-        state = optimizer.create_state_multi_precision(index, parameter.list_data()[0])
-        for place, array in enumerate(_flat(state)):
-            saved = arrays.get(f"{index}.{place}")
-            if saved is None or saved.shape != array.shape:
-                raise CheckpointError(
-                    f"{path / OPTIMIZER} does not fit the optimizer at {parameter.name}"
-                )
-            saved.copyto(array)
-        updater.states[index] = state
-        updater.states_synced[index] = True
-    optimizer.num_update = counters["num_update"]
-    counts = {int(k): v for k, v in counters["index_update_count"].items()}
-    optimizer._index_update_count.clear()
-    optimizer._index_update_count.update(counts)
-
-
-def _flat(state: Any) -> List[mx.nd.NDArray]:
-    """The arrays in one parameter's optimizer state: None, an array, or nested tuples of these."""
-    if state is None:
-        return []
-    if isinstance(state, (list, tuple)):
-        return [array for item in state for array in _flat(item)]
-    return [state]
 
 
 def _sha256(path: Path) -> str:

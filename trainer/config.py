@@ -291,7 +291,7 @@ def _read_yaml(path: str) -> Dict[str, Any]:
     except FileNotFoundError:
         nearby = sorted(str(p) for p in Path(path).parent.glob("*.yaml"))
         raise ConfigError(
-            f"no config file {path}{_nearest(path, nearby)}"
+            f"no config file {path}{nearest(path, nearby)}"
             + (f"; there are: {', '.join(nearby)}" if nearby else "")
         ) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -355,7 +355,7 @@ def _build(cls: Any, values: Any, prefix: str) -> Any:
         name = f"{prefix}{key}"
         if key not in types:
             shown = name if name.isprintable() else repr(name)
-            hint = _nearest(name, all_settings())
+            hint = nearest(name, all_settings())
             raise ConfigError(f"unknown setting {shown}{hint}; {section} holds {known}")
         if dataclasses.is_dataclass(types[key]):
             value = _build(types[key], {} if value is None else value, f"{name}.")
@@ -372,7 +372,8 @@ def all_settings(cls: Any = None, prefix: str = "") -> List[str]:
     return names
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
+    """``; did you mean ...?`` with the most similar of ``known``; empty where none is similar."""
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     leaf = name.rsplit(".", 1)[-1]
     matches = matches or [k for k in known if k.rsplit(".", 1)[-1] == leaf]
@@ -428,7 +429,7 @@ def _check_bounds(name: str, bounds: Mapping[str, Any], value: Any) -> None:
     if bounds["choices"] and value not in bounds["choices"]:
         raise ConfigError(
             f"{name} is {_show(value)}; it must be one of {', '.join(bounds['choices'])}"
-            f"{_nearest(str(value), bounds['choices'])}"
+            f"{nearest(str(value), bounds['choices'])}"
         )
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, float) and not math.isfinite(number):

@@ -10,9 +10,11 @@ call of one rank meets which call of the others.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import os
-from typing import TYPE_CHECKING, Any, Iterable, Tuple
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
 
@@ -116,7 +118,7 @@ def node_process_set() -> Any:
     if local_size() == world_size():
         return None
     hvd = _horovod()
-    hosts = hvd.allgather_object(os.environ.get("HOROVOD_HOSTNAME") or os.uname().nodename)
+    hosts = _gather(os.environ.get("HOROVOD_HOSTNAME") or os.uname().nodename)
     own = None
     for host in sorted(set(hosts)):
         ranks = [r for r, h in enumerate(hosts) if h == host]
@@ -154,32 +156,74 @@ def any_rank(flag: bool, name: str) -> bool:
     return bool(allreduce_sum(np.array([int(flag)], np.int64), name)[0])
 
 
+class PeerError(RuntimeError):
+    """Another rank cannot start; its message, with its rank and host."""
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """A part of the start that each rank does on its own, without collectives, and all must manage.
+
+    If one does not, all ranks leave Horovod together, none with collectives in flight, and raise:
+    those with an error that one, the others a PeerError with the first of them.
+    """
+    error: Optional[Exception] = None
+    try:
+        yield
+    except Exception as own:
+        error = own
+    messages = _gather(error and f"rank {rank()} on {os.uname().nodename}: {error}")
+    first = next((message for message in messages if message is not None), None)
+    if first is not None:
+        shutdown()
+        raise error or PeerError(first)
+
+
 def barrier() -> None:
     """Return when every rank has called it."""
     allreduce_sum(np.zeros(1, np.int64), "barrier")
 
 
+# Horovod would name objects by their type, which may differ from rank to rank, and rank 0 does not
+# wait for one broadcast before the next of the same name. Ranks call in the same order instead.
+_calls = itertools.count()
+
+
+def _next_name() -> str:
+    return f"object.{next(_calls)}"
+
+
+def _gather(value: Any) -> List[Any]:
+    """Every rank's ``value``, by rank."""
+    hvd = _horovod()
+    return hvd.allgather_object(value, name=_next_name()) if hvd else [value]
+
+
 def broadcast_object(value: Any) -> Any:
     """Rank 0's ``value`` on every rank. It travels between the processes of one job only."""
     hvd = _horovod()
-    return hvd.broadcast_object(value, root_rank=0) if hvd else value
+    return hvd.broadcast_object(value, root_rank=0, name=_next_name()) if hvd else value
+
+
+def broadcast_array(array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:
+    """A copy, on the CPU, of rank 0's ``array``, which has the same shape and dtype on every rank.
+
+    The way through the host is deliberate: Horovod cannot broadcast an array that an inference
+    forward has put into oneDNN's own layout.
+    """
+    import mxnet as mx
+
+    copy = mx.nd.array(array.asnumpy(), dtype=array.dtype)
+    hvd = _horovod()
+    return hvd.broadcast_(copy, root_rank=0, name=name) if hvd else copy
 
 
 def broadcast_parameters(parameters: Iterable[mx.gluon.Parameter]) -> None:
-    """Give every rank rank 0's parameters, which must be initialised (no deferred shapes left).
-
-    The copy through the host is deliberate: Horovod cannot broadcast an array that an inference
-    forward has put into oneDNN's own layout.
-    """
-    hvd = _horovod()
-    if hvd is None:
+    """Give every rank rank 0's parameters, which must be initialised (no deferred shapes left)."""
+    if world_size() == 1:
         return
-    import mxnet as mx
-
     for index, parameter in enumerate(parameters):
-        value = mx.nd.array(parameter.data().asnumpy(), dtype=parameter.dtype)
-        hvd.broadcast_(value, root_rank=0, name=f"parameter.{index}")
-        parameter.set_data(value)
+        parameter.set_data(broadcast_array(parameter.data(), f"parameter.{index}"))
 
 
 def gluon_trainer(

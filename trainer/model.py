@@ -9,7 +9,7 @@ from typing import Any
 
 from mxnet.gluon import Block, nn
 
-from .config import ConfigError, Model
+from .config import ConfigError, Model, nearest
 
 
 class Residual(nn.HybridBlock):
@@ -112,6 +112,7 @@ def build(settings: Model) -> Block:
     if not callable(factory):
         raise ConfigError(
             f"model.factory is {settings.factory}; {module_name} has no such function"
+            f"{nearest(function_name, dir(module))}"
         )
     try:
         net = factory(**settings.arguments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, List, NamedTuple, Sequence, Tuple
+from typing import Any, List, NamedTuple, Sequence, Set, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -28,6 +28,7 @@ def summarize(net: Block, data: mx.nd.NDArray) -> List[Row]:
     """
     rows: List[Row] = []
     flops: List[int] = []
+    counted: Set[str] = set()  # names of parameters: a layer may be called twice or share them
     handles = []
 
     def count(layer: Block, inputs: Any, output: Any) -> None:
@@ -38,9 +39,9 @@ def summarize(net: Block, data: mx.nd.NDArray) -> List[Row]:
         first = output[0] if isinstance(output, (list, tuple)) else output
         if not isinstance(first, mx.nd.NDArray):
             return
-        parameters = sum(
-            int(np.prod(p.shape)) for p in layer.collect_params().values() if p.grad_req != "null"
-        )
+        own = {name: p for name, p in layer.collect_params().items() if name not in counted}
+        counted.update(own)
+        parameters = sum(int(np.prod(p.shape)) for p in own.values() if p.grad_req != "null")
         rows.append(Row(layer.name, type(layer).__name__, first.shape, parameters, sum(flops)))
         flops.clear()
 
@@ -51,7 +52,9 @@ def summarize(net: Block, data: mx.nd.NDArray) -> List[Row]:
     top = list(net._children.values()) or [net]
     handles += [layer.register_forward_hook(close) for layer in top]
     try:
-        net(data)
+        output = net(data)
+        if net.collect_params().keys() - counted:  # it has parameters that are in no layer
+            close(net, data, output)
     finally:
         for handle in handles:
             handle.detach()

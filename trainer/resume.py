@@ -1,0 +1,60 @@
+"""Where a run begins: at a checkpoint that fits its config, or anew."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Optional
+
+from . import checkpoint, config
+from .config import Config
+
+
+def checkpoint_folder(settings: Config) -> Path:
+    """Where the run keeps its checkpoints."""
+    return settings.folder / "checkpoints"
+
+
+def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
+    """The checkpoint to go on from; None to start anew. Reads only.
+
+    Args:
+        resume: ``auto`` (the newest whole one of the run's folder, if any), ``none``, or a path.
+        force: accept one that was made with other settings.
+
+    Raises:
+        CheckpointError: the one asked for is missing or damaged; or it was made with settings
+            under which other weights would come out.
+    """
+    if resume == "none":
+        return None
+    if resume == "auto":
+        path = checkpoint.find_latest(checkpoint_folder(settings), _warn)
+        if path is None:
+            return None
+    else:
+        path = Path(resume)
+        wrong = checkpoint.problem(path)
+        if wrong is not None:
+            raise checkpoint.CheckpointError(f"cannot resume: {wrong}")
+    before = checkpoint.read_state(path)["config"]
+    changed = config.differences(before, config.to_dict(settings))
+    if changed and not force:
+        raise checkpoint.CheckpointError(
+            f"{path} was made with other settings ({'; '.join(changed)}); give the run another "
+            "name=..., start it anew with --resume none, or go on all the same with --force"
+        )
+    return path
+
+
+def set_aside(folder: Path) -> None:
+    """Keep what an earlier run left in ``folder`` under the next free name beside it."""
+    if folder.exists():
+        number = next(n for n in itertools.count(1) if not Path(f"{folder}.{n}").exists())
+        folder.rename(f"{folder}.{number}")
+        print(f"{folder} held an earlier run; it is {folder}.{number} now", flush=True)
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
