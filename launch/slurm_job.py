@@ -24,6 +24,7 @@ from launch.slurm import expand_nodes
 
 TAIL_LINES = 20
 _LABELLED = re.compile(rb"(?:slurmstepd-\S+: )?\s*(\d+): (.*)", re.DOTALL)  # srun --label
+_NODE_LOST = re.compile(r"srun: error: Task launch for \S+ failed on node (\S+): (.+)")
 _TASK_ENDED = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (.+)")
 _SAVED = f"Exited with exit code {EXIT_SAVED}"
 _KILLED_BY_WARNING = ("Terminated", "User defined signal 1")  # strsignal's words
@@ -83,6 +84,7 @@ class _Step:
         self.cancelled: Optional[str] = None
         self._tails: Dict[int, Deque[str]] = {}
         self._endings: Dict[int, str] = {}  # of ranks that failed, in srun's order
+        self._lost_node: Optional[str] = None
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
             srun, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -106,7 +108,10 @@ class _Step:
         return any(ending.endswith(_KILLED_BY_WARNING) for ending in self._endings.values())
 
     def explain(self) -> None:
-        """Names the rank that failed first, and repeats its last lines."""
+        """Names the node that is missing, or the rank that failed first with its last lines."""
+        if self._lost_node:
+            say(self._lost_node)
+            return
         ranks = list(self._endings)
         bereaved = [rank for rank in ranks if lost_a_peer(self._tails.get(rank, []))]
         rank = first_cause(ranks, bereaved, [])
@@ -135,6 +140,9 @@ class _Step:
         reason = step_cancelled(text)
         if reason is not None:
             self.cancelled = reason
+        lost = _NODE_LOST.match(text)
+        if lost:
+            self._lost_node = f"{lost[1]} could not start its ranks: {lost[2]}"
         ended = _TASK_ENDED.match(text)
         if ended and _SAVED not in ended[3]:
             for rank in _task_numbers(ended[2]):
@@ -142,7 +150,8 @@ class _Step:
         if not labelled:
             return line
         rank = int(labelled[1])
-        self._tails.setdefault(rank, deque(maxlen=TAIL_LINES)).append(text)
+        if not text.startswith("slurmstepd-"):  # Slurm's own line, not the rank's
+            self._tails.setdefault(rank, deque(maxlen=TAIL_LINES)).append(text)
         return labelled[2] if rank == 0 else b"[%d] %s" % (rank, labelled[2])
 
 

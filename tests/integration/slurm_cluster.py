@@ -6,6 +6,7 @@ needs systemd, cgroups or a configured site. Only root can run it (slurmd starts
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -13,6 +14,8 @@ import subprocess
 import time
 from pathlib import Path
 from typing import Dict, List, Optional
+
+import psutil
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 NODES = ("node1", "node2")
@@ -49,7 +52,7 @@ SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0,sched_min
 ReturnToService=2
 KillWait={kill_wait}
 MinJobAge=300
-SlurmdTimeout=60
+SlurmdTimeout=15
 TCPTimeout=5
 InactiveLimit=0
 OverTimeLimit=0
@@ -162,6 +165,25 @@ class SlurmCluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        for process in self._ours():  # slurmstepd waits for a controller that is gone
+            process.kill()
+
+    def rank_process(self, job_id: str, rank: int) -> psutil.Process:
+        """The process of one rank of a running job."""
+        wanted = {"SLURM_JOB_ID": job_id, "HOROVOD_RANK": str(rank)}
+        return next(
+            process
+            for process in self._ours()
+            if all(process.environ().get(name) == value for name, value in wanted.items())
+        )
+
+    def _ours(self) -> List[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get("SLURM_CONF") == self.environment["SLURM_CONF"]:
+                    found.append(process)
+        return found
 
     def _start_munge(self) -> None:
         key = self.root / "munge.key"
