@@ -108,7 +108,7 @@ def render(
         [
             "#!/bin/bash",
             "# Made by: " + shlex.join(made_by).replace("\n", "\\n"),
-            *(f"#SBATCH {option}" for option in _sbatch_options(options, folder)),
+            *(f"#SBATCH {shlex.quote(o)}" for o in _sbatch_options(options, folder)),
             "",
             f"cd {shlex.quote(str(folder))}",
             *options.setup,

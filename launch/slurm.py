@@ -31,12 +31,10 @@ def expand_nodes(nodes: str) -> List[str]:
     What `scontrol show hostnames` does, for places without scontrol (containers).
     Raises ValueError when the list cannot be read.
     """
-    names = []
-    for part in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", nodes):
-        names += _expand_brackets(part)
-    if not names or nodes.count("[") != nodes.count("]"):
+    parts = re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", nodes)
+    if not parts or ",".join(parts) != nodes:
         raise ValueError(f"cannot read the node list {nodes!r}; expected e.g. node[1-3,5],login")
-    return names
+    return [name for part in parts for name in _expand_brackets(part)]
 
 
 def _expand_brackets(part: str) -> List[str]:

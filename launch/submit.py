@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,10 +33,19 @@ def submit(script: str) -> str:
 
 def log_path(script: str, job_id: str) -> Path:
     """Where the job with this script and id writes its log."""
-    found = re.search(r"^#SBATCH --output=(.+)$", script, re.MULTILINE)
-    name = re.search(r"^#SBATCH --job-name=(.+)$", script, re.MULTILINE)
-    assert found and name
-    return Path(found[1].replace("%j", job_id).replace("%x", name[1]))
+    name = _option(script, "job-name")
+    log = _option(script, "output")
+    assert log and name
+    return Path(log.replace("%j", job_id).replace("%x", name))
+
+
+def _option(script: str, name: str) -> Optional[str]:
+    """The value of an option in the script's #SBATCH lines."""
+    for line in re.findall(r"^#SBATCH (.+)$", script, re.MULTILINE):
+        option, _, value = shlex.split(line)[0].partition("=")
+        if option == f"--{name}":
+            return value
+    return None
 
 
 def follow(job_id: str, log: Path) -> int:
@@ -68,13 +78,13 @@ def _run(command: List[str], stdin: str = "") -> subprocess.CompletedProcess[str
 def _explain_refusal(script: str, error: str) -> str:
     """sbatch's own words, and for a wrong partition those that exist."""
     words = " ".join(line.replace("sbatch: error: ", "") for line in error.split("\n") if line)
-    partition = re.search(r"^#SBATCH --partition=(.+)$", script, re.MULTILINE)
+    partition = _option(script, "partition")
     if partition and "partition" in words.lower():
         known = _run(["sinfo", "--noheader", "--format=%R"]).stdout.split()
-        near = difflib.get_close_matches(partition[1], known, 1)
+        near = difflib.get_close_matches(partition, known, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        if partition[1] not in known:
-            return f"there is no partition {partition[1]!r}, only {', '.join(sorted(known))}{hint}"
+        if partition not in known:
+            return f"there is no partition {partition!r}, only {', '.join(sorted(known))}{hint}"
     return f"sbatch refused the job: {words}"
 
 

@@ -125,13 +125,12 @@ def test_srun_gives_each_task_its_rank(cluster, distribution, options, places):
         assert int(f["HOROVOD_CROSS_SIZE"]) == (several if f["HOROVOD_LOCAL_RANK"] == "0" else 1)
 
 
-def test_late_rank_is_waited_for_beyond_gloos_timeout(cluster, tmp_path):
-    command = f"{sys.executable} -m launch slurm-rank -- python {STANDIN} {tmp_path} 2"
+def test_late_task_is_waited_for(cluster):
+    command = f"{sys.executable} -m launch slurm-rank -- bash -c 'echo rank $HOROVOD_RANK'"
     shown = cluster.run(
-        "env", "HOROVOD_GLOO_TIMEOUT_SECONDS=2", "srun", "-N2", "-n2",
-        "bash", "-c", f"sleep $((SLURM_PROCID * 5)); exec {command}",
+        "srun", "-N2", "-n2", "bash", "-c", f'sleep $((SLURM_PROCID * 3)); exec {command}'
     )  # fmt: skip
-    assert "done: 9.0" in shown
+    assert sorted(shown.splitlines()) == ["rank 0", "rank 1"]
 
 
 def test_missing_rank_is_named_within_the_start_timeout(cluster):
@@ -164,7 +163,7 @@ def test_follow_shows_the_log_of_a_job_in_a_container(cluster, tmp_path):
     fake.chmod(0o755)
     done = launch(
         cluster, "slurm", "--nodes", "2", "--container", "image.sif", "--follow",
-        "--log", str(tmp_path / "log-%j"),
+        "--log", str(tmp_path / "the log-%j"),
         "--", "python", str(STANDIN), str(tmp_path), "5",
         env={"PATH": f"{fake.parent}{os.pathsep}{os.environ['PATH']}"},
     )  # fmt: skip
@@ -172,8 +171,8 @@ def test_follow_shows_the_log_of_a_job_in_a_container(cluster, tmp_path):
     assert "from step 0 with 2 ranks\n" in done.stdout
     assert "done: 45.0" in done.stdout
     assert re.search(r"job \d+ is COMPLETED", done.stdout)
-    job_id = re.search(r"job (\d+) is submitted; its log: (\S+)", done.stdout)
-    assert job_id[2] == str(tmp_path / f"log-{job_id[1]}")
+    job_id = re.search(r"job (\d+) is submitted; its log: (.+)", done.stdout)
+    assert job_id[2] == str(tmp_path / f"the log-{job_id[1]}")
 
 
 def test_two_jobs_share_a_node(cluster, tmp_path):

@@ -1,0 +1,205 @@
+"""`python -m launch local` with real Horovod, and with ranks that fail in each way."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STANDIN = Path(__file__).with_name("standin.py")
+
+
+def start(*arguments, env=None):
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch", "local", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*arguments, env=None):
+    process = start(*arguments, env=env)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def python(code):
+    """A command that runs `code` with `rank` set, without Horovod."""
+    return [
+        "--",
+        "python",
+        "-c",
+        f"import os, sys, time; rank = os.environ['HOROVOD_RANK']; {code}",
+    ]
+
+
+def wait_for(path, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.05)
+
+
+def test_ranks_train_together_and_lines_carry_their_rank(tmp_path):
+    env = {"HOROVOD_GLOO_IFACE": "", "OMP_NUM_THREADS": "1"}
+    code, out, err = run("-n", "3", "--", "python", str(STANDIN), str(tmp_path), "4", "0", env=env)
+    assert (code, err) == (0, "")
+    assert out == "[0] from step 0 with 3 ranks\n[0] done: 60.0\n"
+
+
+def test_late_rank_is_waited_for_beyond_gloos_timeout(tmp_path):
+    late = f"sleep $((HOROVOD_RANK * 5)); exec python {STANDIN} {tmp_path} 2 0"
+    env = {"HOROVOD_GLOO_TIMEOUT_SECONDS": "2"}
+    code, out, err = run("-n", "2", "--quiet", "--", "bash", "-c", late, env=env)
+    assert (code, out) == (0, "from step 0 with 2 ranks\ndone: 9.0\n"), err
+
+
+def test_rank_that_never_comes_is_named(tmp_path):
+    never = f"[ $HOROVOD_RANK = 1 ] && sleep 600; exec python {STANDIN} {tmp_path} 2 0"
+    options = ["-n", "2", "--start-timeout", "5", "--kill-after", "1"]
+    code, _, err = run(*options, "--", "bash", "-c", never)
+    assert code != 0
+    assert "launch: 1 of 2 ranks called hvd.init() within 5 s; missing: rank 1\n" in err
+
+
+def test_quiet_shows_rank_0_bare_and_hides_the_others():
+    code, out, err = run("-n", "3", "--quiet", *python("print('hello', rank)"))
+    assert (code, out, err) == (0, "hello 0\n", "")
+
+
+def test_failing_rank_gives_the_exit_code_and_its_last_lines():
+    failing = "print('about to fail') if rank == '1' else time.sleep(600); sys.exit(7)"
+    code, _, err = run("-n", "3", "--quiet", *python(failing))
+    assert code == 7
+    assert err == (
+        "launch: last lines of rank 1, the first to fail:\n"
+        "    about to fail\n"
+        "launch: rank 1 ended with exit code 7; all other ranks have been ended\n"
+    )
+
+
+def test_the_rank_that_raised_is_named_not_those_that_lost_it(tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        "import horovod.mxnet as hvd, mxnet as mx\n"
+        "hvd.init()\n"
+        "for step in range(100):\n"
+        "    hvd.allreduce(mx.nd.ones(1), name='x').asscalar()\n"
+        "    assert hvd.rank() != 1 or step != 3, 'bad record'\n"
+    )
+    code, _, err = run("-n", "3", "--quiet", "--", "python", str(broken))
+    assert code == 1
+    assert "AssertionError: bad record\nlaunch: rank 1 ended with exit code 1" in err
+
+
+def test_killed_rank_and_its_cause(tmp_path):
+    process = start("-n", "2", "--", "python", str(STANDIN), str(tmp_path), "600")
+    wait_for(tmp_path / "losses")
+    victim = rank_process(process, 1)
+    victim.kill()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "launch: rank 1 was killed by SIGKILL" in err
+
+
+def test_stopped_rank_is_killed_and_named(tmp_path):
+    env = {"HOROVOD_GLOO_TIMEOUT_SECONDS": "2"}
+    command = ["--", "python", str(STANDIN), str(tmp_path), "600"]
+    process = start("-n", "3", "--kill-after", "1", *command, env=env)
+    wait_for(tmp_path / "losses")
+    rank_process(process, 2).suspend()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "launch: rank 2 answered neither its peers nor SIGTERM for 1 s: SIGKILL" in err
+
+
+def rank_process(launcher, rank):
+    return next(
+        child
+        for child in psutil.Process(launcher.pid).children()
+        if child.environ()["HOROVOD_RANK"] == str(rank)
+    )
+
+
+def test_ctrl_c_ends_all_ranks_and_their_children(tmp_path):
+    code = (
+        "import subprocess; subprocess.Popen(['sleep', '600']); "
+        f"open(r'{tmp_path}/' + rank, 'w'); time.sleep(600)"
+    )
+    process = start("-n", "2", *python(code))
+    wait_for(tmp_path / "0")
+    wait_for(tmp_path / "1")
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) == 4
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "launch: interrupted; the ranks have 10 s to save and end" in err
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+
+
+def test_second_ctrl_c_kills_ranks_that_do_not_listen(tmp_path):
+    code = (
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        f"open(r'{tmp_path}/' + rank, 'w'); time.sleep(600)"
+    )
+    process = start("-n", "1", "--kill-after", "600", *python(code))
+    wait_for(tmp_path / "0")
+    process.send_signal(signal.SIGINT)
+    while "interrupted" not in process.stderr.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+
+
+def test_warned_ranks_save_and_the_same_command_goes_on(tmp_path):
+    command = ["-n", "2", "--", "python", str(STANDIN), str(tmp_path), "25", "0.05"]
+    process = start(*command)
+    wait_for(tmp_path / "losses")
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 85, err
+    saved = int(re.search(r"saved at step (\d+)", out)[1])
+    code, out, _ = run(*command)
+    assert code == 0
+    assert f"from step {saved} with 2 ranks" in out
+    steps = [line.split()[0] for line in (tmp_path / "losses").read_text().splitlines()]
+    assert steps == [str(step) for step in range(25)]
+
+
+def test_no_rank_outlives_a_killed_launcher(tmp_path):
+    process = start("-n", "2", *python(f"open(r'{tmp_path}/' + rank, 'w'); time.sleep(600)"))
+    wait_for(tmp_path / "1")
+    ranks = psutil.Process(process.pid).children()
+    process.kill()
+    process.communicate()
+    assert psutil.wait_procs(ranks, timeout=10)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-n", "2", "--", "nonesuch"], "launch: [Errno 2] No such file or directory: 'nonesuch'"),
+        (["-n", "0", "--", "true"], "0 is not a positive number"),
+        (["-n", "2"], "what to run is missing: python -m launch local ... -- COMMAND"),
+    ],
+)
+def test_wrong_use_is_one_line(arguments, words):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert words in err.splitlines()[-1]
+
+
+def test_wrong_interface_is_one_line():
+    code, _, err = run("-n", "2", "--", "true", env={"HOROVOD_GLOO_IFACE": "eth99"})
+    assert code == 2
+    assert err.startswith("launch: HOROVOD_GLOO_IFACE=eth99: ")

@@ -1,0 +1,109 @@
+"""Rank facts, threads, interfaces, exit codes and which rank is blamed."""
+
+import os
+import socket
+import sys
+
+import pytest
+
+from launch import network
+from launch.blame import first_cause, lost_a_peer
+from launch.process import describe_exit, shell_exit_code
+from launch.ranks import cores_per_rank, facts_on_one_host, rank_environment
+
+
+def test_environment_of_a_rank(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    env = rank_environment(facts_on_one_host(1, 4), {"HOROVOD_GLOO_RENDEZVOUS_PORT": "9"}, "lo", 3)
+    assert env["HOROVOD_RANK"] == env["HOROVOD_LOCAL_RANK"] == "1"
+    assert env["HOROVOD_SIZE"] == env["HOROVOD_LOCAL_SIZE"] == "4"
+    assert (env["HOROVOD_CROSS_RANK"], env["HOROVOD_CROSS_SIZE"]) == ("0", "1")
+    assert env["HOROVOD_GLOO_RENDEZVOUS_PORT"] == "9"
+    assert env["HOROVOD_GLOO_IFACE"] == env["NCCL_SOCKET_IFNAME"] == "lo"
+    assert env["OMP_NUM_THREADS"] == "3"
+    assert env["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+def test_what_the_user_set_stays(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    env = rank_environment(facts_on_one_host(0, 1), {}, "lo", 3)
+    assert (env["OMP_NUM_THREADS"], env["NCCL_SOCKET_IFNAME"]) == ("7", "ib0")
+
+
+def test_python_means_the_launchers_in_a_virtual_environment(monkeypatch):
+    monkeypatch.setattr(sys, "prefix", "/venv")
+    monkeypatch.setattr(sys, "executable", "/venv/bin/python")
+    env = rank_environment(facts_on_one_host(0, 1), {}, "lo", 1)
+    assert env["PATH"].split(os.pathsep)[0] == "/venv/bin"
+
+
+@pytest.mark.parametrize(
+    ("bound", "env", "local_size", "cores"),
+    [
+        (8, {}, 2, 4),
+        (2, {}, 4, 1),
+        (64, {"SLURM_CPUS_ON_NODE": "16"}, 4, 4),  # the whole node is visible, a part is ours
+        (1, {"SLURM_CPUS_ON_NODE": "8"}, 4, 1),  # bound to a core each: not divided again
+        (64, {"SLURM_CPUS_PER_TASK": "6", "SLURM_CPUS_ON_NODE": "48"}, 8, 6),
+    ],
+)
+def test_cores_are_divided(monkeypatch, bound, env, local_size, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(bound)))
+    assert cores_per_rank(local_size, env) == cores
+
+
+def test_route_to_this_machine():
+    assert network.address_towards("127.0.0.1") == "127.0.0.1"
+    name = network.interface_of("127.0.0.1")
+    assert name in network.addresses_by_interface()
+    assert network.interface_of("127.0.1.1") == name
+    assert network.check_interface(name) == name
+
+
+def test_wrong_interface_lists_the_right_ones():
+    with pytest.raises(ValueError) as error:
+        network.check_interface("eth99")
+    text = str(error.value)
+    assert text.startswith(
+        f"HOROVOD_GLOO_IFACE=eth99: {socket.gethostname()} has no such interface"
+    )
+    assert f"{network.interface_of('127.0.0.1')} (127.0.0.1" in text
+    with pytest.raises(
+        ValueError, match=r"no interface of this machine has the address 192\.0\.2\.1"
+    ):
+        network.interface_of("192.0.2.1")
+
+
+def test_exit_codes_in_words():
+    assert shell_exit_code(3) == 3
+    assert shell_exit_code(-9) == 137
+    assert describe_exit(3) == "ended with exit code 3"
+    assert describe_exit(-15) == "was killed by SIGTERM"
+    assert "memory ran out" in describe_exit(-9)
+    assert "run again" in describe_exit(85)
+
+
+LOST = "MXNetError: Horovod has been shut down. This was caused by an exception on one of the ranks"
+
+
+@pytest.mark.parametrize(
+    ("failed", "bereaved", "unresponsive", "named"),
+    [
+        ([2, 0, 1], [], [], 2),
+        ([2, 0, 1], [2, 0], [], 1),  # 2 and 0 ended first, but only because they lost 1
+        ([2, 0], [2, 0], [1], 1),  # 1 stood still
+        ([2, 0], [2, 0], [], 2),
+        ([], [], [], None),
+    ],
+)
+def test_the_cause_is_named_not_the_first_to_end(failed, bereaved, unresponsive, named):
+    assert first_cause(failed, bereaved, unresponsive) == named
+
+
+def test_last_words_of_a_rank_that_lost_a_peer():
+    assert lost_a_peer(["Traceback", LOST])
+    assert lost_a_peer(["... tcp/pair.cc:589] Read error [10.0.0.1]:9: Connection reset by peer"])
+    assert not lost_a_peer(["RuntimeError: boom"])
+    assert not lost_a_peer([])

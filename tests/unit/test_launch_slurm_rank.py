@@ -1,0 +1,90 @@
+"""How the tasks of a step find task 0's store, and what they say when they cannot."""
+
+import socket
+import threading
+import time
+
+import pytest
+
+from launch import slurm_rank
+from launch.ranks import facts_on_one_host
+from launch.rendezvous import Rendezvous
+
+
+@pytest.fixture
+def store():
+    store = Rendezvous("127.0.0.1", 2, "token", lambda line: None)
+    store.serve_in_thread()
+    yield store
+    store.close()
+
+
+def soon():
+    return time.monotonic() + 10
+
+
+def test_another_jobs_store_on_the_first_port_is_passed_over(store):
+    """Two jobs on one node: the first of our ports belongs to someone else's job."""
+    other = Rendezvous("127.0.0.1", 2, "other", lambda line: None)
+    other.serve_in_thread()
+    ports = [other.endpoint.port, store.endpoint.port]
+    found = slurm_rank._find_store("127.0.0.1", ports, "token", facts_on_one_host(1, 2), soon())
+    assert found == store.endpoint
+    other.close()
+
+
+def test_another_service_on_the_first_port_is_passed_over(store):
+    with socket.create_server(("127.0.0.1", 0)) as service:
+
+        def talk():
+            connection, _ = service.accept()
+            connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+            connection.close()
+
+        threading.Thread(target=talk, daemon=True).start()
+        ports = [service.getsockname()[1], store.endpoint.port]
+        found = slurm_rank._find_store("127.0.0.1", ports, "token", facts_on_one_host(1, 2), soon())
+    assert found == store.endpoint
+
+
+def test_no_store_ends_in_one_line_a_node(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        free = s.getsockname()[1]
+    for local_rank in (0, 1):
+        with pytest.raises(SystemExit) as exit_:
+            slurm_rank._find_store(
+                "127.0.0.1", [free], "t", facts_on_one_host(local_rank, 2), time.monotonic()
+            )
+        assert exit_.value.code == 1
+    assert capsys.readouterr().err == (
+        f"launch: rank 0 (localhost): found no store of rank 0 at 127.0.0.1, ports {free}-{free} "
+        "(1 of them)\n"
+    )
+
+
+def test_addresses(monkeypatch):
+    env = {}
+    assert slurm_rank._store_address(["a"], 0, env) == "127.0.0.1"
+    # On the first node its own name may mean 127.0.1.1: the route to the second one counts.
+    monkeypatch.setattr(
+        socket, "gethostbyname", {"a": "127.0.1.1", "b": "127.0.0.1", "c": "127.0.0.3"}.get
+    )
+    assert slurm_rank._store_address(["a", "b"], 0, env) == "127.0.0.1"
+    assert slurm_rank._store_address(["c", "b"], 1, env) == "127.0.0.3"
+    assert slurm_rank._store_address(["a", "b"], 1, {"LAUNCH_RENDEZVOUS_HOST": "c"}) == "127.0.0.3"
+
+
+def test_unknown_node_names_the_way_out(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(
+        ValueError, match=r"cannot find the address of nonesuch\.invalid: .*set LAUNCH_"
+    ):
+        slurm_rank._resolve("nonesuch.invalid")
+
+
+def test_loopback_between_nodes_is_refused(monkeypatch):
+    monkeypatch.setenv("HOROVOD_GLOO_IFACE", "lo")
+    monkeypatch.setattr(slurm_rank, "address_towards", lambda host: "127.0.0.1")
+    with pytest.raises(ValueError, match="HOROVOD_GLOO_IFACE=lo: other nodes cannot reach"):
+        slurm_rank._interface_towards("192.0.2.1", several_nodes=True)
+    assert slurm_rank._interface_towards("127.0.0.1", several_nodes=True) == "lo"
