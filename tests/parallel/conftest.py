@@ -1,0 +1,113 @@
+"""Tests that run inside a rank: each module here is started under horovodrun, on 2 and 3 ranks.
+
+A module may set ``RANKS = (2, 3, 4)``. To look at one by hand:
+``horovodrun -np 2 python -m pytest tests/parallel/test_dist.py``.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Iterator, Optional, Tuple
+
+import pytest
+
+DEFAULT_RANKS = (2, 3)
+SECONDS = 300  # for one module on one number of ranks
+INSIDE = "HOROVOD_RANK" in os.environ
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collect_file(file_path: Path, parent: Any) -> Optional[pytest.Collector]:
+    """Outside of a rank a module is one test for each number of ranks."""
+    if INSIDE or not file_path.name.startswith("test_"):
+        return None
+    return LaunchedModule.from_parent(parent, path=file_path)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: Any) -> Optional[pytest.Collector]:
+    """Outside of a rank the module itself is not collected."""
+    return None if INSIDE else Nothing.from_parent(parent, path=module_path)
+
+
+class Nothing(pytest.File):
+    """In place of a module that runs elsewhere."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        return iter(())
+
+
+class LaunchedModule(pytest.File):
+    """A module, once for each number of ranks."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        for ranks in _ranks(self.path):
+            yield LaunchedTests.from_parent(self, name=f"{ranks}_ranks", ranks=ranks)
+
+
+class LaunchedTests(pytest.Item):
+    """The tests of a module under horovodrun."""
+
+    def __init__(self, ranks: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.ranks = ranks
+
+    def runtest(self) -> None:
+        inner = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        horovodrun = str(Path(sys.executable).with_name("horovodrun"))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HOROVOD_GLOO_TIMEOUT_SECONDS": "20"}
+        done = subprocess.run(
+            [horovodrun, "-np", str(self.ranks), *inner, str(self.path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=SECONDS,
+            env=environment,
+            cwd=str(self.config.rootpath),
+        )
+        if done.returncode:
+            raise LaunchError(done.stdout)
+        # pytest exits with 5 where it finds no test, so a module that shrinks to nothing fails.
+
+    def repr_failure(self, excinfo: Any, style: Any = None) -> str:
+        if isinstance(excinfo.value, LaunchError):
+            lines = str(excinfo.value).splitlines()
+            first = [line for line in lines if "Error" in line or "assert" in line][:40]
+            return "\n".join(["what failed:", *first, "", "the end:", *lines[-60:]])
+        return str(super().repr_failure(excinfo))
+
+    def reportinfo(self) -> Tuple[Path, None, str]:
+        return self.path, None, f"{self.path.name} on {self.ranks} ranks"
+
+
+class LaunchError(Exception):
+    """The output of ranks that failed."""
+
+
+def _ranks(path: Path) -> Tuple[int, ...]:
+    """``RANKS`` as the module sets it, read without importing it."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "RANKS":
+            return tuple(ast.literal_eval(node.value))
+    return DEFAULT_RANKS
+
+
+if INSIDE:
+
+    @pytest.fixture(scope="session", autouse=True)
+    def _joined() -> Iterator[None]:
+        from trainer import dist
+
+        dist.init()
+        yield
+        dist.shutdown()
+
+    def pytest_sessionfinish(session: Any, exitstatus: int) -> None:
+        """A rank whose test failed leaves at once: its peers wait in a collective for it."""
+        if exitstatus:
+            session.config.pluginmanager.getplugin("terminalreporter").summary_failures()
+            sys.stdout.flush()
+            os._exit(exitstatus)

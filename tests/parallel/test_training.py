@@ -1,0 +1,167 @@
+"""A run is a function of config and seed, not of the number of ranks (contract 1 and 2)."""
+
+from __future__ import annotations
+
+from typing import Any, List, Tuple
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+from mxnet.gluon import nn
+
+from trainer import config, dist, optim, replica
+from trainer.evaluation import evaluate
+from trainer.loader import Batch, EvalLoader, TrainLoader, Transform
+from trainer.metrics import TrainMetrics
+from trainer.step import train_step
+
+RANKS = (2, 3)
+SIZE = 103  # samples: neither the batch nor any number of ranks divides it
+SETTINGS: dict = {
+    "train": {"global_batch_size": 17, "epochs": 2},
+    "data": {"pad_crop": 2, "flip": True, "erase": 0.5},
+    "optimizer": {"lr": 0.1, "nesterov": True, "weight_decay": 1e-3},
+}
+
+
+def _set(seed: int = 0) -> Tuple[np.ndarray, np.ndarray]:
+    draw = np.random.RandomState(seed)
+    return draw.randint(0, 256, (SIZE, 8, 8)).astype(np.uint8), draw.randint(0, 4, SIZE)
+
+
+def _loader(settings: config.Config, rank: int, world_size: int) -> TrainLoader:
+    return TrainLoader(
+        *_set(),
+        settings.data,
+        global_batch_size=settings.train.global_batch_size,
+        seed=settings.seed,
+        rank=rank,
+        world_size=world_size,
+        place=mx.nd.array,
+    )
+
+
+def _net() -> gluon.Block:
+    """Without batch norm; its activations are smooth, so that rounding stays rounding."""
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(4, 3, activation="tanh"), nn.Flatten(), nn.Dense(4))
+    return net
+
+
+def _train(settings: config.Config, rank: int, world_size: int) -> Tuple[List[Any], List[float]]:
+    """Weights and losses after all epochs; on (0, 1) this rank does all on its own."""
+    loader, net = _loader(settings, rank, world_size), _net()
+    replica.prepare(net, settings, loader.shape, mx.cpu())
+    if world_size == 1:
+        trainer = gluon.Trainer(
+            net.collect_params(), optim.make_optimizer(settings.optimizer), kvstore=None
+        )
+        for parameter in net.collect_params().values():
+            parameter.wd_mult = 1.0 if len(parameter.shape) > 1 else 0.0
+    else:
+        trainer = optim.make_trainer(net, settings.optimizer)
+    losses = []
+    steps = settings.train.epochs * loader.steps_per_epoch
+    for step, batch in enumerate(loader.from_step(0, steps)):
+        if world_size == 1:
+            losses.append(_plain_step(net, trainer, batch))
+        else:
+            metrics = TrainMetrics(mx.cpu())
+            result = train_step(net, trainer, batch, settings)
+            metrics.add(step, result, batch.samples)
+            losses.append(metrics.read().loss)
+    return [p.data().asnumpy() for p in net.collect_params().values()], losses
+
+
+def _plain_step(net: gluon.Block, trainer: gluon.Trainer, batch: Batch) -> float:
+    """What a Gluon tutorial writes for one process; nothing of the project's own step."""
+    with mx.autograd.record():
+        loss = gluon.loss.SoftmaxCrossEntropyLoss()(net(batch.data), batch.label)
+    loss.backward()
+    trainer.step(len(batch.label))
+    return float(loss.mean().asscalar())
+
+
+def _agree(settings: config.Config, rtol: float = 1e-5) -> None:
+    weights, losses = _train(settings, dist.rank(), dist.world_size())
+    expected, expected_losses = _train(settings, 0, 1)
+    np.testing.assert_allclose(losses, expected_losses, rtol=rtol)
+    for ours, theirs in zip(weights, expected):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=rtol)
+
+
+def test_ranks_visit_each_sample_exactly_once_an_epoch() -> None:
+    # Without augmentation a sample is known by its pixels.
+    settings = config.from_dict({**SETTINGS, "data": {}})
+    loader = _loader(settings, dist.rank(), dist.world_size())
+    images, _ = _set()
+    pixels = Transform(images, settings.data, seed=0, training=False)(np.arange(SIZE))
+    index = {image.tobytes(): sample for sample, image in enumerate(pixels)}
+    assert len(index) == SIZE
+    seen = np.zeros((2, SIZE))
+    for step, batch in enumerate(loader.from_step(0, 2 * loader.steps_per_epoch)):
+        for image in batch.data.asnumpy()[: batch.samples]:
+            seen[step // loader.steps_per_epoch, index[image.tobytes()]] += 1
+    assert (dist.allreduce_sum(seen, "test.seen") == 1).all()
+
+
+def test_weights_and_losses_do_not_depend_on_ranks() -> None:
+    """Uneven shards in every step: 17 = 8 + 9 = 5 + 6 + 6, and 103 leaves a last batch of 1."""
+    assert SIZE % 17 == 1  # so that all ranks but one get nothing of it
+    _agree(config.from_dict(SETTINGS))
+
+
+def test_clipping_sees_the_gradient_of_the_global_batch() -> None:
+    settings = config.from_dict(
+        {**SETTINGS, "optimizer": {"lr": 0.5, "momentum": 0.0, "clip_norm": 0.01}}
+    )
+    loader, net = _loader(settings, dist.rank(), dist.world_size()), _net()
+    replica.prepare(net, settings, loader.shape, mx.cpu())
+    trainer = optim.make_trainer(net, settings.optimizer)
+    before = [p.data().asnumpy() for p in net.collect_params().values()]
+    (batch,) = loader.from_step(0, 1)
+    train_step(net, trainer, batch, settings)
+    after = [p.data().asnumpy() for p in net.collect_params().values()]
+    moved = np.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(after, before)))
+    np.testing.assert_allclose(moved, 0.5 * 0.01, rtol=1e-3)
+
+
+def test_accumulation_does_not_change_the_step() -> None:
+    optimizer = {**SETTINGS["optimizer"], "accumulate": 3}
+    _agree(config.from_dict({**SETTINGS, "optimizer": optimizer}))
+
+
+def test_fp16_on_the_wire_stays_close() -> None:
+    optimizer = {**SETTINGS["optimizer"], "fp16_allreduce": True}
+    _agree(config.from_dict({**SETTINGS, "optimizer": optimizer}), rtol=5e-3)
+
+
+def test_evaluation_counts_each_sample_once() -> None:
+    settings, net = config.from_dict(SETTINGS), _net()
+    replica.prepare(net, settings, (1, 8, 8), mx.cpu())
+
+    def run(rank: int, world_size: int) -> EvalLoader:
+        return EvalLoader(
+            *_set(),
+            settings.data,
+            batch_size=7,
+            rank=rank,
+            world_size=world_size,
+            place=mx.nd.array,
+        )
+
+    spread = evaluate(net, run(dist.rank(), dist.world_size()), 4)
+    assert spread.samples == SIZE
+    # Every rank over the whole set: sums over ranks are then world_size times one process's.
+    whole = evaluate(net, run(0, 1), 4)
+    np.testing.assert_array_equal(spread.confusion * dist.world_size(), whole.confusion)
+    np.testing.assert_allclose(spread.loss, whole.loss, rtol=1e-6)
+
+
+def test_same_run_twice_is_the_same_to_the_last_bit() -> None:
+    """On three ranks Horovod's fusion would otherwise change the order of summation."""
+    settings = config.from_dict(SETTINGS)
+    first, second = (_train(settings, dist.rank(), dist.world_size()) for _ in range(2))
+    assert first[1] == second[1]
+    for ours, theirs in zip(first[0], second[0]):
+        np.testing.assert_array_equal(ours, theirs)
