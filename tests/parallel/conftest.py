@@ -98,12 +98,13 @@ def _ranks(path: Path) -> Tuple[int, ...]:
 if INSIDE:
 
     @pytest.fixture(scope="session", autouse=True)
-    def _joined() -> Iterator[None]:
+    def _joined(request: pytest.FixtureRequest) -> Iterator[None]:
         from trainer import dist
 
         dist.init()
         yield
-        dist.shutdown()
+        if not request.session.testsfailed:
+            dist.shutdown()
 
     def pytest_sessionfinish(session: Any, exitstatus: int) -> None:
         """A rank whose test failed leaves at once: its peers wait in a collective for it."""
