@@ -53,6 +53,9 @@ def summarize(net: Block, data: mx.nd.NDArray) -> List[Row]:
     handles += [layer.register_forward_hook(close) for layer in top]
     try:
         output = net(data)
+        # In inference oneDNN lays weights out anew while it runs; whoever reads them before it
+        # has ended gets them in the wrong order.
+        mx.nd.waitall()
         if net.collect_params().keys() - counted:  # it has parameters that are in no layer
             close(net, data, output)
     finally:
