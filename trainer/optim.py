@@ -9,7 +9,7 @@ import mxnet as mx
 from mxnet import gluon
 
 from . import dist
-from .config import Config, ConfigError, Optimizer, Schedule
+from .config import Config, ConfigError, Optimizer, Schedule, nearest
 
 
 def peak_lr(optimizer: Optimizer, global_batch_size: int) -> float:
@@ -49,10 +49,17 @@ def make_optimizer(settings: Optimizer) -> mx.optimizer.Optimizer:
     name = "nag" if settings.nesterov else settings.name.lower()
     known = sorted(mx.optimizer.Optimizer.opt_registry)
     if name not in known:
-        raise ConfigError(f"optimizer.name is {settings.name!r}; MXNet has {', '.join(known)}")
+        raise ConfigError(
+            f"optimizer.name is {settings.name!r}{nearest(name, known)}; "
+            f"MXNet has {', '.join(known)}"
+        )
     arguments: Dict[str, Any] = {"learning_rate": settings.lr, "wd": settings.weight_decay}
     if name in ("sgd", "nag"):
         arguments["momentum"] = settings.momentum
+    twice = sorted(arguments.keys() & settings.arguments.keys())
+    if twice:
+        setting = {"learning_rate": "lr", "wd": "weight_decay"}.get(twice[0], twice[0])
+        raise ConfigError(f"optimizer.arguments has {twice[0]}; set optimizer.{setting} instead")
     try:
         return mx.optimizer.create(name, **{**arguments, **settings.arguments})
     except TypeError as error:
