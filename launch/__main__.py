@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_slurm(actions)
     _add_slurm_rank(actions)
     _add_slurm_job(actions)
+    _add_doctor(actions)
     return parser
 
 
@@ -173,6 +174,21 @@ def _run_slurm_job(args: argparse.Namespace, command: List[str]) -> int:
     from launch.slurm_job import run_job
 
     return run_job(command, args.save_seconds, args.max_requeues)
+
+
+def _add_doctor(actions: Any) -> None:
+    doctor = actions.add_parser(
+        "doctor",
+        help="tell whether this machine can train, and what to do when not",
+        usage="[srun --ntasks-per-node=1] python -m launch doctor",
+    )
+    doctor.set_defaults(run=_run_doctor, needs_command=False)
+
+
+def _run_doctor(args: argparse.Namespace, command: List[str]) -> int:
+    from launch.doctor import examine
+
+    return examine()
 
 
 def _add_start_timeout(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import IO, Callable, Deque, Dict, List, Optional, Sequence, Tuple, Union
 
-from launch.blame import first_cause, lost_a_peer
+from launch.blame import first_cause, tells_no_cause
 from launch.network import check_interface, interface_of
 from launch.process import describe_exit, die_with_parent, say, shell_exit_code
 from launch.ranks import EXIT_SAVED, cores_per_rank, facts_on_one_host, rank_environment
@@ -28,8 +28,8 @@ from launch.rendezvous import START_TIMEOUT_SECONDS, Rendezvous
 
 LOOPBACK = "127.0.0.1"
 KILL_AFTER_SECONDS = 10.0
-SETTLE_SECONDS = 1.0
-"""When the first rank to fail only lost a peer: time for that peer to end and be named."""
+SETTLE_SECONDS = 3.0
+"""When the first rank to fail tells no cause: time for the one that does, before all are ended."""
 TAIL_LINES = 20
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -118,6 +118,9 @@ class _Rank:
     def last_lines(self) -> List[str]:
         return [line.decode(errors="replace").rstrip("\n") for line in self._tail]
 
+    def tells_no_cause(self) -> bool:
+        return tells_no_cause(self.process.returncode > 0, self.last_lines())
+
     def signal(self, signum: int) -> None:
         """Sends a signal to the rank and to the processes it has started."""
         with suppress(ProcessLookupError):
@@ -191,7 +194,7 @@ class _Job:
         if rank.process.returncode in (0, EXIT_SAVED) or self._ending:
             return
         self._failed.append(rank)
-        if not lost_a_peer(rank.last_lines()):
+        if not rank.tells_no_cause():
             self._terminate()
         elif len(self._failed) == 1:
             self._after(SETTLE_SECONDS, self._terminate)
@@ -230,10 +233,10 @@ class _Job:
         return shell_exit_code(cause.process.returncode)
 
     def _first_cause(self) -> Optional[_Rank]:
-        bereaved = [rank.rank for rank in self._failed if lost_a_peer(rank.last_lines())]
+        without_cause = [rank.rank for rank in self._failed if rank.tells_no_cause()]
         number = first_cause(
             [rank.rank for rank in self._failed],
-            bereaved,
+            without_cause,
             [rank.rank for rank in self._unresponsive] if self._failed else [],
         )
         return None if number is None else self.ranks[number]
@@ -242,7 +245,7 @@ class _Job:
         """Repeats what the rank last said, so that nobody has to scroll for it."""
         lines = rank.last_lines()
         if lines:
-            say(f"last lines of rank {rank.rank}, the first to fail:")
+            say(f"last lines of rank {rank.rank}, which failed:")
             for line in lines:
                 print(f"    {line}", file=sys.stderr)
         if rank in self._unresponsive:

@@ -16,7 +16,7 @@ from collections import deque
 from datetime import datetime
 from typing import IO, Deque, Dict, List, Mapping, Optional, Sequence
 
-from launch.blame import first_cause, lost_a_peer
+from launch.blame import first_cause, tells_no_cause
 from launch.process import say, shell_exit_code
 from launch.ranks import EXIT_SAVED
 from launch.requeue import judge, parse_job, step_cancelled
@@ -113,16 +113,19 @@ class _Step:
             say(self._lost_node)
             return
         ranks = list(self._endings)
-        bereaved = [rank for rank in ranks if lost_a_peer(self._tails.get(rank, []))]
-        rank = first_cause(ranks, bereaved, [])
+        rank = first_cause(ranks, [rank for rank in ranks if self._tells_no_cause(rank)], [])
         if rank is None:
             say("srun failed before any rank did; its message is above")
             return
         if self._tails.get(rank):
-            say(f"last lines of rank {rank}, the first to fail:")
+            say(f"last lines of rank {rank}, which failed:")
             for line in self._tails[rank]:
                 print(f"    {line}", file=sys.stderr)
         say(f"rank {rank} {self._endings[rank]}")
+
+    def _tells_no_cause(self, rank: int) -> bool:
+        exited = "Exited with exit code" in self._endings[rank]
+        return tells_no_cause(exited, list(self._tails.get(rank, [])))
 
     def _pump(self, source: IO[bytes], target: IO[bytes]) -> None:
         for line in source:

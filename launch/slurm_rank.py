@@ -31,12 +31,12 @@ def become_rank(command: Sequence[str], start_timeout: float) -> NoReturn:
     Exits with 1 when not all ranks came within `start_timeout` seconds. Raises ValueError for a
     place that is no Slurm task, and OSError when the command cannot be started.
     """
-    _, environment = join(start_timeout)
+    _, _, environment = join(start_timeout)
     os.execvpe(command[0], list(command), environment)
 
 
-def join(start_timeout: float) -> Tuple[RankFacts, Dict[str, str]]:
-    """Meets the other tasks of this step: this rank's facts and environment."""
+def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
+    """Meets the other tasks of this step: this rank's facts, the store, the rank's environment."""
     env = os.environ
     facts = facts_from_slurm(env)
     nodes = expand_nodes(env["SLURM_STEP_NODELIST"])
@@ -52,7 +52,7 @@ def join(start_timeout: float) -> Tuple[RankFacts, Dict[str, str]]:
     interface = _interface_towards(address, len(nodes) > 1)
     _check_in(endpoint, facts, interface, deadline)
     cores = cores_per_rank(facts.local_size)
-    return facts, rank_environment(facts, endpoint.environment(), interface, cores)
+    return facts, endpoint, rank_environment(facts, endpoint.environment(), interface, cores)
 
 
 def _store_address(nodes: List[str], node: int, env: Mapping[str, str]) -> str:

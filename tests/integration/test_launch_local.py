@@ -81,10 +81,17 @@ def test_failing_rank_gives_the_exit_code_and_its_last_lines():
     code, _, err = run("-n", "3", "--quiet", *python(failing))
     assert code == 7
     assert err == (
-        "launch: last lines of rank 1, the first to fail:\n"
+        "launch: last lines of rank 1, which failed:\n"
         "    about to fail\n"
         "launch: rank 1 ended with exit code 7; all other ranks have been ended\n"
     )
+
+
+def test_rank_0_may_speak_for_all():
+    failing = "rank == '0' and (time.sleep(1), print('no such file')); sys.exit(2)"
+    code, _, err = run("-n", "2", *python(failing))
+    assert code == 2
+    assert err.startswith("launch: last lines of rank 0, which failed:\n    no such file\n")
 
 
 def test_the_rank_that_raised_is_named_not_those_that_lost_it(tmp_path):

@@ -10,9 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
-from slurm_cluster import SlurmCluster, why_not
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from .commands import SMALL
+from .slurm_cluster import SlurmCluster, why_not
 
 ROOT = Path(__file__).parents[2]
 STANDIN = Path(__file__).with_name("standin.py")
@@ -150,6 +154,16 @@ def test_slurm_rank_outside_of_srun_says_how_to_use_it(cluster):
     assert "SLURM_JOB_ID is not set: slurm-rank runs inside srun" in done.stdout
 
 
+def test_doctor_shows_a_row_for_each_node(cluster):
+    shown = cluster.run(
+        "srun", "-N2", "--ntasks-per-node=1", sys.executable, "-m", "launch", "doctor", check=False
+    )
+    for name in ("node1", "node2"):
+        assert re.search(rf"^(ok|warn|FAIL) +{name} +.*", shown, re.M), shown
+    assert re.search(r"^ok +allreduce +2 ranks: [\d.]+ ms, [\d.]+ MB/s at 45 MB", shown, re.M)
+    assert not list(ROOT.glob(".launch-doctor-*"))
+
+
 # ---------------------------------------------------------------------------- submission, the log
 
 
@@ -196,7 +210,7 @@ def test_failing_rank_ends_the_job_and_is_named(cluster, tmp_path):
     )  # fmt: skip
     assert done.returncode not in (0, 85)
     assert re.search(
-        r"last lines of rank 1, the first to fail:\n    rank 1\n    no such record: 17\n",
+        r"last lines of rank 1, which failed:\n    rank 1\n    no such record: 17\n",
         done.stdout,
     )
     assert "rank 1 on node2: Exited with exit code 1" in done.stdout
@@ -279,17 +293,45 @@ def test_time_limit_saves_and_requeues(cluster, jobs):
     assert steps == uninterrupted(len(steps))
 
 
-def test_preemption_saves_and_requeues(cluster, tmp_path):
-    job = Job(cluster, tmp_path, 60, "--nodes", "2", "--partition", "low")
-    job.wait_for_step(3)
-    cluster.run(
-        "sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null",
-        "--wrap", "sleep 1",
+def test_preempted_training_has_the_losses_of_an_undisturbed_one(cluster, tmp_path):
+    """The real trainer: same weights, and the same loss at every step, none twice."""
+    one_thread = {"OMP_NUM_THREADS": "1"}
+    command = ["python", "-m", "trainer", "train", *SMALL, "monitor.every_steps=1"]
+    command.append("train.epochs=8")
+    with mock.patch.dict(cluster.environment, one_thread):
+        requeued = tmp_path / "requeued"
+        job = Job(
+            cluster, tmp_path, 0, "--nodes=2", "--partition=low",
+            command=[*command, f"output={requeued}"],
+        )  # fmt: skip
+    job.wait_for("images/s")
+    high = cluster.run(
+        "sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive",
+        "--output=/dev/null", "--wrap", "sleep 1",
     )  # fmt: skip
     job.wait_for(rf"launch: job {job.id}: preempted by another job; saved; requeue 1 of 10")
-    job.wait_for(r"from step [1-9]\d* with 2 ranks")
-    job.wait_for("done:")
-    assert job.losses() == uninterrupted(60)
+    straight = tmp_path / "straight"
+    launch(
+        cluster, "local", "-n", "2", "--quiet", "--", *command, f"output={straight}", env=one_thread
+    )  # fmt: skip
+    job.wait_for("^done:")
+    assert "goes on from" in job.text()
+    assert cluster.state(high.strip()) == "COMPLETED"
+    assert losses(requeued) == losses(straight)
+    assert [step for step, _ in losses(requeued)] == list(range(1, 129))
+    assert final_weights(requeued) == final_weights(straight)
+
+
+def losses(output):
+    """(step, loss) of each step in the run's event files."""
+    events = EventAccumulator(str(output / "default" / "events"), size_guidance={"scalars": 0})
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars("train/loss")]
+
+
+def final_weights(output):
+    (path,) = (output / "default" / "checkpoints").glob("step-00000128/model.params")
+    return path.read_bytes()
 
 
 # ------------------------------------------------------------------ ranks and nodes that are lost

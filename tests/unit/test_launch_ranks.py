@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from launch import network
-from launch.blame import first_cause, lost_a_peer
+from launch.blame import first_cause, tells_no_cause
 from launch.process import describe_exit, shell_exit_code
 from launch.ranks import cores_per_rank, facts_on_one_host, rank_environment
 
@@ -89,7 +89,7 @@ LOST = "MXNetError: Horovod has been shut down. This was caused by an exception 
 
 
 @pytest.mark.parametrize(
-    ("failed", "bereaved", "unresponsive", "named"),
+    ("failed", "without_cause", "unresponsive", "named"),
     [
         ([2, 0, 1], [], [], 2),
         ([2, 0, 1], [2, 0], [], 1),  # 2 and 0 ended first, but only because they lost 1
@@ -98,12 +98,15 @@ LOST = "MXNetError: Horovod has been shut down. This was caused by an exception 
         ([], [], [], None),
     ],
 )
-def test_the_cause_is_named_not_the_first_to_end(failed, bereaved, unresponsive, named):
-    assert first_cause(failed, bereaved, unresponsive) == named
+def test_the_cause_is_named_not_the_first_to_end(failed, without_cause, unresponsive, named):
+    assert first_cause(failed, without_cause, unresponsive) == named
 
 
-def test_last_words_of_a_rank_that_lost_a_peer():
-    assert lost_a_peer(["Traceback", LOST])
-    assert lost_a_peer(["... tcp/pair.cc:589] Read error [10.0.0.1]:9: Connection reset by peer"])
-    assert not lost_a_peer(["RuntimeError: boom"])
-    assert not lost_a_peer([])
+def test_last_words_of_a_rank_that_tells_no_cause():
+    assert tells_no_cause(True, ["Traceback", LOST])
+    assert tells_no_cause(
+        False, ["... tcp/pair.cc:589] Read error [10.0.0.1]:9: Connection reset by peer"]
+    )
+    assert tells_no_cause(True, [])  # rank 0 speaks for all
+    assert not tells_no_cause(False, [])  # a signal is a cause
+    assert not tells_no_cause(True, ["RuntimeError: boom"])

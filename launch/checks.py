@@ -1,0 +1,222 @@
+"""The single checks of `launch doctor`. Each gives rows; a red row says how to mend it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from launch.cuda_code import gpu_code
+
+OK, WARN, FAIL = "ok", "warn", "FAIL"
+MIN_DRIVER = 450  # of CUDA 11 (NVIDIA's table of minor version compatibility)
+MIN_FREE_BYTES = 2**30
+NGC = "use NVIDIA's NGC MXNet container (24.06): python -m launch slurm --container ..."
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finding: `status` is ok, warn (training works, but) or FAIL (it cannot)."""
+
+    name: str
+    status: str
+    found: str
+    fix: str = ""
+
+
+def run(command: List[str], timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """A finished command; exit code 127 when there is no such program, 124 when it hangs."""
+    try:
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not installed")
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"no answer within {timeout:g} s")
+
+
+def ask_libraries() -> Dict[str, Any]:
+    """What launch/probe_libraries.py finds; a crash of it counts for both libraries."""
+    done = run([sys.executable, "-m", "launch.probe_libraries"])
+    try:
+        return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+    except (ValueError, IndexError):
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        broken = {"error": last}
+        return {"mxnet": broken, "horovod": broken, "missing": []}
+
+
+def library_rows(libraries: Dict[str, Any]) -> List[Row]:
+    """Python, MXNet, Horovod and TensorBoard, from what `ask_libraries` found."""
+    version = sys.version_info[:2]
+    rows = [
+        Row(
+            "Python",
+            OK if (3, 8) <= version <= (3, 11) else FAIL,
+            "{}.{}".format(*version),
+            "MXNet 1.9.1 needs Python 3.8 to 3.11: make setup PYTHON=python3.11",
+        )
+    ]
+    mxnet, horovod = libraries["mxnet"], libraries["horovod"]
+    if "error" in mxnet:
+        rows.append(Row("MXNet", FAIL, mxnet["error"], "make setup"))
+    else:
+        cuda = "with CUDA" if "CUDA" in mxnet["features"] else "for the CPU"
+        rows.append(Row("MXNet", OK, f"{mxnet['version']} {cuda}"))
+    if "error" in horovod:
+        rows.append(Row("Horovod", FAIL, horovod["error"], "make setup"))
+    else:
+        parts = [name for name in ("gloo", "mpi", "nccl") if horovod[name]]
+        status = OK if horovod["gloo"] else FAIL
+        found = f"{horovod['version']} with {', '.join(parts) or 'nothing'} built in"
+        rows.append(Row("Horovod", status, found, "make setup builds it with HOROVOD_WITH_GLOO=1"))
+    missing = libraries["missing"]
+    rows.append(
+        Row(
+            "TensorBoard",
+            WARN if missing else OK,
+            f"no {', '.join(missing)}" if missing else "found",
+            f"pip install {' '.join(missing)}",
+        )
+    )
+    return rows
+
+
+def gpu_rows(libraries: Dict[str, Any]) -> List[Row]:
+    """Driver, GPUs against what this MXNet holds code for, and NCCL."""
+    query = "--query-gpu=name,compute_cap,driver_version"
+    answer = run(["nvidia-smi", query, "--format=csv,noheader"], timeout=30)
+    cuda_build = "CUDA" in libraries["mxnet"].get("features", ())
+    if answer.returncode == 127:
+        note = "; MXNet is a CUDA build without a GPU here" if cuda_build else ""
+        return [Row("GPU", OK, f"none (no nvidia-smi): training runs on the CPU{note}")]
+    if answer.returncode:
+        found = (answer.stdout + answer.stderr).strip().splitlines()[-1:]
+        fix = "the driver does not answer: nvidia-smi must work before MXNet can"
+        return [Row("GPU", FAIL if cuda_build else WARN, "".join(found), fix)]
+    gpus = [[word.strip() for word in line.split(",")] for line in answer.stdout.splitlines()]
+    if not gpus:
+        return [Row("GPU", OK, "none: training runs on the CPU")]
+    driver = gpus[0][2]
+    names = ", ".join(f"{name} (sm_{cap.replace('.', '')})" for name, cap, _ in gpus)
+    good_driver = int(re.split(r"\D", driver)[0] or 0) >= MIN_DRIVER
+    rows = [
+        Row("driver", OK if good_driver else FAIL, driver, f"CUDA 11 needs {MIN_DRIVER} or later")
+    ]
+    if not cuda_build:
+        fix = "make setup GPU=1 installs a CUDA build; without it training runs on the CPU"
+        return [*rows, Row("GPU", WARN, f"{names}, but MXNet is built for the CPU", fix)]
+    rows.append(_code_row(names, [cap for _, cap, _ in gpus], Path(libraries["mxnet"]["library"])))
+    if len(gpus) > 1:
+        rows.append(_nccl_row(libraries["horovod"]))
+    return rows
+
+
+def _code_row(names: str, capabilities: List[str], library: Path) -> Row:
+    code = gpu_code(library)
+    for capability in capabilities:
+        architecture = int(capability.replace(".", ""))
+        if not code.runs_on(architecture):
+            found = f"{names}: this MXNet build has no code for sm_{architecture}, only {code}"
+            return Row("GPU", FAIL, found, NGC)
+    return Row("GPU", OK, f"{names}; MXNet holds {code}")
+
+
+def _nccl_row(horovod: Dict[str, Any]) -> Row:
+    version = horovod.get("nccl", 0)
+    if version > 1:
+        # NCCL_VERSION_CODE: 2708 for 2.7.8, 21003 for 2.10.3.
+        major, minor = divmod(version // 100, 100 if version >= 10000 else 10)
+        return Row("NCCL", OK, f"{major}.{minor}.{version % 100}")
+    if version:
+        return Row("NCCL", OK, "built in")
+    fix = "gradients cross the host's memory: build Horovod with HOROVOD_GPU_OPERATIONS=NCCL"
+    return Row("NCCL", WARN, "not built into Horovod", fix)
+
+
+def data_row() -> Row:
+    """Fashion-MNIST, found or downloaded as training would."""
+    done = run([sys.executable, "-m", "trainer.fashion_mnist"])
+    words = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1:]
+    if done.returncode == 0:
+        return Row("data", OK, f"Fashion-MNIST in {''.join(words)}")
+    return Row("data", FAIL, "Fashion-MNIST cannot be had", "".join(words))
+
+
+def write_row(folder: Path) -> Row:
+    """Whether runs can be written to `folder`, and how much room there is."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return Row(
+            "write", FAIL, f"{folder}: {error.strerror}", "start in a folder you may write to"
+        )
+    free = shutil.disk_usage(folder).free
+    status = OK if free >= MIN_FREE_BYTES else WARN
+    return Row("write", status, f"{folder}, {free / 2**30:.1f} GiB free", "checkpoints need room")
+
+
+def slurm_row() -> Row:
+    """Whether Slurm's commands are here, and which partitions there are."""
+    done = run(["sinfo", "--noheader", "--format=%R %D"], timeout=30)
+    if done.returncode == 127:
+        return Row("Slurm", OK, "not on this machine; `python -m launch local` does not need it")
+    if done.returncode:
+        error = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        return Row("Slurm", WARN, error, "ask the site: sinfo fails here")
+    partitions = [line.split() for line in done.stdout.splitlines()]
+    return Row("Slurm", OK, ", ".join(f"{name} ({nodes} nodes)" for name, nodes in partitions))
+
+
+def allreduce_row(done: subprocess.CompletedProcess[str]) -> Row:
+    """What launch/probe_allreduce.py measured."""
+    report = allreduce_report(done)
+    if report is None:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return Row(
+            "allreduce",
+            FAIL,
+            last,
+            "python -m launch local -n 2 -- python -m launch.probe_allreduce shows all of it",
+        )
+    return Row(
+        "allreduce",
+        OK,
+        f"{report['ranks']} ranks: {report['latency_ms']} ms, {report['mb_per_s']} MB/s at 45 MB",
+    )
+
+
+def allreduce_report(done: subprocess.CompletedProcess[str]) -> Optional[Dict[str, Any]]:
+    """The probe's JSON; None when it failed."""
+    try:
+        return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+    except (ValueError, IndexError):
+        return None
+
+
+def host_row() -> Row:
+    """The address that this host's name leads to."""
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        return Row("host", OK, f"{name}, which does not resolve; launch goes by the route")
+    note = "; not for other hosts, launch goes by the route" if address.startswith("127.") else ""
+    return Row("host", OK, f"{name} is {address}{note}")

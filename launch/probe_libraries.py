@@ -1,0 +1,47 @@
+"""What MXNet and Horovod say of themselves, as JSON; `launch doctor` runs this in a process of its
+own, because an import that crashes must not take the doctor with it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+from typing import Any, Dict
+
+
+def _mxnet() -> Dict[str, Any]:
+    import mxnet
+
+    features = [name for name, f in mxnet.runtime.Features().items() if f.enabled]
+    library = mxnet.libinfo.find_lib_path()[0]
+    return {"version": mxnet.__version__, "features": features, "library": library}
+
+
+def _horovod() -> Dict[str, Any]:
+    import horovod
+    import horovod.mxnet as hvd
+
+    return {
+        "version": horovod.__version__,
+        "gloo": bool(hvd.gloo_built()),
+        "mpi": bool(hvd.mpi_built()),
+        "nccl": int(hvd.nccl_built()),
+    }
+
+
+def _attempt(probe: Any) -> Dict[str, Any]:
+    try:
+        return dict(probe())
+    except Exception as error:  # whatever an import can raise is the finding
+        return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+
+if __name__ == "__main__":
+    boards = ("tensorboardX", "tensorboard")
+    answers = {
+        "python": platform.python_version(),
+        "mxnet": _attempt(_mxnet),
+        "horovod": _attempt(_horovod),
+        "missing": [name for name in boards if importlib.util.find_spec(name) is None],
+    }
+    print(json.dumps(answers))
