@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Any, Tuple
+from typing import Any, Optional, Tuple
 
 import click
 
@@ -43,6 +43,47 @@ def train(config: str, overrides: Tuple[str, ...], resume: str, force: bool) -> 
 
 
 @main.command()
+@click.argument("checkpoint", type=click.Path())
+@overridden
+def evaluate(checkpoint: str, overrides: Tuple[str, ...]) -> None:
+    """Look at the whole test set with the model of CHECKPOINT (or a run's folder: its best)."""
+    saved = _saved(checkpoint, overrides)
+    from . import fashion_mnist
+    from .saved import evaluate_saved
+
+    seen = evaluate_saved(saved)
+    dist.shutdown()
+    if dist.launched_rank() == 0:
+        click.echo(f"{saved.path}: loss {seen.loss:.4f}  accuracy {seen.accuracy:.4f}")
+        named = saved.config.data.dataset != "idx"
+        for label, share in enumerate(seen.class_accuracy):
+            name = fashion_mnist.CLASS_NAMES[label] if named else str(label)
+            click.echo(f"  {name:12} {share:.4f}")
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path())
+@overridden
+@click.option("--samples", type=click.IntRange(min=1), help="Of the training set; default: all.")
+@click.option("--out", type=click.Path(), help="Default: calibrated.params in the run's folder.")
+def calibrate(
+    checkpoint: str, overrides: Tuple[str, ...], samples: Optional[int], out: Optional[str]
+) -> None:
+    """Measure the running statistics of CHECKPOINT's model anew and write its parameters."""
+    saved = _saved(checkpoint, overrides)
+    from .saved import calibrate_saved, evaluate_saved
+
+    before = evaluate_saved(saved)
+    calibrate_saved(saved, samples)
+    after = evaluate_saved(saved)
+    if dist.is_root():
+        path = out or str(saved.path.resolve().parents[1] / "calibrated.params")
+        saved.net.save_parameters(path)
+        click.echo(f"accuracy {before.accuracy:.4f} -> {after.accuracy:.4f}; wrote {path}")
+    dist.shutdown()
+
+
+@main.command()
 @configured
 @overridden
 def summary(config: str, overrides: Tuple[str, ...]) -> None:
@@ -65,6 +106,13 @@ def summary(config: str, overrides: Tuple[str, ...]) -> None:
 def config(config: str, overrides: Tuple[str, ...]) -> None:
     """Check a config and show it with every default."""
     click.echo(config_module.as_yaml(_load(config, overrides)), nl=False)
+
+
+def _saved(checkpoint: str, overrides: Tuple[str, ...]) -> Any:
+    device.limit_threads()
+    from . import saved
+
+    return saved.load(checkpoint, overrides)
 
 
 def _load(config: Any, overrides: Tuple[str, ...]) -> config_module.Config:

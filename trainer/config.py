@@ -6,6 +6,7 @@ in one line (:class:`ConfigError`) before anything is started or written.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -207,8 +208,11 @@ class Config(_Checked):
         "moments over the samples of all ranks (sync), of one node's ranks (group), of one (local)",
         choices=("sync", "group", "local"),
     )
-    calibrate: bool = setting(
-        False, "make the running statistics exact by a pass over the training set before the end"
+    calibrate_samples: int = setting(
+        0,
+        "training samples over which running statistics are measured anew before the last "
+        "evaluation; 0: they stay as they are",
+        minimum=0,
     )
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
@@ -239,13 +243,14 @@ def load(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Config:
     if path is not None:
         values = _read_yaml(path)
         values.setdefault("name", Path(path).stem)
+    return from_dict(values, overrides)
+
+
+def from_dict(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """The config that a nested mapping of settings describes; what it leaves out is default."""
+    values = copy.deepcopy(dict(values))
     for override in overrides:
         _override(values, override)
-    return from_dict(values)
-
-
-def from_dict(values: Mapping[str, Any]) -> Config:
-    """The config that a nested mapping of settings describes; what it leaves out is default."""
     return _build(Config, values, prefix="")
 
 

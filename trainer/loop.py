@@ -13,10 +13,20 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from . import checkpoint, dist, fashion_mnist, model, optimizer_state, resume, sharding, summary
+from . import (
+    batch_norm,
+    checkpoint,
+    dist,
+    fashion_mnist,
+    model,
+    optimizer_state,
+    resume,
+    sharding,
+    summary,
+)
 from .config import Config, as_yaml, to_dict
 from .device import choose
-from .evaluation import evaluate
+from .evaluation import evaluate, test_batches
 from .loader import Batch, EvalLoader, TrainLoader
 from .metrics import Evaluation, NonFiniteLossError, TrainMetrics
 from .monitor import Monitor
@@ -235,21 +245,22 @@ class _Run:
         self._say(f"epoch {epoch}: training loss {means.loss:.4f}  accuracy {means.accuracy:.4f}")
         every = self.config.evaluate.every_epochs
         self.evaluation = None
+        if self.step == self.last_step and self.config.calibrate_samples:
+            self._calibrate()
         if self.step == self.last_step or (every and epoch % every == 0):
             self._evaluate()
         self._save(self.evaluation.accuracy if self.evaluation else None)
 
+    def _calibrate(self) -> None:
+        """Exact running statistics, over batches of the epoch after the last."""
+        steps = -(-self.config.calibrate_samples // self.config.train.global_batch_size)
+        batches = self.loader.from_step(self.last_step, self.last_step + steps)
+        batch_norm.calibrate(self.net, ((b.data, b.samples) for b in self._watched(batches)))
+
     def _evaluate(self) -> None:
         config = self.config
         merge_running_statistics(self.net, config)
-        batches = EvalLoader(
-            *self.test,
-            config.data,
-            batch_size=config.evaluate.batch_size,
-            rank=dist.rank(),
-            world_size=dist.world_size(),
-            place=functools.partial(mx.nd.array, ctx=self.ctx),
-        )
+        batches = test_batches(self.test, config, self.ctx)
         self.evaluation = evaluate(self.net, self._watched(batches), self.num_classes)
         names = self._class_names()
         self.monitor.evaluation(self.evaluation, names, self.step)
@@ -262,7 +273,7 @@ class _Run:
 
     def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for number, batch in enumerate(batches):
-            self.watchdog.beat(f"batch {number} of the evaluation after step {self.step}")
+            self.watchdog.beat(f"batch {number} of a pass after step {self.step}")
             yield batch
 
     def _save(self, accuracy: Optional[float] = None) -> None:

@@ -1,0 +1,113 @@
+"""The input pipeline beside Gluon's DataLoader, the same transforms, alternating, medians.
+
+    python -m benchmarks.loader
+
+One epoch's worth of batches from the real training set is made by this project's loader (one
+background thread, as in training) and by ``gluon.data.DataLoader`` with 0, 2 and 4 workers; at
+28 x 28 with padding, random crop and flip, and at 96 x 96 with resizing. A round times each once.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import statistics
+import time
+from typing import Any, Callable, Dict, Iterable
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+from mxnet.gluon.data.vision import transforms
+
+from benchmarks import report
+from trainer import fashion_mnist
+from trainer.config import Data
+from trainer.loader import TrainLoader
+
+BATCH = 64
+WORKERS = (0, 2, 4)
+GLUON_IMAGES = 6_400  # Gluon's is timed over fewer: at its speed they take seconds
+
+
+def ours(images: np.ndarray, labels: np.ndarray, settings: Data) -> Iterable[Any]:
+    """This project's batches on the device, over the whole set."""
+    loader = TrainLoader(
+        images, labels, settings, global_batch_size=BATCH, seed=0, place=mx.nd.array
+    )
+    return loader.from_step(0, loader.steps_per_epoch)
+
+
+def gluons(images: np.ndarray, labels: np.ndarray, size: int, workers: int) -> Iterable[Any]:
+    """Gluon's batches, transformed as its own examples do it."""
+    steps = [transforms.ToTensor(), transforms.Normalize(0.2860, 0.3530)]
+    if size == 28:
+        images = np.pad(images[:GLUON_IMAGES], ((0, 0), (2, 2), (2, 2)))  # once, as ours is
+        steps = [RandomCrop(), transforms.RandomFlipLeftRight(), *steps]
+    else:
+        steps = [transforms.Resize(size), *steps]
+    dataset = gluon.data.ArrayDataset(
+        [mx.nd.array(image[:, :, None], dtype=np.uint8) for image in images[:GLUON_IMAGES]],
+        labels[:GLUON_IMAGES],
+    ).transform_first(transforms.Compose(steps))
+    return gluon.data.DataLoader(dataset, BATCH, shuffle=True, num_workers=workers)
+
+
+class RandomCrop(gluon.Block):
+    """28 x 28 out of a padded image; MXNet 1.9.1's own transforms have no plain random crop."""
+
+    def forward(self, image: mx.nd.NDArray) -> mx.nd.NDArray:
+        return mx.image.random_crop(image, (28, 28))[0]
+
+
+def speed(batches: Iterable[Any]) -> float:
+    """Images a second, from the second batch on: workers start once."""
+    images, began = 0, 0.0
+    for number, batch in enumerate(batches):
+        batch[0].wait_to_read()
+        if number == 0:
+            began = time.perf_counter()
+        else:
+            images += len(batch[0])
+    return images / (time.perf_counter() - began)
+
+
+def main() -> None:
+    """Measure, print the table, write results/loader.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    before = report.machine()
+    images, labels = fashion_mnist.load("train")
+    figures: Dict[str, Any] = {}
+    rows = []
+    for size in (28, 96):
+        settings = Data(pad_crop=2, flip=True) if size == 28 else Data(image_size=96)
+        peers = {f"Gluon, {n} workers": gluons(images, labels, size, n) for n in WORKERS}
+        runs: Dict[str, Callable[[], float]] = {
+            "this project": lambda settings=settings: speed(ours(images, labels, settings))
+        }
+        for name, loader in peers.items():
+            runs[name] = lambda loader=loader: speed(loader)
+        speeds: Dict[str, list] = {name: [] for name in runs}
+        for _ in range(rounds):
+            for name, measure in runs.items():
+                speeds[name].append(measure())
+        medians = {name: statistics.median(values) for name, values in speeds.items()}
+        best = max(medians[name] for name in peers)
+        for name, median in medians.items():
+            rows.append((f"{size} x {size}", name, f"{median:,.0f}", f"{median / best:.2f}"))
+        figures[f"{size}x{size}"] = {
+            "images_per_second": speeds,
+            "medians": medians,
+            "times_gluons_best": medians["this project"] / best,
+        }
+    print(report.table(("size", "loader", "images/s (median)", "times Gluon's best"), rows))
+    print(report.write("loader", figures, before))
+
+
+if __name__ == "__main__":
+    main()

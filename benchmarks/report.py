@@ -1,0 +1,53 @@
+"""Writes what a benchmark measured, with where, when and by which command."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> Dict[str, Any]:
+    """The hardware and versions that figures depend on."""
+    import mxnet
+    import numpy
+
+    about = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.split(":", 1)[1].strip() for line in about if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": "none",
+        "load before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "mxnet": mxnet.__version__,
+        "numpy": numpy.__version__,
+    }
+
+
+def write(name: str, figures: Any, before: Dict[str, Any]) -> Path:
+    """Write ``results/NAME.json``: the figures, and ``before``, what :func:`machine` said then."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    command = "python -m " + ".".join(("benchmarks", Path(sys.argv[0]).stem))
+    content = {
+        "command": " ".join([command, *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "machine": before,
+        "figures": figures,
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines: List[str] = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)

@@ -1,0 +1,75 @@
+"""The real command lines, as a user types them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import List, NamedTuple, Sequence
+
+ROOT = Path(__file__).resolve().parents[2]
+HOROVODRUN = str(Path(sys.executable).with_name("horovodrun"))
+
+# A net of a thousand weights, on the 2,000 + 500 images of the sample: a step takes milliseconds.
+SMALL = [
+    "model.factory=tests.integration.nets:small",
+    "data.dataset=fashion_mnist_sample",
+    "data.pad_crop=2",
+    "data.flip=true",
+    "train.global_batch_size=125",
+    "optimizer.lr=0.05",
+    "batch_norm=sync",
+    "monitor.every_steps=4",
+    "train.watchdog_seconds=120",
+]
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def trainer(*arguments: str, ranks: int = 1) -> List[str]:
+    """``python -m trainer ARGUMENTS``, under horovodrun where there are several ranks."""
+    command = [sys.executable, "-m", "trainer", *arguments]
+    return command if ranks == 1 else [HOROVODRUN, "-np", str(ranks), *command]
+
+
+def environment() -> dict:
+    """This process's, with one thread a rank and quick notice of ranks that fell silent."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HOROVOD_GLOO_TIMEOUT_SECONDS": "20"}
+
+
+def run(command: Sequence[str], seconds: float = 240) -> Done:
+    """Run ``command`` from the project's folder to its end."""
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=seconds
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def start(command: Sequence[str]) -> subprocess.Popen:
+    """Start ``command`` from the project's folder; both streams come in one pipe, line by line."""
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**environment(), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
+    )
+
+
+def read_until(process: subprocess.Popen, text: str) -> str:
+    """What ``process`` prints, up to the line that holds ``text``."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return "".join(lines)
+    raise AssertionError(f"{text!r} never came:\n{''.join(lines)}")

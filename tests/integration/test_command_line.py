@@ -1,0 +1,220 @@
+"""`python -m trainer`, alone and under horovodrun: what it leaves, how it goes on, how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Iterator, List
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+from trainer import checkpoint
+
+from . import nets
+from .commands import SMALL, read_until, run, start, trainer
+
+
+def _weights(folder: Path) -> dict:
+    path = checkpoint.find_latest(folder / "checkpoints", print)
+    assert path is not None
+    return {name: a.asnumpy() for name, a in mx.nd.load(str(path / checkpoint.PARAMETERS)).items()}
+
+
+def _rank_pids(launcher: int, ranks: int) -> List[int]:
+    """The ranks below a horovodrun, by rank."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            variables = (entry / "environ").read_bytes().split(b"\0")
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"trainer\0train" in command and f"TEST_LAUNCHER={launcher}".encode() in variables:
+            rank = next((v for v in variables if v.startswith(b"HOROVOD_RANK=")), None)
+            if rank is not None:
+                found[int(rank.split(b"=")[1])] = int(entry.name)
+    assert len(found) == ranks, found
+    return [found[rank] for rank in range(ranks)]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a run of two epochs on two ranks, never disturbed."""
+    output = tmp_path_factory.mktemp("runs")
+    done = run(trainer("train", *SMALL, "train.epochs=2", f"output={output}", ranks=2))
+    assert done.code == 0, done.out + done.err
+    for expected in ("2000 training and 500 test images", "epoch 2:", "(500 images)", "done:"):
+        assert expected in done.out
+    assert f"tensorboard --logdir {output}" in done.out
+    assert "[1]<stdout>" not in done.out + done.err, "rank 1 is quiet"
+    yield output / "default"
+
+
+def test_a_run_leaves_checkpoint_config_and_events(straight: Path) -> None:
+    path = checkpoint.find_latest(straight / "checkpoints", print)
+    assert path is not None and path.name == "step-00000032"
+    net = nets.small()
+    net.load_parameters(str(path / "model.params"))
+    assert net(mx.nd.zeros((1, 1, 28, 28))).shape == (1, 10)
+    assert json.loads((path / "state.json").read_text())["step"] == 32
+    assert (straight / "config.yaml").is_file()
+    assert len(list((straight / "events").glob("events.out.tfevents.*"))) == 1
+
+
+def test_stopped_by_signal_it_goes_on_to_the_same_bits(straight: Path, tmp_path: Path) -> None:
+    """SIGTERM in mid-epoch, twice; then the end. Dropout and augmentation included."""
+    command = trainer("train", *SMALL, "train.epochs=2", f"output={tmp_path}", ranks=2)
+    for _ in range(2):
+        process = start(["env", f"TEST_LAUNCHER={os.getpid()}", *command])
+        try:
+            read_until(process, "images/s")
+            os.kill(_rank_pids(os.getpid(), 2)[1], signal.SIGTERM)
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert process.returncode != 0
+    path = checkpoint.find_latest(tmp_path / "default" / "checkpoints", print)
+    assert path is not None and 8 <= checkpoint.read_state(path)["step"] < 32
+    done = run(command)
+    assert done.code == 0 and "goes on from" in done.out, done.out + done.err
+    expected = _weights(straight)
+    for name, array in _weights(tmp_path / "default").items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+def test_alone_a_stopped_run_exits_85(tmp_path: Path) -> None:
+    process = start(trainer("train", *SMALL, "train.epochs=50", f"output={tmp_path}"))
+    try:
+        read_until(process, "images/s")
+        process.send_signal(signal.SIGUSR1)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 85
+    assert "as asked; saved" in out
+
+
+def test_interrupted_it_leaves_without_a_traceback(tmp_path: Path) -> None:
+    process = start(trainer("train", *SMALL, "train.epochs=50", f"output={tmp_path}"))
+    try:
+        read_until(process, "images/s")
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in out and "error: interrupted" in out
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds", "words"),
+    [(signal.SIGKILL, 30, "another rank has ended"), (signal.SIGSTOP, 60, "rank 0")],
+)
+def test_a_lost_rank_ends_the_job(tmp_path: Path, number: int, seconds: float, words: str) -> None:
+    """Killed: the peers notice at once. Stopped: after Gloo's time-out, or by the watchdog."""
+    settings = ["train.epochs=1000", "train.watchdog_seconds=10", f"output={tmp_path}"]
+    command = trainer("train", *SMALL, *settings, ranks=2)
+    process = start(["env", f"TEST_LAUNCHER={os.getpid()}", *command])
+    stopped = None
+    try:
+        read_until(process, "images/s")
+        stopped = _rank_pids(os.getpid(), 2)[1]
+        os.kill(stopped, number)
+        began = time.monotonic()
+        said = read_until(process, words)
+        assert time.monotonic() - began < seconds
+        assert "rank 0 on" in said
+        if number == signal.SIGSTOP:
+            os.kill(stopped, signal.SIGKILL)  # horovodrun waits for it otherwise
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+        if stopped is not None and number == signal.SIGSTOP:
+            os.system(f"kill -9 {stopped} 2>/dev/null")
+    assert process.returncode != 0
+
+
+def test_a_loss_that_is_not_finite_stops_all_ranks_at_its_step(tmp_path: Path) -> None:
+    settings = ["optimizer.lr=1e38", "train.epochs=1", f"output={tmp_path}"]
+    done = run(trainer("train", *SMALL, *settings, ranks=2))
+    assert done.code != 0
+    assert "the loss was not finite at step" in done.err
+    assert "nothing was saved before" in done.err
+    assert "<stderr>:Traceback" not in done.err
+    assert not list(tmp_path.glob("default/checkpoints/*"))
+
+
+def test_an_error_on_one_rank_is_told_by_rank_0(tmp_path: Path) -> None:
+    """Each rank reads a folder named after it; rank 1's is empty."""
+    full = Path(__file__).parents[1] / "sample"
+    command = trainer(
+        "train", *SMALL, "data.dataset=idx", "data.folder=data", f"output={tmp_path}/runs", ranks=2
+    )
+    for rank in (0, 1):
+        (tmp_path / f"{rank}").mkdir()
+    (tmp_path / "0" / "data").symlink_to(full)
+    (tmp_path / "1" / "data").mkdir()
+    root = Path(__file__).parents[2]
+    script = f'cd {tmp_path}/$HOROVOD_RANK && PYTHONPATH={root} exec "$@"'
+    inner = command[command.index("-np") + 2 :]
+    done = run([*command[:3], "sh", "-c", script, "sh", *inner])
+    assert "error: rank 1 on" in done.err, done.out + done.err
+    assert done.code != 0 and not (tmp_path / "runs").exists()
+
+
+def test_other_settings_than_the_checkpoint_are_refused(straight: Path) -> None:
+    before = sorted(straight.rglob("*"))
+    arguments = [*SMALL, "train.epochs=2", "optimizer.lr=0.06", f"output={straight.parent}"]
+    done = run(trainer("train", *arguments, ranks=2))
+    assert "optimizer.lr: 0.05 -> 0.06" in done.err
+    assert done.code != 0 and sorted(straight.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["configs/quikstart.yaml"], "did you mean configs/quickstart.yaml?"),
+        (["optimizer.learning_rate=1"], "unknown setting optimizer.learning_rate"),
+        (["model.factory=tests.integration.nets:smal"], "has no such function"),
+        (["model.factory=tests.integration.nets:not_a_net"], "not a Gluon Block"),
+        (["optimizer.name=sdg"], "sgd"),
+        (["data.folder=/nonexistent"], "/nonexistent"),
+        (["device=gpu"], "device is gpu; MXNet sees none"),
+        (["--resume", "/nonexistent"], "cannot resume"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    tmp_path: Path, arguments: List[str], words: str
+) -> None:
+    done = run(trainer("train", *arguments, f"output={tmp_path}/runs"))
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1 and done.err.startswith("error: "), done.err
+    assert words in done.err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ["model.factory=tests.integration.nets:imperative"],
+        ["model.factory=d2lzh:resnet18", "model.arguments={num_classes: 10}"],
+    ],
+)
+def test_nets_of_other_makers(tmp_path: Path, model: List[str]) -> None:
+    settings = [*SMALL, *model, "train.max_steps=2", "train.global_batch_size=16"]
+    done = run(trainer("train", *settings, f"output={tmp_path}", ranks=2))
+    assert done.code == 0 and "(500 images)" in done.out, done.out + done.err
+
+
+def test_summary_prints_the_seeds_shapes() -> None:
+    done = run(trainer("summary", "data.image_size=224"))
+    for shape in ("(1, 64, 112, 112)", "(1, 64, 56, 56)", "(1, 512, 7, 7)", "(1, 10)"):
+        assert shape in done.out
+    assert "11,178,378" in done.out

@@ -1,0 +1,94 @@
+"""A trained model taken from its checkpoint: looked at on the test set, or calibrated."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import NamedTuple, Optional, Sequence
+
+import mxnet as mx
+from mxnet import gluon
+
+from . import batch_norm, checkpoint, config, dist, fashion_mnist, model, replica
+from .config import Config
+from .device import choose
+from .evaluation import evaluate, test_batches
+from .loader import TrainLoader
+from .metrics import Evaluation
+
+
+class Saved(NamedTuple):
+    """A net on its device, with the weights of a checkpoint."""
+
+    path: Path
+    config: Config
+    net: gluon.Block
+    ctx: mx.Context
+
+
+def load(where: str, overrides: Sequence[str] = ()) -> Saved:
+    """The model at ``where``: a checkpoint, or a run's folder (its best checkpoint); collective.
+
+    Args:
+        overrides: settings in place of those that the checkpoint was made with.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint, or it does not fit the net.
+    """
+    dist.init()
+    with dist.together():
+        path = _find(Path(where))
+        settings = config.from_dict(checkpoint.read_state(path)["config"], overrides)
+        ctx = choose(settings.device, dist.local_rank())
+        net = model.build(settings.model)
+        side = fashion_mnist.load("test", settings.data.folder, settings.data.dataset)[0].shape[1]
+        side = settings.data.image_size or side
+        replica.prepare(net, settings, (1, side, side), ctx)
+        checkpoint.load_parameters(path, net)
+    return Saved(path, settings, net, ctx)
+
+
+def _find(where: Path) -> Path:
+    path: Optional[Path] = where
+    if (where / "checkpoints").is_dir():
+        path = checkpoint.find_best(where / "checkpoints")
+        path = path or next(iter(reversed(checkpoint.listing(where / "checkpoints"))), None)
+    if path is None:
+        raise checkpoint.CheckpointError(f"{where} holds no checkpoint yet")
+    wrong = checkpoint.problem(path)
+    if wrong is not None:
+        raise checkpoint.CheckpointError(f"{wrong}; give a run's folder or a whole checkpoint")
+    return path
+
+
+def evaluate_saved(saved: Saved) -> Evaluation:
+    """The model on the whole test set; collective."""
+    data = saved.config.data
+    test = fashion_mnist.load("test", data.folder, data.dataset)
+    batches = test_batches(test, saved.config, saved.ctx)
+    return evaluate(saved.net, batches, 1 + int(test[1].max()))
+
+
+def calibrate_saved(saved: Saved, samples: Optional[int]) -> None:
+    """Measure the running statistics anew over ``samples`` of the training set; collective.
+
+    None takes all of it. The samples are augmented as in training.
+    """
+    settings = saved.config
+    train = fashion_mnist.load("train", settings.data.folder, settings.data.dataset)
+    loader = TrainLoader(
+        *train,
+        settings.data,
+        global_batch_size=settings.train.global_batch_size,
+        seed=settings.seed,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        place=functools.partial(mx.nd.array, ctx=saved.ctx),
+    )
+    steps = loader.steps_per_epoch
+    if samples is not None:
+        steps = min(steps, -(-samples // settings.train.global_batch_size))
+    # The epoch after the last: an order of its own.
+    first = settings.train.epochs * loader.steps_per_epoch
+    batches = loader.from_step(first, first + steps)
+    batch_norm.calibrate(saved.net, ((batch.data, batch.samples) for batch in batches))
