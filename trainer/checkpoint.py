@@ -48,22 +48,29 @@ def save(
     """
     path = folder / f"step-{state['step']:08d}"
     partial = folder / f".{path.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    for leftover in folder.glob(".step-*.partial"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
+    mx.nd.waitall()  # a forward under way may be laying weights out anew
     net.save_parameters(str(partial / PARAMETERS))
     arrays, counters = optimizer_state.read(trainer)
     # MXNet refuses to save an empty dict; an optimizer may have no arrays.
     mx.nd.save(str(partial / OPTIMIZER), arrays or {_NOTHING: mx.nd.zeros((1,))})
+    for name in (PARAMETERS, OPTIMIZER):
+        _check_written(partial / name)
     (partial / STATE).write_text(json.dumps({**state, "optimizer": counters}, indent=1))
     sums = {name: _sha256(partial / name) for name in (PARAMETERS, OPTIMIZER, STATE)}
     (partial / MANIFEST).write_text(json.dumps(sums, indent=1))
     for file in partial.iterdir():
         _sync(file)
     _sync(partial)
-    if path.exists():
-        shutil.rmtree(path)
+    replaced = folder / f"{path.name}.replaced"
+    if path.exists():  # saved at this step before: one of the two can be found at any moment
+        shutil.rmtree(replaced, ignore_errors=True)
+        path.rename(replaced)
     partial.rename(path)
     _sync(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
     _prune(folder, keep)
     return path
 
@@ -111,7 +118,7 @@ def problem(path: Path) -> Optional[str]:
                 return f"{path / name} is damaged: its SHA-256 is not the one in {MANIFEST}"
     except FileNotFoundError as error:
         return f"{error.filename} is missing"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return f"{path} cannot be read: {error}"
     return None
 
@@ -135,9 +142,11 @@ def find_best(folder: Path) -> Optional[Path]:
 
 def _accuracy(path: Path) -> Optional[float]:
     try:
-        return read_state(path).get("accuracy")
-    except (OSError, ValueError):  # a damaged one is not the best; find_latest reports it
+        accuracy = read_state(path)["accuracy"]
+    # A damaged one is not the best; find_latest reports it.
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
+    return accuracy if isinstance(accuracy, float) else None
 
 
 def listing(folder: Path) -> List[Path]:
@@ -150,6 +159,14 @@ def _prune(folder: Path, keep: int) -> None:
     for path in listing(folder)[:-keep]:
         if path != best:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_written(path: Path) -> None:
+    """Read arrays back: MXNet does not notice when the last block of a file finds no room."""
+    try:
+        mx.nd.load(str(path))
+    except mx.MXNetError as error:
+        raise OSError(f"{path} could not be written whole; is the disk full?") from error
 
 
 def _sha256(path: Path) -> str:

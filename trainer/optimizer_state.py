@@ -11,6 +11,9 @@ from . import dist
 
 Arrays = Dict[str, mx.nd.NDArray]  # by "parameter number.place in its state"
 
+# What an optimizer carries from step to step beside its arrays: Nadam's product of momenta.
+_NUMBERS = ("m_schedule",)
+
 
 def read(trainer: gluon.Trainer) -> Tuple[Arrays, Dict[str, Any]]:
     """The arrays (momenta and the like), and the counters as JSON can hold them."""
@@ -24,6 +27,9 @@ def read(trainer: gluon.Trainer) -> Tuple[Arrays, Dict[str, Any]]:
         "name": type(optimizer).__name__,
         "num_update": optimizer.num_update,
         "index_update_count": {str(k): v for k, v in optimizer._index_update_count.items()},
+        "numbers": {
+            name: getattr(optimizer, name) for name in _NUMBERS if hasattr(optimizer, name)
+        },
     }
     return arrays, counters
 
@@ -49,6 +55,8 @@ def write(trainer: gluon.Trainer, arrays: Arrays, counters: Dict[str, Any]) -> N
     counts = {int(k): v for k, v in counters["index_update_count"].items()}
     optimizer._index_update_count.clear()
     optimizer._index_update_count.update(counts)
+    for number, value in counters["numbers"].items():
+        setattr(optimizer, number, value)
 
 
 def broadcast(trainer: gluon.Trainer) -> None:
