@@ -6,6 +6,7 @@ samples, ``test/*`` over the test set, ``speed/*`` of the whole job.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence
 
@@ -28,11 +29,18 @@ class Monitor:
         self._writer: Any = None
         if enabled:
             from tensorboardX import SummaryWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-            # A point at step n is written after n steps; the checkpoint of step n has seen it.
-            self._writer = SummaryWriter(
-                str(folder), purge_step=first_step + 1 if first_step else None, flush_secs=10
-            )
+            # File names have seconds only; a second writer must not overwrite the first.
+            self._writer = SummaryWriter(str(folder), filename_suffix=f".{time.time_ns()}")
+            # tensorboardX hands events to a thread that its flush() does not wait for: a killed
+            # run would lose points that its last checkpoint has seen. They are written here.
+            events = self._writer.file_writer.event_writer
+            events.add_event = events._ev_writer.write_event
+            if first_step:
+                # A point at step n is written after n steps; the checkpoint of step n has seen it.
+                start = Event(session_log=SessionLog(status=SessionLog.START))
+                self._writer.file_writer.add_event(start, first_step + 1)
 
     def start(self, config: Config, layers: str) -> None:
         """The resolved config and the net's layers, as text."""
@@ -46,6 +54,7 @@ class Monitor:
             for name, value in values.items():
                 if value is not None:
                     self._writer.add_scalar(f"{group}/{name}", value, step)
+            self._writer.flush()
 
     def evaluation(self, evaluation: Evaluation, names: Sequence[str], step: int) -> None:
         """The test set's figures and the confusion matrix as a picture."""
