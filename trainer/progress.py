@@ -68,8 +68,8 @@ class ProgressDisplay:
         made = step - self._first
         if made <= 0 or step >= self._last:
             return ""
-        seconds = (time.monotonic() - self._started) * (self._last - step) / made
-        return f"  {seconds // 60:.0f}:{seconds % 60:02.0f} left"
+        seconds = round((time.monotonic() - self._started) * (self._last - step) / made)
+        return f"  {seconds // 60}:{seconds % 60:02} left"
 
     def _print(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
