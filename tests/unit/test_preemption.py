@@ -1,0 +1,79 @@
+"""Signals ask for a stop; they are the run's only while it trains."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from trainer.preemption import EXIT_CODE, StopRequest
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_asks_for_a_stop(number):
+    with StopRequest() as stop:
+        assert not stop.agreed()
+        os.kill(os.getpid(), number)
+        assert stop.agreed()
+        assert stop.agreed()  # and it stays asked for
+
+
+def test_many_signals_are_one():
+    with StopRequest() as stop:
+        for _ in range(5):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.agreed()
+
+
+def test_handlers_are_put_back():
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("ours"))
+    try:
+        with StopRequest():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == ["ours"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_handlers_are_put_back_after_an_error():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(KeyError), StopRequest():
+        raise KeyError
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)) == before
+
+
+def test_interrupt_is_not_taken():
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest():
+        assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def work():
+        with StopRequest() as stop:
+            seen.append((signal.getsignal(signal.SIGTERM), stop.agreed()))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(before, False)]
+
+
+def test_runs_may_follow_each_other():
+    for _ in range(2):
+        with StopRequest() as stop:
+            assert not stop.agreed()
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert stop.agreed()
+
+
+def test_exit_code_is_none_that_a_failure_has():
+    assert EXIT_CODE == 85

@@ -1,0 +1,102 @@
+"""A line at each reading where nobody watches; a live bar on a terminal."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import time
+
+import pytest
+
+from trainer.progress import ProgressDisplay
+
+
+def lines(stream: io.StringIO) -> list:
+    return stream.getvalue().splitlines()
+
+
+def test_pipe_gets_a_line_at_each_reading_and_none_at_a_step():
+    stream = io.StringIO()
+    display = ProgressDisplay(0, 40, stream)
+    for step in range(1, 41):
+        display.step(step)
+        if step % 20 == 0:
+            display.figures(step, f"loss {step / 100:.4f}")
+    display.line("epoch 1: done")
+    display.close()
+    first, second, third = lines(stream)
+    assert first.startswith("[==========          ] 20/40 loss 0.2000") and "left" in first
+    assert second == "[====================] 40/40 loss 0.4000"
+    assert third == "epoch 1: done"
+    assert "\x1b" not in stream.getvalue() and "\r" not in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "seconds, expected",
+    [(10, "0:10"), (59.7, "1:00"), (60, "1:00"), (119.6, "2:00"), (90.4, "1:30"), (7322, "122:02")],
+)
+def test_remaining_time_is_read_as_minutes_and_seconds(monkeypatch, seconds, expected):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    display = ProgressDisplay(0, 20, stream)
+    now[0] = float(seconds)
+    display.figures(10, "")  # half is done, so as long again
+    assert lines(stream)[0].endswith(f"  {expected} left")
+
+
+def test_resumed_run_reckons_with_the_steps_it_made_itself(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    display = ProgressDisplay(90, 100, stream)
+    now[0] = 10.0
+    display.figures(95, "x")
+    assert lines(stream) == ["[===================] 95/100 x  0:10 left".replace("=]", "= ]")]
+
+
+def test_first_line_of_a_resumed_run_guesses_nothing():
+    stream = io.StringIO()
+    ProgressDisplay(90, 100, stream).figures(90, "x")
+    assert lines(stream) == ["[==================  ] 90/100 x"]
+
+
+def test_lines_are_flushed_at_once():
+    class Stream(io.StringIO):
+        flushed = 0
+
+        def flush(self):
+            self.flushed += 1
+
+    stream = Stream()
+    display = ProgressDisplay(0, 2, stream)
+    display.figures(1, "x")
+    display.line("y")
+    assert stream.flushed == 2
+
+
+def test_terminal_gets_a_live_bar_and_lines_that_stay(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    main, terminal = pty.openpty()
+    with os.fdopen(terminal, "w") as stream:
+        display = ProgressDisplay(0, 4, stream)
+        for step in range(1, 5):
+            display.step(step)
+        display.figures(4, "loss 0.1234")
+        display.line("a [red]line[/red] with brackets [0.5]")
+        display.close()
+        stream.flush()
+        shown = b""
+        os.set_blocking(main, False)
+        while True:
+            try:
+                shown += os.read(main, 65536)
+            except OSError:
+                break
+    os.close(main)
+    text = shown.decode()
+    assert "4/4" in text and "loss 0.1234" in text
+    assert "a [red]line[/red] with brackets [0.5]" in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is back

@@ -1,0 +1,81 @@
+"""A rank that stands still ends itself and shows where it stood."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+from trainer.watchdog import EXIT_CODE, Watchdog
+
+STUCK = """
+import threading, time
+from trainer.watchdog import Watchdog
+
+def waits_for_a_peer():
+    threading.Event().wait()
+
+with Watchdog(0.3, rank=5) as watchdog:
+    for step in range(3):
+        watchdog.beat(f"step {step}")
+        time.sleep(0.05)
+    waits_for_a_peer()
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_stuck_rank_exits_with_its_name_and_its_stacks():
+    done = run(STUCK)
+    assert done.returncode == EXIT_CODE == 70
+    first = done.stderr.splitlines()[0]
+    for part in ("rank 5", "stood still", "step 2", "train.watchdog_seconds is 0.3"):
+        assert part in first
+    assert "waits_for_a_peer" in done.stderr
+    assert done.stdout == ""
+
+
+def test_rank_that_is_busy_for_ever_is_seen():
+    done = run(STUCK.replace("threading.Event().wait()", "while True: pass"))
+    assert done.returncode == EXIT_CODE
+    assert "waits_for_a_peer" in done.stderr
+
+
+def test_rank_that_never_began_is_seen():
+    done = run(
+        "import time\n"
+        "from trainer.watchdog import Watchdog\n"
+        "with Watchdog(0.2, rank=0): time.sleep(60)"
+    )
+    assert done.returncode == EXIT_CODE
+    assert "starting" in done.stderr
+
+
+def test_rank_that_moves_is_left_alone():
+    done = run(
+        "import time\n"
+        "from trainer.watchdog import Watchdog\n"
+        "with Watchdog(1.0, rank=0) as watchdog:\n"
+        "    for step in range(30):\n"
+        "        watchdog.beat(f'step {step}')\n"
+        "        time.sleep(0.05)\n"
+        "print('done')"
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+def test_leaving_ends_the_thread():
+    with Watchdog(3600.0, rank=0):
+        assert "watchdog" in {thread.name for thread in threading.enumerate()}
+    assert "watchdog" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_nothing_happens_after_leaving():
+    with Watchdog(0.05, rank=0):
+        pass
+    time.sleep(0.2)  # the process is still here
