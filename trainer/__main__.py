@@ -39,7 +39,9 @@ def train(config: str, overrides: Tuple[str, ...], resume: str, force: bool) -> 
     if result.stopped:
         sys.exit(EXIT_CODE)
     if dist.launched_rank() == 0:
-        click.echo(f"look at it:  tensorboard --logdir {settings.output}")
+        click.echo(f"look at it:      tensorboard --logdir {settings.output}")
+        if settings.name != "fashion_mnist":
+            click.echo("higher accuracy: the same command with configs/fashion_mnist.yaml")
 
 
 @main.command()
