@@ -5,7 +5,7 @@ from __future__ import annotations
 import mxnet as mx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mxnet.gluon import nn
 
@@ -43,6 +43,7 @@ def reference(net) -> tuple:
     return np.mean(losses), confusion
 
 
+@settings(max_examples=10)
 @given(batch_size=st.integers(1, 40))
 def test_is_exact_whatever_the_batch(net, batch_size):
     loss, confusion = reference(net)
