@@ -45,6 +45,7 @@ HOROVOD_BUILD = {
     "HOROVOD_WITHOUT_TENSORFLOW": "1",
     "HOROVOD_WITHOUT_PYTORCH": "1",
 }
+# Not `horovodrun --check-build`, which reports PyTorch as built in where it is not.
 HOROVOD_CHECK = "import sys, horovod.mxnet as hvd; sys.exit(not hvd.gloo_built())"
 
 DATA_PACKAGE = "dataset-fashion-mnist"
@@ -177,6 +178,11 @@ def make_venv(gpu: bool) -> Tuple[int, int]:
             f"this is {sys.platform} on {platform.machine()}, and MXNet 1.9.1 is built for Linux on"
             " x86_64 alone: use such a machine or container"
         )
+    if PYTHON.exists() and not read_stamp():
+        raise SetupError(
+            f"{VENV} is not of this project's making, and its Python is none of 3.8 to 3.11:"
+            " remove it, or move it away"
+        )
     command, version = find_python()
     dotted = "{}.{}".format(*version)
     if output_of([command, "-c", "import venv, ensurepip"]) is None:
@@ -186,7 +192,7 @@ def make_venv(gpu: bool) -> Tuple[int, int]:
         check_nvcc()
     say(f"making .venv with Python {dotted}")
     VENV.mkdir(exist_ok=True)
-    failure = run_logged([command, "-m", "venv", str(VENV)])
+    failure = run_logged([command, "-m", "venv", "--clear", str(VENV)])
     if failure:
         raise SetupError(f"cannot make {VENV}: {failure}")
     write_stamp(folder=str(VENV), gpu=gpu)

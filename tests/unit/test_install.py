@@ -341,6 +341,30 @@ def test_venv_is_kept_while_it_can_be(tree, monkeypatch, stamp, gpu, version, us
     assert install.usable_venv(gpu) == (version if usable else None)
 
 
+def test_venv_that_was_moved_is_made_anew_with_nothing_in_it(tree, tmp_path, monkeypatch):
+    real, without_pip = sys.executable, tmp_path / "python"  # pip would take seconds
+    without_pip.write_text(
+        f'#!/bin/sh\n[ "$2" = venv ] && set -- "$@" --without-pip\nexec {real} "$@"'
+    )
+    without_pip.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(without_pip))
+    install.write_stamp(folder="/elsewhere/.venv", gpu=False, packages="done")
+    (tree / ".venv" / "bin").mkdir()
+    (tree / ".venv" / "bin" / "horovodrun").write_text("#!/elsewhere/.venv/bin/python")
+    version = install.make_venv(gpu=False)
+    assert version == install.usable_venv(gpu=False) == install.python_version(str(install.PYTHON))
+    assert install.read_stamp() == {"folder": str(tree / ".venv"), "gpu": False}
+    assert not (tree / ".venv" / "bin" / "horovodrun").exists()
+
+
+def test_venv_of_another_making_is_left_alone(tree, programs):
+    (tree / ".venv" / "bin").mkdir()
+    shutil.move(programs("python3", "echo 3 12"), str(install.PYTHON))
+    with pytest.raises(SetupError, match=r"is not of this project's making.*remove it, or move"):
+        install.install(gpu=False, dev=False)
+    assert install.PYTHON.exists()
+
+
 # -- data and Debian's packages --------------------------------------------------------------
 
 
