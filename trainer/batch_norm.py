@@ -93,10 +93,10 @@ class SyncBatchNorm(nn.BatchNorm):
         alone = self._rank_sum.size == 1 and self._rank_sum.collected is None
         if inference or alone or self._kwargs["use_global_stats"]:
             return super().hybrid_forward(F, x, gamma, beta, running_mean, running_var)
-        # x * 1 is in MXNet's own layout. An x in oneDNN's would be converted for the operator
-        # into a temporary array, which is gone before the operator's thread reads it.
         gamma, beta = F.Custom(
-            x * 1,
+            # A copy in MXNet's own layout. From one in oneDNN's, MXNet would make a temporary
+            # array for the operator, which is gone before the operator's thread reads it.
+            F.reshape(x, shape=(-2,)),
             gamma,
             beta,
             running_mean,
@@ -109,8 +109,8 @@ class SyncBatchNorm(nn.BatchNorm):
             scale=not self._kwargs["fix_gamma"],
         )
         # With momentum 1 the kernel leaves the running statistics to the operator.
-        arguments = {**self._kwargs, "fix_gamma": False, "momentum": 1}
-        y = F.BatchNorm(x, gamma, beta, running_mean, running_var, name="fwd", **arguments)
+        kernel = {**self._kwargs, "fix_gamma": False, "momentum": 1}
+        y = F.BatchNorm(x, gamma, beta, running_mean, running_var, name="fwd", **kernel)
         return F.relu(y) if self.fuse_relu else y
 
 

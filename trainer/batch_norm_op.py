@@ -23,7 +23,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd, nd
 
-from . import dist
+from . import dist, shared_memory
 
 _batch_is_empty = False
 
@@ -63,6 +63,8 @@ class RankSum:
         self.name = f"batch_norm.{next(self._serial)}"
         self.process_set = process_set
         self.collected: Optional[np.ndarray] = None
+        self._shared: Optional[shared_memory.SharedMemorySum] = None
+        self._connected = False
         self._all[self.name] = self
 
     @classmethod
@@ -73,7 +75,21 @@ class RankSum:
     def size(self) -> int:
         return dist.world_size() if self.process_set is None else self.process_set.size()
 
+    @property
+    def _index(self) -> int:
+        return dist.rank() if self.process_set is None else self.process_set.rank()
+
     def __call__(self, values: np.ndarray) -> np.ndarray:
+        if not self._connected:
+            # Ranks of one node, unless the set of all ranks spans several; connect() makes sure.
+            if self.size > 1 and (self.process_set or dist.local_size() == dist.world_size()):
+                self._shared = shared_memory.connect(
+                    values.size, self._index, self.size, self._allreduce
+                )
+            self._connected = True
+        return self._allreduce(values) if self._shared is None else self._shared(values)
+
+    def _allreduce(self, values: np.ndarray) -> np.ndarray:
         tensor = nd.array(values, ctx=mx.cpu(), dtype=np.float64)
         return dist.allreduce_sum_(tensor, self.name, self.process_set).asnumpy()
 
@@ -101,19 +117,19 @@ class Coefficients(mx.operator.CustomOp):
     def forward(
         self, is_train: bool, req: List[str], in_data: Any, out_data: Any, aux: Any
     ) -> None:
-        x, gamma, beta = in_data
+        x, gamma_array, beta_array = in_data
+        gamma, beta = _float64(gamma_array), _float64(beta_array)
+        if not self._scale:
+            gamma = np.ones_like(gamma)
         self._is_train = is_train
-        if not is_train:
-            self.assign(out_data[0], req[0], gamma if self._scale else nd.ones_like(gamma))
-            self.assign(out_data[1], req[1], beta)
-            return
-        self._gamma = _float64(gamma) if self._scale else np.ones(gamma.shape)
-        self._local = local = self._local_moments(x, gamma, beta, aux)
-        self._whole = whole = self._sum_moments(local)
-        self._ratio = whole.inverse / local.inverse
-        self._shift = whole.inverse * (local.mean - whole.mean)
-        self.assign(out_data[0], req[0], _like(gamma, self._gamma * self._ratio))
-        self.assign(out_data[1], req[1], _like(beta, _float64(beta) + self._gamma * self._shift))
+        if is_train:
+            self._local = local = self._local_moments(x, gamma_array, beta_array, aux)
+            self._whole = whole = self._sum_moments(local)
+            self._gamma = gamma
+            self._ratio = whole.inverse / local.inverse
+            self._shift = whole.inverse * (local.mean - whole.mean)
+            gamma, beta = gamma * self._ratio, beta + gamma * self._shift
+        _write(out_data, req, (gamma, beta))
 
     def _local_moments(self, x: Any, gamma: Any, beta: Any, aux: Any) -> _Moments:
         with autograd.train_mode():
@@ -122,8 +138,8 @@ class Coefficients(mx.operator.CustomOp):
             )
         inverse = _float64(inverse)
         variance = np.maximum(inverse**-2 - self._epsilon, 0)
-        count = 0 if _batch_is_empty else x.size // gamma.size
-        return _Moments(count, _float64(mean), variance, inverse)
+        samples = 0 if _batch_is_empty else x.size // gamma.size
+        return _Moments(samples, _float64(mean), variance, inverse)
 
     def _sum_moments(self, local: _Moments) -> _Moments:
         """Those of all ranks; this rank's own where no rank has a sample."""
@@ -140,33 +156,33 @@ class Coefficients(mx.operator.CustomOp):
         self, req: List[str], out_grad: Any, in_data: Any, out_data: Any, in_grad: Any, aux: Any
     ) -> None:
         x, gamma, _ = in_data
+        kernel_sum, beta_sum = (_float64(gradient) for gradient in out_grad)
         if not self._is_train:
-            gradients = nd.zeros_like(x), out_grad[0], out_grad[1]
-        else:
-            local, whole = self._local, self._whole
-            kernel_sum, beta_sum = (_float64(gradient) for gradient in out_grad)
-            if local.samples == 0:
-                kernel_sum, beta_sum = np.zeros_like(kernel_sum), np.zeros_like(beta_sum)
-            gamma_sum = self._ratio * kernel_sum + self._shift * beta_sum
-            total = self._rank_sum(np.concatenate([gamma_sum, beta_sum]))
-            d_x = self._missing_gradient(x, gamma, kernel_sum, beta_sum, *np.split(total, 2))
-            gradients = d_x, _like(gamma, gamma_sum), _like(gamma, beta_sum)
-            if whole.samples:
-                self._move(aux[0], whole.mean)
-                self._move(aux[1], whole.variance)
-        for target, request, gradient in zip(in_grad, req, gradients):
-            self.assign(target, request, gradient)
+            _write(in_grad, req, (nd.zeros_like(x), kernel_sum, beta_sum))
+            return
+        if self._local.samples == 0:
+            kernel_sum, beta_sum = np.zeros_like(kernel_sum), np.zeros_like(beta_sum)
+        gamma_sum = self._ratio * kernel_sum + self._shift * beta_sum
+        total = self._rank_sum(np.concatenate([gamma_sum, beta_sum]))
+        slope, offset = self._missing_gradient(kernel_sum, beta_sum, *np.split(total, 2))
+        line = nd.empty((4, gamma.size), ctx=gamma.context, dtype=gamma.dtype)
+        line._sync_copyfrom(np.stack([slope, offset, self._local.mean, self._local.variance]))
+        d_x = nd.BatchNorm(x, *line, use_global_stats=True, **self._kernel)
+        _write(in_grad, req, (d_x, gamma_sum, beta_sum))
+        if self._whole.samples:
+            for running, batch in zip(aux, (self._whole.mean, self._whole.variance)):
+                kept = running.asnumpy() * self._momentum
+                moved = batch.astype(kept.dtype) * (1 - self._momentum)
+                running._sync_copyfrom(kept + moved)
 
     def _missing_gradient(
         self,
-        x: Any,
-        gamma: Any,
         kernel_sum: np.ndarray,
         beta_sum: np.ndarray,
         gamma_total: np.ndarray,
         beta_total: np.ndarray,
-    ) -> Any:
-        """What the kernel's gradient of x lacks, linear in x: slope (x - m) i + offset.
+    ) -> Tuple[np.ndarray, np.ndarray]:
+        """What the kernel's gradient of x lacks: the slope and offset of a line in (x - m) i.
 
         Args:
             kernel_sum: of dy (x - m) i over this rank's samples, as the kernel has it.
@@ -175,19 +191,12 @@ class Coefficients(mx.operator.CustomOp):
         """
         local, whole = self._local, self._whole
         if local.samples == 0:
-            return nd.zeros_like(x)
+            return np.zeros_like(beta_sum), np.zeros_like(beta_sum)
         gamma_mean, beta_mean = gamma_total / whole.samples, beta_total / whole.samples
         scale = self._gamma * whole.inverse
         slope = scale * (kernel_sum / local.samples - self._ratio * gamma_mean)
         offset = scale * (beta_sum / local.samples - beta_mean - self._shift * gamma_mean)
-        coefficients = (slope, offset, local.mean, local.variance)
-        return nd.BatchNorm(
-            x, *(_like(gamma, c) for c in coefficients), use_global_stats=True, **self._kernel
-        )
-
-    def _move(self, running: Any, batch: np.ndarray) -> None:
-        momentum = self._momentum
-        running[:] = running * float(momentum) + _like(running, batch) * float(1 - momentum)
+        return slope, offset
 
 
 @mx.operator.register("sync_batch_norm_coefficients")
@@ -196,10 +205,9 @@ class CoefficientsProp(mx.operator.CustomOpProp):
 
     def __init__(self, rank_sum: str, axis: str, epsilon: str, momentum: str, scale: str):
         super().__init__(need_top_grad=True)
+        self._rank_sum = RankSum.named(rank_sum)
         self._axis = int(axis)
-        self._arguments = (
-            RankSum.named(rank_sum), self._axis, float(epsilon), float(momentum), scale == "True"
-        )  # fmt: skip
+        self._arguments = float(epsilon), float(momentum), scale == "True"
 
     def list_arguments(self) -> List[str]:
         return ["x", "gamma", "beta"]
@@ -212,14 +220,24 @@ class CoefficientsProp(mx.operator.CustomOpProp):
 
     def infer_shape(self, in_shape: List[Any]) -> Tuple[List[Any], List[Any], List[Any]]:
         channels = (in_shape[0][self._axis],)
-        return [in_shape[0], channels, channels], [channels] * 2, [channels] * 2
+        return [in_shape[0], channels, channels], 2 * [channels], 2 * [channels]
 
     def infer_type(self, in_type: List[Any]) -> Tuple[List[Any], List[Any], List[Any]]:
-        statistics = in_type[1]
-        return [in_type[0], statistics, statistics], [statistics] * 2, [statistics] * 2
+        return in_type, 2 * [in_type[-1]], 2 * [in_type[-1]]
 
     def create_operator(self, ctx: Any, in_shapes: Any, in_dtypes: Any) -> Coefficients:
-        return Coefficients(*self._arguments)
+        return Coefficients(self._rank_sum, self._axis, *self._arguments)
+
+
+def _write(targets: Any, requests: List[str], values: Any) -> None:
+    """What MXNet's ``assign`` does for each, less its overhead for NumPy vectors."""
+    for target, request, value in zip(targets, requests, values):
+        if request == "null":
+            continue
+        if isinstance(value, np.ndarray):
+            target._sync_copyfrom(value + target.asnumpy() if request == "add" else value)
+        else:
+            target[:] = target + value if request == "add" else value
 
 
 def moments_of_sums(sums: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
@@ -230,7 +248,3 @@ def moments_of_sums(sums: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
 
 def _float64(array: mx.nd.NDArray) -> np.ndarray:
     return array.asnumpy().astype(np.float64)
-
-
-def _like(array: mx.nd.NDArray, values: np.ndarray) -> mx.nd.NDArray:
-    return nd.array(values, ctx=array.context, dtype=array.dtype)
