@@ -11,6 +11,7 @@ import os
 import queue
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from types import FrameType
 from typing import IO, Callable, Deque, Dict, List, Optional, Sequence, Tuple, Union
 
 from launch.blame import first_cause, tells_no_cause
+from launch.hostname import address_of_own_name, take_hostname
 from launch.network import check_interface, interface_of
 from launch.process import describe_exit, die_with_parent, say, shell_exit_code
 from launch.ranks import EXIT_SAVED, cores_per_rank, facts_on_one_host, rank_environment
@@ -55,6 +57,7 @@ def run_local(
     )
     interface = os.environ.get("HOROVOD_GLOO_IFACE")
     interface = check_interface(interface) if interface else interface_of(LOOPBACK)
+    prepare = die_with_parent if address_of_own_name() else _prepare_without_name
     job = _Job(kill_after)
     previous = {s: signal.signal(s, job.on_signal) for s in (signal.SIGINT, *_FORWARDED)}
     try:
@@ -66,10 +69,15 @@ def run_local(
                 cores_per_rank(world_size),
             )
             inherit = quiet and rank == 0
-            job.ranks.append(_Rank(rank, command, environment, inherit, show=not quiet))
+            job.ranks.append(_Rank(rank, command, environment, prepare, inherit, not quiet))
         # Threads start only now: a fork of a process with threads may deadlock.
         rendezvous.serve_in_thread()
         return job.supervise()
+    except subprocess.SubprocessError:  # what Popen makes of an error in `prepare`
+        raise ValueError(
+            f"this host's own name, {socket.gethostname()}, does not resolve, and Horovod goes by "
+            f"it; add a line `127.0.1.1 {socket.gethostname()}` to /etc/hosts"
+        ) from None
     finally:
         job.kill()
         rendezvous.close()
@@ -77,11 +85,23 @@ def run_local(
             signal.signal(signum, handler)
 
 
+def _prepare_without_name() -> None:
+    """Where the host's own name does not resolve, Horovod would crash (launch/hostname.py)."""
+    die_with_parent()
+    take_hostname(LOOPBACK)
+
+
 class _Rank:
     """One rank's process, with the last lines it said."""
 
     def __init__(
-        self, rank: int, command: Sequence[str], env: Dict[str, str], inherit: bool, show: bool
+        self,
+        rank: int,
+        command: Sequence[str],
+        env: Dict[str, str],
+        prepare: Callable[[], None],
+        inherit: bool,
+        show: bool,
     ) -> None:
         pipe = None if inherit else subprocess.PIPE
         self.rank = rank
@@ -94,7 +114,7 @@ class _Rank:
             stdout=pipe,
             stderr=pipe,
             start_new_session=True,  # so that signals reach the rank's own children too
-            preexec_fn=die_with_parent,
+            preexec_fn=prepare,
         )
 
     def watch(self, events: queue.SimpleQueue[_Event]) -> None:

@@ -26,6 +26,10 @@ LINGER_SECONDS = 30.0
 """The store stays open for so long after its last request: process sets made right after
 `hvd.init()` meet in it too."""
 
+CONNECT_SECONDS = 10.0
+"""When the ranks have found each other's addresses but cannot connect, it is said so soon after.
+Gloo itself gives up after HOROVOD_GLOO_TIMEOUT_SECONDS (30)."""
+
 CHECK_IN = "check_in"  # scope of launch's own check-in, before the command starts
 HELD_KEYS = {CHECK_IN: "{rank}", "global": "rank_{rank}"}
 """Scope -> the key whose PUT is answered only when every rank has sent its own. Gloo's first PUT
@@ -80,6 +84,7 @@ class Arrivals:
         self._timeout = timeout
         self._deadline = time.monotonic() + timeout
         self._arrived: Dict[str, Set[int]] = {scope: set() for scope in HELD_KEYS}
+        self._completed: Dict[str, float] = {}
         self._changed = threading.Condition()
 
     def missing(self, scope: str) -> List[int]:
@@ -91,10 +96,16 @@ class Arrivals:
             some = 0 < len(self._arrived[scope]) < self._world_size
             return some and time.monotonic() > self._deadline
 
+    def seconds_since_complete(self, scope: str) -> float:
+        """Time since the last rank came; 0 while some are missing."""
+        return time.monotonic() - self._completed.get(scope, time.monotonic())
+
     def arrive_and_wait(self, scope: str, rank: int) -> None:
         """Notes that `rank` has come; returns when all have, or raises StartTimeoutError."""
         with self._changed:
             self._arrived[scope].add(rank)
+            if not self.missing(scope):
+                self._completed.setdefault(scope, time.monotonic())
             self._changed.notify_all()
             remaining = self._deadline - time.monotonic()
             if not self._changed.wait_for(lambda: not self.missing(scope), max(0.0, remaining)):
@@ -223,6 +234,7 @@ class Rendezvous:
         self._linger = linger
         self._server = self._bind(address, ports, token, say)
         self._closed = threading.Event()
+        self._said: Set[str] = set()
 
     def _bind(
         self, address: str, ports: Iterable[int], token: str, say: Callable[[str], None]
@@ -241,14 +253,14 @@ class Rendezvous:
 
     def serve(self) -> None:
         """Answers until `close`, or until all ranks are connected and nothing came for `linger`
-        seconds. Says it once when ranks wait in vain for others."""
-        told = False
+        seconds. Says it when ranks wait in vain for others, or cannot connect to each other."""
         while not self._closed.is_set() and not self._finished():
             self._server.handle_request()
             for scope in HELD_KEYS:
-                if not told and self.arrivals.overdue(scope):
-                    self._server.say(self.arrivals.explain(scope))
-                    told = True
+                if self.arrivals.overdue(scope):
+                    self._say_once(scope, self.arrivals.explain(scope))
+            if self.arrivals.seconds_since_complete("global") > CONNECT_SECONDS:
+                self._complain_of_interfaces()
         self._server.server_close()
 
     def serve_in_thread(self) -> None:
@@ -256,6 +268,24 @@ class Rendezvous:
 
     def close(self) -> None:
         self._closed.set()
+
+    def _say_once(self, topic: str, message: str) -> None:
+        if topic not in self._said:
+            self._said.add(topic)
+            self._server.say(message)
+
+    def _complain_of_interfaces(self) -> None:
+        missing = self._world_size - len(self._server.connected)
+        if missing <= 0:
+            return
+        places = self._server.cache.get(CHECK_IN, {})  # "host interface" of each rank
+        offered = "; ".join(sorted({place.decode() for place in places.values()})) or "loopback"
+        self._say_once(
+            "interfaces",
+            f"{missing} of {self._world_size} ranks have not connected to all others within "
+            f"{CONNECT_SECONDS:g} s, over the interfaces: {offered}; is one of them wrong "
+            "(HOROVOD_GLOO_IFACE), or is there a firewall between the hosts?",
+        )
 
     def _finished(self) -> bool:
         idle = time.monotonic() - self._server.last_request

@@ -16,7 +16,13 @@ import sys
 import time
 from typing import Dict, List, Mapping, NoReturn, Sequence, Tuple
 
-from launch.network import address_towards, check_interface, interface_of
+from launch.hostname import address_of_own_name, take_hostname
+from launch.network import (
+    address_towards,
+    addresses_by_interface,
+    check_interface,
+    interface_of,
+)
 from launch.process import die_with_parent, say
 from launch.ranks import RankFacts, cores_per_rank, rank_environment
 from launch.rendezvous import CHECK_IN, Endpoint, Rendezvous
@@ -50,6 +56,7 @@ def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
     else:
         endpoint = _find_store(address, ports, token, facts, deadline)
     interface = _interface_towards(address, len(nodes) > 1)
+    _make_own_name_lead_to(interface, len(nodes) > 1)
     _check_in(endpoint, facts, interface, deadline)
     cores = cores_per_rank(facts.local_size)
     return facts, endpoint, rank_environment(facts, endpoint.environment(), interface, cores)
@@ -138,6 +145,25 @@ def _interface_towards(address: str, several_nodes: bool) -> str:
             f"unset it to follow the route ({interface_of(address_towards(address))})"
         )
     return check_interface(wanted)
+
+
+def _make_own_name_lead_to(interface: str, several_nodes: bool) -> None:
+    """Lets Gloo find the interface's address under this host's own name (launch/hostname.py)."""
+    address = addresses_by_interface()[interface][0]
+    own = address_of_own_name()
+    if own == address or (own and not several_nodes):
+        return
+    try:
+        take_hostname(address)
+    except OSError as error:
+        name = socket.gethostname()
+        found = f"{name}, this host's own name, leads to {own or 'no address'}, not to {address}"
+        if own and not own.startswith("127."):
+            say(f"{found} on {interface}: part of the traffic will go there ({error})")
+        else:
+            raise ValueError(
+                f"{found}, and Horovod goes by it. Correct that line of /etc/hosts ({error})"
+            ) from None
 
 
 def _check_in(endpoint: Endpoint, facts: RankFacts, interface: str, deadline: float) -> None:

@@ -1,0 +1,119 @@
+"""Several hosts on this machine: network namespaces on a bridge, each with its own host name.
+
+Each has the line `127.0.1.1 <its own name>` in /etc/hosts, as Debian's installer writes it, and a
+second interface (`spare`) whose network leads nowhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Dict, List, Mapping, Optional, Sequence
+
+ROOT = Path(__file__).resolve().parents[2]
+INSIDE = 'mount --bind "$1" /etc/hosts && hostname "$2" && shift 2 && exec "$@"'
+
+
+def why_not() -> Optional[str]:
+    """The reason why no hosts can be made here, or None."""
+    missing = [name for name in ("ip", "nsenter", "unshare") if shutil.which(name) is None]
+    if missing:
+        return f"{', '.join(missing)} not installed: apt-get install iproute2 util-linux"
+    if os.geteuid() != 0:
+        return "only root can make network namespaces"
+    probe = f"probe{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True)
+    if made.returncode:
+        return f"no network namespaces here: {made.stderr.strip()}"
+    subprocess.run(["ip", "netns", "del", probe], check=True)
+    return None
+
+
+def ip(*arguments: str, namespace: Optional[str] = None) -> None:
+    """The `ip` command, in a namespace."""
+    where = ["-n", namespace] if namespace else []
+    subprocess.run(["ip", *where, *arguments], check=True, capture_output=True)
+
+
+class Hosts:
+    """`count` hosts h1, h2, ... at 10.77.0.1, 10.77.0.2, ... on one network."""
+
+    def __init__(self, count: int, folder: Path) -> None:
+        self.names = [f"h{i}" for i in range(1, count + 1)]
+        self._prefix = f"t{os.getpid()}"
+        self._switch = f"{self._prefix}switch"
+        self._folder = folder
+        self._processes: Dict[str, List[subprocess.Popen]] = {name: [] for name in self.names}
+
+    def __enter__(self) -> Hosts:
+        ip("netns", "add", self._switch)
+        ip("link", "add", "bridge", "type", "bridge", namespace=self._switch)
+        ip("link", "set", "bridge", "up", namespace=self._switch)
+        for number, name in enumerate(self.names, 1):
+            self._make(number, name)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in self.names:
+            self.kill(name)
+        for namespace in (*map(self._namespace, self.names), self._switch):
+            subprocess.run(["ip", "netns", "del", namespace], check=False)
+
+    def _namespace(self, name: str) -> str:
+        return self._prefix + name
+
+    def _make(self, number: int, name: str) -> None:
+        namespace = self._namespace(name)
+        ip("netns", "add", namespace)
+        ip("link", "set", "lo", "up", namespace=namespace)
+        ip("link", "add", "eth0", "type", "veth", "peer", name, "netns", self._switch,
+           namespace=namespace)  # fmt: skip
+        ip("addr", "add", f"10.77.0.{number}/24", "dev", "eth0", namespace=namespace)
+        ip("link", "set", "eth0", "up", namespace=namespace)
+        ip("link", "set", name, "master", "bridge", "up", namespace=self._switch)
+        ip("link", "add", "spare", "type", "veth", "peer", "nowhere", namespace=namespace)
+        ip("addr", "add", f"10.78.{number}.1/24", "dev", "spare", namespace=namespace)
+        for interface in ("spare", "nowhere"):
+            ip("link", "set", interface, "up", namespace=namespace)
+        others = [f"10.77.0.{n} {other}" for n, other in enumerate(self.names, 1) if other != name]
+        lines = ["127.0.0.1 localhost", f"127.0.1.1 {name}", *others]
+        (self._folder / f"hosts-{name}").write_text("\n".join(lines) + "\n")
+
+    def start(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str]
+    ) -> subprocess.Popen:
+        """Runs `command` on a host, from the project's folder; both streams in one pipe."""
+        process = subprocess.Popen(
+            [
+                "nsenter", f"--net=/run/netns/{self._namespace(name)}",
+                "unshare", "--mount", "--uts", "sh", "-c", INSIDE, "sh",
+                str(self._folder / f"hosts-{name}"), name, *command,
+            ],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        self._processes[name].append(process)
+        return process
+
+    def cut(self, name: str) -> None:
+        """Pulls the host's cable."""
+        ip("link", "set", name, "down", namespace=self._switch)
+
+    def mend(self, name: str) -> None:
+        """Puts the cable back."""
+        ip("link", "set", name, "up", namespace=self._switch)
+
+    def kill(self, name: str) -> None:
+        """Ends all processes of the host."""
+        for process in self._processes[name]:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -1,0 +1,157 @@
+"""Ranks on three hosts: the network interface, late and lost hosts, cut links.
+
+The hosts are network namespaces (tests/integration/hosts.py). Slurm's variables are set by hand, so
+that `slurm-rank` runs there as it would on three nodes; test_slurm.py has the real Slurm.
+"""
+
+import re
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .commands import SMALL
+from .hosts import Hosts, why_not
+
+STANDIN = Path(__file__).with_name("standin.py")
+GLOO_TIMEOUT = 5
+
+REASON = why_not()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+
+
+@pytest.fixture
+def hosts(tmp_path):
+    with Hosts(3, tmp_path) as hosts:
+        yield hosts
+
+
+def start(hosts, number, command, *options, **environment):
+    """Starts the rank of host `number` (0, 1, 2)."""
+    slurm = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": str(number),
+        "SLURM_STEP_NUM_TASKS": "3",
+        "SLURM_STEP_TASKS_PER_NODE": "1(x3)",
+        "SLURM_STEP_NODELIST": "h[1-3]",
+        "SLURM_CPUS_PER_TASK": "1",
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": str(GLOO_TIMEOUT),
+    }
+    rank = [sys.executable, "-m", "launch", "slurm-rank", *options, "--", *command]
+    return hosts.start(hosts.names[number], rank, {**slurm, **environment})
+
+
+def start_all(hosts, command, *options, **environment):
+    return [start(hosts, number, command, *options, **environment) for number in range(3)]
+
+
+def ends(processes, seconds=60):
+    """(exit code, output) of each, which must end within `seconds` altogether."""
+    deadline = time.monotonic() + seconds
+    return [
+        (process.returncode, out)
+        for process in processes
+        for out in [process.communicate(timeout=max(1.0, deadline - time.monotonic()))[0]]
+    ]
+
+
+def standin(folder, steps, seconds=0.05):
+    return ["python", str(STANDIN), str(folder), str(steps), str(seconds)]
+
+
+def wait_for_steps(folder, count=1):
+    """Waits until so many more steps are done than now."""
+
+    def done():
+        path = folder / "losses"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    goal = done() + count
+    deadline = time.monotonic() + 60
+    while done() < goal:
+        assert time.monotonic() < deadline, f"stands at step {done()}"
+        time.sleep(0.05)
+
+
+def test_three_hosts_train(hosts, tmp_path):
+    command = ["python", "-m", "trainer", "train", *SMALL, "train.epochs=1", f"output={tmp_path}"]
+    results = ends(start_all(hosts, command, OMP_NUM_THREADS="1"), seconds=120)
+    assert [code for code, _ in results] == [0, 0, 0], results
+    assert "(500 images)" in results[0][1]
+    assert [out for _, out in results[1:]] == ["", ""]
+
+
+def test_late_host_is_waited_for_and_each_offers_the_address_others_reach(hosts, tmp_path):
+    """Later than Gloo's own time-out; 127.0.1.1, which the hosts' names mean, would not do."""
+    show = ["sh", "-c", f"echo $HOROVOD_GLOO_IFACE; exec {' '.join(standin(tmp_path, 3))}"]
+    early = [start(hosts, number, show) for number in (0, 1)]
+    time.sleep(GLOO_TIMEOUT + 2)
+    results = ends([*early, start(hosts, 2, show)])
+    assert results == [(0, "eth0\nfrom step 0 with 3 ranks\ndone: 36.0\n"), *[(0, "eth0\n")] * 2]
+
+
+def test_local_ranks_where_the_hosts_own_name_does_not_resolve(hosts, tmp_path):
+    """Horovod alone would end in a segmentation fault."""
+    local = [sys.executable, "-m", "launch", "local", "-n", "2", "--quiet", "--"]
+    rename = ["sh", "-c", 'hostname nonesuch; exec "$@"', "sh"]
+    (result,) = ends([hosts.start("h1", [*rename, *local, *standin(tmp_path, 3, 0)], {})])
+    assert result == (0, "from step 0 with 2 ranks\ndone: 18.0\n")
+
+
+def test_host_that_never_comes_is_named(hosts):
+    options = ["--start-timeout", "3"]
+    results = ends([start(hosts, number, ["true"], *options) for number in (0, 1)])
+    assert [code for code, _ in results] == [1, 1]
+    for _, out in results:
+        assert "2 of 3 ranks checked in within 3 s; missing: rank 2" in out
+
+
+def test_lost_first_host_is_named_by_the_others(hosts):
+    """Without task 0 there is no store; its address is what the others can tell."""
+    options = ["--start-timeout", "2"]
+    results = ends([start(hosts, number, ["true"], *options) for number in (1, 2)])
+    for number, (code, out) in enumerate(results, 2):
+        assert code == 1
+        assert re.fullmatch(
+            rf"launch: rank {number - 1} \(h{number}\): found no store of rank 0 at 10\.77\.0\.1, "
+            r"ports \d+-\d+ \(16 of them\)\n",
+            out,
+        )
+
+
+def test_wrong_interface_is_told_by_the_store(hosts, tmp_path):
+    """Two ranks end at once. Gloo leaves the third waiting: srun ends it (--wait)."""
+    first, *others = start_all(hosts, standin(tmp_path, 3), HOROVOD_GLOO_IFACE="spare")
+    for code, out in ends(others):
+        assert code
+        assert "Network is unreachable" in out
+    line = first.stdout.readline()
+    assert line.startswith("launch: 3 of 3 ranks have not connected to all others within 10 s")
+    assert "over the interfaces: h1 spare; h2 spare; h3 spare; is one of them wrong" in line
+
+
+def test_short_cut_is_survived_and_a_long_one_ends_all_ranks(hosts, tmp_path):
+    processes = start_all(hosts, standin(tmp_path, 10_000))
+    wait_for_steps(tmp_path)
+    hosts.cut("h3")
+    time.sleep(1.5)
+    hosts.mend("h3")
+    wait_for_steps(tmp_path, 5)
+    hosts.cut("h3")
+    results = ends(processes, seconds=GLOO_TIMEOUT + 30)
+    assert all(code for code, _ in results)
+    assert all("Horovod" in out for _, out in results), "each says that it lost a peer"
+
+
+def test_killed_host_ends_the_others(hosts, tmp_path):
+    """The host goes without a word: its cable is out before its processes end."""
+    processes = start_all(hosts, standin(tmp_path, 10_000))
+    wait_for_steps(tmp_path)
+    hosts.cut("h2")
+    hosts.kill("h2")
+    results = ends([processes[0], processes[2]], seconds=GLOO_TIMEOUT + 30)
+    assert all(code for code, _ in results)
