@@ -3,7 +3,8 @@
 A checkpoint is ``step-00000468/`` with
 
 - ``model.params``: parameters and running statistics, for ``net.load_parameters``;
-- ``optimizer.params``: the optimizer's arrays, MXNet's own format, by parameter number;
+- ``optimizer.params``: the optimizer's arrays, MXNet's own format, by parameter number, and
+  each rank's own running statistics, where batch norm is not synced;
 - ``state.json``: the step, the optimizer's counters, the config, the accuracy;
 - ``manifest.json``: the SHA-256 of each of these.
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 import mxnet as mx
+import numpy as np
 from mxnet import gluon
 
 from . import optimizer_state
@@ -32,7 +34,7 @@ PARAMETERS, OPTIMIZER, STATE, MANIFEST = (
 )
 
 
-_NOTHING = "none"
+_NOTHING, _STATISTICS = "none", "statistics"
 
 
 class CheckpointError(ValueError):
@@ -40,11 +42,19 @@ class CheckpointError(ValueError):
 
 
 def save(
-    folder: Path, net: gluon.Block, trainer: gluon.Trainer, state: Dict[str, Any], keep: int
+    folder: Path,
+    net: gluon.Block,
+    trainer: gluon.Trainer,
+    state: Dict[str, Any],
+    keep: int,
+    statistics: Optional[np.ndarray] = None,
 ) -> Path:
     """Write the checkpoint of ``state["step"]`` below ``folder``; rank 0 alone calls it.
 
     Afterwards the newest ``keep`` are left, and the one of the best ``state["accuracy"]``.
+
+    Args:
+        statistics: each rank's own running statistics, float32 (ranks, numbers), where they have.
     """
     path = folder / f"step-{state['step']:08d}"
     partial = folder / f".{path.name}.partial"
@@ -54,6 +64,8 @@ def save(
     mx.nd.waitall()  # a forward under way may be laying weights out anew
     net.save_parameters(str(partial / PARAMETERS))
     arrays, counters = optimizer_state.read(trainer)
+    if statistics is not None:
+        arrays[_STATISTICS] = mx.nd.array(statistics)
     # MXNet refuses to save an empty dict; an optimizer may have no arrays.
     mx.nd.save(str(partial / OPTIMIZER), arrays or {_NOTHING: mx.nd.zeros((1,))})
     for name in (PARAMETERS, OPTIMIZER):
@@ -78,6 +90,8 @@ def save(
 def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Dict[str, Any]:
     """Put a checkpoint's arrays into ``net`` and ``trainer`` and return its state.
 
+    ``state["statistics"]`` is what :func:`save` was given.
+
     Raises:
         CheckpointError: it does not fit the net or the optimizer.
     """
@@ -85,6 +99,8 @@ def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Dict[str, A
     state = read_state(path)
     arrays = mx.nd.load(str(path / OPTIMIZER))
     arrays.pop(_NOTHING, None)
+    statistics = arrays.pop(_STATISTICS, None)
+    state["statistics"] = None if statistics is None else statistics.asnumpy()
     try:
         optimizer_state.write(trainer, arrays, state.pop("optimizer"))
     except ValueError as error:

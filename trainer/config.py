@@ -248,10 +248,10 @@ def load(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Config:
 
 def from_dict(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """The config that a nested mapping of settings describes; what it leaves out is default."""
-    values = copy.deepcopy(dict(values))
+    chosen: Dict[str, Any] = copy.deepcopy(dict(values))
     for override in overrides:
-        _override(values, override)
-    return _build(Config, values, prefix="")
+        _override(chosen, override)
+    return _build(Config, chosen, prefix="")
 
 
 def to_dict(config: Config) -> Dict[str, Any]:

@@ -118,7 +118,7 @@ def node_process_set() -> Any:
     if local_size() == world_size():
         return None
     hvd = _horovod()
-    hosts = _gather(os.environ.get("HOROVOD_HOSTNAME") or os.uname().nodename)
+    hosts = gather_objects(os.environ.get("HOROVOD_HOSTNAME") or os.uname().nodename)
     own = None
     for host in sorted(set(hosts)):
         ranks = [r for r, h in enumerate(hosts) if h == host]
@@ -172,7 +172,7 @@ def together() -> Iterator[None]:
         yield
     except Exception as own:
         error = own
-    messages = _gather(error and f"rank {rank()} on {os.uname().nodename}: {error}")
+    messages = gather_objects(error and f"rank {rank()} on {os.uname().nodename}: {error}")
     first = next((message for message in messages if message is not None), None)
     if first is not None:
         shutdown()
@@ -193,7 +193,7 @@ def _next_name() -> str:
     return f"object.{next(_calls)}"
 
 
-def _gather(value: Any) -> List[Any]:
+def gather_objects(value: Any) -> List[Any]:
     """Every rank's ``value``, by rank."""
     hvd = _horovod()
     return hvd.allgather_object(value, name=_next_name()) if hvd else [value]

@@ -45,11 +45,11 @@ class Transform:
         padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad))) if pad else images
         # windows[i, y, x] is sample i shifted by (y - pad, x - pad): a view, nothing is copied.
         self._windows = sliding_window_view(padded, (height, width), (1, 2))  # type: ignore[call-overload]
-        size = settings.image_size
+        side = settings.image_size
         self._resize = (
             None
-            if size in (None, height) and size in (None, width)
-            else (_bilinear(height, size), _bilinear(width, size).T.copy())
+            if side is None or (side, side) == (height, width)
+            else (_bilinear(height, side), _bilinear(width, side).T.copy())
         )
         self._scale = np.float32(1 / (255 * settings.std))
         self._shift = np.float32(-settings.mean / settings.std)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -20,6 +20,7 @@ from . import (
     fashion_mnist,
     model,
     optimizer_state,
+    replica,
     resume,
     sharding,
     summary,
@@ -33,7 +34,6 @@ from .monitor import Monitor
 from .optim import make_trainer, set_lr
 from .preemption import StopRequest
 from .progress import ProgressDisplay
-from .replica import merge_running_statistics, prepare
 from .step import train_step
 from .throughput import WARMUP_STEPS, Throughput
 from .watchdog import Watchdog
@@ -135,10 +135,13 @@ class _Run:
         """Put the ranks on the same weights and the same step: drawn, or from a checkpoint."""
         config = self.config
         dist.node_process_set()  # collective, so before what each rank does on its own
-        state = {"step": 0, "totals": [[0.0] * 3] * 2}
+        state: Dict[str, Any] = {"step": 0, "totals": [[0.0] * 3] * 2, "statistics": None}
         path: Optional[Path] = None
         with dist.together():
-            self.layers = prepare(self.net, config, self.loader.shape, self.ctx)
+            self.layers = replica.prepare(self.net, config, self.loader.shape, self.ctx)
+            self.num_classes = replica.class_scores(
+                self.net, self.loader.shape, self.ctx, self.num_classes
+            )
             self.trainer = make_trainer(self.net, config.optimizer)
             # Rank 0 alone looks and reads, so that all take the same one and need no shared disk.
             if dist.is_root():
@@ -148,6 +151,7 @@ class _Run:
         dist.broadcast_parameters(self.net.collect_params().values())
         optimizer_state.broadcast(self.trainer)
         state = dist.broadcast_object(state)
+        replica.take_statistics(self.net, state["statistics"])
         self.step: int = state["step"]
         self.metrics = TrainMetrics(self.ctx, state["totals"])
         with dist.together():
@@ -244,12 +248,12 @@ class _Run:
         self.monitor.scalars("epoch", {"loss": means.loss, "accuracy": means.accuracy}, self.step)
         self._say(f"epoch {epoch}: training loss {means.loss:.4f}  accuracy {means.accuracy:.4f}")
         every = self.config.evaluate.every_epochs
-        self.evaluation = None
+        self.evaluation, accuracy = None, None
         if self.step == self.last_step and self.config.calibrate_samples:
             self._calibrate()
         if self.step == self.last_step or (every and epoch % every == 0):
-            self._evaluate()
-        self._save(self.evaluation.accuracy if self.evaluation else None)
+            accuracy = self._evaluate()
+        self._save(accuracy)
 
     def _calibrate(self) -> None:
         """Exact running statistics, over batches of the epoch after the last."""
@@ -257,19 +261,21 @@ class _Run:
         batches = self.loader.from_step(self.last_step, self.last_step + steps)
         batch_norm.calibrate(self.net, ((b.data, b.samples) for b in self._watched(batches)))
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> float:
+        """Look at the test set; its accuracy."""
         config = self.config
-        merge_running_statistics(self.net, config)
         batches = test_batches(self.test, config, self.ctx)
-        self.evaluation = evaluate(self.net, self._watched(batches), self.num_classes)
         names = self._class_names()
+        with replica.as_one_model(self.net, config):
+            self.evaluation = evaluate(self.net, self._watched(batches), self.num_classes)
+            if dist.is_root():
+                self._show_predictions(names)
         self.monitor.evaluation(self.evaluation, names, self.step)
-        if dist.is_root():
-            self._show_predictions(names)
         seen = self.evaluation
         self._say(
             f"test loss {seen.loss:.4f}  accuracy {seen.accuracy:.4f}  ({seen.samples} images)"
         )
+        return seen.accuracy
 
     def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for number, batch in enumerate(batches):
@@ -277,7 +283,6 @@ class _Run:
             yield batch
 
     def _save(self, accuracy: Optional[float] = None) -> None:
-        merge_running_statistics(self.net, self.config)
         # Every rank reads its sums here, so that a loss that is not finite is never saved.
         totals = self.metrics.totals()
         self.throughput.end()
@@ -288,10 +293,12 @@ class _Run:
             "config": to_dict(self.config),
         }
         self.monitor.flush()
-        if dist.is_root():
-            keep = self.config.checkpoint.keep
-            folder = resume.checkpoint_folder(self.config)
-            checkpoint.save(folder, self.net, self.trainer, state, keep)
+        statistics = replica.gather_statistics(self.net, self.config)
+        with replica.as_one_model(self.net, self.config):
+            if dist.is_root():
+                keep = self.config.checkpoint.keep
+                folder = resume.checkpoint_folder(self.config)
+                checkpoint.save(folder, self.net, self.trainer, state, keep, statistics)
 
     def _introduction(self, path: Optional[Path]) -> str:
         config, ranks = self.config, dist.world_size()
@@ -306,6 +313,7 @@ class _Run:
 
     def _finish(self, stopped: bool) -> Result:
         evaluation, speed = self.evaluation, self.throughput.overall
+        replica.merge_running_statistics(self.net, self.config)
         if evaluation and not stopped:
             self.monitor.hyper_parameters(self.config, evaluation.scalars())
         self.monitor.close()
@@ -327,9 +335,8 @@ class _Run:
         )
 
     def _class_names(self) -> List[str]:
-        if self.config.data.dataset == "idx":
-            return [str(label) for label in range(self.num_classes)]
-        return list(fashion_mnist.CLASS_NAMES)
+        known = () if self.config.data.dataset == "idx" else fashion_mnist.CLASS_NAMES
+        return [*known, *map(str, range(len(known), self.num_classes))]
 
     def _show_predictions(self, names: List[str]) -> None:
         images, labels = (array[:SHOWN_IMAGES] for array in self.test)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import List, Tuple
+import contextlib
+from typing import Iterator, List, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
 from . import batch_norm, dist, sharding, summary
-from .config import Config
+from .config import Config, ConfigError
 
 
 def prepare(
@@ -40,7 +41,7 @@ def prepare(
 
 
 def merge_running_statistics(net: gluon.Block, config: Config) -> None:
-    """Make the ranks' running statistics one; collective.
+    """Make the ranks' running statistics one, for good; collective.
 
     With synced norm they are one already; else each rank weighs by the samples it takes a step.
     """
@@ -48,6 +49,68 @@ def merge_running_statistics(net: gluon.Block, config: Config) -> None:
         whole = np.arange(config.train.global_batch_size)
         own = sharding.shard(whole, dist.rank(), dist.world_size())
         batch_norm.merge_running_statistics(net, len(own))
+
+
+def class_scores(
+    net: gluon.Block, shape: Tuple[int, int, int], ctx: mx.Context, classes: int
+) -> int:
+    """How many scores ``net`` gives a sample of ``shape``.
+
+    Raises:
+        ConfigError: they are no row of at least ``classes`` scores.
+    """
+    output = net(mx.nd.zeros((1, *shape), ctx=ctx))
+    found = getattr(output, "shape", None)
+    if found is None or len(found) != 2 or found[1] < classes:
+        raise ConfigError(
+            f"the net gives {found or type(output).__name__} for one sample; the data has "
+            f"{classes} classes, so it must be (1, {classes}) or wider, e.g. "
+            f"model.arguments={{num_classes: {classes}}}"
+        )
+    return int(found[1])
+
+
+@contextlib.contextmanager
+def as_one_model(net: gluon.Block, config: Config) -> Iterator[None]:
+    """Merged running statistics while it lasts, each rank's own again afterwards; collective.
+
+    So what is evaluated and saved is one model, and how often it is does not change the run.
+    """
+    own = [p.data().asnumpy() for p in _running(net)]
+    merge_running_statistics(net, config)
+    try:
+        yield
+    finally:
+        for parameter, values in zip(_running(net), own):
+            parameter.set_data(mx.nd.array(values, dtype=values.dtype))
+
+
+def gather_statistics(net: gluon.Block, config: Config) -> Optional[np.ndarray]:
+    """Every rank's own running statistics, float32 (ranks, numbers); None where they are one.
+
+    Collective. What a run has to remember beside the merged ones to go on exactly.
+    """
+    if config.batch_norm == "sync" or dist.world_size() == 1:
+        return None
+    own = [p.data().asnumpy().ravel() for p in _running(net)]
+    return np.stack(dist.gather_objects(np.concatenate([np.zeros(0, np.float32), *own])))
+
+
+def take_statistics(net: gluon.Block, statistics: Optional[np.ndarray]) -> None:
+    """Give this rank its own of :func:`gather_statistics`, if as many ranks go on as there were."""
+    if statistics is None or len(statistics) != dist.world_size():
+        return
+    start = 0
+    for parameter in _running(net):
+        stop = start + int(np.prod(parameter.shape))
+        values = statistics[dist.rank(), start:stop].reshape(parameter.shape)
+        parameter.set_data(mx.nd.array(values, dtype=parameter.dtype))
+        start = stop
+
+
+def _running(net: gluon.Block) -> List[gluon.Parameter]:
+    """The parameters that no gradient moves: running statistics."""
+    return [p for p in net.collect_params().values() if p.grad_req == "null"]
 
 
 def _initialize(net: gluon.Block, ctx: mx.Context) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import NamedTuple, Optional, Sequence
+from typing import NamedTuple, Optional, Sequence, Tuple
 
 import mxnet as mx
+import numpy as np
 from mxnet import gluon
 
 from . import batch_norm, checkpoint, config, dist, fashion_mnist, model, replica
 from .config import Config
 from .device import choose
 from .evaluation import evaluate, test_batches
-from .loader import TrainLoader
+from .loader import TrainLoader, Transform
 from .metrics import Evaluation
 
 
@@ -24,6 +25,8 @@ class Saved(NamedTuple):
     config: Config
     net: gluon.Block
     ctx: mx.Context
+    test: Tuple[np.ndarray, np.ndarray]  # images uint8 (N, H, W), labels int32 (N,)
+    num_classes: int
 
 
 def load(where: str, overrides: Sequence[str] = ()) -> Saved:
@@ -41,11 +44,12 @@ def load(where: str, overrides: Sequence[str] = ()) -> Saved:
         settings = config.from_dict(checkpoint.read_state(path)["config"], overrides)
         ctx = choose(settings.device, dist.local_rank())
         net = model.build(settings.model)
-        side = fashion_mnist.load("test", settings.data.folder, settings.data.dataset)[0].shape[1]
-        side = settings.data.image_size or side
-        replica.prepare(net, settings, (1, side, side), ctx)
+        test = fashion_mnist.load("test", settings.data.folder, settings.data.dataset)
+        shape = Transform(test[0], settings.data, seed=0, training=False).shape
+        replica.prepare(net, settings, shape, ctx)
+        classes = replica.class_scores(net, shape, ctx, 1 + int(test[1].max()))
         checkpoint.load_parameters(path, net)
-    return Saved(path, settings, net, ctx)
+    return Saved(path, settings, net, ctx, test, classes)
 
 
 def _find(where: Path) -> Path:
@@ -63,10 +67,8 @@ def _find(where: Path) -> Path:
 
 def evaluate_saved(saved: Saved) -> Evaluation:
     """The model on the whole test set; collective."""
-    data = saved.config.data
-    test = fashion_mnist.load("test", data.folder, data.dataset)
-    batches = test_batches(test, saved.config, saved.ctx)
-    return evaluate(saved.net, batches, 1 + int(test[1].max()))
+    batches = test_batches(saved.test, saved.config, saved.ctx)
+    return evaluate(saved.net, batches, saved.num_classes)
 
 
 def calibrate_saved(saved: Saved, samples: Optional[int]) -> None:

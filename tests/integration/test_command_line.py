@@ -69,9 +69,17 @@ def test_a_run_leaves_checkpoint_config_and_events(straight: Path) -> None:
     assert len(list((straight / "events").glob("events.out.tfevents.*"))) == 1
 
 
-def test_stopped_by_signal_it_goes_on_to_the_same_bits(straight: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("norm", ["local", "sync"])
+def test_stopped_by_signal_it_goes_on_to_the_same_bits(
+    straight: Path, tmp_path: Path, norm: str
+) -> None:
     """SIGTERM in mid-epoch, twice; then the end. Dropout and augmentation included."""
-    command = trainer("train", *SMALL, "train.epochs=2", f"output={tmp_path}", ranks=2)
+    settings = [*SMALL, "train.epochs=2", f"batch_norm={norm}"]
+    if norm == "local":
+        straight = tmp_path / "straight"
+        done = run(trainer("train", *settings, f"output={tmp_path}", "name=straight", ranks=2))
+        assert done.code == 0, done.err
+    command = trainer("train", *settings, f"output={tmp_path}", ranks=2)
     for _ in range(2):
         process = start(["env", f"TEST_LAUNCHER={os.getpid()}", *command])
         try:
