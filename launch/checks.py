@@ -180,7 +180,8 @@ def slurm_row() -> Row:
         return Row("Slurm", OK, "not on this machine; `python -m launch local` does not need it")
     if done.returncode:
         error = (done.stderr.strip().splitlines() or ["no answer"])[-1]
-        return Row("Slurm", WARN, error, "ask the site: sinfo fails here")
+        fix = "its controller must answer before jobs can be submitted; `launch local` needs none"
+        return Row("Slurm", WARN, error, fix)
     partitions = [line.split() for line in done.stdout.splitlines()]
     return Row("Slurm", OK, ", ".join(f"{name} ({nodes} nodes)" for name, nodes in partitions))
 
