@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, NamedTuple, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -23,17 +23,15 @@ from . import (
     replica,
     resume,
     sharding,
-    summary,
 )
 from .config import Config, as_yaml, to_dict
 from .device import choose
 from .evaluation import evaluate, test_batches
 from .loader import Batch, EvalLoader, TrainLoader
 from .metrics import Evaluation, NonFiniteLossError, TrainMetrics
-from .monitor import Monitor
 from .optim import make_trainer, set_lr
 from .preemption import StopRequest
-from .progress import ProgressDisplay
+from .report import Report
 from .step import train_step
 from .throughput import WARMUP_STEPS, Throughput
 from .watchdog import Watchdog
@@ -105,7 +103,6 @@ class _Run:
     ):
         self.config = config
         self.watchdog = watchdog
-        self.progress: Optional[ProgressDisplay] = None
         self.evaluation: Optional[Evaluation] = None
         self.throughput = Throughput()
         with dist.together():
@@ -160,12 +157,11 @@ class _Run:
                     resume.set_aside(config.folder)
                 config.folder.mkdir(parents=True, exist_ok=True)
                 (config.folder / "config.yaml").write_text(as_yaml(config))
-            writes = dist.is_root() and config.monitor.tensorboard
-            self.monitor = Monitor(config.folder / "events", self.step, writes)
-            self.monitor.start(config, summary.as_markdown(self.layers))
-        if dist.is_root():
-            self.progress = ProgressDisplay(self.step, self.last_step)
-        self._say(self._introduction(path))
+            self.report = Report(
+                config, self.epoch_steps, self.step, self.last_step, self.num_classes
+            )
+        test_size = len(self.test[1])
+        self.report.begin(self.train_size, test_size, self.ctx, path, self.layers)
 
     def go(self, stop: StopRequest) -> Result:
         """Make the steps that are left, look at the test set, and tell how it went."""
@@ -178,9 +174,7 @@ class _Run:
             dist.shutdown()
             raise self._non_finite(error) from error
         finally:
-            if self.progress:
-                self.progress.close()
-            self.monitor.flush()
+            self.report.close()
         return self._finish(stopped)
 
     def _train(self, stop: StopRequest) -> bool:
@@ -201,8 +195,7 @@ class _Run:
                 self.throughput.begin()
             if due:
                 self._report(lr, result.gradient_norm)
-            if self.progress:
-                self.progress.step(self.step)
+            self.report.step(self.step)
             if self._due(self.epoch_steps):
                 self._end_epoch()
                 self.throughput.begin()
@@ -222,32 +215,14 @@ class _Run:
     def _report(self, lr: float, norm: Optional[mx.nd.NDArray]) -> None:
         means = self.metrics.read()
         self.throughput.end()
-        speed = self.throughput.read()
+        self.report.training(self.step, means, lr, norm, self.throughput.read())
         self.throughput.begin()
-        scalars = {
-            "loss": means.loss,
-            "accuracy": means.accuracy,
-            "lr": lr,
-            "gradient_norm": float(norm.asscalar()) if norm is not None else None,
-        }
-        self.monitor.scalars("train", scalars, self.step)
-        self.monitor.scalars("speed", {"images_per_second": speed}, self.step)
-        if self.progress:
-            epoch = -(-self.step // self.epoch_steps)
-            shown = f"  {speed:.0f} images/s" if speed else ""
-            self.progress.figures(
-                self.step,
-                f"epoch {epoch}/{self.config.train.epochs}  loss {means.loss:.4f}  "
-                f"accuracy {means.accuracy:.4f}{shown}",
-            )
 
     def _end_epoch(self) -> None:
-        epoch = -(-self.step // self.epoch_steps)
-        means = self.metrics.read_epoch()
+        self.report.epoch(self.step, self.metrics.read_epoch())
         self.throughput.end()
-        self.monitor.scalars("epoch", {"loss": means.loss, "accuracy": means.accuracy}, self.step)
-        self._say(f"epoch {epoch}: training loss {means.loss:.4f}  accuracy {means.accuracy:.4f}")
         every = self.config.evaluate.every_epochs
+        epoch = -(-self.step // self.epoch_steps)
         self.evaluation, accuracy = None, None
         if self.step == self.last_step and self.config.calibrate_samples:
             self._calibrate()
@@ -263,19 +238,13 @@ class _Run:
 
     def _evaluate(self) -> float:
         """Look at the test set; its accuracy."""
-        config = self.config
-        batches = test_batches(self.test, config, self.ctx)
-        names = self._class_names()
-        with replica.as_one_model(self.net, config):
-            self.evaluation = evaluate(self.net, self._watched(batches), self.num_classes)
+        batches = self._watched(test_batches(self.test, self.config, self.ctx))
+        with replica.as_one_model(self.net, self.config):
+            self.evaluation = evaluate(self.net, batches, self.num_classes)
             if dist.is_root():
-                self._show_predictions(names)
-        self.monitor.evaluation(self.evaluation, names, self.step)
-        seen = self.evaluation
-        self._say(
-            f"test loss {seen.loss:.4f}  accuracy {seen.accuracy:.4f}  ({seen.samples} images)"
-        )
-        return seen.accuracy
+                self._show_predictions()
+        self.report.evaluation(self.step, self.evaluation)
+        return self.evaluation.accuracy
 
     def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for number, batch in enumerate(batches):
@@ -292,7 +261,7 @@ class _Run:
             "accuracy": accuracy,
             "config": to_dict(self.config),
         }
-        self.monitor.flush()
+        self.report.flush()
         statistics = replica.gather_statistics(self.net, self.config)
         with replica.as_one_model(self.net, self.config):
             if dist.is_root():
@@ -300,31 +269,13 @@ class _Run:
                 folder = resume.checkpoint_folder(self.config)
                 checkpoint.save(folder, self.net, self.trainer, state, keep, statistics)
 
-    def _introduction(self, path: Optional[Path]) -> str:
-        config, ranks = self.config, dist.world_size()
-        share = config.train.global_batch_size / ranks
-        return (
-            f"{config.folder}: {self.train_size} training and {len(self.test[1])} test images, "
-            f"{config.train.epochs} epochs of {self.epoch_steps} steps\n"
-            f"{ranks} rank{'s' if ranks > 1 else ''} on {self.ctx.device_type}, global batch "
-            f"{config.train.global_batch_size}, {share:g} a rank, batch norm {config.batch_norm}; "
-            f"MXNet {mx.__version__}" + (f"\ngoes on from {path}" if path else "")
-        )
-
     def _finish(self, stopped: bool) -> Result:
-        evaluation, speed = self.evaluation, self.throughput.overall
         replica.merge_running_statistics(self.net, self.config)
-        if evaluation and not stopped:
-            self.monitor.hyper_parameters(self.config, evaluation.scalars())
-        self.monitor.close()
         mx.nd.waitall()
-        folder = self.config.folder
-        if stopped:
-            self._say(f"stopped at step {self.step} of {self.last_step}, as asked; saved")
-        elif evaluation:
-            shown = f", {speed:.0f} images/s" if speed else ""
-            self._say(f"done: test accuracy {evaluation.accuracy:.4f}{shown}; all is in {folder}")
-        return Result(folder, self.step, evaluation, speed, stopped)
+        evaluation = None if stopped else self.evaluation
+        speed = self.throughput.overall
+        self.report.end(self.step, evaluation, speed)
+        return Result(self.config.folder, self.step, evaluation, speed, stopped)
 
     def _non_finite(self, error: NonFiniteLossError) -> TrainingError:
         saved = checkpoint.listing(resume.checkpoint_folder(self.config))
@@ -334,19 +285,8 @@ class _Run:
             "Lower optimizer.lr, lengthen schedule.warmup_epochs or set optimizer.clip_norm"
         )
 
-    def _class_names(self) -> List[str]:
-        known = () if self.config.data.dataset == "idx" else fashion_mnist.CLASS_NAMES
-        return [*known, *map(str, range(len(known), self.num_classes))]
-
-    def _show_predictions(self, names: List[str]) -> None:
+    def _show_predictions(self) -> None:
         images, labels = (array[:SHOWN_IMAGES] for array in self.test)
-        loader = EvalLoader(images, labels, self.config.data, batch_size=SHOWN_IMAGES)
-        (batch,) = loader
+        (batch,) = EvalLoader(images, labels, self.config.data, batch_size=SHOWN_IMAGES)
         predicted = self.net(mx.nd.array(batch.data, ctx=self.ctx)).argmax(axis=-1).asnumpy()
-        self.monitor.predictions(images, labels, predicted.astype(int), names, self.step)
-
-    def _say(self, text: str) -> None:
-        if self.progress:
-            self.progress.line(text)
-        elif dist.is_root():
-            print(text, flush=True)
+        self.report.predictions(self.step, images, labels, predicted.astype(int))
