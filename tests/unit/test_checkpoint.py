@@ -112,8 +112,19 @@ def test_run_that_goes_on_is_the_run_that_was_not_stopped_bit_for_bit(tmp_path, 
     state = restore(path, resumed.net, resumed.trainer)
     given = {"step": 4, "accuracy": None, "config": {"seed": 1}}
     assert {key: state[key] for key in given} == given
+    assert resumed.trainer.optimizer.num_update == stopped.trainer.optimizer.num_update == 4
     assert_same(resumed.arrays(), stopped.arrays())
     assert_same(resumed.train(4, 7).arrays(), uninterrupted.arrays())
+
+
+def test_running_statistics_of_each_rank_come_back(tmp_path, trained):
+    statistics = np.random.RandomState(0).normal(size=(3, 8)).astype(np.float32)
+    state = {"step": 1, "accuracy": None, "config": {}}
+    path = checkpoint.save(tmp_path, trained.net, trained.trainer, state, 1, statistics)
+    other = Run(seed=1)
+    restored = restore(path, other.net, other.trainer)["statistics"]
+    assert restored.dtype == np.float32 and restored.tobytes() == statistics.tobytes()
+    assert_same(other.arrays(), trained.arrays())
 
 
 def test_saving_changes_nothing_in_the_run(tmp_path):
