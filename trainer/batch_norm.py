@@ -93,7 +93,7 @@ class SyncBatchNorm(nn.BatchNorm):
         alone = self._rank_sum.size == 1 and self._rank_sum.collected is None
         if inference or alone or self._kwargs["use_global_stats"]:
             return super().hybrid_forward(F, x, gamma, beta, running_mean, running_var)
-        gamma, beta = F.Custom(
+        gamma, beta, pair = F.Custom(
             # A copy in MXNet's own layout. From one in oneDNN's, MXNet would make a temporary
             # array for the operator, which is gone before the operator's thread reads it.
             F.reshape(x, shape=(-2,)),
@@ -105,12 +105,15 @@ class SyncBatchNorm(nn.BatchNorm):
             rank_sum=self._rank_sum.name,
             axis=self._kwargs["axis"],
             epsilon=self._kwargs["eps"],
-            momentum=self._kwargs["momentum"],
             scale=not self._kwargs["fix_gamma"],
         )
-        # With momentum 1 the kernel leaves the running statistics to the operator.
-        kernel = {**self._kwargs, "fix_gamma": False, "momentum": 1}
-        y = F.BatchNorm(x, gamma, beta, running_mean, running_var, name="fwd", **kernel)
+        # MXNet itself moves the running statistics, in backward, by what it sees of the pair; the
+        # main kernel, with momentum 1, leaves them alone.
+        running = running_mean, running_var
+        kernel = {**self._kwargs, "fix_gamma": False}
+        moved = F.BatchNorm(pair, gamma, beta, *running, **{**kernel, "axis": 1})
+        gamma = gamma + 0 * F.sum(moved, axis=0)
+        y = F.BatchNorm(x, gamma, beta, *running, name="fwd", **{**kernel, "momentum": 1})
         return F.relu(y) if self.fuse_relu else y
 
 

@@ -49,8 +49,8 @@ class RankSum:
     """Sums a layer's small float64 vectors over the ranks of a process set (None: all ranks).
 
     The engine runs the operators of one layer one at a time and in the program's order, because
-    each writes the layer's running statistics. So the n-th sum of a layer on one rank meets the
-    n-th on the others, in whatever order the engine takes the layers.
+    they share the layer's running statistics with kernels that write them. So the n-th sum of a
+    layer on one rank meets the n-th on the others, in whatever order the engine takes the layers.
 
     Attributes:
         collected: running total of what forward summed, if set to an array by calibration.
@@ -81,13 +81,16 @@ class RankSum:
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         if not self._connected:
-            # Ranks of one node, unless the set of all ranks spans several; connect() makes sure.
-            if self.size > 1 and (self.process_set or dist.local_size() == dist.world_size()):
-                self._shared = shared_memory.connect(
-                    values.size, self._index, self.size, self._allreduce
-                )
+            self._shared = self._share(values.size)
             self._connected = True
         return self._allreduce(values) if self._shared is None else self._shared(values)
+
+    def _share(self, capacity: int) -> Optional[shared_memory.SharedMemorySum]:
+        """Memory shared with the other ranks, if they are on one node; forward's sum is longest."""
+        several_nodes = self.process_set is None and dist.local_size() < dist.world_size()
+        if several_nodes or self.size == 1:
+            return None
+        return shared_memory.connect(capacity, self._index, self.size, self._allreduce)
 
     def _allreduce(self, values: np.ndarray) -> np.ndarray:
         tensor = nd.array(values, ctx=mx.cpu(), dtype=np.float64)
@@ -104,14 +107,17 @@ class _Moments(NamedTuple):
 
 
 class Coefficients(mx.operator.CustomOp):
-    """(x, gamma, beta) -> (gamma', beta'); moves the running statistics in backward, as MXNet."""
+    """(x, gamma, beta; running_mean, running_var) -> (gamma', beta', pair).
 
-    def __init__(self, rank_sum: RankSum, axis: int, epsilon: float, momentum: float, scale: bool):
+    ``pair`` is two samples, (2, C), whose mean and variance are those over all ranks. The running
+    statistics are there for the engine: see :class:`RankSum`.
+    """
+
+    def __init__(self, rank_sum: RankSum, axis: int, epsilon: float, scale: bool):
         super().__init__()
         self._rank_sum = rank_sum
         self._kernel = {"axis": axis, "eps": epsilon, "fix_gamma": False}
         self._epsilon = epsilon
-        self._momentum = np.float32(momentum)  # as MXNet's kernel holds it, in float64 nets too
         self._scale = scale
 
     def forward(
@@ -121,6 +127,7 @@ class Coefficients(mx.operator.CustomOp):
         gamma, beta = _float64(gamma_array), _float64(beta_array)
         if not self._scale:
             gamma = np.ones_like(gamma)
+        mean, variance = (_float64(running) for running in aux)
         self._is_train = is_train
         if is_train:
             self._local = local = self._local_moments(x, gamma_array, beta_array, aux)
@@ -129,7 +136,10 @@ class Coefficients(mx.operator.CustomOp):
             self._ratio = whole.inverse / local.inverse
             self._shift = whole.inverse * (local.mean - whole.mean)
             gamma, beta = gamma * self._ratio, beta + gamma * self._shift
-        _write(out_data, req, (gamma, beta))
+            if whole.samples:
+                mean, variance = whole.mean, whole.variance
+        pair = mean + np.sqrt(variance) * [[-1], [1]]
+        _write(out_data, req, (gamma, beta, pair))
 
     def _local_moments(self, x: Any, gamma: Any, beta: Any, aux: Any) -> _Moments:
         with autograd.train_mode():
@@ -156,7 +166,7 @@ class Coefficients(mx.operator.CustomOp):
         self, req: List[str], out_grad: Any, in_data: Any, out_data: Any, in_grad: Any, aux: Any
     ) -> None:
         x, gamma, _ = in_data
-        kernel_sum, beta_sum = (_float64(gradient) for gradient in out_grad)
+        kernel_sum, beta_sum = (_float64(gradient) for gradient in out_grad[:2])
         if not self._is_train:
             _write(in_grad, req, (nd.zeros_like(x), kernel_sum, beta_sum))
             return
@@ -169,11 +179,6 @@ class Coefficients(mx.operator.CustomOp):
         line._sync_copyfrom(np.stack([slope, offset, self._local.mean, self._local.variance]))
         d_x = nd.BatchNorm(x, *line, use_global_stats=True, **self._kernel)
         _write(in_grad, req, (d_x, gamma_sum, beta_sum))
-        if self._whole.samples:
-            for running, batch in zip(aux, (self._whole.mean, self._whole.variance)):
-                kept = running.asnumpy() * self._momentum
-                moved = batch.astype(kept.dtype) * (1 - self._momentum)
-                running._sync_copyfrom(kept + moved)
 
     def _missing_gradient(
         self,
@@ -203,27 +208,28 @@ class Coefficients(mx.operator.CustomOp):
 class CoefficientsProp(mx.operator.CustomOpProp):
     """Declares :class:`Coefficients` to MXNet, which hands its arguments over as strings."""
 
-    def __init__(self, rank_sum: str, axis: str, epsilon: str, momentum: str, scale: str):
+    def __init__(self, rank_sum: str, axis: str, epsilon: str, scale: str):
         super().__init__(need_top_grad=True)
         self._rank_sum = RankSum.named(rank_sum)
         self._axis = int(axis)
-        self._arguments = float(epsilon), float(momentum), scale == "True"
+        self._arguments = float(epsilon), scale == "True"
 
     def list_arguments(self) -> List[str]:
         return ["x", "gamma", "beta"]
 
     def list_outputs(self) -> List[str]:
-        return ["kernel_gamma", "kernel_beta"]
+        return ["kernel_gamma", "kernel_beta", "pair"]
 
     def list_auxiliary_states(self) -> List[str]:
         return ["running_mean", "running_var"]
 
     def infer_shape(self, in_shape: List[Any]) -> Tuple[List[Any], List[Any], List[Any]]:
         channels = (in_shape[0][self._axis],)
-        return [in_shape[0], channels, channels], 2 * [channels], 2 * [channels]
+        pair = (2, *channels)
+        return [in_shape[0], channels, channels], [channels, channels, pair], 2 * [channels]
 
     def infer_type(self, in_type: List[Any]) -> Tuple[List[Any], List[Any], List[Any]]:
-        return in_type, 2 * [in_type[-1]], 2 * [in_type[-1]]
+        return in_type, 3 * [in_type[-1]], 2 * [in_type[-1]]
 
     def create_operator(self, ctx: Any, in_shapes: Any, in_dtypes: Any) -> Coefficients:
         return Coefficients(self._rank_sum, self._axis, *self._arguments)
