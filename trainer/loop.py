@@ -150,6 +150,7 @@ class _Run:
         state = dist.broadcast_object(state)
         replica.take_statistics(self.net, state["statistics"])
         self.step: int = state["step"]
+        self.saved_step = self.step if path else None
         self.metrics = TrainMetrics(self.ctx, state["totals"])
         with dist.together():
             if dist.is_root():
@@ -190,21 +191,20 @@ class _Run:
             self.metrics.add(self.step, result, batch.samples)
             self.step += 1
             self.throughput.step(batch.global_samples)
-            if made == WARMUP_STEPS:
-                mx.nd.waitall()
-                self.throughput.begin()
             if due:
                 self._report(lr, result.gradient_norm)
             self.report.step(self.step)
             if self._due(self.epoch_steps):
                 self._end_epoch()
-                self.throughput.begin()
             elif self._due(config.checkpoint.every_steps):
                 self._save()
-                self.throughput.begin()
             if stop.agreed() and self.step < self.last_step:
-                self._save()
+                if self.saved_step != self.step:
+                    self._save()
                 return True
+            if made == WARMUP_STEPS or (made > WARMUP_STEPS and self.saved_step == self.step):
+                mx.nd.waitall()
+                self.throughput.begin()
         return False
 
     def _due(self, every: Optional[int], offset: int = 0) -> bool:
@@ -214,9 +214,8 @@ class _Run:
 
     def _report(self, lr: float, norm: Optional[mx.nd.NDArray]) -> None:
         means = self.metrics.read()
-        self.throughput.end()
+        self.throughput.mark()
         self.report.training(self.step, means, lr, norm, self.throughput.read())
-        self.throughput.begin()
 
     def _end_epoch(self) -> None:
         self.report.epoch(self.step, self.metrics.read_epoch())
@@ -261,6 +260,7 @@ class _Run:
             "accuracy": accuracy,
             "config": to_dict(self.config),
         }
+        self.saved_step = self.step
         self.report.flush()
         statistics = replica.gather_statistics(self.net, self.config)
         with replica.as_one_model(self.net, self.config):

@@ -34,6 +34,8 @@ def prepare(
         batch_norm.convert_sync_batch_norm(net, process_set=dist.node_process_set())
     # Deferred shapes are settled here, on all ranks: Horovod would broadcast them at the first
     # forward, and a forward on one rank alone would wait for ever.
+    if isinstance(net, gluon.HybridBlock):
+        net.hybridize(active=False)  # within a compiled net no layer can be seen
     layers = summary.summarize(net, mx.nd.zeros((1, *shape), ctx=ctx))
     if config.model.hybridize and isinstance(net, gluon.HybridBlock):
         net.hybridize(static_alloc=True)
@@ -60,6 +62,7 @@ def class_scores(
         ConfigError: they are no row of at least ``classes`` scores.
     """
     output = net(mx.nd.zeros((1, *shape), ctx=ctx))
+    mx.nd.waitall()  # weights that are read during a forward may be out of order
     found = getattr(output, "shape", None)
     if found is None or len(found) != 2 or found[1] < classes:
         raise ConfigError(

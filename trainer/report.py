@@ -32,7 +32,10 @@ class Report:
         known = () if config.data.dataset == "idx" else fashion_mnist.CLASS_NAMES
         self._names: List[str] = [*known, *map(str, range(len(known), num_classes))]
         self._monitor = Monitor(
-            config.folder / "events", first_step, dist.is_root() and config.monitor.tensorboard
+            config.folder / "events",
+            first_step,
+            # A run that was complete before has told everything.
+            dist.is_root() and config.monitor.tensorboard and first_step < last_step,
         )
         self._progress = ProgressDisplay(first_step, last_step) if dist.is_root() else None
 

@@ -42,6 +42,12 @@ class Throughput:
             self._window_seconds += self._clock() - self._since
         self._since = None
 
+    def mark(self) -> None:
+        """The device has done all steps so far, and training goes on."""
+        if self._since is not None:
+            self.end()
+            self.begin()
+
     def read(self) -> Optional[float]:
         """Images a second since the last reading; None where nothing was timed."""
         images, seconds = self._window_images, self._window_seconds

@@ -1,0 +1,92 @@
+"""Losses of one config on 1, 2 and 4 ranks, step by step, beside what reordering alone does.
+
+    python -m benchmarks.invariance
+
+Thirty steps of the seed's net with augmentation, warm-up and ``batch_norm: sync``, each on the
+2,000 images of the sample, by the real command line under horovodrun. The floor is the same run
+on one rank with every global batch in the opposite order: the same sums, rounded otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Dict, List
+
+from benchmarks import report
+
+RANKS = (1, 2, 4)
+STEPS = 30
+SETTINGS = [
+    "data.dataset=fashion_mnist_sample",
+    "data.pad_crop=2",
+    "data.flip=true",
+    "data.erase=0.25",
+    "batch_norm=sync",
+    "optimizer.lr=0.002",
+    "optimizer.nesterov=true",
+    "schedule.warmup_epochs=1",
+    "train.epochs=3",
+    "train.global_batch_size=100",
+    f"train.max_steps={STEPS}",
+    "monitor.every_steps=1",
+]
+
+
+def losses(output: Path, ranks: int, reverse: bool = False) -> List[float]:
+    """The training loss of each step, as the event files hold it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    name = f"{ranks}-ranks{'-reversed' if reverse else ''}"
+    module = "benchmarks.reversed_order" if reverse else "trainer"
+    command = [sys.executable, "-m", module, "train", *SETTINGS]
+    command += [f"output={output}", f"name={name}"]
+    if ranks > 1:
+        horovodrun = str(Path(sys.executable).with_name("horovodrun"))
+        command = [horovodrun, "-np", str(ranks), *command]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    events = EventAccumulator(str(output / name / "events"))
+    events.Reload()
+    return [point.value for point in events.Scalars("train/loss")]
+
+
+def all_losses(output: Path) -> Dict[str, List[float]]:
+    """One list of losses for each number of ranks, and for the floor."""
+    runs = {f"{ranks}": losses(output, ranks) for ranks in RANKS}
+    runs["1, reversed"] = losses(output, 1, reverse=True)
+    return runs
+
+
+def differences(runs: Dict[str, List[float]]) -> Dict[str, List[float]]:
+    """Relative difference of each run's losses from those on one rank."""
+    one = runs["1"]
+    return {
+        name: [abs(a - b) / b for a, b in zip(values, one)]
+        for name, values in runs.items()
+        if name != "1"
+    }
+
+
+def main() -> None:
+    """Run, print the table, write results/invariance.json."""
+    before = report.machine()
+    with tempfile.TemporaryDirectory() as folder:
+        runs = all_losses(Path(folder))
+    apart = differences(runs)
+    rows = [
+        (step, f"{runs['1'][step - 1]:.6f}", *(f"{apart[name][step - 1]:.1e}" for name in apart))
+        for step in (1, 2, 3, 5, 10, 15, 20, 25, STEPS)
+    ]
+    head = ("step", "loss on 1 rank", *(f"{name}: relative difference" for name in apart))
+    print(report.table(head, rows))
+    print(report.write("invariance", {"losses": runs, "relative differences": apart}, before))
+
+
+if __name__ == "__main__":
+    main()
