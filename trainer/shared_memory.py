@@ -18,7 +18,6 @@ from typing import Callable, Optional
 
 import numpy as np
 
-_DIRECTORY = "/dev/shm"
 _CACHE_LINE = 8  # float64 or int64 numbers
 _PATIENCE = 1.0  # seconds of waiting before looking whether the peers live
 _LOOK_EVERY = 0.2
@@ -93,7 +92,11 @@ class SharedMemorySum:
 
 
 def connect(
-    capacity: int, index: int, size: int, sum_over_ranks: Callable[[np.ndarray], np.ndarray]
+    capacity: int,
+    index: int,
+    size: int,
+    sum_over_ranks: Callable[[np.ndarray], np.ndarray],
+    directory: str = "/dev/shm",
 ) -> Optional[SharedMemorySum]:
     """Meet the other processes; None, for all of them, if not all share this node's memory.
 
@@ -105,7 +108,7 @@ def connect(
     """
     token = secrets.randbelow(2**53) if index == 0 else 0
     token = int(sum_over_ranks(np.array([token], np.float64))[0])
-    path = os.path.join(_DIRECTORY, f"batch_norm_{token:014x}")
+    path = os.path.join(directory, f"batch_norm_{token:014x}")
     shared = None
     # Other processors may show a peer the counter before the slot that it announces.
     if platform.machine() in ("x86_64", "AMD64"):

@@ -1,0 +1,365 @@
+"""Synced batch norm on several ranks against plain batch norm over the same samples in one process.
+
+Each rank computes the one-process reference for itself, on the whole batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import time
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd, gluon, nd
+from mxnet.gluon import nn
+
+from trainer import batch_norm, dist
+from trainer.batch_norm_op import RankSum
+from trainer.model import resnet18
+
+RANKS = (2, 3, 4)
+STEPS = 20
+SAMPLES = 12
+
+
+def shard(sizes: Sequence[int]) -> slice:
+    """This rank's rows of the global batch, when rank r holds ``sizes[r]``."""
+    start = sum(sizes[: dist.rank()])
+    return slice(start, start + sizes[dist.rank()])
+
+
+def equal() -> List[int]:
+    return [SAMPLES // dist.world_size()] * dist.world_size()
+
+
+def unequal() -> List[int]:
+    return [SAMPLES - (dist.world_size() - 1), *[1] * (dist.world_size() - 1)]
+
+
+def with_empty() -> List[int]:
+    return [*[0] * (dist.world_size() - 1), SAMPLES]
+
+
+def samples(shape: Tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.RandomState(seed).normal(1, 2, (SAMPLES, *shape))
+
+
+def parameters(net: gluon.Block) -> Dict[str, np.ndarray]:
+    return {k: p.data().asnumpy() for k, p in net._collect_params_with_prefix().items()}
+
+
+def largest_difference(a: Dict[str, np.ndarray], b: Dict[str, np.ndarray]) -> float:
+    """Of each array by its own scale, then over arrays."""
+    assert a.keys() == b.keys() and a
+    return max(np.abs(a[k] - b[k]).max() / max(1, np.abs(b[k]).max()) for k in a)
+
+
+def build(make: Any, data: np.ndarray, dtype: str) -> gluon.Block:
+    mx.random.seed(7)
+    net = make()
+    net.initialize(mx.init.Xavier())
+    net.cast(dtype)
+    net(nd.array(data[:1], dtype=dtype))
+    return net
+
+
+def train(
+    net: gluon.Block, data: np.ndarray, dtype: str, sizes: Optional[Sequence[int]], steps: int
+) -> Dict[str, np.ndarray]:
+    """SGD with momentum on squared outputs; the state after it and the losses.
+
+    With ``sizes``, this rank's shard in step with its peers; without, all samples alone.
+    """
+    rows = data if sizes is None else data[shard(sizes)]
+    empty = len(rows) == 0
+    x = nd.array(1000 * data[:1] if empty else rows, dtype=dtype)
+    alone = gluon.Trainer(net.collect_params(), "sgd", SGD, kvstore=None)
+    trainer = alone if sizes is None else dist.gluon_trainer(net.collect_params(), optimizer())
+    weight = 0 if empty else (1 if sizes is None else dist.world_size()) / len(data)
+    losses = []
+    for _ in range(steps):
+        if empty:
+            with batch_norm.empty_batch():
+                loss = forward_backward(net, x, weight)
+        else:
+            loss = forward_backward(net, x, weight)
+        trainer.step(1)
+        losses.append(0 if empty else loss.sum().asscalar())
+    total = np.array(losses, np.float64)
+    if sizes is not None:
+        total = dist.allreduce_sum(total, "losses")
+    return {**parameters(net), "losses": total}
+
+
+SGD = {"learning_rate": 1e-4, "momentum": 0.9, "wd": 1e-4}
+
+
+def optimizer() -> mx.optimizer.Optimizer:
+    return mx.optimizer.create("sgd", **SGD)
+
+
+def forward_backward(net: gluon.Block, x: nd.NDArray, weight: float) -> nd.NDArray:
+    with autograd.record():
+        y = net(x)
+        target = nd.arange(y.shape[1], dtype=y.dtype).reshape((1, -1)) / y.shape[1]
+        loss = ((y.reshape((0, 0, -1)).mean(axis=2) - target) ** 2).mean(axis=1)
+    loss.backward(nd.ones_like(loss) * weight)
+    return loss
+
+
+@functools.lru_cache(maxsize=None)
+def seed_reference(dtype: str, order: Optional[int] = None) -> Dict[str, np.ndarray]:
+    """The seed's net with plain batch norm on all samples, in an order drawn from ``order``."""
+    data = samples((1, 14, 14))
+    net = build(resnet18, data, dtype)
+    if order is not None:
+        data = data[np.random.RandomState(order).permutation(SAMPLES)]
+    return train(net, data, dtype, None, STEPS)
+
+
+def seed_synced(dtype: str, sizes: Sequence[int], hybridize: Dict[str, bool]) -> Dict[str, Any]:
+    data = samples((1, 14, 14))
+    net = batch_norm.convert_sync_batch_norm(build(resnet18, data, dtype))
+    if hybridize:
+        net.hybridize(**hybridize)
+    return train(net, data, dtype, sizes, STEPS)
+
+
+FORMS = [
+    pytest.param({}, id="imperative"),
+    pytest.param({"active": True}, id="hybridized"),
+    pytest.param({"static_alloc": True}, id="static"),
+]
+
+
+@pytest.mark.parametrize(("sizes", "form"), [(unequal, FORMS[0]), (equal, FORMS[2])])
+def test_seed_net_is_exact_in_float64(sizes: Any, form: Any) -> None:
+    result = seed_synced("float64", sizes(), form.values[0])
+    assert largest_difference(result, seed_reference("float64")) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("sizes", "form"), [(unequal, FORMS[0]), (with_empty, FORMS[1]), (equal, FORMS[2])]
+)
+def test_seed_net_in_float32_is_as_close_as_another_batch_order(sizes: Any, form: Any) -> None:
+    reference = seed_reference("float32")
+    floor = max(largest_difference(seed_reference("float32", o), reference) for o in range(2))
+    assert 0 < floor < 0.01
+    result = seed_synced("float32", sizes(), form.values[0])
+    assert largest_difference(result, reference) < 3 * floor
+
+
+def small(**arguments: Any) -> Any:
+    """A net around one batch norm layer, over C = 4 channels wherever they are."""
+
+    def make() -> gluon.Block:
+        net = nn.HybridSequential()
+        net.add(nn.Dense(4, flatten=False), nn.BatchNorm(**arguments), nn.Activation("tanh"))
+        return net
+
+    return make
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("sizes", [equal, unequal, with_empty])
+@pytest.mark.parametrize(
+    ("shape", "arguments"),
+    [
+        ((5,), {}),
+        ((3, 5), {"axis": -1}),
+        ((4, 5), {}),
+        ((2, 3, 5), {"axis": 3, "momentum": 0.5, "epsilon": 1e-3}),
+        ((5,), {"scale": False}),
+        ((5,), {"center": False}),
+        ((5,), {"use_global_stats": True}),
+    ],
+)
+def test_every_argument_means_what_it_means_on_one_rank(
+    shape: Tuple[int, ...], arguments: Dict[str, Any], sizes: Any, form: Any
+) -> None:
+    data = samples(shape)
+    reference = train(build(small(**arguments), data, "float64"), data, "float64", None, 5)
+    net = batch_norm.convert_sync_batch_norm(build(small(**arguments), data, "float64"))
+    if form:
+        net.hybridize(**form)
+    assert largest_difference(train(net, data, "float64", sizes(), 5), reference) < 1e-12
+
+
+def test_float16_data_with_float32_statistics() -> None:
+    data = samples((4, 5)).astype(np.float16)
+    plain, synced = nn.BatchNorm(in_channels=4), batch_norm.SyncBatchNorm(in_channels=4)
+    results = []
+    for layer, rows in ((plain, slice(None)), (synced, shard(unequal()))):
+        layer.initialize()
+        layer.cast("float16")
+        with autograd.record():
+            y = layer(nd.array(data[rows], dtype="float16"))
+        y.backward()
+        results.append((y, layer.running_mean.data(), layer.running_var.data()))
+    (y, mean, variance), (own_y, own_mean, own_variance) = results
+    assert own_y.dtype == np.float16 and own_mean.dtype == np.float32
+    np.testing.assert_allclose(own_y.asnumpy(), y.asnumpy()[shard(unequal())], atol=4e-3)
+    # MXNet's kernel rounds differences to float16 before it squares them.
+    np.testing.assert_allclose(own_mean.asnumpy(), mean.asnumpy(), rtol=1e-3)
+    np.testing.assert_allclose(own_variance.asnumpy(), variance.asnumpy(), rtol=1e-3)
+
+
+def test_torch_normalizes_the_concatenated_batch_alike() -> None:
+    torch = pytest.importorskip("torch", reason="torch is installed for this comparison only")
+    data, rows = samples((4, 5, 5)), shard(unequal())
+    layer = batch_norm.SyncBatchNorm(in_channels=4)
+    layer.initialize()
+    layer.cast("float64")
+    x = nd.array(data[rows], dtype="float64")
+    x.attach_grad()
+    with autograd.record():
+        y = layer(x)
+    y.backward(y**2)
+    theirs = torch.nn.BatchNorm2d(4).double()
+    torch_x = torch.tensor(data, requires_grad=True)
+    torch_y = theirs(torch_x)
+    torch_y.backward(torch_y.detach() ** 2)
+    np.testing.assert_allclose(y.asnumpy(), torch_y.detach().numpy()[rows], atol=1e-12)
+    np.testing.assert_allclose(x.grad.asnumpy(), torch_x.grad.numpy()[rows], atol=1e-12)
+
+
+class Branches(nn.HybridBlock):
+    """Parallel branches that the engine may run in any order, and a layer used twice."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.branches = nn.HybridSequential()
+            for _ in range(20):
+                branch = nn.HybridSequential()
+                branch.add(nn.Dense(4), nn.BatchNorm())
+                self.branches.add(branch)
+            self.twice = nn.BatchNorm()
+            self.last = nn.Dense(4)
+
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
+        parts = [self.twice(branch(x)) for branch in (self.branches[0], self.branches[1])]
+        parts += [branch(x) for branch in self.branches]
+        return self.last(F.add_n(*parts))
+
+
+@pytest.mark.parametrize(
+    ("form", "through"),
+    [(FORMS[0], "shared memory"), (FORMS[1], "shared memory"), (FORMS[2], "horovod")],
+)
+def test_engine_may_take_layers_in_any_order_and_ends_exact(
+    form: Any, through: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nets in flight at once, each sum delayed by a random time that differs between ranks.
+
+    STRESS_STEPS=300 in the environment makes it long.
+    """
+    delays = random.Random(dist.rank())
+    undelayed = RankSum.__call__
+
+    def delayed(self: RankSum, values: np.ndarray) -> np.ndarray:
+        time.sleep(delays.choice([0, 0, 0.0005, 0.002]))
+        return undelayed(self, values)
+
+    monkeypatch.setattr(RankSum, "__call__", delayed)
+    if through == "horovod":
+        monkeypatch.setattr(RankSum, "_share", lambda self, capacity: None)
+    data, steps = samples((5,)), int(os.environ.get("STRESS_STEPS", "5"))
+    references = [build(Branches, data, "float64") for _ in range(2)]
+    nets = [batch_norm.convert_sync_batch_norm(build(Branches, data, "float64")) for _ in range(2)]
+    if form.values[0]:
+        for net in nets:
+            net.hybridize(**form.values[0])
+    rows = shard(unequal())
+    for pair, x in ((references, data), (nets, data[rows])):
+        x = nd.array(x, dtype="float64")
+        for _ in range(steps):
+            with autograd.record():
+                loss = (pair[0](x) - pair[1](2 * x)) ** 2
+                loss = loss + pair[0](3 * x) ** 2  # the same net again, before any backward
+            loss.backward()
+            for net in pair:
+                for parameter in net.collect_params().values():
+                    if parameter.grad_req != "null":
+                        gradient = parameter.grad()
+                        if pair is nets:
+                            gradient = dist.allreduce_sum_(gradient, parameter.name)
+                        parameter.set_data(parameter.data() - 1e-6 * gradient)
+    mx.nd.waitall()
+    for net, reference in zip(nets, references):
+        assert largest_difference(parameters(net), parameters(reference)) < 1e-11
+
+
+def two_layers(momentum: float = 0.9) -> Any:
+    def make() -> gluon.Block:
+        net = nn.HybridSequential()
+        for _ in range(2):
+            net.add(nn.Dense(4), nn.BatchNorm(momentum=momentum), nn.Activation("tanh"))
+        return net
+
+    return make
+
+
+def move_statistics(net: gluon.Block, data: np.ndarray, steps: int) -> None:
+    """Training steps that leave the weights alone."""
+    for _ in range(steps):
+        forward_backward(net, nd.array(data, dtype="float64"), 1.0)
+    mx.nd.waitall()
+
+
+def test_ranks_that_see_other_classes_merge_and_calibrate_into_one_model() -> None:
+    """Each rank sees one end of the data; all evaluate all of it."""
+    data = np.sort(samples((5,)), axis=0)
+    own = data[shard(equal())]
+    twin, net = (build(two_layers(), data, "float64") for _ in range(2))
+    move_statistics(twin, data, 80)
+    move_statistics(net, own, 80)
+
+    def error() -> float:
+        x = nd.array(data, dtype="float64")
+        return float(abs(net(x) - twin(x)).mean().asscalar())
+
+    drifted = error()
+    batch_norm.merge_running_statistics(net, len(own))
+    first, theirs = net[1], twin[1]
+    mean, variance = theirs.running_mean.data(), theirs.running_var.data()
+    np.testing.assert_allclose(first.running_mean.data().asnumpy(), mean.asnumpy(), rtol=1e-9)
+    np.testing.assert_allclose(first.running_var.data().asnumpy(), variance.asnumpy(), rtol=0.05)
+    merged = error()
+    assert merged < drifted / 2
+
+    batch_norm.calibrate(net, [(nd.array(own, dtype="float64"), len(own))])
+    assert error() < merged / 20  # what is left: the twin's running average is 0.9^80 off
+
+
+@pytest.mark.parametrize("synced", [False, True])
+def test_calibrated_statistics_are_those_of_one_process(synced: bool) -> None:
+    """Two global batches, the second with nothing for most ranks."""
+    data = samples((5,)), samples((5,), seed=1)
+    # With momentum 0 a plain layer's running statistics are its last batch's.
+    expected = []
+    for batch in data:
+        plain = build(two_layers(momentum=0), batch, "float64")
+        move_statistics(plain, batch, 1)
+        expected.append(parameters(plain))
+    net = build(two_layers(), data[0], "float64")
+    if synced:
+        batch_norm.convert_sync_batch_norm(net).hybridize(static_alloc=True)
+    batches = []
+    for batch, sizes in zip(data, (unequal(), with_empty())):
+        rows = batch[shard(sizes)]
+        stand_in = 1000 * batch[:1]
+        batches.append((nd.array(rows if len(rows) else stand_in, dtype="float64"), len(rows)))
+    batch_norm.calibrate(net, batches)
+    assert isinstance(net[1], batch_norm.SyncBatchNorm) == synced
+    for layer, index in ((net[1], "1."), (net[4], "4.")):
+        mean = [e[index + "running_mean"] for e in expected]
+        square = [e[index + "running_var"] + e[index + "running_mean"] ** 2 for e in expected]
+        whole_mean, whole_square = sum(mean) / 2, sum(square) / 2
+        np.testing.assert_allclose(layer.running_mean.data().asnumpy(), whole_mean, rtol=1e-12)
+        variance = layer.running_var.data().asnumpy()
+        np.testing.assert_allclose(variance, whole_square - whole_mean**2, rtol=1e-11)

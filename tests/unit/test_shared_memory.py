@@ -1,0 +1,86 @@
+"""Sums through memory shared by processes of one machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any, List
+
+import numpy as np
+import pytest
+
+from trainer import shared_memory
+from trainer.shared_memory import SharedMemorySum
+
+
+def add_up(path: str, index: int, size: int, calls: int, results: Any) -> None:
+    shared = SharedMemorySum(path, 5, index, size)
+    sums = [shared(np.arange(1 + k % 5) * (index + 1.0) + k) for k in range(calls)]
+    results.put([float(s.sum()) for s in sums])
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_every_process_gets_every_sum(tmp_path: Path, size: int) -> None:
+    calls, context = 300, multiprocessing.get_context("spawn")
+    results = context.Queue()
+    arguments = [(str(tmp_path / "sum"), index, size, calls, results) for index in range(size)]
+    processes = [context.Process(target=add_up, args=a) for a in arguments]
+    for process in processes:
+        process.start()
+    got = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    weights = size * (size + 1) / 2
+    expected = [sum(i * weights + k * size for i in range(1 + k % 5)) for k in range(calls)]
+    assert got == [expected] * size
+
+
+def wait_for_ever(path: str, entered: Any) -> None:
+    SharedMemorySum(path, 1, 1, 2)
+    entered.set()
+    signal.pause()
+
+
+def test_a_dead_peer_is_noticed(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    entered, path = context.Event(), str(tmp_path / "sum")
+    peer = context.Process(target=wait_for_ever, args=(path, entered))
+    peer.start()
+    assert entered.wait(60)
+    shared = SharedMemorySum(path, 1, 0, 2)
+    os.kill(peer.pid, signal.SIGKILL)  # and nobody waits for it: a zombie still has its pid
+    with pytest.raises(RuntimeError, match="process 1 of 2 on this node ended"):
+        shared(np.ones(1))
+    peer.join()
+
+
+def test_processes_that_do_not_share_memory_agree_to_do_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two 'processes' (threads) that meet in other sums, but whose directories differ."""
+    barrier, sums = threading.Barrier(2), {}
+
+    def meet(index: int, directory: Path, results: List[Any]) -> None:
+        def sum_over_ranks(values: np.ndarray) -> np.ndarray:
+            sums[index] = values
+            barrier.wait(10)
+            total = sums[0] + sums[1]
+            barrier.wait(10)
+            return total
+
+        results.append(shared_memory.connect(3, index, 2, sum_over_ranks, directory=str(directory)))
+
+    for other, expected in ((tmp_path / "other", False), (tmp_path, True)):
+        other.mkdir(exist_ok=True)
+        results: List[Any] = []
+        arguments = [(0, tmp_path, results), (1, other, results)]
+        threads = [threading.Thread(target=meet, args=a) for a in arguments]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [shared is not None for shared in results] == [expected] * 2
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
