@@ -154,6 +154,7 @@ class _Run:
         self.metrics = TrainMetrics(self.ctx, state["totals"])
         with dist.together():
             if dist.is_root():
+                self.claim = resume.claim(config.folder)
                 if path is None:
                     resume.set_aside(config.folder)
                 config.folder.mkdir(parents=True, exist_ok=True)
@@ -275,6 +276,8 @@ class _Run:
         evaluation = None if stopped else self.evaluation
         speed = self.throughput.overall
         self.report.end(self.step, evaluation, speed)
+        if dist.is_root():
+            self.claim.release()
         return Result(self.config.folder, self.step, evaluation, speed, stopped)
 
     def _non_finite(self, error: NonFiniteLossError) -> TrainingError:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Optional
 
+import filelock
+
 from . import checkpoint, config
 from .config import Config
 
@@ -46,6 +48,24 @@ def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
             "name=..., start it anew with --resume none, or go on all the same with --force"
         )
     return path
+
+
+def claim(folder: Path) -> filelock.BaseFileLock:
+    """Keep other runs out of ``folder`` until the lock is released or this process ends.
+
+    Raises:
+        ConfigError: another run is at work there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(str(folder.parent / f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise config.ConfigError(
+            f"another run is at work in {folder}; give this one another name=... (ranks of one run "
+            "must be started by horovodrun or `python -m launch`)"
+        ) from None
+    return lock
 
 
 def set_aside(folder: Path) -> None:

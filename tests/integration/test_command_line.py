@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -176,6 +177,33 @@ def test_an_error_on_one_rank_is_told_by_rank_0(tmp_path: Path) -> None:
     done = run([*command[:3], "sh", "-c", script, "sh", *inner])
     assert "error: rank 1 on" in done.err, done.out + done.err
     assert done.code != 0 and not (tmp_path / "runs").exists()
+
+
+def test_two_runs_in_one_folder_are_kept_apart(tmp_path: Path) -> None:
+    """As where somebody types `srun -n 2 python -m trainer` and gets two runs of one rank."""
+    command = trainer("train", *SMALL, "train.epochs=1000", f"output={tmp_path}")
+    first = start(command)
+    try:
+        read_until(first, "images/s")
+        second = run(command)
+        assert second.code == 2
+        assert "another run is at work in" in second.err
+        assert len(second.err.splitlines()) == 1
+    finally:
+        first.kill()
+        first.wait()
+    assert len(list(tmp_path.glob("default*"))) == 1
+
+
+def test_a_saved_model_is_evaluated_and_calibrated_on_ranks(straight: Path) -> None:
+    done = run(trainer("evaluate", str(straight), ranks=2))
+    said = re.search(r"accuracy (0\.\d+)", done.out)
+    path = checkpoint.find_best(straight / "checkpoints")
+    assert said and path, done.err
+    assert float(said[1]) == round(checkpoint.read_state(path)["accuracy"], 4)
+    done = run(trainer("calibrate", str(straight), "--samples", "500", ranks=2))
+    assert done.code == 0 and "wrote" in done.out, done.err
+    nets.small().load_parameters(str(straight / "calibrated.params"))
 
 
 def test_other_settings_than_the_checkpoint_are_refused(straight: Path) -> None:

@@ -120,10 +120,9 @@ def test_rank_0_alone_writes(board: TensorBoard, tmp_path: Path) -> None:
     done = run(trainer("train", *settings, ranks=3))
     assert done.code == 0, done.err
     assert len(list(tmp_path.glob("default/events/events.*"))) == 1
-    files = [
-        path.name for path in tmp_path.rglob("*") if path.is_file() and "hparams" not in str(path)
-    ]
-    assert sorted(f for f in files if "tfevents" not in f) == [
+    run_folder = tmp_path / "default"
+    files = [path.name for path in run_folder.rglob("*") if path.is_file()]
+    assert sorted(name for name in files if "tfevents" not in name) == [
         "config.yaml",
         "manifest.json",
         "model.params",
