@@ -32,6 +32,8 @@ LOOPBACK = "127.0.0.1"
 KILL_AFTER_SECONDS = 10.0
 SETTLE_SECONDS = 3.0
 """When the first rank to fail tells no cause: time for the one that does, before all are ended."""
+SIGNAL_CHECK_SECONDS = 0.2
+"""Python's handlers run between two waits: a signal that comes just before one is seen after it."""
 TAIL_LINES = 20
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -183,9 +185,9 @@ class _Job:
         running = len(self.ranks)
         while running:
             try:
-                event = self._events.get(timeout=self._seconds_left())
+                event = self._events.get(timeout=SIGNAL_CHECK_SECONDS)
             except queue.Empty:
-                self._run_timer()
+                self._run_timer_if_due()
                 continue
             if isinstance(event, _Rank):
                 running -= 1
@@ -201,13 +203,10 @@ class _Job:
     def _after(self, seconds: float, action: Callable[[], None]) -> None:
         self._timer = (time.monotonic() + seconds, action)
 
-    def _seconds_left(self) -> Optional[float]:
-        return None if self._timer is None else max(0.0, self._timer[0] - time.monotonic())
-
-    def _run_timer(self) -> None:
-        assert self._timer is not None
-        action, self._timer = self._timer[1], None
-        action()
+    def _run_timer_if_due(self) -> None:
+        if self._timer and time.monotonic() >= self._timer[0]:
+            action, self._timer = self._timer[1], None
+            action()
 
     def _ended(self, rank: _Rank) -> None:
         """Notes a failure and ends the others, once it is known which rank was the cause."""

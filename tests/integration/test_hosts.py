@@ -88,9 +88,10 @@ def test_three_hosts_train(hosts, tmp_path):
 def test_late_host_is_waited_for_and_each_offers_the_address_others_reach(hosts, tmp_path):
     """Later than Gloo's own time-out; 127.0.1.1, which the hosts' names mean, would not do."""
     show = ["sh", "-c", f"echo $HOROVOD_GLOO_IFACE; exec {' '.join(standin(tmp_path, 3))}"]
-    early = [start(hosts, number, show) for number in (0, 1)]
-    time.sleep(GLOO_TIMEOUT + 2)
-    results = ends([*early, start(hosts, 2, show)])
+    short = {"HOROVOD_GLOO_TIMEOUT_SECONDS": "3"}
+    early = [start(hosts, number, show, **short) for number in (0, 1)]
+    time.sleep(5)
+    results = ends([*early, start(hosts, 2, show, **short)])
     assert results == [(0, "eth0\nfrom step 0 with 3 ranks\ndone: 36.0\n"), *[(0, "eth0\n")] * 2]
 
 
