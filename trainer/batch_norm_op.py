@@ -243,7 +243,7 @@ def _write(targets: Any, requests: List[str], values: Any) -> None:
         if isinstance(value, np.ndarray):
             target._sync_copyfrom(value + target.asnumpy() if request == "add" else value)
         else:
-            target[:] = target + value if request == "add" else value
+            (target + value if request == "add" else value).copyto(target)
 
 
 def moments_of_sums(sums: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
