@@ -153,8 +153,8 @@ class _Rank:
             self._tail.append(line)
             if self._prefix is None:
                 continue
-            # A reader that went away (`| head`) must not stop the run.
-            with _terminal, suppress(BrokenPipeError, ValueError):
+            # A reader that went away (`| head`) or a full disk must not stop the ranks.
+            with _terminal, suppress(OSError, ValueError):
                 target.write(self._prefix + line.rstrip(b"\n") + b"\n")
                 target.flush()
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from contextlib import suppress
 from datetime import datetime
 from typing import IO, Deque, Dict, List, Mapping, Optional, Sequence
 
@@ -23,7 +24,7 @@ from launch.requeue import judge, parse_job, step_cancelled
 from launch.slurm import expand_nodes
 
 TAIL_LINES = 20
-_LABELLED = re.compile(rb"(?:slurmstepd-\S+: )?\s*(\d+): (.*)", re.DOTALL)  # srun --label
+_LABELLED = re.compile(rb"\s*(\d+): (.*)", re.DOTALL)  # srun --label
 _NODE_LOST = re.compile(r"srun: error: Task launch for \S+ failed on node (\S+): (.+)")
 _TASK_ENDED = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (.+)")
 _SAVED = f"Exited with exit code {EXIT_SAVED}"
@@ -129,7 +130,8 @@ class _Step:
 
     def _pump(self, source: IO[bytes], target: IO[bytes]) -> None:
         for line in source:
-            with self._lock:
+            # A log that cannot be written must not stop the ranks: the pipe is drained anyway.
+            with self._lock, suppress(OSError):
                 target.write(self._note(line))
                 target.flush()
 

@@ -1,0 +1,136 @@
+"""The batch step and the submission against stand-ins for Slurm's commands.
+
+test_slurm.py runs both on a real Slurm; here the command lines and the answers are in sight.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RUNNING = "JobId=7 JobState=RUNNING TimeLimit=01:00:00 EndTime=Unknown PreemptTime={preempted}"
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Runs `python -m launch` where the given shell scripts are Slurm's commands."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def run(*arguments, env=None, **programs):
+        for name, script in programs.items():
+            program = folder / name
+            program.write_text(f"#!/bin/bash\n{script}\n")
+            program.chmod(0o755)
+        return subprocess.run(
+            [sys.executable, "-m", "launch", *arguments],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "PATH": f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin",
+                "SLURM_JOB_ID": "7",
+                "SLURM_JOB_NODELIST": "n[1-2]",
+                **(env or {}),
+            },
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+def job(slurm, srun, scontrol="exit 1", **env):
+    return slurm("slurm-job", "--", "srun", "--label", srun=srun, scontrol=scontrol, env=env)
+
+
+def test_rank_0_is_shown_bare_and_others_with_their_rank(slurm):
+    done = job(slurm, "echo '0: {\"loss\": 1}'; echo ' 1: hm'; echo 'no label'")
+    assert done.returncode == 0
+    assert done.stdout == '{"loss": 1}\n[1] hm\nno label\n'
+
+
+def test_each_step_gets_a_secret_of_its_own(slurm):
+    tokens = {job(slurm, "echo 0: $LAUNCH_TOKEN").stdout for _ in range(2)}
+    assert len(tokens) == 2
+    assert all(len(token.strip()) == 32 for token in tokens)
+
+
+def test_the_rank_that_tells_the_cause_is_named(slurm):
+    done = job(
+        slurm,
+        "echo '0: MXNetError: Horovod has been shut down.' >&2; echo '1: bad record' >&2;"
+        "echo 'srun: error: n1: tasks 0,2: Exited with exit code 1' >&2;"
+        "echo 'srun: error: n2: task 1: Exited with exit code 3' >&2; exit 3",
+    )
+    assert done.returncode == 3
+    assert done.stderr.endswith(
+        "launch: last lines of rank 1, which failed:\n    bad record\n"
+        "launch: rank 1 on n2: Exited with exit code 3\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "requeued", "words"),
+    [
+        ("Exited with exit code 85", 85, True, "preempted by another job; saved; requeue 1 of 10"),
+        ("Terminated", 143, True, "some ranks ended before they could save; requeue 1 of 10"),
+        ("Exited with exit code 1", 1, False, "rank 0 on n1: Exited with exit code 1"),
+    ],
+)
+def test_a_preempted_job_is_requeued_unless_it_failed(
+    slurm, tmp_path, ending, code, requeued, words
+):
+    shown = RUNNING.format(preempted="2026-11-22T12:00:00")
+    asked = tmp_path / "asked"
+    done = job(
+        slurm,
+        f"echo 'srun: error: n1: task 0: {ending}' >&2; exit {code}",
+        f"[ $1 = show ] && echo {shown} || echo $* > {asked}",
+    )
+    assert done.returncode == code
+    assert words in done.stderr
+    assert asked.exists() == requeued
+    if requeued:
+        assert asked.read_text() == "requeue 7\n"
+
+
+def test_a_refused_requeue_is_told(slurm):
+    shown = RUNNING.format(preempted="None")
+    scontrol = f"[ $1 = show ] && echo {shown} || {{ echo Access denied >&2; exit 1; }}"
+    done = job(slurm, "exit 85", scontrol)
+    assert done.returncode == 2
+    assert done.stderr.endswith("launch: scontrol requeue 7 failed: Access denied\n")
+
+
+def test_a_controller_that_does_not_answer_is_told(slurm):
+    done = job(slurm, "exit 85", "echo Unable to contact slurm controller >&2; exit 1")
+    assert done.returncode == 2
+    assert "launch: no job in what scontrol shows" in done.stderr
+
+
+def test_the_script_is_what_sbatch_gets_and_follow_returns_the_jobs_code(slurm, tmp_path):
+    log = tmp_path / "log"
+    done = slurm(
+        "slurm", "--follow", "--log", str(log), "--", "true",
+        sbatch=f"[ \"$*\" = --parsable ] && cat > {tmp_path}/script && echo said > {log} && echo 9",
+        scontrol="echo JobId=9 JobState=FAILED Reason=NonZeroExitCode ExitCode=3:0",
+    )  # fmt: skip
+    assert done.stdout == f"job 9 is submitted; its log: {log}\nsaid\n"
+    assert done.returncode == 3
+    assert "#SBATCH --requeue\n" in (tmp_path / "script").read_text()
+
+
+def test_what_sbatch_refuses_is_one_line(slurm):
+    done = slurm(
+        "slurm", "--account", "nobody", "--", "true",
+        sbatch="echo 'sbatch: error: Batch job submission failed: Invalid account' >&2; exit 1",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == (
+        "launch: sbatch refused the job: Batch job submission failed: Invalid account\n"
+    )
