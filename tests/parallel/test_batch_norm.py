@@ -23,7 +23,7 @@ from trainer.model import resnet18
 
 RANKS = (2, 3, 4)
 STEPS = 20
-SAMPLES = 12
+SAMPLES = 24
 
 
 def shard(sizes: Sequence[int]) -> slice:
@@ -148,7 +148,7 @@ def test_seed_net_is_exact_in_float64(sizes: Any, form: Any) -> None:
 def test_seed_net_in_float32_is_as_close_as_another_batch_order(sizes: Any, form: Any) -> None:
     reference = seed_reference("float32")
     floor = max(largest_difference(seed_reference("float32", o), reference) for o in range(2))
-    assert 0 < floor < 0.01
+    assert 0 < floor < 0.1
     result = seed_synced("float32", sizes(), form.values[0])
     assert largest_difference(result, reference) < 3 * floor
 
