@@ -1,0 +1,45 @@
+"""Keeps the figures of a finished run: ``python -m benchmarks.record_run runs/NAME COMMAND...``.
+
+Reads the run's event files and config, and writes ``results/NAME.json`` with the accuracy after
+each epoch, the wall time from the first to the last point, and the command that made the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from benchmarks import report
+
+
+def main() -> None:
+    """Write the file and print the last figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("command", nargs="+", help="what was typed to make the run")
+    arguments = parser.parse_args()
+    events = EventAccumulator(str(arguments.run / "events"))
+    events.Reload()
+    points = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+    first = min(series[0].wall_time for series in points.values())
+    last = max(series[-1].wall_time for series in points.values())
+    figures = {
+        "made by": " ".join(arguments.command),
+        "minutes between first and last point": round((last - first) / 60, 1),
+        "test accuracy": {p.step: round(p.value, 4) for p in points["test/accuracy"]},
+        "test loss": {p.step: round(p.value, 4) for p in points["test/loss"]},
+        "training loss": {p.step: round(p.value, 4) for p in points["epoch/loss"]},
+        "config": yaml.safe_load((arguments.run / "config.yaml").read_text()),
+    }
+    path = report.write(arguments.run.name, figures, report.machine())
+    final = points["test/accuracy"][-1].value
+    print(f"{final:.4f} in {figures['minutes between first and last point']} minutes: {path}")
+    print(json.dumps(figures["test accuracy"]))
+
+
+if __name__ == "__main__":
+    main()
