@@ -1,6 +1,6 @@
 """Synced batch norm on several ranks against plain batch norm over the same samples in one process.
 
-Each rank computes the one-process reference for itself, on the whole batch.
+The reference is computed inside a rank, on the whole batch, without its peers.
 """
 
 from __future__ import annotations
@@ -113,12 +113,17 @@ def forward_backward(net: gluon.Block, x: nd.NDArray, weight: float) -> nd.NDArr
 
 @functools.lru_cache(maxsize=None)
 def seed_reference(dtype: str, order: Optional[int] = None) -> Dict[str, np.ndarray]:
-    """The seed's net with plain batch norm on all samples, in an order drawn from ``order``."""
+    """The seed's net with plain batch norm on all samples, in an order drawn from ``order``.
+
+    Rank 0 trains it for all; it is the costly part. All build it: names of blocks are counted in
+    each process, and Gluon's trainer takes parameters in the order of their names.
+    """
     data = samples((1, 14, 14))
     net = build(resnet18, data, dtype)
     if order is not None:
         data = data[np.random.RandomState(order).permutation(SAMPLES)]
-    return train(net, data, dtype, None, STEPS)
+    trained = train(net, data, dtype, None, STEPS) if dist.is_root() else None
+    return dist.broadcast_object(trained)
 
 
 def seed_synced(dtype: str, sizes: Sequence[int], hybridize: Dict[str, bool]) -> Dict[str, Any]:
@@ -142,9 +147,7 @@ def test_seed_net_is_exact_in_float64(sizes: Any, form: Any) -> None:
     assert largest_difference(result, seed_reference("float64")) < 1e-12
 
 
-@pytest.mark.parametrize(
-    ("sizes", "form"), [(unequal, FORMS[0]), (with_empty, FORMS[1]), (equal, FORMS[2])]
-)
+@pytest.mark.parametrize(("sizes", "form"), [(unequal, FORMS[0]), (with_empty, FORMS[2])])
 def test_seed_net_in_float32_is_as_close_as_another_batch_order(sizes: Any, form: Any) -> None:
     reference = seed_reference("float32")
     floor = max(largest_difference(seed_reference("float32", o), reference) for o in range(2))
