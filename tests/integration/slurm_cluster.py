@@ -178,10 +178,15 @@ class SlurmCluster:
         )
 
     def _ours(self) -> List[psutil.Process]:
+        """All processes with this cluster's configuration in their environment.
+
+        It is read raw: slurmstepd writes its title over the beginning, which misleads psutil.
+        """
+        wanted = f"SLURM_CONF={self.environment['SLURM_CONF']}\0".encode()
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get("SLURM_CONF") == self.environment["SLURM_CONF"]:
+                if wanted in Path(f"/proc/{process.pid}/environ").read_bytes():
                     found.append(process)
         return found
 
