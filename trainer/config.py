@@ -1,4 +1,4 @@
-"""Every setting of a run: its meaning, its default and what it may be; YAML files and overrides.
+"""Every setting of a run: its meaning, its default and what it may be.
 
 A preset in ``configs/`` holds only what differs from the defaults here. Whatever is wrong is told
 in one line (:class:`ConfigError`) before anything is started or written.
@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
-import json
-import math
 import re
 import typing
 from dataclasses import dataclass, field
@@ -19,60 +16,12 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import yaml
 
-
-class ConfigError(ValueError):
-    """A setting that cannot be used: what was given, what is allowed, the fix."""
-
-
-def setting(
-    default: Any,
-    meaning: str,
-    *,
-    minimum: Optional[float] = None,
-    maximum: Optional[float] = None,
-    above: Optional[float] = None,
-    below: Optional[float] = None,
-    choices: Sequence[str] = (),
-) -> Any:
-    """A field with its meaning and its bounds beside it."""
-    metadata = {
-        "meaning": meaning,
-        "minimum": minimum,
-        "maximum": maximum,
-        "above": above,
-        "below": below,
-        "choices": tuple(choices),
-    }
-    if isinstance(default, (dict, list)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-class _Checked:
-    """Settings that are brought to their type and checked when made, from YAML or in Python."""
-
-    _section = ""
-
-    def __init_subclass__(cls, section: str = "") -> None:
-        cls._section = section
-
-    def __post_init__(self) -> None:
-        types = typing.get_type_hints(type(self))
-        for item in dataclasses.fields(self):  # type: ignore[arg-type]
-            name, kind = self._section + item.name, types[item.name]
-            value = getattr(self, item.name)
-            if not dataclasses.is_dataclass(kind):
-                value = _convert(name, kind, value)
-                _check_bounds(name, item.metadata, value)
-                object.__setattr__(self, item.name, value)  # the dataclass is frozen
-            elif not isinstance(value, types[item.name]):
-                raise ConfigError(
-                    f"{name} is {_show(value)}; it must be a {types[item.name].__name__}"
-                )
+from . import config_file
+from .settings import Checked, ConfigError, nearest, plain, setting, show
 
 
 @dataclass(frozen=True)
-class Data(_Checked, section="data."):
+class Data(Checked, section="data."):
     """Which images, and what is done to them."""
 
     dataset: str = setting(
@@ -98,7 +47,7 @@ class Data(_Checked, section="data."):
 
 
 @dataclass(frozen=True)
-class Model(_Checked, section="model."):
+class Model(Checked, section="model."):
     """Which net."""
 
     factory: str = setting(
@@ -109,7 +58,7 @@ class Model(_Checked, section="model."):
 
 
 @dataclass(frozen=True)
-class Optimizer(_Checked, section="optimizer."):
+class Optimizer(Checked, section="optimizer."):
     """How gradients become steps."""
 
     name: str = setting("sgd", "any optimizer registered in MXNet: sgd, nag, adam, lamb, ...")
@@ -138,7 +87,7 @@ class Optimizer(_Checked, section="optimizer."):
 
 
 @dataclass(frozen=True)
-class Schedule(_Checked, section="schedule."):
+class Schedule(Checked, section="schedule."):
     """The learning rate over a run, a function of the step alone."""
 
     name: str = setting("cosine", "after the warm-up", choices=("constant", "step", "cosine"))
@@ -149,7 +98,7 @@ class Schedule(_Checked, section="schedule."):
 
 
 @dataclass(frozen=True)
-class Train(_Checked, section="train."):
+class Train(Checked, section="train."):
     """How long, in which portions."""
 
     epochs: int = setting(10, "passes over the training set", minimum=1)
@@ -166,7 +115,7 @@ class Train(_Checked, section="train."):
 
 
 @dataclass(frozen=True)
-class Evaluate(_Checked, section="evaluate."):
+class Evaluate(Checked, section="evaluate."):
     """When the test set is looked at."""
 
     every_epochs: int = setting(1, "0: only at the end", minimum=0)
@@ -174,7 +123,7 @@ class Evaluate(_Checked, section="evaluate."):
 
 
 @dataclass(frozen=True)
-class Checkpoint(_Checked, section="checkpoint."):
+class Checkpoint(Checked, section="checkpoint."):
     """When the run is saved."""
 
     every_steps: Optional[int] = setting(
@@ -184,7 +133,7 @@ class Checkpoint(_Checked, section="checkpoint."):
 
 
 @dataclass(frozen=True)
-class Monitor(_Checked, section="monitor."):
+class Monitor(Checked, section="monitor."):
     """What is told while it runs."""
 
     every_steps: int = setting(
@@ -194,7 +143,7 @@ class Monitor(_Checked, section="monitor."):
 
 
 @dataclass(frozen=True)
-class Config(_Checked):
+class Config(Checked):
     """A run."""
 
     seed: int = setting(0, "of weights, order and augmentation", minimum=0, below=2**31)
@@ -241,7 +190,7 @@ def load(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Config:
     """
     values: Dict[str, Any] = {}
     if path is not None:
-        values = _read_yaml(path)
+        values = config_file.read(path)
         values.setdefault("name", Path(path).stem)
     return from_dict(values, overrides)
 
@@ -250,13 +199,13 @@ def from_dict(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Confi
     """The config that a nested mapping of settings describes; what it leaves out is default."""
     chosen: Dict[str, Any] = copy.deepcopy(dict(values))
     for override in overrides:
-        _override(chosen, override)
+        config_file.override(chosen, override)
     return _build(Config, chosen, prefix="")
 
 
 def to_dict(config: Config) -> Dict[str, Any]:
     """Every setting, as :func:`from_dict` takes it."""
-    return _plain(dataclasses.asdict(config))
+    return plain(dataclasses.asdict(config))
 
 
 def as_yaml(config: Config) -> str:
@@ -280,73 +229,8 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str
         if isinstance(old, dict) and isinstance(new, dict) and not name.endswith("arguments"):
             found += differences(old, new, f"{name}.")
         elif old != new and not _FREE_TO_CHANGE.fullmatch(name):
-            found.append(f"{name}: {_show(old)} -> {_show(new)}")
+            found.append(f"{name}: {show(old)} -> {show(new)}")
     return found
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _read_yaml(path: str) -> Dict[str, Any]:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        nearby = sorted(str(p) for p in Path(path).parent.glob("*.yaml"))
-        raise ConfigError(
-            f"no config file {path}{nearest(path, nearby)}"
-            + (f"; there are: {', '.join(nearby)}" if nearby else "")
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} cannot be read: {error}") from None
-    values = _parse(text, f"config file {path}")
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"config file {path} holds a {type(values).__name__}; "
-            "it must hold `setting: value` lines"
-        )
-    return values
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a name that stands twice in one mapping: YAML keeps the last in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = [name for index, name in enumerate(names) if name in names[:index]]
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"it has {twice[0]} twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-def _parse(text: str, what: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    # PyYAML lets all but its own through where a value does not fit its tag or nests too deep.
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{what} is not YAML: {' '.join(str(error).split())}") from None
-
-
-def _override(values: Dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals or not name.strip():
-        raise ConfigError(f"override {override!r} must read setting=value, e.g. optimizer.lr=0.1")
-    value = _parse(text, f"the value of override {_show(override)}")
-    *sections, leaf = name.strip().split(".")
-    for section in sections:
-        inner = values.setdefault(section, {})
-        if inner is None:
-            inner = values[section] = {}
-        if not isinstance(inner, dict):
-            raise ConfigError(f"override {override!r}: {section} is a setting, not a section")
-        values = inner
-    values[leaf] = value
 
 
 def _build(cls: Any, values: Any, prefix: str) -> Any:
@@ -354,7 +238,7 @@ def _build(cls: Any, values: Any, prefix: str) -> Any:
     known = ", ".join(f.name for f in dataclasses.fields(cls))
     section = prefix.rstrip(".") or "a config"
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{section} is {_show(values)}; it is a section and holds {known}")
+        raise ConfigError(f"{section} is {show(values)}; it is a section and holds {known}")
     chosen = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -375,83 +259,6 @@ def all_settings(cls: Any = None, prefix: str = "") -> List[str]:
         below = all_settings(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else None
         names += below or [f"{prefix}{name}"]
     return names
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """``; did you mean ...?`` with the most similar of ``known``; empty where none is similar."""
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    leaf = name.rsplit(".", 1)[-1]
-    matches = matches or [k for k in known if k.rsplit(".", 1)[-1] == leaf]
-    return f"; did you mean {matches[0]}?" if matches else ""
-
-
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
-
-
-def _convert(name: str, kind: Any, value: Any) -> Any:
-    """``value`` as the annotated type, or a ConfigError that says what was expected."""
-    arguments = typing.get_args(kind)
-    if type(None) in arguments:
-        if value is None:
-            return None
-        kind = next(a for a in arguments if a is not type(None))
-    if typing.get_origin(kind) is tuple:
-        items = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(_convert(name, typing.get_args(kind)[0], item) for item in items)
-    if typing.get_origin(kind) is dict:
-        if isinstance(value, dict) and _is_plain(value):
-            return dict(value)
-        raise ConfigError(
-            f"{name} is {_show(value)}; it must be a mapping of names to plain values "
-            "(numbers, texts, lists, mappings), e.g. {stem: small}"
-        )
-    if kind is float and isinstance(value, str) and _NUMBER.match(value):
-        value = float(value)  # YAML 1.1 reads 1e-4 as a string
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            value = float(value)
-        except OverflowError:
-            value = math.inf  # refused below, as what is not finite
-    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)  # name=2024 is a name
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-        raise ConfigError(f"{name} is {_show(value)}; it must be {wanted[kind]}")
-    return value
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether JSON, and so a checkpoint, gives ``value`` back as it is."""
-    try:
-        return bool(json.loads(json.dumps(value, allow_nan=False)) == _plain(value))
-    except (TypeError, ValueError, RecursionError):  # a date, a NaN, a mapping within itself
-        return False
-
-
-def _check_bounds(name: str, bounds: Mapping[str, Any], value: Any) -> None:
-    if value is None:
-        return
-    if bounds["choices"] and value not in bounds["choices"]:
-        raise ConfigError(
-            f"{name} is {_show(value)}; it must be one of {', '.join(bounds['choices'])}"
-            f"{nearest(str(value), bounds['choices'])}"
-        )
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, float) and not math.isfinite(number):
-            raise ConfigError(f"{name} is {_show(number)}; it must be a finite number")
-        if bounds["minimum"] is not None and number < bounds["minimum"]:
-            raise ConfigError(f"{name} is {_show(number)}; it must be at least {bounds['minimum']}")
-        if bounds["maximum"] is not None and number > bounds["maximum"]:
-            raise ConfigError(f"{name} is {_show(number)}; it must be at most {bounds['maximum']}")
-        if bounds["above"] is not None and number <= bounds["above"]:
-            raise ConfigError(f"{name} is {_show(number)}; it must be above {bounds['above']}")
-        if bounds["below"] is not None and number >= bounds["below"]:
-            raise ConfigError(f"{name} is {_show(number)}; it must be below {bounds['below']}")
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _check_together(config: Config) -> None:

@@ -6,7 +6,7 @@ import os
 from typing import Any, Optional
 
 from . import dist
-from .config import ConfigError
+from .settings import ConfigError
 
 
 def limit_threads() -> None:

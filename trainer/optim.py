@@ -9,7 +9,8 @@ import mxnet as mx
 from mxnet import gluon
 
 from . import dist
-from .config import Config, ConfigError, Optimizer, Schedule, nearest
+from .config import Config, Optimizer, Schedule
+from .settings import ConfigError, nearest
 
 
 def peak_lr(optimizer: Optimizer, global_batch_size: int) -> float:

@@ -10,7 +10,8 @@ import numpy as np
 from mxnet import gluon
 
 from . import batch_norm, dist, sharding, summary
-from .config import Config, ConfigError
+from .config import Config
+from .settings import ConfigError
 
 
 def prepare(
