@@ -18,7 +18,8 @@ INSTALL = $(PYTHON) launch/install.py $(if $(GPU),--gpu)
 
 train: python
 	@$(INSTALL) $(if $(findstring data.,$(ARGS)),,--data)
-	.venv/bin/horovodrun -np $(RANKS) .venv/bin/python -m trainer train $(CONFIG) $(ARGS)
+	@.venv/bin/python -m launch local -n $(RANKS) --quiet -- \
+		.venv/bin/python -m trainer train $(CONFIG) $(ARGS)
 
 test: python
 	@$(INSTALL) --dev --test-system

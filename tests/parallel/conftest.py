@@ -16,7 +16,7 @@ from typing import Any, Iterator, Optional, Tuple
 import pytest
 
 DEFAULT_RANKS = (2, 3)
-SECONDS = 300  # for one module on one number of ranks
+SECONDS = 900  # for one module on one number of ranks
 INSIDE = "HOROVOD_RANK" in os.environ
 
 
