@@ -20,7 +20,7 @@ def main() -> None:
     """Write the file and print the last figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    parser.add_argument("command", nargs="+", help="what was typed to make the run")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="what was typed to make the run")
     arguments = parser.parse_args()
     events = EventAccumulator(str(arguments.run / "events"))
     events.Reload()

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from urllib.parse import quote
 
 FLAGS = [
     "--headless",
@@ -33,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", help="a run's folder")
     parser.add_argument("picture", help="the PNG to write")
-    parser.add_argument("--tab", default="timeseries")
+    parser.add_argument("--tab", default="scalars")
     parser.add_argument("--tags", default="", help="only those that hold this")
     parser.add_argument("--size", default="1400,1000", help="width,height in pixels")
     arguments = parser.parse_args()
@@ -57,9 +58,9 @@ def main() -> None:
             subprocess.run(
                 [
                     *(chromium, *FLAGS, f"--user-data-dir={profile}"),
-                    *("--virtual-time-budget=20000", f"--window-size={arguments.size}"),
+                    *("--virtual-time-budget=30000", f"--window-size={arguments.size}"),
                     f"--screenshot={arguments.picture}",
-                    f"{address}?darkMode=false&tagFilter={arguments.tags}#{arguments.tab}",
+                    f"{address}?darkMode=false#{arguments.tab}&tagFilter={quote(arguments.tags)}",
                 ],
                 check=True,
                 stderr=subprocess.DEVNULL,
