@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Iterable, List, Optional, Tuple
+from typing import Iterable, List, Optional
 
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
 from . import dist
-from .config import Config
-from .loader import Batch, EvalLoader
+from .loader import Batch
 from .metrics import Evaluation
 from .step import eval_step
-
-
-def test_batches(
-    test: Tuple[np.ndarray, np.ndarray], config: Config, ctx: mx.Context
-) -> EvalLoader:
-    """This rank's share of the test set: images uint8 (N, H, W), labels integer (N,)."""
-    return EvalLoader(
-        *test,
-        config.data,
-        batch_size=config.evaluate.batch_size,
-        rank=dist.rank(),
-        world_size=dist.world_size(),
-        place=functools.partial(mx.nd.array, ctx=ctx),
-    )
 
 
 def evaluate(net: gluon.Block, batches: Iterable[Batch], num_classes: int) -> Evaluation:

@@ -5,12 +5,10 @@ config -> ranks -> device -> data -> net -> checkpoint -> steps -> evaluation ->
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, NamedTuple, Optional
 
 import mxnet as mx
-import numpy as np
 from mxnet import gluon
 
 from . import (
@@ -18,6 +16,7 @@ from . import (
     checkpoint,
     dist,
     fashion_mnist,
+    feed,
     model,
     optimizer_state,
     replica,
@@ -26,8 +25,9 @@ from . import (
 )
 from .config import Config, as_yaml, to_dict
 from .device import choose
-from .evaluation import evaluate, test_batches
-from .loader import Batch, EvalLoader, TrainLoader
+from .evaluation import evaluate
+from .feed import Arrays
+from .loader import Batch, EvalLoader
 from .metrics import Evaluation, NonFiniteLossError, TrainMetrics
 from .optim import make_trainer, set_lr
 from .preemption import StopRequest
@@ -35,8 +35,6 @@ from .report import Report
 from .step import train_step
 from .throughput import WARMUP_STEPS, Throughput
 from .watchdog import Watchdog
-
-Arrays = Tuple[np.ndarray, np.ndarray]  # images uint8 (N, H, W), labels integer (N,)
 
 SHOWN_IMAGES = 32  # in TensorBoard's grid
 
@@ -108,20 +106,11 @@ class _Run:
         with dist.together():
             self.ctx = choose(config.device, dist.local_rank())
             source = (config.data.folder, config.data.dataset)
-            images, labels = train or fashion_mnist.load("train", *source)
+            train = train or fashion_mnist.load("train", *source)
             self.test = test or fashion_mnist.load("test", *source)
-            self.num_classes = 1 + int(max(labels.max(), self.test[1].max()))
-            self.train_size = len(labels)
-            self.loader = TrainLoader(
-                images,
-                labels,
-                config.data,
-                global_batch_size=config.train.global_batch_size,
-                seed=config.seed,
-                rank=dist.rank(),
-                world_size=dist.world_size(),
-                place=functools.partial(mx.nd.array, ctx=self.ctx),
-            )
+            self.num_classes = 1 + int(max(train[1].max(), self.test[1].max()))
+            self.train_size = len(train[1])
+            self.loader = feed.train_loader(train, config, self.ctx)
             self.net = net if net is not None else model.build(config.model)
         self.epoch_steps = self.loader.steps_per_epoch
         self.last_step = config.train.epochs * self.epoch_steps
@@ -238,7 +227,7 @@ class _Run:
 
     def _evaluate(self) -> float:
         """Look at the test set; its accuracy."""
-        batches = self._watched(test_batches(self.test, self.config, self.ctx))
+        batches = self._watched(feed.test_loader(self.test, self.config, self.ctx))
         with replica.as_one_model(self.net, self.config):
             self.evaluation = evaluate(self.net, batches, self.num_classes)
             if dist.is_root():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import NamedTuple, Optional, Sequence, Tuple
 
@@ -10,11 +9,11 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from . import batch_norm, checkpoint, config, dist, fashion_mnist, model, replica
+from . import batch_norm, checkpoint, config, dist, fashion_mnist, feed, model, replica
 from .config import Config
 from .device import choose
-from .evaluation import evaluate, test_batches
-from .loader import TrainLoader, Transform
+from .evaluation import evaluate
+from .loader import Transform
 from .metrics import Evaluation
 
 
@@ -67,7 +66,7 @@ def _find(where: Path) -> Path:
 
 def evaluate_saved(saved: Saved) -> Evaluation:
     """The model on the whole test set; collective."""
-    batches = test_batches(saved.test, saved.config, saved.ctx)
+    batches = feed.test_loader(saved.test, saved.config, saved.ctx)
     return evaluate(saved.net, batches, saved.num_classes)
 
 
@@ -78,15 +77,7 @@ def calibrate_saved(saved: Saved, samples: Optional[int]) -> None:
     """
     settings = saved.config
     train = fashion_mnist.load("train", settings.data.folder, settings.data.dataset)
-    loader = TrainLoader(
-        *train,
-        settings.data,
-        global_batch_size=settings.train.global_batch_size,
-        seed=settings.seed,
-        rank=dist.rank(),
-        world_size=dist.world_size(),
-        place=functools.partial(mx.nd.array, ctx=saved.ctx),
-    )
+    loader = feed.train_loader(train, settings, saved.ctx)
     steps = loader.steps_per_epoch
     if samples is not None:
         steps = min(steps, -(-samples // settings.train.global_batch_size))
