@@ -19,7 +19,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from types import FrameType
-from typing import IO, Callable, Deque, Dict, List, Optional, Sequence, Tuple, Union
+from typing import IO, Callable, Deque, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from launch.blame import first_cause, tells_no_cause
 from launch.hostname import address_of_own_name, take_hostname
@@ -40,19 +40,37 @@ _FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 _terminal = threading.Lock()
 
 
+class Failure(NamedTuple):
+    """Why a job failed: the rank that was the cause, how it ended, and what it last said."""
+
+    rank: int
+    cause: str
+    last_lines: List[str]
+
+
+def tell(failure: Failure) -> None:
+    """Repeats what the rank last said, so that nobody has to scroll for it."""
+    if failure.last_lines:
+        say(f"last lines of rank {failure.rank}, which failed:")
+        for line in failure.last_lines:
+            print(f"    {line}", file=sys.stderr)
+    say(f"rank {failure.rank} {failure.cause}; all other ranks have been ended")
+
+
 def run_local(
     command: Sequence[str],
     world_size: int,
     quiet: bool = False,
     kill_after: float = KILL_AFTER_SECONDS,
     start_timeout: float = START_TIMEOUT_SECONDS,
+    on_failure: Callable[[Failure], None] = tell,
 ) -> int:
     """Runs `command` as `world_size` ranks on this machine and returns the job's exit code.
 
     That is 0, the first failing rank's, 85 when ranks were warned and saved, or 130 after ctrl-C.
     When a rank fails the others get SIGTERM, and SIGKILL `kill_after` seconds later. SIGTERM and
     SIGUSR1 are passed on to all ranks. With `quiet` rank 0 has the terminal for itself; otherwise
-    each line is prefixed with its rank.
+    each line is prefixed with its rank. `on_failure` is told of a failure when all have ended.
     """
     rendezvous = Rendezvous(
         LOOPBACK, world_size, secrets.token_hex(16), say, start_timeout=start_timeout
@@ -60,7 +78,7 @@ def run_local(
     interface = os.environ.get("HOROVOD_GLOO_IFACE")
     interface = check_interface(interface) if interface else interface_of(LOOPBACK)
     prepare = die_with_parent if address_of_own_name() else _prepare_without_name
-    job = _Job(kill_after)
+    job = _Job(kill_after, on_failure)
     previous = {s: signal.signal(s, job.on_signal) for s in (signal.SIGINT, *_FORWARDED)}
     try:
         for rank in range(world_size):
@@ -165,9 +183,10 @@ _Event = Union[_Rank, int]  # a rank that has ended, or a signal number
 class _Job:
     """All ranks, from their start to the exit code."""
 
-    def __init__(self, kill_after: float) -> None:
+    def __init__(self, kill_after: float, on_failure: Callable[[Failure], None]) -> None:
         self.ranks: List[_Rank] = []
         self._kill_after = kill_after
+        self._on_failure = on_failure
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._failed: List[_Rank] = []  # in the order of their ends
         self._unresponsive: List[_Rank] = []
@@ -248,7 +267,7 @@ class _Job:
         cause = self._first_cause()
         if cause is None:
             return max(rank.process.returncode for rank in self.ranks)
-        self._explain(cause)
+        self._on_failure(self._failure(cause))
         return shell_exit_code(cause.process.returncode)
 
     def _first_cause(self) -> Optional[_Rank]:
@@ -260,15 +279,9 @@ class _Job:
         )
         return None if number is None else self.ranks[number]
 
-    def _explain(self, rank: _Rank) -> None:
-        """Repeats what the rank last said, so that nobody has to scroll for it."""
-        lines = rank.last_lines()
-        if lines:
-            say(f"last lines of rank {rank.rank}, which failed:")
-            for line in lines:
-                print(f"    {line}", file=sys.stderr)
+    def _failure(self, rank: _Rank) -> Failure:
         if rank in self._unresponsive:
             cause = f"answered neither its peers nor SIGTERM for {self._kill_after:g} s: SIGKILL"
         else:
             cause = describe_exit(rank.process.returncode)
-        say(f"rank {rank.rank} {cause}; all other ranks have been ended")
+        return Failure(rank.rank, cause, rank.last_lines())

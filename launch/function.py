@@ -1,0 +1,126 @@
+"""A Python function as the ranks of this machine: `launch.run(train, ranks=2)`.
+
+For notebooks and scripts. The function travels as `horovod.run`'s does, by cloudpickle, so it may
+be defined in a cell. Its ranks are those of `python -m launch local`: they divide the cores, each
+line names its rank, and the rank that failed is told with what it said last. `horovod.run` itself
+was not taken because it keeps the signal handlers that it replaces, so that a notebook's cell
+cannot be interrupted any more, and serves pickles to all who reach a port; here they pass through
+a private folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Callable, List, Mapping, Optional, Sequence
+
+from launch.function_rank import FAILURE, TASK, result_file
+
+
+class RankError(RuntimeError):
+    """The function failed on a rank: which, how it ended, and the last lines it said."""
+
+
+def run(
+    function: Callable[..., Any],
+    args: Sequence[Any] = (),
+    kwargs: Optional[Mapping[str, Any]] = None,
+    ranks: int = 2,
+) -> List[Any]:
+    """Calls `function(*args, **kwargs)` on `ranks` ranks; what each returned, by rank.
+
+    Each rank is a process of its own, where `horovod.init()` or `trainer.fit` find the others. It
+    gets copies of the function, its arguments and the variables it mentions, and gives back a copy
+    of what it returns; a Gluon net that is not hybridized can be among them. What ranks print is
+    shown as it comes. An interrupt (ctrl-C, or Jupyter's stop button) ends all ranks, which
+    `trainer.fit` takes as a wish to save first.
+
+    Raises:
+        ValueError: something cannot be pickled, `ranks` is no positive number, or this process is
+            a rank itself.
+        RankError: a rank failed; the others have been ended.
+        KeyboardInterrupt: when all ranks have ended after an interrupt.
+    """
+    if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
+        raise ValueError(f"ranks is {ranks!r}; it must be a whole number from 1")
+    if "HOROVOD_RANK" in os.environ:
+        raise ValueError(
+            f"this process is rank {os.environ['HOROVOD_RANK']} of a job already; "
+            "call launch.run where no launcher has been before"
+        )
+    with tempfile.TemporaryDirectory(prefix="launch-") as name:
+        folder = Path(name)
+        _write_task(folder / TASK, function, args, kwargs or {})
+        code = _supervise(folder, ranks)
+        if (folder / FAILURE).exists():
+            raise RankError(_describe(json.loads((folder / FAILURE).read_text())))
+        if code != 0:
+            raise RankError(f"the ranks could not be started (exit code {code}); see above")
+        return [pickle.loads(result_file(folder, rank).read_bytes()) for rank in range(ranks)]
+
+
+def _write_task(
+    path: Path, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    import cloudpickle
+
+    try:
+        task = cloudpickle.dumps((function, tuple(args), dict(kwargs)))
+    except Exception as error:  # whatever an object's own way of being pickled may raise
+        raise ValueError(
+            f"{getattr(function, '__name__', function)} cannot be sent to the ranks: {error}; "
+            "make what it needs inside of it, or hand it over as plain arguments"
+        ) from error
+    path.write_bytes(task)
+
+
+def _supervise(folder: Path, ranks: int) -> int:
+    """Shows what the ranks say until they have ended; the job's exit code.
+
+    Another process starts and watches them: this one may run threads, with which it must not fork,
+    and keeps its own signal handlers.
+    """
+    # The ranks find the modules that the function mentions where this process does.
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    supervisor = subprocess.Popen(
+        [sys.executable, "-m", "launch.function_rank", str(folder), str(ranks)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,  # an interrupt comes to it through this process, once
+    )
+    interrupted = False
+    try:
+        while supervisor.poll() is None:
+            try:
+                _show(supervisor)
+            except KeyboardInterrupt:
+                interrupted = True
+                supervisor.send_signal(signal.SIGINT)
+    finally:
+        supervisor.kill()  # it takes the ranks with it
+        supervisor.wait()
+    if interrupted:
+        raise KeyboardInterrupt
+    return supervisor.returncode
+
+
+def _show(supervisor: subprocess.Popen[bytes]) -> None:
+    """Prints its lines to the end. In a notebook only `print` reaches the cell."""
+    assert supervisor.stdout is not None
+    for line in supervisor.stdout:
+        print(line.decode(errors="replace"), end="", flush=True)
+    supervisor.wait()
+
+
+def _describe(failure: Mapping[str, Any]) -> str:
+    lines = "".join(f"\n    {line}" for line in failure["last_lines"])
+    said = f"; its last lines:{lines}" if lines else "; it said nothing"
+    return f"rank {failure['rank']} {failure['cause']}{said}"

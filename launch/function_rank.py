@@ -1,0 +1,70 @@
+"""The processes behind `launch.run`: one that supervises the ranks, and the ranks themselves.
+
+`python -m launch.function_rank FOLDER RANKS` supervises, without RANKS it is a rank. The folder is
+private to the user; the function comes and the results go in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+import traceback
+from pathlib import Path
+from typing import Sequence
+
+from launch.local import Failure, run_local
+from launch.process import die_with_parent
+
+TASK = "task.pkl"
+FAILURE = "failure.json"
+
+
+def result_file(folder: Path, rank: int) -> Path:
+    """Where `rank` puts what the function returned."""
+    return folder / f"result-{rank}.pkl"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Supervises or is a rank; its exit code."""
+    folder = Path(arguments[0])
+    if len(arguments) == 1:
+        return _be_rank(folder)
+    return _supervise(folder, int(arguments[1]))
+
+
+def _supervise(folder: Path, ranks: int) -> int:
+    die_with_parent()
+
+    def write(failure: Failure) -> None:
+        (folder / FAILURE).write_text(json.dumps(failure._asdict()))
+
+    command = [sys.executable, "-m", "launch.function_rank", str(folder)]
+    return run_local(command, ranks, on_failure=write)
+
+
+def _be_rank(folder: Path) -> int:
+    """Calls the function and leaves its result."""
+    try:
+        function, args, kwargs = pickle.loads((folder / TASK).read_bytes())
+        result = function(*args, **kwargs)
+        _write_result(folder, result)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        # An ordinary exit would wait for collectives in which the peers never meet this rank.
+        os._exit(1)
+    return 0
+
+
+def _write_result(folder: Path, result: object) -> None:
+    import cloudpickle
+
+    if "mxnet" in sys.modules:
+        sys.modules["mxnet"].nd.waitall()  # collectives in flight at exit would kill the peers
+    result_file(folder, int(os.environ["HOROVOD_RANK"])).write_bytes(cloudpickle.dumps(result))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

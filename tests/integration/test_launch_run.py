@@ -1,0 +1,127 @@
+"""`launch.run`: a Python function on ranks, from a script or a notebook."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import List
+
+import psutil
+import pytest
+
+import launch
+from launch.function import RankError
+from launch.ranks import cores_per_rank
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_results_come_by_rank_and_lines_name_theirs(
+    capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    added = 10
+
+    def work(factor: int, offset: int = 0) -> tuple:
+        import horovod.mxnet as hvd
+        import mxnet as mx
+
+        hvd.init()
+        print(f"I am {hvd.rank()}")
+        total = hvd.allreduce(mx.nd.array([hvd.rank() + added]), average=False, name="total")
+        return factor * hvd.rank() + offset, total, int(os.environ["OMP_NUM_THREADS"])
+
+    results = launch.run(work, (100,), {"offset": 5}, ranks=2)
+    assert [number for number, _, _ in results] == [5, 105]
+    assert [total.asscalar() for _, total, _ in results] == [21, 21]
+    assert {threads for _, _, threads in results} == {cores_per_rank(2)}
+    said = capfd.readouterr().out
+    assert "[0] I am 0\n" in said and "[1] I am 1\n" in said
+
+
+def _fail_on(rank: int) -> None:
+    if int(os.environ["HOROVOD_RANK"]) == rank:
+        print("about to fail")
+        raise KeyError("a missing shelf")
+    time.sleep(60)
+
+
+def _killed_on(rank: int) -> None:
+    if int(os.environ["HOROVOD_RANK"]) == rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def _lock() -> object:
+    return threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "words"),
+    [
+        (_fail_on, (1,), ["rank 1 ended with exit code 1", "KeyError: 'a missing shelf'"]),
+        (_killed_on, (0,), ["rank 0 was killed by SIGKILL", "it said nothing"]),
+        (_lock, (), ["ended with exit code 1", "cannot pickle '_thread.lock' object"]),
+    ],
+)
+def test_the_rank_that_failed_is_named_with_its_last_lines(
+    function: object, args: tuple, words: List[str]
+) -> None:
+    with pytest.raises(RankError) as caught:
+        launch.run(function, args, ranks=2)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_wrong_use_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    for ranks in (0, -1, 2.0, True):
+        with pytest.raises(ValueError, match="whole number from 1"):
+            launch.run(_lock, ranks=ranks)
+    with pytest.raises(ValueError, match=r"_fail_on cannot be sent .* pickle '_thread.lock'"):
+        launch.run(_fail_on, (threading.Lock(),))
+    monkeypatch.setenv("HOROVOD_RANK", "3")
+    with pytest.raises(ValueError, match="rank 3 of a job already"):
+        launch.run(_lock)
+
+
+SCRIPT = """
+    import signal, time
+    import launch
+
+    def work():
+        print("at work", flush=True)
+        time.sleep(100)
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    try:
+        launch.run(work, ranks=2)
+    except KeyboardInterrupt:
+        after = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        print("interrupted; handlers kept:", before == after)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_or_killed_it_leaves_no_rank_behind(number: int) -> None:
+    script = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        said = [script.stdout.readline() for _ in range(2)]
+        assert sorted(said) == ["[0] at work\n", "[1] at work\n"]
+        below = psutil.Process(script.pid).children(recursive=True)
+        assert len(below) == 3, "a supervisor and two ranks"
+        script.send_signal(number)
+        rest, _ = script.communicate(timeout=60)
+    finally:
+        script.kill()
+    assert number == signal.SIGKILL or "interrupted; handlers kept: True" in rest
+    _, alive = psutil.wait_procs(below, timeout=20)
+    assert not alive
