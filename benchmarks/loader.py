@@ -27,6 +27,7 @@ from benchmarks import report
 from trainer import fashion_mnist
 from trainer.config import Data
 from trainer.loader import TrainLoader
+from trainer.placement import on_device
 
 BATCH = 64
 WORKERS = (0, 2, 4)
@@ -36,7 +37,7 @@ GLUON_IMAGES = 6_400  # Gluon's is timed over fewer: at its speed they take seco
 def ours(images: np.ndarray, labels: np.ndarray, settings: Data) -> Iterable[Any]:
     """This project's batches on the device, over the whole set."""
     loader = TrainLoader(
-        images, labels, settings, global_batch_size=BATCH, seed=0, place=mx.nd.array
+        images, labels, settings, global_batch_size=BATCH, seed=0, place=on_device(mx.cpu())
     )
     return loader.from_step(0, loader.steps_per_epoch)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Tuple
 
 import mxnet as mx
@@ -11,6 +10,7 @@ import numpy as np
 from . import dist
 from .config import Config
 from .loader import EvalLoader, TrainLoader
+from .placement import on_device
 
 Arrays = Tuple[np.ndarray, np.ndarray]  # images uint8 (N, H, W), labels integer (N,)
 
@@ -24,7 +24,7 @@ def train_loader(train: Arrays, config: Config, ctx: mx.Context) -> TrainLoader:
         seed=config.seed,
         rank=dist.rank(),
         world_size=dist.world_size(),
-        place=functools.partial(mx.nd.array, ctx=ctx),
+        place=on_device(ctx),
     )
 
 
@@ -36,5 +36,5 @@ def test_loader(test: Arrays, config: Config, ctx: mx.Context) -> EvalLoader:
         batch_size=config.evaluate.batch_size,
         rank=dist.rank(),
         world_size=dist.world_size(),
-        place=functools.partial(mx.nd.array, ctx=ctx),
+        place=on_device(ctx),
     )

@@ -9,13 +9,15 @@ from __future__ import annotations
 import functools
 import queue
 import threading
-from typing import Any, Callable, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Iterator, NamedTuple, Optional, Tuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from . import sharding
 from .config import Data
+from .placement import Place, on_host
+from .resize import BilinearResize
 
 
 class Batch(NamedTuple):
@@ -39,17 +41,18 @@ class Transform:
     def __init__(self, images: np.ndarray, settings: Data, seed: int, training: bool):
         self._settings = settings
         self._seed = seed
-        self._training = training
+        self._random = training and bool(settings.pad_crop or settings.flip or settings.erase)
         height, width = images.shape[1:]
         pad = settings.pad_crop if training else 0
         padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad))) if pad else images
         # windows[i, y, x] is sample i shifted by (y - pad, x - pad): a view, nothing is copied.
         self._windows = sliding_window_view(padded, (height, width), (1, 2))  # type: ignore[call-overload]
         side = settings.image_size
+        self._shape = (height, width) if side is None else (side, side)
         self._resize = (
-            None
-            if side is None or (side, side) == (height, width)
-            else (_bilinear(height, side), _bilinear(width, side).T.copy())
+            BilinearResize(height, width, side)
+            if side is not None and (side, side) != (height, width)
+            else None
         )
         self._scale = np.float32(1 / (255 * settings.std))
         self._shift = np.float32(-settings.mean / settings.std)
@@ -57,21 +60,20 @@ class Transform:
     @property
     def shape(self) -> Tuple[int, int, int]:
         """(channels, height, width) of what comes out."""
-        height, width = self._windows.shape[3:]
-        if self._resize is not None:
-            height, width = self._resize[0].shape[0], self._resize[1].shape[1]
-        return 1, height, width
+        return (1, *self._shape)
 
-    def __call__(self, indices: np.ndarray, epoch: int = 0) -> np.ndarray:
-        """float32 (len(indices), 1, height, width)."""
-        pixels = self._augment(indices, epoch) if self._training else self._windows[indices, 0, 0]
+    def __call__(
+        self, indices: np.ndarray, epoch: int = 0, out: Optional[np.ndarray] = None
+    ) -> np.ndarray:
+        """float32 (len(indices), 1, height, width), in ``out`` where that is given."""
+        if out is None:
+            out = np.empty((len(indices), *self.shape), np.float32)
+        pixels = self._augment(indices, epoch) if self._random else self._windows[indices, 0, 0]
         if self._resize is None:
-            out = np.multiply(pixels, self._scale, dtype=np.float32)
+            _normalise(pixels, self._scale, self._shift, out=out[:, 0])
         else:
-            rows, columns = self._resize
-            out = rows @ (np.multiply(pixels, self._scale, dtype=np.float32) @ columns)
-        out += self._shift
-        return out[:, None]
+            self._resize(_normalise(pixels, self._scale, self._shift), out=out[:, 0])
+        return out
 
     def _augment(self, indices: np.ndarray, epoch: int) -> np.ndarray:
         settings = self._settings
@@ -106,14 +108,25 @@ def _erase(pixels: np.ndarray, draw: np.ndarray, settings: Data) -> None:
     )
 
 
-def _bilinear(size: int, new_size: int) -> np.ndarray:
-    """The matrix (new_size, size), float32, that resizes a column of pixels.
+def _normalise(
+    pixels: np.ndarray, scale: np.float32, shift: np.float32, out: Optional[np.ndarray] = None
+) -> np.ndarray:
+    out = np.multiply(pixels, scale, out=out, dtype=np.float32)
+    return np.add(out, shift, out=out)
 
-    Bilinear between pixel centres, edges repeated: what OpenCV's INTER_LINEAR and so Gluon's
-    ``Resize`` do.
-    """
-    centres = np.clip((np.arange(new_size) + 0.5) * size / new_size - 0.5, 0, size - 1)
-    return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(size))).astype(np.float32)
+
+class _Arrays:
+    """Data and label of some samples, on the device."""
+
+    def __init__(self, transform: Transform, labels: np.ndarray, place: Place):
+        self.transform = transform
+        self._labels = labels.astype(np.float32)
+        self._place = place
+
+    def __call__(self, rows: np.ndarray, epoch: int = 0) -> Tuple[Any, Any]:
+        shape = (len(rows), *self.transform.shape)
+        data = self._place(shape, lambda out: self.transform(rows, epoch, out))
+        return data, self._place(rows.shape, lambda out: np.take(self._labels, rows, out=out))
 
 
 class TrainLoader:
@@ -121,7 +134,7 @@ class TrainLoader:
 
     Args:
         images, labels: the whole training set, uint8 (N, H, W) and integer (N,).
-        place: puts a host array on the device, e.g. ``functools.partial(mx.nd.array, ctx=...)``.
+        place: makes the arrays, e.g. ``placement.on_device(ctx)``.
     """
 
     def __init__(
@@ -134,25 +147,24 @@ class TrainLoader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        place: Callable[[np.ndarray], Any] = lambda array: array,
+        place: Place = on_host,
     ):
-        self._transform = Transform(images, settings, seed, training=True)
-        self._labels = labels.astype(np.float32)
+        self._arrays = _Arrays(Transform(images, settings, seed, training=True), labels, place)
+        self._samples = len(labels)
         self._global_batch_size = global_batch_size
         self._seed = seed
         self._rank, self._world_size = rank, world_size
-        self._place = place
         self._prefetch = settings.prefetch
 
     @property
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch."""
-        return sharding.steps_per_epoch(len(self._labels), self._global_batch_size)
+        return sharding.steps_per_epoch(self._samples, self._global_batch_size)
 
     @property
     def shape(self) -> Tuple[int, int, int]:
         """(channels, height, width) of a sample."""
-        return self._transform.shape
+        return self._arrays.transform.shape
 
     def from_step(self, step: int, last_step: int) -> Iterator[Batch]:
         """The batches of steps ``step`` to ``last_step - 1``, counted from the start of the run."""
@@ -160,7 +172,7 @@ class TrainLoader:
 
     def _batches(self, step: int, last_step: int) -> Iterator[Batch]:
         order_of = functools.lru_cache(maxsize=1)(
-            lambda epoch: sharding.epoch_order(len(self._labels), self._seed, epoch)
+            lambda epoch: sharding.epoch_order(self._samples, self._seed, epoch)
         )
         for current in range(step, last_step):
             epoch, batch = divmod(current, self.steps_per_epoch)
@@ -169,12 +181,7 @@ class TrainLoader:
             # A rank that gets nothing still has to take part in the others' collectives: it runs
             # a stand-in that counts for nothing.
             rows = own if len(own) else indices[:1]
-            yield Batch(
-                self._place(self._transform(rows, epoch)),
-                self._place(self._labels[rows]),
-                len(own),
-                len(indices),
-            )
+            yield Batch(*self._arrays(rows, epoch), len(own), len(indices))
 
 
 class EvalLoader:
@@ -192,13 +199,11 @@ class EvalLoader:
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        place: Callable[[np.ndarray], Any] = lambda array: array,
+        place: Place = on_host,
     ):
-        self._transform = Transform(images, settings, seed=0, training=False)
-        self._labels = labels.astype(np.float32)
+        self._arrays = _Arrays(Transform(images, settings, 0, training=False), labels, place)
         self._indices = sharding.shard(np.arange(len(labels)), rank, world_size)
         self._batch_size = batch_size
-        self._place = place
         self._prefetch = settings.prefetch
 
     def __iter__(self) -> Iterator[Batch]:
@@ -207,12 +212,7 @@ class EvalLoader:
     def _batches(self) -> Iterator[Batch]:
         for start in range(0, len(self._indices), self._batch_size):
             rows = self._indices[start : start + self._batch_size]
-            yield Batch(
-                self._place(self._transform(rows)),
-                self._place(self._labels[rows]),
-                len(rows),
-                len(rows),
-            )
+            yield Batch(*self._arrays(rows), len(rows), len(rows))
 
 
 def prefetched(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:

@@ -13,6 +13,7 @@ from trainer import config, dist, optim, replica
 from trainer.evaluation import evaluate
 from trainer.loader import Batch, EvalLoader, TrainLoader, Transform
 from trainer.metrics import TrainMetrics
+from trainer.placement import on_device
 from trainer.step import train_step
 
 RANKS = (2, 3)
@@ -37,7 +38,7 @@ def _loader(settings: config.Config, rank: int, world_size: int) -> TrainLoader:
         seed=settings.seed,
         rank=rank,
         world_size=world_size,
-        place=mx.nd.array,
+        place=on_device(mx.cpu()),
     )
 
 
@@ -147,7 +148,7 @@ def test_evaluation_counts_each_sample_once() -> None:
             batch_size=7,
             rank=rank,
             world_size=world_size,
-            place=mx.nd.array,
+            place=on_device(mx.cpu()),
         )
 
     spread = evaluate(net, run(dist.rank(), dist.world_size()), 4)

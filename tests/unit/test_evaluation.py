@@ -12,6 +12,7 @@ from mxnet.gluon import nn
 from trainer.config import Data
 from trainer.evaluation import evaluate
 from trainer.loader import EvalLoader
+from trainer.placement import on_device
 
 RANDOM = np.random.RandomState(0)
 IMAGES = RANDOM.randint(0, 256, (37, 4, 4), np.uint8)
@@ -29,7 +30,8 @@ def net():
 
 
 def loader(batch_size: int, **kwargs) -> EvalLoader:
-    return EvalLoader(IMAGES, LABELS, Data(), batch_size=batch_size, place=mx.nd.array, **kwargs)
+    place = on_device(mx.cpu())
+    return EvalLoader(IMAGES, LABELS, Data(), batch_size=batch_size, place=place, **kwargs)
 
 
 def reference(net) -> tuple:

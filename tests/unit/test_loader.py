@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from trainer import sharding
 from trainer.config import Data
 from trainer.loader import EvalLoader, TrainLoader, Transform, prefetched
+from trainer.placement import on_device
 
 RANDOM = np.random.RandomState(0)
 IMAGES = RANDOM.randint(0, 256, (23, 9, 7), np.uint8)
@@ -241,10 +242,15 @@ def test_order_is_the_samplers():
     assert batch.label.dtype == np.float32
 
 
-def test_place_puts_data_and_labels_on_the_device():
-    batch = next(train_loader(BUSY, place=lambda a: mx.nd.array(a, ctx=mx.cpu(0))).from_step(0, 1))
-    assert isinstance(batch.data, mx.nd.NDArray) and batch.data.dtype == np.float32
-    assert isinstance(batch.label, mx.nd.NDArray) and batch.label.dtype == np.float32
+@pytest.mark.parametrize("settings", [BUSY, Data(image_size=12)])
+def test_arrays_on_a_device_hold_what_arrays_on_the_host_do(settings):
+    """Each batch is kept to the end: none is written over by a later one."""
+    on_the_host = list(train_loader(settings).from_step(0, 7))
+    on_the_device = list(train_loader(settings, place=on_device(mx.cpu(0))).from_step(0, 7))
+    for host, device in zip(on_the_host, on_the_device):
+        for array, expected in zip(device[:2], host[:2]):
+            assert isinstance(array, mx.nd.NDArray) and array.dtype == np.float32
+            np.testing.assert_array_equal(array.asnumpy(), expected)
 
 
 @given(
@@ -324,7 +330,7 @@ def test_error_in_the_thread_is_raised_after_what_was_made_before():
 
 
 def test_error_in_a_transform_reaches_the_loop():
-    def place(array):
+    def place(shape, fill):
         raise mx.MXNetError("out of memory")
 
     with pytest.raises(mx.MXNetError, match="out of memory"):

@@ -1,0 +1,44 @@
+"""New float32 arrays on a device, written from the host."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, Callable, Tuple
+
+import mxnet as mx
+import numpy as np
+from mxnet.base import _LIB, check_call
+
+Shape = Tuple[int, ...]
+Fill = Callable[[np.ndarray], Any]  # writes every number of the float32 array that it is given
+Place = Callable[[Shape, Fill], Any]  # makes an array of a shape and has it filled
+
+
+def on_host(shape: Shape, fill: Fill) -> np.ndarray:
+    """A NumPy array."""
+    array = np.empty(shape, np.float32)
+    fill(array)
+    return array
+
+
+def on_device(ctx: mx.Context) -> Place:
+    """MXNet arrays on ``ctx``; on the CPU written where they stay, without a copy."""
+
+    def in_memory(shape: Shape, fill: Fill) -> mx.nd.NDArray:
+        array = mx.nd.empty(shape, ctx=ctx)
+        # Nothing in MXNet's engine knows of the array yet, so nothing need be waited for.
+        fill(_memory_of(array))
+        return array
+
+    def by_copy(shape: Shape, fill: Fill) -> mx.nd.NDArray:
+        return mx.nd.array(on_host(shape, fill), ctx=ctx)
+
+    return in_memory if ctx.device_type == "cpu" else by_copy
+
+
+def _memory_of(array: mx.nd.NDArray) -> np.ndarray:
+    """A view, float32, of a CPU array's memory; it must not outlive ``array``."""
+    address = ctypes.c_void_p()
+    check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(address)))
+    memory = (ctypes.c_float * array.size).from_address(address.value or 0)
+    return np.frombuffer(memory, np.float32).reshape(array.shape)
