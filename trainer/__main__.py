@@ -142,7 +142,7 @@ def run() -> None:
 
         if isinstance(error, TrainingError):
             _leave(str(error), 1)
-        where = f"rank {dist.launched_rank()} on {os.uname().nodename}"
+        where = dist.where()
         if "Horovod has been shut down" in str(error):
             print(f"{where}: another rank has ended; what it says is the cause", file=sys.stderr)
         else:

@@ -44,6 +44,16 @@ def launched_local_size() -> int:
     return _from_environment(_LOCAL_SIZE_VARIABLES, 1)
 
 
+def hostname() -> str:
+    """This node's name as the launcher says, else the system's."""
+    return os.environ.get("HOROVOD_HOSTNAME") or os.uname().nodename
+
+
+def where() -> str:
+    """``rank 3 on node2``, known before :func:`init`."""
+    return f"rank {launched_rank()} on {hostname()}"
+
+
 @functools.lru_cache(maxsize=None)
 def _horovod() -> Any:
     """``horovod.mxnet``, or None in a process that is alone."""
@@ -118,7 +128,7 @@ def node_process_set() -> Any:
     if local_size() == world_size():
         return None
     hvd = _horovod()
-    hosts = gather_objects(os.environ.get("HOROVOD_HOSTNAME") or os.uname().nodename)
+    hosts = gather_objects(hostname())
     own = None
     for host in sorted(set(hosts)):
         ranks = [r for r, h in enumerate(hosts) if h == host]
@@ -172,7 +182,7 @@ def together() -> Iterator[None]:
         yield
     except Exception as own:
         error = own
-    messages = gather_objects(error and f"rank {rank()} on {os.uname().nodename}: {error}")
+    messages = gather_objects(error and f"{where()}: {error}")
     first = next((message for message in messages if message is not None), None)
     if first is not None:
         shutdown()

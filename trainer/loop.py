@@ -81,8 +81,10 @@ def fit(
         TrainingError: the loss is not finite.
     """
     config = config or Config()
-    dist.init()
-    with Watchdog(config.train.watchdog_seconds, dist.rank()) as watchdog, StopRequest() as stop:
+    seconds = config.train.watchdog_seconds
+    with Watchdog(seconds, dist.where()) as watchdog, StopRequest() as stop:
+        watchdog.beat("the meeting of all ranks")
+        dist.init()
         run = _Run(net, config, train, test, watchdog)
         run.begin(resume, force)
         return run.go(stop)

@@ -16,11 +16,11 @@ EXIT_CODE = 70  # EX_SOFTWARE
 
 
 class Watchdog:
-    """Ends the process when :meth:`beat` is not called for ``seconds``."""
+    """Ends the process when :meth:`beat` is not called for ``seconds``; ``who`` it is, it says."""
 
-    def __init__(self, seconds: float, rank: int):
+    def __init__(self, seconds: float, who: str):
         self._seconds = seconds
-        self._rank = rank
+        self._who = who
         self._beat = time.monotonic()
         self._doing = "starting"
         self._stopped = threading.Event()
@@ -48,7 +48,7 @@ class Watchdog:
 
     def _bark(self, still: float) -> None:
         print(
-            f"rank {self._rank} on {os.uname().nodename} stood still for {still:.0f} s at "
+            f"{self._who} stood still for {still:.0f} s at "
             f"{self._doing} (train.watchdog_seconds is {self._seconds:g}); it ends here. Either "
             "it hangs, or it waits for a rank that does. Its stacks:",
             file=sys.stderr,

@@ -124,15 +124,20 @@ def test_lost_first_host_is_named_by_the_others(hosts):
         )
 
 
-def test_wrong_interface_is_told_by_the_store(hosts, tmp_path):
-    """Two ranks end at once. Gloo leaves the third waiting: srun ends it (--wait)."""
-    first, *others = start_all(hosts, standin(tmp_path, 3), HOROVOD_GLOO_IFACE="spare")
-    for code, out in ends(others):
-        assert code
-        assert "Network is unreachable" in out
-    line = first.stdout.readline()
-    assert line.startswith("launch: 3 of 3 ranks have not connected to all others within 10 s")
-    assert "over the interfaces: h1 spare; h2 spare; h3 spare; is one of them wrong" in line
+def test_wrong_interface_is_told_by_the_store_and_ends_all_ranks(hosts, tmp_path):
+    """Two ranks end at once. Gloo leaves the third waiting: the trainer's watchdog ends it."""
+    command = ["python", "-m", "trainer", "train", *SMALL, f"output={tmp_path}"]
+    processes = start_all(
+        hosts, [*command, "train.watchdog_seconds=12"], HOROVOD_GLOO_IFACE="spare"
+    )
+    results = ends(processes)
+    assert all(code for code, _ in results)
+    assert ["Network is unreachable" in out for _, out in results] == [False, True, True]
+    said = results[0][1]
+    assert "launch: 3 of 3 ranks have not connected to all others within 10 s" in said
+    assert "over the interfaces: h1 spare; h2 spare; h3 spare; is one of them wrong" in said
+    assert "rank 0 on h1 stood still for" in said
+    assert "at the meeting of all ranks (train.watchdog_seconds is 12)" in said
 
 
 def test_short_cut_is_survived_and_a_long_one_ends_all_ranks(hosts, tmp_path):

@@ -16,7 +16,7 @@ from trainer.watchdog import Watchdog
 def waits_for_a_peer():
     threading.Event().wait()
 
-with Watchdog(0.3, rank=5) as watchdog:
+with Watchdog(0.3, "rank 5 on a") as watchdog:
     for step in range(3):
         watchdog.beat(f"step {step}")
         time.sleep(0.05)
@@ -34,7 +34,7 @@ def test_stuck_rank_exits_with_its_name_and_its_stacks():
     done = run(STUCK)
     assert done.returncode == EXIT_CODE == 70
     first = done.stderr.splitlines()[0]
-    for part in ("rank 5", "stood still", "step 2", "train.watchdog_seconds is 0.3"):
+    for part in ("rank 5 on a", "stood still", "step 2", "train.watchdog_seconds is 0.3"):
         assert part in first
     assert "waits_for_a_peer" in done.stderr
     assert done.stdout == ""
@@ -50,7 +50,7 @@ def test_rank_that_never_began_is_seen():
     done = run(
         "import time\n"
         "from trainer.watchdog import Watchdog\n"
-        "with Watchdog(0.2, rank=0): time.sleep(60)"
+        "with Watchdog(0.2, 'rank 0 on a'): time.sleep(60)"
     )
     assert done.returncode == EXIT_CODE
     assert "starting" in done.stderr
@@ -60,7 +60,7 @@ def test_rank_that_moves_is_left_alone():
     done = run(
         "import time\n"
         "from trainer.watchdog import Watchdog\n"
-        "with Watchdog(1.0, rank=0) as watchdog:\n"
+        "with Watchdog(1.0, 'rank 0 on a') as watchdog:\n"
         "    for step in range(30):\n"
         "        watchdog.beat(f'step {step}')\n"
         "        time.sleep(0.05)\n"
@@ -70,12 +70,12 @@ def test_rank_that_moves_is_left_alone():
 
 
 def test_leaving_ends_the_thread():
-    with Watchdog(3600.0, rank=0):
+    with Watchdog(3600.0, "rank 0 on a"):
         assert "watchdog" in {thread.name for thread in threading.enumerate()}
     assert "watchdog" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_nothing_happens_after_leaving():
-    with Watchdog(0.05, rank=0):
+    with Watchdog(0.05, "rank 0 on a"):
         pass
     time.sleep(0.2)  # the process is still here
