@@ -3,6 +3,7 @@
 #   make train    train on Fashion-MNIST: CONFIG, RANKS, and overrides in ARGS ("optimizer.lr=0.1")
 #   make test     every test; ARGS go to pytest ("-k sharding")
 #   make lint     ruff and mypy
+#   make bench    speed beside other ways, with figures for the docs; TORCH=1 installs PyTorch for it
 #   make setup    set up alone; GPU=1 for machines with NVIDIA GPUs
 #   make data     set up, and find or download Fashion-MNIST
 #   make clean    remove what tools and builds left behind; not .venv, not runs
@@ -14,7 +15,7 @@ ARGS ?=
 
 INSTALL = $(PYTHON) launch/install.py $(if $(GPU),--gpu)
 
-.PHONY: train test lint setup data clean python
+.PHONY: train test lint bench setup data clean python
 
 train: python
 	@$(INSTALL) $(if $(findstring data.,$(ARGS)),,--data)
@@ -29,6 +30,15 @@ lint: python
 	@$(INSTALL) --dev
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+
+bench: python $(if $(TORCH),.venv-bench/bin/torchrun)
+	@$(INSTALL) --data
+	.venv/bin/python -m benchmarks.speed $(ARGS)
+
+.venv-bench/bin/torchrun: benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install -r benchmarks/requirements.txt
+	touch $@
 
 setup: python
 	@$(INSTALL)

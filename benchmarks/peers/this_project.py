@@ -1,0 +1,87 @@
+"""This project, with a clock in its loop: otherwise what ``python -m trainer train`` does.
+
+horovodrun -np 2 python -m benchmarks.peers.this_project --data FOLDER --out FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any, Callable
+
+from benchmarks.peers import workload
+from trainer import config, device, dist
+
+
+def main() -> None:
+    """Train, or evaluate, and tell the figures."""
+    asked = workload.arguments(__doc__)
+    ranks = int(os.environ.get("HOROVOD_SIZE", 1))
+    settings = config.from_dict(
+        {
+            "output": str(asked.out),
+            "data": {
+                "pad_crop": 2,
+                "flip": True,
+                "image_size": asked.size,
+                "folder": str(asked.data),
+            },
+            "optimizer": {"lr": workload.LEARNING_RATE, "momentum": workload.MOMENTUM},
+            "schedule": {"name": "constant"},
+            "train": {"global_batch_size": asked.batch * ranks},
+        },
+        asked.settings,
+    )
+    device.limit_threads()
+    if asked.evaluate:
+        evaluate(asked, settings)
+    else:
+        train(asked, settings)
+
+
+def train(asked: argparse.Namespace, settings: config.Config) -> None:
+    """A run of the project's own loop, ended when the clock has seen enough."""
+    from trainer import loop
+
+    loop.train_step = clocked(loop.train_step, asked)
+    loop.fit(config=settings, resume="none")
+
+
+def clocked(train_step: Callable[..., Any], asked: argparse.Namespace) -> Callable[..., Any]:
+    """``train_step``, with its ends told to a clock."""
+    import mxnet as mx
+
+    clock = workload.Clock(asked, dist.launched_rank(), dist.launched_local_size())
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        result = train_step(*args, **kwargs)
+        if clock.due():
+            mx.nd.waitall()
+            if clock.note():
+                dist.shutdown()
+                os._exit(0)
+        return result
+
+    return step
+
+
+def evaluate(asked: argparse.Namespace, settings: config.Config) -> None:
+    """What the loop does with the test set after an epoch."""
+    import mxnet as mx
+
+    from trainer import evaluation, fashion_mnist, feed, model, replica
+    from trainer.loader import Transform
+
+    dist.init()
+    test = fashion_mnist.load("test", settings.data.folder)
+    net = model.build(settings.model)
+    shape = Transform(test[0], settings.data, seed=0, training=False).shape
+    replica.prepare(net, settings, shape, mx.cpu())
+    with workload.timed(asked, dist.rank()):
+        batches = feed.test_loader(test, settings, mx.cpu())
+        evaluation.evaluate(net, batches, num_classes=10)
+    dist.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""This project beside what a user would pick instead: ``make bench``, or
+
+    python -m benchmarks.speed [--only training_28,first_step] [--rounds 5]
+
+Every measurement is a process tree of its own, started anew, one OpenMP thread a rank; contenders
+alternate, and a figure is the median over rounds. Each experiment writes ``results/speed_*.json``;
+the table over all of them goes into ``docs/performance.md``. The contenders are in ``peers/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+
+from benchmarks import report
+from trainer import fashion_mnist
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "performance.md"
+TORCHRUN = ROOT / ".venv-bench" / "bin" / "torchrun"
+HOROVODRUN = [str(Path(sys.executable).with_name("horovodrun")), "-np", "2"]
+OWN_LAUNCHER = [sys.executable, "-m", "launch", "local", "-n", "2", "--quiet", "--"]
+MARKS = ("<!-- made by python -m benchmarks.speed -->\n", "\n<!-- end -->")
+TIME_LIMIT_SECONDS = 900
+
+OURS, GLUON, BOOK, TORCH = "this project", "Horovod + Gluon", "d2lzh", "PyTorch DDP"
+BOOK_THREADS = f"{BOOK}, all threads"
+
+Figures = Dict[str, float]
+Contenders = Dict[str, Callable[[Path], Figures]]
+
+
+def peer(module: str, launcher: List[str], *options: str, **environment: str) -> Any:
+    """A contender: ``benchmarks.peers.MODULE`` under a launcher; measured when called."""
+    command = [*launcher, sys.executable, "-m", f"benchmarks.peers.{module}"]
+    return lambda data: measure([[*command, *options]], data, environment)
+
+
+def torch(*options: str) -> Any:
+    """PyTorch's contender, in its own environment."""
+    script = str(ROOT / "benchmarks" / "peers" / "torch_ddp.py")
+    return lambda data: measure([[str(TORCHRUN), "--nproc_per_node=2", script, *options]], data, {})
+
+
+def ours(*options: str, launcher: List[str] = HOROVODRUN) -> Any:
+    """This project's."""
+    return peer("this_project", launcher, *options)
+
+
+def side_by_side(*options: str) -> Any:
+    """Two independent runs of one rank each, at the same time."""
+    command = [sys.executable, "-m", "benchmarks.peers.this_project", *options]
+    return lambda data: measure([command, command], data, {})
+
+
+def measure(commands: List[List[str]], data: Path, environment: Dict[str, str]) -> Figures:
+    """Run the commands at the same time; what their ranks told.
+
+    Speeds of several commands add up; of times and memory the largest counts.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.time()
+        running = []
+        for number, command in enumerate(commands):
+            out = Path(folder, str(number))
+            out.mkdir()
+            log = (out / "log").open("w")
+            command = [*command, "--data", str(data), "--out", str(out)]
+            variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+            running.append(
+                subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log)
+            )
+        for number, process in enumerate(running):
+            if process.wait(timeout=TIME_LIMIT_SECONDS):
+                said = Path(folder, str(number), "log").read_text()[-2000:]
+                raise SystemExit(f"{' '.join(commands[number])} failed:\n{said}")
+        told = [
+            [json.loads(path.read_text()) for path in sorted(Path(folder, str(n)).glob("*.json"))]
+            for n in range(len(commands))
+        ]
+    ranks = [rank for job in told for rank in job]
+    figures = {"peak_mib": max(rank["peak_mib"] for rank in ranks)}
+    if "seconds" in ranks[0]:
+        figures["seconds"] = max(rank["seconds"] for rank in ranks)
+    if "first_step_at" in ranks[0]:
+        figures["first_step"] = max(rank["first_step_at"] for rank in ranks) - began
+    if "images_per_second" in ranks[0]:
+        figures["images_per_second"] = sum(job[0]["images_per_second"] for job in told)
+    return figures
+
+
+SIZE_28 = ("--size=28", "--steps=40")
+SIZE_96 = ("--size=96", "--steps=6", "--warmup=2")
+ONE_STEP = ("--steps=0", "--warmup=1")
+SILENT = ("monitor.tensorboard=false", "monitor.every_steps=1000000")
+
+EXPERIMENTS: Dict[str, Contenders] = {
+    "training_28": {
+        OURS: ours(*SIZE_28),
+        GLUON: peer("horovod_gluon", HOROVODRUN, *SIZE_28),
+        TORCH: torch(*SIZE_28, "--contiguous"),
+        f"{TORCH}, channels_last": torch(*SIZE_28),
+        BOOK: peer("d2l_train_ch5", [], *SIZE_28),
+    },
+    "training_96": {
+        OURS: ours(*SIZE_96),
+        GLUON: peer("horovod_gluon", HOROVODRUN, *SIZE_96),
+        TORCH: torch(*SIZE_96, "--contiguous"),
+        f"{TORCH}, channels_last": torch(*SIZE_96),
+        BOOK: peer("d2l_train_ch5", [], *SIZE_96),
+        BOOK_THREADS: peer("d2l_train_ch5", [], *SIZE_96, OMP_NUM_THREADS="2"),
+    },
+    "scaling": {
+        "2 ranks": ours(*SIZE_28),
+        "2 x 1 rank": side_by_side(*SIZE_28),
+    },
+    "first_step": {
+        OURS: ours(*ONE_STEP, "--settings", "data.folder=null"),
+        "its own launcher": ours(
+            *ONE_STEP, "--settings", "data.folder=null", launcher=OWN_LAUNCHER
+        ),
+        GLUON: peer("horovod_gluon", HOROVODRUN, *ONE_STEP),
+    },
+    "evaluation": {
+        OURS: ours("--evaluate"),
+        GLUON: peer("horovod_gluon", HOROVODRUN, "--evaluate"),
+        f"{GLUON}, split": peer("horovod_gluon", HOROVODRUN, "--evaluate", "--split"),
+    },
+    "monitor": {
+        "on": ours("--steps=100"),
+        "off": ours("--steps=100", "--settings", *SILENT),
+    },
+}
+
+
+class Row(NamedTuple):
+    """A line of the table: ``one`` over ``other``, held against an aim."""
+
+    title: str
+    experiment: str
+    figure: str
+    one: str
+    other: str
+    aim: float
+    at_most: bool = False
+
+
+ROWS = [
+    Row("training, 28 x 28, images/s", "training_28", "images_per_second", OURS, GLUON, 1.5),
+    Row("", "training_28", "images_per_second", OURS, TORCH, 1.15),
+    Row("training, 96 x 96, images/s", "training_96", "images_per_second", OURS, GLUON, 1.2),
+    Row("", "training_96", "images_per_second", OURS, TORCH, 1.1),
+    Row("", "training_96", "images_per_second", OURS, BOOK, 2),
+    Row("", "training_96", "images_per_second", OURS, BOOK_THREADS, 2),
+    Row("scaling, images/s", "scaling", "images_per_second", "2 ranks", "2 x 1 rank", 0.95),
+    Row("command to first step, s", "first_step", "first_step", OURS, GLUON, 1, at_most=True),
+    Row("", "first_step", "first_step", "its own launcher", GLUON, 1, at_most=True),
+    Row("10,000 test images, s", "evaluation", "seconds", OURS, GLUON, 1 / 1.3, at_most=True),
+    Row("", "evaluation", "seconds", OURS, f"{GLUON}, split", 1 / 1.3, at_most=True),
+    Row("a rank's peak memory, 28 x 28, MiB", "training_28", "peak_mib", OURS, TORCH, 1, True),
+    Row("a rank's peak memory, 96 x 96, MiB", "training_96", "peak_mib", OURS, TORCH, 1, True),
+    Row("progress, logging and monitor", "monitor", "images_per_second", "on", "off", 0.99),
+]
+
+
+def main() -> None:
+    """Measure what was asked for, print the table and put it into the documents."""
+    parser = argparse.ArgumentParser(description="This project beside what a user would pick.")
+    parser.add_argument("--only", help=f"of {','.join(EXPERIMENTS)}, with commas between")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    names = options.only.split(",") if options.only else list(EXPERIMENTS)
+    unknown = [name for name in names if name not in EXPERIMENTS]
+    if unknown:
+        parser.error(f"no experiment {unknown[0]}; there are {', '.join(EXPERIMENTS)}")
+    with unpacked_data() as data:
+        for name in names:
+            before = report.machine()
+            rounds = alternate(name, runnable(EXPERIMENTS[name]), data, options.rounds)
+            report.write(f"speed_{name}", {"rounds": rounds, "medians": medians(rounds)}, before)
+    print(table())
+    before, _, rest = PAGE.read_text().partition(MARKS[0])
+    PAGE.write_text(before + MARKS[0] + table() + MARKS[1] + rest.partition(MARKS[1])[2])
+
+
+@contextlib.contextmanager
+def unpacked_data() -> Iterator[Path]:
+    """A folder with the four files of Fashion-MNIST, not compressed."""
+    source = fashion_mnist.find_or_download()
+    with tempfile.TemporaryDirectory() as folder:
+        for path in source.glob("*-ubyte*"):
+            packed = path.suffix == ".gz"
+            content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+            Path(folder, path.stem if packed else path.name).write_bytes(content)
+        yield Path(folder)
+
+
+def runnable(contenders: Contenders) -> Contenders:
+    """Those that this machine has; says which it has not, and why."""
+    if TORCHRUN.exists():
+        return contenders
+    print(f"skipped: {TORCH}, as there is no .venv-bench; `make bench TORCH=1` makes it")
+    return {name: run for name, run in contenders.items() if not name.startswith(TORCH)}
+
+
+def alternate(
+    experiment: str, contenders: Contenders, data: Path, rounds: int
+) -> List[Dict[str, Figures]]:
+    """One measurement of each contender in turn, round after round."""
+    taken: List[Dict[str, Figures]] = []
+    for number in range(1, rounds + 1):
+        taken.append({})
+        for name, run in contenders.items():
+            taken[-1][name] = {key: round(value, 3) for key, value in run(data).items()}
+            print(f"{experiment}, round {number}, {name}: {taken[-1][name]}", flush=True)
+    return taken
+
+
+def medians(rounds: List[Dict[str, Figures]]) -> Dict[str, Figures]:
+    """Of each contender's figures."""
+    return {
+        name: {key: statistics.median(taken[name][key] for taken in rounds) for key in figures}
+        for name, figures in rounds[0].items()
+    }
+
+
+def table() -> str:
+    """Every row that has been measured, in Markdown."""
+    head = ("", "", "", "beside", "", "ratio", "aim", "")
+    cells = [cell for cell in map(cells_of, ROWS) if cell]
+    return report.table(head, cells)
+
+
+def cells_of(row: Row) -> Optional[List[str]]:
+    """One line of the table; None where its experiment has not been run with both."""
+    path = report.RESULTS / f"speed_{row.experiment}.json"
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text())["figures"]["medians"]
+    if row.one not in found or row.other not in found:
+        return None
+    one, other = (found[name][row.figure] for name in (row.one, row.other))
+    ratio = one / other
+    met = ratio <= row.aim if row.at_most else ratio >= row.aim
+    return [
+        row.title,
+        row.one,
+        f"{one:.{0 if one > 99 else 1}f}",
+        row.other,
+        f"{other:.{0 if other > 99 else 1}f}",
+        f"{ratio:.2f}",
+        f"{'at most' if row.at_most else 'at least'} {row.aim:.2f}",
+        "met" if met else "**missed**",
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The bench beside peers: its bookkeeping; what it measures is another matter."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import report, speed
+
+
+def test_the_page_holds_the_table_of_the_results() -> None:
+    assert speed.MARKS[0] + speed.table() + speed.MARKS[1] in speed.PAGE.read_text()
+
+
+def test_every_row_names_contenders_that_are_measured() -> None:
+    for row in speed.ROWS:
+        assert {row.one, row.other} <= speed.EXPERIMENTS[row.experiment].keys(), row
+
+
+def test_contenders_alternate_and_medians_are_over_rounds(tmp_path: Path) -> None:
+    order = []
+
+    def contender(name: str, speeds: Any) -> Any:
+        def run(data: Path) -> Any:
+            order.append(name)
+            return {"images_per_second": next(speeds)}
+
+        return run
+
+    contenders = {"a": contender("a", iter([1, 9, 2])), "b": contender("b", iter([5, 4, 6]))}
+    rounds = speed.alternate("x", contenders, tmp_path, rounds=3)
+    assert order == ["a", "b"] * 3
+    assert speed.medians(rounds) == {"a": {"images_per_second": 2}, "b": {"images_per_second": 5}}
+
+
+@pytest.mark.parametrize(
+    "one, at_most, aim, verdict",
+    [(150, False, 1.5, "met"), (149, False, 1.5, "**missed**"), (100, True, 1, "met")],
+)
+def test_a_ratio_is_held_against_its_aim(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    one: float,
+    at_most: bool,
+    aim: float,
+    verdict: str,
+) -> None:
+    found = {"medians": {"a": {"s": one}, "b": {"s": 100}}}
+    (tmp_path / "speed_x.json").write_text(json.dumps({"figures": found}))
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    cells = speed.cells_of(speed.Row("t", "x", "s", "a", "b", aim, at_most))
+    assert cells is not None and cells[-1] == verdict
+
+
+def test_side_by_side_runs_add_up(tmp_path: Path) -> None:
+    script = (
+        "import json, pathlib, sys\n"
+        "out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])\n"
+        "told = {'images_per_second': 10, 'first_step_at': 0, 'peak_mib': %d}\n"
+        "(out / '0.json').write_text(json.dumps(told))\n"
+    )
+    commands = [[sys.executable, "-c", script % peak] for peak in (7, 8)]
+    figures = speed.measure(commands, tmp_path, {})
+    assert figures["images_per_second"] == 20
+    assert figures["peak_mib"] == 8
+
+
+def test_a_contender_that_fails_is_told_with_what_it_said(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no such gluon"):
+        speed.measure([[sys.executable, "-c", "raise OSError('no such gluon')"]], tmp_path, {})
