@@ -1,0 +1,69 @@
+"""The README's two commands as somebody types them who has just cloned the repository.
+
+    python -m benchmarks.fresh_clone
+
+Clones this repository into a temporary folder and runs there, with an empty HOME and so without
+any cache: set-up with data, `make train`, set-up again, `make lint` and `make test`. Prints what
+each took and writes results/fresh_clone.json, with the last lines that they printed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Dict
+
+from benchmarks import report
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("make setup data", "make train", "make setup data", "make lint", "make test")
+KEPT_LINES = 12
+OURS = ("PYTHONPATH", "VIRTUAL_ENV", "XDG_CACHE_HOME")  # what would lead out of the clone
+
+
+def run(command: str, folder: Path, home: Path) -> Dict[str, Any]:
+    """Run ``command`` in ``folder`` with its output shown; ends this process when it fails."""
+    environment = {name: value for name, value in os.environ.items() if name not in OURS}
+    environment["HOME"] = str(home)
+    before, start = os.getloadavg()[0], time.monotonic()
+    process = subprocess.Popen(
+        command.split(),
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = []
+    for line in process.stdout or ():
+        print(line, end="", flush=True)
+        lines.append(line.rstrip("\n"))
+    seconds = time.monotonic() - start
+    if process.wait():
+        sys.exit(f"{command} ended with exit code {process.returncode} after {seconds:.0f} s")
+    return {
+        "command": command,
+        "seconds": round(seconds, 1),
+        "load before": round(before, 2),
+        "last lines": lines[-KEPT_LINES:],
+    }
+
+
+def main() -> None:
+    """Run them, print the times, write the results."""
+    before = report.machine()
+    with tempfile.TemporaryDirectory() as temporary:
+        clone, home = Path(temporary) / "clone", Path(temporary) / "home"
+        home.mkdir()
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+        figures = [run(command, clone, home) for command in COMMANDS]
+    print(report.table(("command", "seconds"), [(f["command"], f["seconds"]) for f in figures]))
+    print(report.write("fresh_clone", figures, before))
+
+
+if __name__ == "__main__":
+    main()
