@@ -13,12 +13,13 @@ It is written under another name, synced to disk and renamed. Nothing that is re
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 import mxnet as mx
 import numpy as np
@@ -41,56 +42,114 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used: which, what is wrong, the fix."""
 
 
-def save(
-    folder: Path,
+class SaveError(RuntimeError):
+    """A checkpoint that could not be written: which, and why. The older ones are as they were."""
+
+
+class Snapshot(NamedTuple):
+    """What a checkpoint holds, copied to the host: training does not change it any more."""
+
+    parameters: Dict[str, np.ndarray]  # by the names that ``net.load_parameters`` takes
+    optimizer: Dict[str, np.ndarray]  # as optimizer_state names them, and _STATISTICS
+    state: Dict[str, Any]
+
+
+def snapshot(
     net: gluon.Block,
     trainer: gluon.Trainer,
     state: Dict[str, Any],
-    keep: int,
     statistics: Optional[np.ndarray] = None,
-) -> Path:
-    """Write the checkpoint of ``state["step"]`` below ``folder``; rank 0 alone calls it.
-
-    Afterwards the newest ``keep`` are left, and the one of the best ``state["accuracy"]``.
+) -> Snapshot:
+    """Copy the run as it stands between two steps; waits for the steps under way.
 
     Args:
+        state: ``step`` and whatever else :func:`read_state` is to give back.
         statistics: each rank's own running statistics, float32 (ranks, numbers), where they have.
     """
-    path = folder / f"step-{state['step']:08d}"
+    mx.nd.waitall()  # a forward under way may be laying weights out anew
+    parameters = net._collect_params_with_prefix().items()
+    arrays, counters = optimizer_state.read(trainer)
+    optimizer = {name: array.asnumpy() for name, array in arrays.items()}
+    if statistics is not None:
+        optimizer[_STATISTICS] = statistics
+    return Snapshot(
+        {name: parameter.data().asnumpy() for name, parameter in parameters},
+        optimizer,
+        {**state, "optimizer": counters},
+    )
+
+
+def write(folder: Path, content: Snapshot, keep: int) -> Path:
+    """Write the checkpoint of ``content.state["step"]`` below ``folder``; rank 0 alone calls it.
+
+    Afterwards the newest ``keep`` are left, and the one of the best ``state["accuracy"]``. It may
+    be called from any thread: it touches files and arrays of its own alone.
+
+    Raises:
+        SaveError: the disk is full, the folder cannot be written, ...
+    """
+    path = folder / f"step-{content.state['step']:08d}"
     partial = folder / f".{path.name}.partial"
-    for leftover in folder.glob(".step-*.partial"):  # of a process that was killed
+    try:
+        _write(partial, content)
+        _put_in_place(partial, path)
+    except (OSError, mx.MXNetError) as error:
+        shutil.rmtree(partial, ignore_errors=True)  # what little room is left is others'
+        raise SaveError(f"{path} could not be written: {_reason(error, folder)}") from error
+    _prune(folder, keep)
+    return path
+
+
+def _write(partial: Path, content: Snapshot) -> None:
+    """Write all files of a checkpoint and have the disk hold them."""
+    for leftover in partial.parent.glob(".step-*.partial"):  # of a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
-    mx.nd.waitall()  # a forward under way may be laying weights out anew
-    net.save_parameters(str(partial / PARAMETERS))
-    arrays, counters = optimizer_state.read(trainer)
-    if statistics is not None:
-        arrays[_STATISTICS] = mx.nd.array(statistics)
+    _write_arrays(partial / PARAMETERS, content.parameters)
     # MXNet refuses to save an empty dict; an optimizer may have no arrays.
-    mx.nd.save(str(partial / OPTIMIZER), arrays or {_NOTHING: mx.nd.zeros((1,))})
-    for name in (PARAMETERS, OPTIMIZER):
-        _check_written(partial / name)
-    (partial / STATE).write_text(json.dumps({**state, "optimizer": counters}, indent=1))
+    _write_arrays(partial / OPTIMIZER, content.optimizer or {_NOTHING: np.zeros(1, np.float32)})
+    (partial / STATE).write_text(json.dumps(content.state, indent=1))
     sums = {name: _sha256(partial / name) for name in (PARAMETERS, OPTIMIZER, STATE)}
     (partial / MANIFEST).write_text(json.dumps(sums, indent=1))
     for file in partial.iterdir():
         _sync(file)
     _sync(partial)
-    replaced = folder / f"{path.name}.replaced"
+
+
+def _write_arrays(path: Path, arrays: Dict[str, np.ndarray]) -> None:
+    mx.nd.save(str(path), {k: mx.nd.array(v, mx.cpu(), v.dtype) for k, v in arrays.items()})
+    try:
+        mx.nd.load(str(path))
+    except mx.MXNetError as error:  # MXNet does not notice when the last block finds no room
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
+    """Give a finished checkpoint its name; one of that name is replaced."""
+    replaced = path.with_name(f"{path.name}.replaced")
     if path.exists():  # saved at this step before: one of the two can be found at any moment
         shutil.rmtree(replaced, ignore_errors=True)
         path.rename(replaced)
     partial.rename(path)
-    _sync(folder)
+    _sync(path.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-    _prune(folder, keep)
-    return path
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    """Why a checkpoint could not be written, in some words."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    try:
+        room = f"{shutil.disk_usage(folder).free:,} bytes are free there"
+    except OSError:
+        room = "is the folder there?"
+    return f"MXNet could not write its arrays; {room}"
 
 
 def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Dict[str, Any]:
     """Put a checkpoint's arrays into ``net`` and ``trainer`` and return its state.
 
-    ``state["statistics"]`` is what :func:`save` was given.
+    ``state["statistics"]`` is what :func:`snapshot` was given.
 
     Raises:
         CheckpointError: it does not fit the net or the optimizer.
@@ -175,14 +234,6 @@ def _prune(folder: Path, keep: int) -> None:
     for path in listing(folder)[:-keep]:
         if path != best:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _check_written(path: Path) -> None:
-    """Read arrays back: MXNet does not notice when the last block of a file finds no room."""
-    try:
-        mx.nd.load(str(path))
-    except mx.MXNetError as error:
-        raise OSError(f"{path} could not be written whole; is the disk full?") from error
 
 
 def _sha256(path: Path) -> str:

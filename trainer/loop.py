@@ -32,6 +32,7 @@ from .metrics import Evaluation, NonFiniteLossError, TrainMetrics
 from .optim import make_trainer, set_lr
 from .preemption import StopRequest
 from .report import Report
+from .saver import Saver
 from .step import train_step
 from .throughput import WARMUP_STEPS, Throughput
 from .watchdog import Watchdog
@@ -78,7 +79,7 @@ def fit(
     Raises:
         ConfigError, DataError, CheckpointError: bad input, before anything is written.
         PeerError: bad input, but on another rank.
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite, or the last checkpoint could not be written.
     """
     config = config or Config()
     seconds = config.train.watchdog_seconds
@@ -153,6 +154,9 @@ class _Run:
             self.report = Report(
                 config, self.epoch_steps, self.step, self.last_step, self.num_classes
             )
+        self.saver = Saver(
+            resume.checkpoint_folder(config), config.checkpoint.keep, self.report.say
+        )
         test_size = len(self.test[1])
         self.report.begin(self.train_size, test_size, self.ctx, path, self.layers)
 
@@ -164,9 +168,11 @@ class _Run:
             if not stopped and self.evaluation is None:
                 self._evaluate()
         except NonFiniteLossError as error:
+            self.saver.wait()
             dist.shutdown()
             raise self._non_finite(error) from error
         finally:
+            self.saver.wait()
             self.report.close()
         return self._finish(stopped)
 
@@ -186,6 +192,7 @@ class _Run:
             if due:
                 self._report(lr, result.gradient_norm)
             self.report.step(self.step)
+            self.saver.look()
             if self._due(self.epoch_steps):
                 self._end_epoch()
             elif self._due(config.checkpoint.every_steps):
@@ -257,11 +264,17 @@ class _Run:
         statistics = replica.gather_statistics(self.net, self.config)
         with replica.as_one_model(self.net, self.config):
             if dist.is_root():
-                keep = self.config.checkpoint.keep
-                folder = resume.checkpoint_folder(self.config)
-                checkpoint.save(folder, self.net, self.trainer, state, keep, statistics)
+                self.saver.wait()  # before the copies are made: memory holds them once
+                self.saver.begin(checkpoint.snapshot(self.net, self.trainer, state, statistics))
 
     def _finish(self, stopped: bool) -> Result:
+        failure = dist.broadcast_object(self.saver.wait())
+        if failure is not None:
+            dist.shutdown()
+            raise TrainingError(
+                f"the run made {self.step} of {self.last_step} steps, but {failure}; "
+                f"{self._last_good()}"
+            )
         replica.merge_running_statistics(self.net, self.config)
         mx.nd.waitall()
         evaluation = None if stopped else self.evaluation
@@ -272,12 +285,14 @@ class _Run:
         return Result(self.config.folder, self.step, evaluation, speed, stopped)
 
     def _non_finite(self, error: NonFiniteLossError) -> TrainingError:
-        saved = checkpoint.listing(resume.checkpoint_folder(self.config))
-        last = f"the last good checkpoint is {saved[-1]}" if saved else "nothing was saved before"
         return TrainingError(
-            f"the loss was not finite at step {error.step}; {last}. "
+            f"the loss was not finite at step {error.step}; {self._last_good()}. "
             "Lower optimizer.lr, lengthen schedule.warmup_epochs or set optimizer.clip_norm"
         )
+
+    def _last_good(self) -> str:
+        saved = checkpoint.listing(resume.checkpoint_folder(self.config))
+        return f"the last good checkpoint is {saved[-1]}" if saved else "nothing was saved before"
 
     def _show_predictions(self) -> None:
         images, labels = (array[:SHOWN_IMAGES] for array in self.test)
