@@ -24,6 +24,9 @@ def prepare(
 
     Returns:
         Its layers.
+
+    Raises:
+        ConfigError: it cannot take such a sample.
     """
     # Every rank draws the same weights.
     mx.random.seed(config.seed)
@@ -37,7 +40,14 @@ def prepare(
     # forward, and a forward on one rank alone would wait for ever.
     if isinstance(net, gluon.HybridBlock):
         net.hybridize(active=False)  # within a compiled net no layer can be seen
-    layers = summary.summarize(net, mx.nd.zeros((1, *shape), ctx=ctx))
+    try:
+        layers = summary.summarize(net, mx.nd.zeros((1, *shape), ctx=ctx))
+    except mx.MXNetError as error:
+        what = str(error).strip().splitlines()[-1]
+        raise ConfigError(
+            f"the net cannot take an image of (channels, height, width) {shape}: {what}; "
+            "set data.image_size, or train another net"
+        ) from error
     if config.model.hybridize and isinstance(net, gluon.HybridBlock):
         net.hybridize(static_alloc=True)
     return layers
