@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
-from typing import Any, Optional, Tuple
+from pathlib import Path
+from typing import Any, Iterator, Optional, Tuple
 
 import click
 
@@ -50,16 +52,13 @@ def train(config: str, overrides: Tuple[str, ...], resume: str, force: bool) -> 
 def evaluate(checkpoint: str, overrides: Tuple[str, ...]) -> None:
     """Look at the whole test set with the model of CHECKPOINT (or a run's folder: its best)."""
     saved = _saved(checkpoint, overrides)
-    from . import fashion_mnist
     from .saved import evaluate_saved
 
     seen = evaluate_saved(saved)
     dist.shutdown()
     if dist.launched_rank() == 0:
         click.echo(f"{saved.path}: loss {seen.loss:.4f}  accuracy {seen.accuracy:.4f}")
-        named = saved.config.data.dataset != "idx"
-        for label, share in enumerate(seen.class_accuracy):
-            name = fashion_mnist.CLASS_NAMES[label] if named else str(label)
+        for name, share in zip(saved.class_names, seen.class_accuracy):
             click.echo(f"  {name:12} {share:.4f}")
 
 
@@ -86,6 +85,50 @@ def calibrate(
 
 
 @main.command()
+@click.argument("checkpoint", type=click.Path())
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT... [SETTING=VALUE]...")
+@click.option("--output", type=click.Path(dir_okay=False), help="Default: standard output.")
+@click.option("--format", "format_", type=click.Choice(["csv", "json"]), help="Default: --output's")
+@click.option("--picture", type=click.Path(dir_okay=False), help="PNG with the images and answers.")
+@click.option("--invert", is_flag=True, help="The images are dark objects on a light ground.")
+def predict(
+    checkpoint: str,
+    inputs: Tuple[str, ...],
+    output: Optional[str],
+    format_: Optional[str],
+    picture: Optional[str],
+    invert: bool,
+) -> None:
+    """Say what the model of CHECKPOINT takes images for.
+
+    INPUT is an image file, a folder of them, or an IDX file (gzipped or not).
+    """
+    _alone("predict")
+    overrides = tuple(word for word in inputs if "=" in word and not Path(word).exists())
+    saved = _saved(checkpoint, overrides)
+    from . import images, predict
+
+    paths = [word for word in inputs if word not in overrides]
+    found = images.read(paths, saved.image_size, invert)
+    if saved.config.data.dataset != "idx" and found.light_backgrounds:
+        click.echo(
+            f"note: {found.light_backgrounds} of {len(found.names)} images have a light "
+            f"background, the training images a dark one{'' if invert else ': --invert?'}",
+            err=True,
+        )
+    answers = predict.predict(saved, found)
+    as_json = format_ == "json" or (format_ is None and str(output).endswith(".json"))
+    text = predict.as_json(answers) if as_json else predict.as_csv(answers)
+    with _writing():
+        if output is not None:
+            Path(output).write_text(text, encoding="utf-8")
+        if picture is not None:
+            predict.write_picture(answers, Path(picture))
+    if output is None:
+        click.echo(text, nl=False)
+
+
+@main.command()
 @configured
 @overridden
 def summary(config: str, overrides: Tuple[str, ...]) -> None:
@@ -108,6 +151,20 @@ def summary(config: str, overrides: Tuple[str, ...]) -> None:
 def config(config: str, overrides: Tuple[str, ...]) -> None:
     """Check a config and show it with every default."""
     click.echo(config_module.as_yaml(_load(config, overrides)), nl=False)
+
+
+def _alone(command: str) -> None:
+    if dist.launched_size() > 1:
+        raise click.UsageError(f"{command} runs on one process: leave the launcher out")
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """What cannot be written is the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise click.UsageError(f"{error.filename} cannot be written: {error.strerror}") from error
 
 
 def _saved(checkpoint: str, overrides: Tuple[str, ...]) -> Any:

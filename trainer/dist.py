@@ -39,6 +39,11 @@ def launched_rank() -> int:
     return _from_environment(_RANK_VARIABLES, 0)
 
 
+def launched_size() -> int:
+    """How many ranks the launcher has started, known before :func:`init`; 1 without one."""
+    return _from_environment(_SIZE_VARIABLES, 1)
+
+
 def launched_local_size() -> int:
     """Ranks on this node as the launcher says, known before :func:`init`; 1 without one."""
     return _from_environment(_LOCAL_SIZE_VARIABLES, 1)
@@ -57,7 +62,7 @@ def where() -> str:
 @functools.lru_cache(maxsize=None)
 def _horovod() -> Any:
     """``horovod.mxnet``, or None in a process that is alone."""
-    if _from_environment(_SIZE_VARIABLES, 1) == 1:
+    if launched_size() == 1:
         return None
     import horovod.mxnet as hvd
 

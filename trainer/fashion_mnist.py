@@ -68,6 +68,8 @@ CLASS_NAMES = (
     "ankle boot",
 )
 
+IMAGE_SIZE = (28, 28)  # (height, width)
+
 MIRRORS = (
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
@@ -177,7 +179,7 @@ def _read_split(place: Path, split: str, sums: Dict[str, str]) -> Arrays:
         if path is None:
             raise DataError(f"folder {place} holds no file {name}.gz (nor {name})")
         paths.append(path)
-    images, labels = (_read_idx(path, name, sums) for path, name in zip(paths, FILES[split]))
+    images, labels = (read_idx(path, name, sums) for path, name in zip(paths, FILES[split]))
     if len(images) != len(labels):
         raise DataError(
             f"{paths[0]} holds {len(images)} images, but {paths[1]} holds {len(labels)} labels"
@@ -191,7 +193,7 @@ def _locate(place: Path, name: str) -> Optional[Path]:
     return next((path for path in candidates if os.path.isfile(path)), None)
 
 
-def _read_idx(path: Path, name: str, sums: Dict[str, str]) -> np.ndarray:
+def read_idx(path: Path, name: str, sums: Dict[str, str]) -> np.ndarray:
     """Read an IDX file as uint8 of the shape in its header, having checked that it is `name`.
 
     The format: four bytes of magic (0, 0, 8 for uint8, number of dimensions), each dimension as a
@@ -259,7 +261,7 @@ def _download_once(cache: Path, sums: Dict[str, str]) -> None:
 def _is_verified(place: Path, name: str, sums: Dict[str, str]) -> bool:
     path = _locate(place, name)
     try:
-        return path is not None and _read_idx(path, name, sums) is not None
+        return path is not None and read_idx(path, name, sums) is not None
     except DataError:
         return False
 
@@ -275,7 +277,7 @@ def _download(name: str, cache: Path, sums: Dict[str, str]) -> None:
         try:
             log.info("downloading %s%s.gz", mirror, name)
             fetch(f"{mirror}{name}.gz", str(partial), None)
-            _read_idx(partial, name, sums)
+            read_idx(partial, name, sums)
         except DataError as error:
             failures.append(str(error))
         except OSError as error:  # which requests' exceptions are too

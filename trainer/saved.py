@@ -1,9 +1,12 @@
-"""A trained model taken from its checkpoint: looked at on the test set, or calibrated."""
+"""A trained model taken from its checkpoint: looked at on the test set, or calibrated.
+
+What is done with one from here: ``predict.py``, ``export.py``.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, Optional, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -13,6 +16,7 @@ from . import batch_norm, checkpoint, config, dist, fashion_mnist, feed, model, 
 from .config import Config
 from .device import choose
 from .evaluation import evaluate
+from .fashion_mnist import Arrays
 from .loader import Transform
 from .metrics import Evaluation
 
@@ -24,8 +28,14 @@ class Saved(NamedTuple):
     config: Config
     net: gluon.Block
     ctx: mx.Context
-    test: Tuple[np.ndarray, np.ndarray]  # images uint8 (N, H, W), labels int32 (N,)
+    image_size: Tuple[int, int]  # (height, width) of the data's images, before any resizing
     num_classes: int
+
+    @property
+    def class_names(self) -> List[str]:
+        """A name for each class; its number where the data has none."""
+        known = () if self.config.data.dataset == "idx" else fashion_mnist.CLASS_NAMES
+        return [*known, *map(str, range(len(known), self.num_classes))]
 
 
 def load(where: str, overrides: Sequence[str] = ()) -> Saved:
@@ -43,12 +53,39 @@ def load(where: str, overrides: Sequence[str] = ()) -> Saved:
         settings = config.from_dict(checkpoint.read_state(path)["config"], overrides)
         ctx = choose(settings.device, dist.local_rank())
         net = model.build(settings.model)
-        test = fashion_mnist.load("test", settings.data.folder, settings.data.dataset)
-        shape = Transform(test[0], settings.data, seed=0, training=False).shape
+        size = _image_size(settings.data)
+        shape = Transform(np.zeros((1, *size), np.uint8), settings.data, 0, training=False).shape
         replica.prepare(net, settings, shape, ctx)
-        classes = replica.class_scores(net, shape, ctx, 1 + int(test[1].max()))
+        classes = replica.class_scores(net, shape, ctx, classes=1)
         checkpoint.load_parameters(path, net)
-    return Saved(path, settings, net, ctx, test, classes)
+    return Saved(path, settings, net, ctx, size, classes)
+
+
+def test_set(saved: Saved) -> Arrays:
+    """The test set that the config names: images uint8 (N, H, W), labels int32 (N,).
+
+    Raises:
+        DataError: it is not there, or has more classes than the net.
+    """
+    images, labels = fashion_mnist.load("test", *_source(saved.config.data))
+    if labels.max() >= saved.num_classes:
+        raise fashion_mnist.DataError(
+            f"the test set has {1 + labels.max()} classes, the net of {saved.path} "
+            f"{saved.num_classes}; give the set it was trained on (data.dataset, data.folder)"
+        )
+    return images, labels
+
+
+def _source(data: config.Data) -> Tuple[Optional[str], str]:
+    return data.folder, data.dataset
+
+
+def _image_size(data: config.Data) -> Tuple[int, int]:
+    """(height, width) of the data's images; only a set of the user's own is looked at for it."""
+    if data.dataset != "idx":
+        return fashion_mnist.IMAGE_SIZE
+    height, width = fashion_mnist.load("test", *_source(data))[0].shape[1:]
+    return height, width
 
 
 def _find(where: Path) -> Path:
@@ -66,8 +103,20 @@ def _find(where: Path) -> Path:
 
 def evaluate_saved(saved: Saved) -> Evaluation:
     """The model on the whole test set; collective."""
-    batches = feed.test_loader(saved.test, saved.config, saved.ctx)
+    with dist.together():
+        test = test_set(saved)
+    batches = feed.test_loader(test, saved.config, saved.ctx)
     return evaluate(saved.net, batches, saved.num_classes)
+
+
+def scores(saved: Saved, images: np.ndarray) -> np.ndarray:
+    """What the net gives for ``images``, uint8 (N, H, W): logits, float32 (N, K); on one process.
+
+    They are resized and normalised as in training.
+    """
+    labels = np.zeros(len(images), np.int32)
+    batches = feed.test_loader((images, labels), saved.config, saved.ctx)
+    return np.concatenate([saved.net(batch.data).asnumpy() for batch in batches])
 
 
 def calibrate_saved(saved: Saved, samples: Optional[int]) -> None:
@@ -76,7 +125,7 @@ def calibrate_saved(saved: Saved, samples: Optional[int]) -> None:
     None takes all of it. The samples are augmented as in training.
     """
     settings = saved.config
-    train = fashion_mnist.load("train", settings.data.folder, settings.data.dataset)
+    train = fashion_mnist.load("train", *_source(settings.data))
     loader = feed.train_loader(train, settings, saved.ctx)
     steps = loader.steps_per_epoch
     if samples is not None:

@@ -1,0 +1,118 @@
+"""Images of any kind and size, made into what Fashion-MNIST's are: small, grey, on black.
+
+Fashion-MNIST's own makers trimmed, shrank, centred, negated and greyed their photographs (Xiao,
+Rasul and Vollgraf 2017, arXiv:1708.07747, figure 1). Trimming is left to the user, and so is the
+question whether to negate: an image does not say whether its bright parts are the object.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Iterator, List, NamedTuple, Sequence, Tuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .fashion_mnist import DataError, read_idx
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+_EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes
+_LIGHT = 128  # of 255
+
+
+class Images(NamedTuple):
+    """What was found in some files."""
+
+    names: List[str]  # the path of a file, or of an IDX file with the place in it: PATH[17]
+    pixels: np.ndarray  # uint8 (N, H, W)
+
+    @property
+    def light_backgrounds(self) -> int:
+        """How many have an edge that is light rather than dark."""
+        top_bottom, sides = self.pixels[:, (0, -1), :], self.pixels[:, 1:-1, (0, -1)]
+        count = len(self.pixels)
+        edge = np.concatenate([top_bottom.reshape(count, -1), sides.reshape(count, -1)], axis=1)
+        return int((np.median(edge, axis=1) >= _LIGHT).sum())
+
+
+def read(paths: Sequence[str], size: Tuple[int, int], invert: bool = False) -> Images:
+    """The images in files, in folders (and folders below them), and in IDX files, gzipped or not.
+
+    Args:
+        size: (height, width) that each is fitted into, its proportions kept; what is left free
+            becomes background.
+        invert: for dark objects on a light ground. Transparent parts are background either way.
+
+    Raises:
+        DataError: a path is not there, is no image, or holds none; one line.
+    """
+    names: List[str] = []
+    pixels: List[np.ndarray] = []
+    for path in _files(paths):
+        for name, image in _images(path, invert):
+            names.append(name)
+            pixels.append(_fit(image, size))
+    return Images(names, np.stack(pixels))
+
+
+def _files(paths: Sequence[str]) -> Iterator[Path]:
+    for given in map(Path, paths):
+        if not given.exists():
+            raise DataError(f"there is no file or folder {given}")
+        if not given.is_dir():
+            yield given
+            continue
+        found = sorted(p for p in given.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not found:
+            raise DataError(f"folder {given} holds no image (*{', *'.join(SUFFIXES)})")
+        yield from found
+
+
+def _images(path: Path, invert: bool) -> Iterator[Tuple[str, Image.Image]]:
+    """The images of one file, grey, light on dark."""
+    if _is_idx(path):
+        for index, values in enumerate(read_idx(path, "images", {})):
+            image = Image.fromarray(values)
+            yield f"{path}[{index}]", ImageOps.invert(image) if invert else image
+    else:
+        yield str(path), _open(path, invert)
+
+
+def _is_idx(path: Path) -> bool:
+    """Told by its first bytes: IDX files of all kinds come under all kinds of names."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(2) in (b"\0\0", b"\x1f\x8b")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _open(path: Path, invert: bool) -> Image.Image:
+    """A picture file as grey levels on black."""
+    try:
+        with Image.open(path) as file:
+            file.load()
+            image = ImageOps.exif_transpose(file)
+            assert image is not None  # it is where the image is changed in place
+    except Image.UnidentifiedImageError:
+        raise DataError(
+            f"{path} is neither an image that Pillow knows nor an IDX file of images"
+        ) from None
+    # Pillow's decoders raise all kinds of errors on broken files.
+    except Exception as error:
+        raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if image.mode not in _EIGHT_BIT:
+        raise DataError(f"{path} has more than 8 bits a pixel (mode {image.mode}); convert it to 8")
+    image = image.convert("RGBA")
+    grey, opacity = image.convert("L"), image.getchannel("A")
+    if invert:
+        grey = ImageOps.invert(grey)
+    return Image.composite(grey, Image.new("L", image.size, 0), opacity)
+
+
+def _fit(image: Image.Image, size: Tuple[int, int]) -> np.ndarray:
+    """uint8 (H, W); an image that has this size already stays as it is."""
+    height, width = size
+    if image.size != (width, height):
+        image = ImageOps.pad(image, (width, height), method=Image.Resampling.LANCZOS, color=0)
+    return np.asarray(image, np.uint8)
