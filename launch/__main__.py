@@ -56,9 +56,9 @@ def _add_local(actions: Any) -> None:
     local = actions.add_parser(
         "local",
         help="run COMMAND as N ranks on this machine",
-        usage="python -m launch local -n N [--quiet] [options] -- COMMAND",
+        usage="python -m launch local -n N [--quiet] [elastic and other options] -- COMMAND",
     )
-    local.add_argument("-n", "--ranks", type=_positive, required=True, help="number of ranks")
+    local.add_argument("-n", "--ranks", type=_positive, help="number of ranks")
     local.add_argument("--quiet", action="store_true", help="show only what rank 0 says")
     local.add_argument(
         "--kill-after",
@@ -68,13 +68,69 @@ def _add_local(actions: Any) -> None:
         help="when a rank failed or after ctrl-C: time between SIGTERM and SIGKILL (default 10)",
     )
     _add_start_timeout(local)
+    _add_elastic(local)
     local.set_defaults(run=_run_local, needs_command=True)
 
 
+def _add_elastic(local: argparse.ArgumentParser) -> None:
+    elastic = local.add_argument_group(
+        "elastic",
+        "When a rank is lost, all are ended and COMMAND is started again; it must go on by itself "
+        "from what it has saved. Exit code 2 (bad input) is not started again.",
+    )
+    elastic.add_argument(
+        "--min-ranks",
+        type=_positive,
+        metavar="N",
+        help="give up the slot of a lost rank, while so many are left (else it is replaced)",
+    )
+    elastic.add_argument(
+        "--max-ranks",
+        type=_positive,
+        metavar="N",
+        help="never more ranks (default: -n, or as many as --discover finds)",
+    )
+    elastic.add_argument(
+        "--max-restarts",
+        type=_natural,
+        metavar="N",
+        help="how often (default 10 with one of these options, else 0)",
+    )
+    elastic.add_argument(
+        "--discover",
+        metavar="COMMAND",
+        help="shell command that prints how many ranks can run now; when that changes, ranks are "
+        "told to save and are started again in that number",
+    )
+    elastic.add_argument(
+        "--discover-every",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="how often it is asked (default 5)",
+    )
+
+
 def _run_local(args: argparse.Namespace, command: List[str]) -> int:
+    from launch.discovery import Discovery
+    from launch.elastic import Elastic
     from launch.local import run_local
 
-    return run_local(command, args.ranks, args.quiet, args.kill_after, args.start_timeout)
+    first = args.min_ranks if args.discover else args.max_ranks
+    ranks = args.ranks or first
+    if ranks is None:
+        raise ValueError("how many ranks? -n N")
+    options = (args.min_ranks, args.max_ranks, args.discover)
+    restarts = 10 if any(options) and args.max_restarts is None else args.max_restarts or 0
+    elastic = Elastic(
+        ranks=ranks,
+        min_ranks=args.min_ranks,
+        max_ranks=args.max_ranks,
+        max_restarts=restarts,
+        discovery=Discovery(args.discover, args.discover_every) if args.discover else None,
+        patience=args.start_timeout,
+    )
+    return run_local(command, elastic, args.quiet, args.kill_after, args.start_timeout)
 
 
 def _add_slurm(actions: Any) -> None:
@@ -205,6 +261,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
     return number
 
 

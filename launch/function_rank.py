@@ -14,7 +14,9 @@ import traceback
 from pathlib import Path
 from typing import Sequence
 
-from launch.local import Failure, run_local
+from launch.elastic import Elastic
+from launch.job import Failure
+from launch.local import run_local
 from launch.process import die_with_parent
 
 TASK = "task.pkl"
@@ -41,7 +43,7 @@ def _supervise(folder: Path, ranks: int) -> int:
         (folder / FAILURE).write_text(json.dumps(failure._asdict()))
 
     command = [sys.executable, "-m", "launch.function_rank", str(folder)]
-    return run_local(command, ranks, on_failure=write)
+    return run_local(command, Elastic(ranks), on_failure=write)
 
 
 def _be_rank(folder: Path) -> int:

@@ -85,6 +85,7 @@ class Arrivals:
         self._deadline = time.monotonic() + timeout
         self._arrived: Dict[str, Set[int]] = {scope: set() for scope in HELD_KEYS}
         self._completed: Dict[str, float] = {}
+        self._closed = False
         self._changed = threading.Condition()
 
     def missing(self, scope: str) -> List[int]:
@@ -100,6 +101,12 @@ class Arrivals:
         """Time since the last rank came; 0 while some are missing."""
         return time.monotonic() - self._completed.get(scope, time.monotonic())
 
+    def close(self) -> None:
+        """Lets go of those that wait: the job is over."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
     def arrive_and_wait(self, scope: str, rank: int) -> None:
         """Notes that `rank` has come; returns when all have, or raises StartTimeoutError."""
         with self._changed:
@@ -107,8 +114,9 @@ class Arrivals:
             if not self.missing(scope):
                 self._completed.setdefault(scope, time.monotonic())
             self._changed.notify_all()
-            remaining = self._deadline - time.monotonic()
-            if not self._changed.wait_for(lambda: not self.missing(scope), max(0.0, remaining)):
+            remaining = max(0.0, self._deadline - time.monotonic())
+            self._changed.wait_for(lambda: self._closed or not self.missing(scope), remaining)
+            if self.missing(scope):
                 raise StartTimeoutError(self.explain(scope))
 
     def explain(self, scope: str) -> str:
@@ -234,6 +242,7 @@ class Rendezvous:
         self._linger = linger
         self._server = self._bind(address, ports, token, say)
         self._closed = threading.Event()
+        self._thread: Optional[threading.Thread] = None
         self._said: Set[str] = set()
 
     def _bind(
@@ -264,10 +273,15 @@ class Rendezvous:
         self._server.server_close()
 
     def serve_in_thread(self) -> None:
-        threading.Thread(target=self.serve, name="rendezvous", daemon=True).start()
+        self._thread = threading.Thread(target=self.serve, name="rendezvous", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
+        """Stops answering; returns when no thread of it is left but those that end at once."""
         self._closed.set()
+        self.arrivals.close()
+        if self._thread is not None:
+            self._thread.join()
 
     def _say_once(self, topic: str, message: str) -> None:
         if topic not in self._said:

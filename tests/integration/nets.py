@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from mxnet import gluon, nd
+import os
+import time
+
+from mxnet import autograd, gluon, nd
 from mxnet.gluon import nn
 
 
@@ -17,6 +20,30 @@ def small() -> gluon.Block:
         nn.Dense(10),
     )
     return net
+
+
+class Steady(gluon.Block):
+    """Without chance, so that any ranks give the same; a step takes $STEP_SECONDS longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.HybridSequential()
+        self.body.add(
+            nn.Conv2D(4, kernel_size=5, strides=4),
+            nn.BatchNorm(),
+            nn.Activation("relu"),
+            nn.Dense(10),
+        )
+
+    def forward(self, x: nd.NDArray) -> nd.NDArray:
+        if autograd.is_training():
+            time.sleep(float(os.environ.get("STEP_SECONDS", 0)))
+        return self.body(x)
+
+
+def steady() -> gluon.Block:
+    """The steady one."""
+    return Steady()
 
 
 class Imperative(gluon.Block):

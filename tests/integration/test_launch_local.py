@@ -126,7 +126,7 @@ def test_stopped_rank_is_killed_and_named(tmp_path):
     rank_process(process, 2).suspend()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGKILL
-    assert "launch: rank 2 answered neither its peers nor SIGTERM for 1 s: SIGKILL" in err
+    assert "launch: rank 2 stood stopped (SIGSTOP) for 2 s: SIGKILL" in err
 
 
 def rank_process(launcher, rank):

@@ -1,0 +1,61 @@
+"""How many ranks this machine can run now, as a command of the user's says."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from typing import Optional
+
+from launch.process import say
+
+TIMEOUT_SECONDS = 60
+
+
+class Discovery:
+    """The number of slots that a shell command prints, asked for again every `every` seconds."""
+
+    def __init__(self, command: str, every: float) -> None:
+        self.every = every
+        self._command = command
+        self._found: Optional[int] = None
+        self._asked = 0.0
+        self._running: Optional[subprocess.Popen] = None
+
+    def ask(self) -> int:
+        """The number of slots now. Where the command fails, that is said and the number before
+        stays; a ValueError when there was none before."""
+        try:
+            self._found = self._answer()
+        except ValueError as error:
+            if self._found is None:
+                raise
+            say(f"{error}; it stays at {self._found}")
+        return self._found
+
+    def poll(self) -> Optional[int]:
+        """The number of slots when an answer has just come; never waits."""
+        if self._running is None and time.monotonic() - self._asked > self.every:
+            self._start()
+        if self._running is None or self._running.poll() is None:
+            return None
+        return self.ask()
+
+    def _start(self) -> subprocess.Popen:
+        self._asked = time.monotonic()
+        command = ["timeout", "--kill-after=5", str(TIMEOUT_SECONDS), "sh", "-c", self._command]
+        self._running = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        )
+        return self._running
+
+    def _answer(self) -> int:
+        process = self._running or self._start()
+        out, _ = process.communicate()
+        self._running = None
+        if process.returncode or not out.strip().isdigit():
+            raise ValueError(
+                f"--discover {self._command!r} printed {out.strip()!r} and ended with exit code "
+                f"{process.returncode} (124: not within {TIMEOUT_SECONDS} s); it must print the "
+                "number of ranks that can run now, and end with 0"
+            )
+        return int(out)

@@ -1,0 +1,140 @@
+"""A job that goes on after it has lost a rank: how often, and on which slots.
+
+All ranks are ended and the same command is started again, as torchrun does, so that what goes on
+is always whole processes that have met anew. The command must go on by itself from what it has
+saved. Nothing here knows how ranks are started.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import time
+from dataclasses import dataclass
+from typing import List, Optional
+
+from launch.discovery import Discovery
+from launch.job import Events, Outcome, tell
+from launch.process import say
+
+EXIT_USAGE = 2
+"""Exit code of a command that was given bad input: started again, it would fail again."""
+
+Slots = List[int]
+"""A slot is room for one rank, counted from 0: a GPU, where there are any."""
+
+
+@dataclass
+class Elastic:
+    """Which slots a job runs on at first, and after each end of its ranks.
+
+    `min_ranks` None: a rank that is lost is replaced. A number: its slot is given up, and the job
+    goes on with the others while that many are left. With a `discovery` the job takes as many
+    slots as that finds, up to `max_ranks`; it waits `patience` seconds for enough of them, which
+    is `ranks` at first and `min_ranks` later.
+    """
+
+    ranks: int
+    min_ranks: Optional[int] = None
+    max_ranks: Optional[int] = None
+    max_restarts: int = 0
+    discovery: Optional[Discovery] = None
+    patience: float = 0.0
+
+    def __post_init__(self) -> None:
+        least = self.min_ranks or 1
+        most = self.max_ranks or (sys.maxsize if self.discovery else self.ranks)
+        if not least <= self.ranks <= most:
+            raise ValueError(
+                f"{self.ranks} ranks are not between --min-ranks {least} and --max-ranks {most}"
+            )
+        if most > self.ranks and self.discovery is None:
+            raise ValueError(
+                f"--max-ranks {most} is above -n {self.ranks}, and nothing tells when there is "
+                "room for more ranks: add --discover COMMAND, or leave out -n"
+            )
+        self._least, self._most, self._restarts = least, most, 0
+
+    def first_slots(self, events: Events) -> Slots:
+        """The slots of the first start; a ValueError when there are not enough of them."""
+        self._slots = list(range(self.ranks))
+        if self.discovery:
+            self._slots = self._discovered(self.discovery, self.ranks, events)
+        if len(self._slots) < self.ranks:
+            raise ValueError(f"--discover found {len(self._slots)} slots; {self.ranks} are needed")
+        return self._slots
+
+    def outdated(self) -> bool:
+        """Whether the job should now run on another number of slots. Never waits."""
+        found = self.discovery.poll() if self.discovery else None
+        return found is not None and min(found, self._most) != len(self._slots)
+
+    def next_slots(self, outcome: Outcome, events: Events) -> Slots:
+        """The slots of the next start; none where the job is over. Says which in one line."""
+        if outcome.exit_code == 0 or outcome.told_to_end:
+            return []
+        if self.max_restarts == 0 and not outcome.outdated:
+            return []
+        why_not = self._why_not(outcome)
+        if why_not is None:
+            self._slots = self._slots_after(outcome, events)
+            if len(self._slots) < self._least:
+                why_not = f"slots left: {len(self._slots)}, --min-ranks is {self._least}"
+        if why_not is not None:
+            say(f"not started again: {why_not}")
+            return []
+        self._say_how_it_goes_on(outcome)
+        return self._slots
+
+    def _why_not(self, outcome: Outcome) -> Optional[str]:
+        if outcome.exit_code == EXIT_USAGE:
+            return f"exit code {EXIT_USAGE} means bad input"
+        if self._restarts == self.max_restarts and not outcome.outdated:
+            return f"it was {self._restarts} times already (--max-restarts)"
+        return None
+
+    def _say_how_it_goes_on(self, outcome: Outcome) -> None:
+        number = len(self._slots)
+        then = f"going on with {number} rank{'s' if number > 1 else ''}"
+        if outcome.outdated:
+            say(f"the number of slots has changed; {then}")
+            return
+        self._restarts += 1
+        then += f" (restart {self._restarts} of {self.max_restarts})"
+        if outcome.failure:
+            tell(outcome.failure, then)
+        else:
+            say(f"the ranks saved and ask to be run again; {then}")
+
+    def _slots_after(self, outcome: Outcome, events: Events) -> Slots:
+        if self.discovery:
+            return self._discovered(self.discovery, self._least, events)
+        if self.min_ranks is None or outcome.failure is None:
+            return self._slots
+        lost = outcome.failure.rank
+        return [slot for rank, slot in enumerate(self._slots) if rank != lost]
+
+    def _discovered(self, discovery: Discovery, needed: int, events: Events) -> Slots:
+        """Waits for `needed` slots; fewer when there are not so many in time or a signal comes."""
+        deadline = time.monotonic() + self.patience
+        found = discovery.ask()
+        while found < needed and time.monotonic() < deadline:
+            try:
+                events.get(timeout=discovery.every)
+                break
+            except queue.Empty:
+                found = discovery.ask()
+        return list(range(min(found, self._most)))
+
+
+def visible_devices(slots: Slots) -> Optional[str]:
+    """CUDA_VISIBLE_DEVICES for a job on `slots`, so that a lost GPU is not used again.
+
+    None where no slot was lost, and it stays as the user set it.
+    """
+    if slots == list(range(len(slots))):
+        return None
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = given.split(",") if given else [str(slot) for slot in range(max(slots) + 1)]
+    return ",".join(devices[slot] for slot in slots if slot < len(devices))

@@ -1,0 +1,192 @@
+"""All ranks of one start, from their start to their end: which failed, why, and what is left."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, Union
+
+from launch.blame import first_cause
+from launch.process import describe_exit, say, shell_exit_code
+from launch.rank_process import RankProcess
+from launch.ranks import EXIT_SAVED
+
+SETTLE_SECONDS = 3.0
+"""When the first rank to fail tells no cause: time for the one that does, before all are ended."""
+TICK_SECONDS = 0.2
+"""Python's handlers run between two waits: a signal that comes just before one is seen after it."""
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Events(queue.SimpleQueue):
+    """What a job waits for: ranks that have ended, and the signals that the launcher got."""
+
+    def on_signal(self, signum: int, frame: Optional[FrameType]) -> None:
+        self.put(signum)
+
+
+class Failure(NamedTuple):
+    """Why a job failed: the rank that was the cause, how it ended, and what it last said."""
+
+    rank: int
+    cause: str
+    last_lines: List[str]
+
+
+def tell(failure: Failure, then: str = "all other ranks have been ended") -> None:
+    """Repeats what the rank last said, so that nobody has to scroll for it."""
+    if failure.last_lines:
+        say(f"last lines of rank {failure.rank}, which failed:")
+        for line in failure.last_lines:
+            print(f"    {line}", file=sys.stderr)
+    say(f"rank {failure.rank} {failure.cause}; {then}")
+
+
+class Outcome(NamedTuple):
+    """How the ranks of one start ended."""
+
+    exit_code: int  # as a shell would have it: 128 + n for signal n
+    failure: Optional[Failure] = None
+    told_to_end: bool = False  # by ctrl-C or a signal to the launcher
+    outdated: bool = False  # ended because another number of ranks is wanted
+
+
+class Job:
+    """The ranks, which the caller adds to `ranks`, and their supervision.
+
+    When one fails the others get SIGTERM, and SIGKILL `kill_after` seconds later. One that a
+    SIGSTOP holds for as long as its peers wait for it gets SIGKILL. When `outdated()` says so, all
+    are ended in the same way.
+    """
+
+    def __init__(
+        self, events: Events, kill_after: float, outdated: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.ranks: List[RankProcess] = []
+        self._events = events
+        self._kill_after = kill_after
+        self._outdated = outdated
+        self._stop_limit = float(os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", 30))
+        self._failed: List[RankProcess] = []  # in the order of their ends
+        self._unresponsive: List[RankProcess] = []
+        self._stopped_since: Dict[RankProcess, float] = {}
+        self._stopped_too_long: List[RankProcess] = []
+        self._ending = False
+        self._resizing = False
+        self._interrupted = False
+        self._warned = False
+        self._timer: Optional[Tuple[float, Callable[[], None]]] = None
+
+    def supervise(self) -> Outcome:
+        """Waits until all ranks have ended."""
+        for rank in self.ranks:
+            rank.watch(self._events)
+        running = len(self.ranks)
+        while running:
+            try:
+                event: Union[RankProcess, int] = self._events.get(timeout=TICK_SECONDS)
+            except queue.Empty:
+                self._tick()
+                continue
+            if isinstance(event, RankProcess):
+                running -= 1
+                self._ended(event)
+            else:
+                self._signalled(event)
+        return self._outcome()
+
+    def kill(self) -> None:
+        for rank in self.ranks:
+            rank.signal(signal.SIGKILL)
+
+    def _after(self, seconds: float, action: Callable[[], None]) -> None:
+        self._timer = (time.monotonic() + seconds, action)
+
+    def _tick(self) -> None:
+        self._kill_stopped()
+        if self._timer and time.monotonic() >= self._timer[0]:
+            action, self._timer = self._timer[1], None
+            action()
+        if not (self._ending or self._failed or self._warned) and self._outdated():
+            self._resizing = True
+            self._terminate()
+
+    def _kill_stopped(self) -> None:
+        """A stopped rank hears no SIGTERM, and where it is alone no peer misses it."""
+        now, before = time.monotonic(), self._stopped_since
+        self._stopped_since = {r: before.get(r, now) for r in self._running() if r.is_stopped()}
+        for rank, since in self._stopped_since.items():
+            if now - since > self._stop_limit:
+                self._stopped_too_long.append(rank)
+                rank.signal(signal.SIGKILL)
+
+    def _running(self) -> List[RankProcess]:
+        return [rank for rank in self.ranks if rank.process.returncode is None]
+
+    def _ended(self, rank: RankProcess) -> None:
+        """Notes a failure and ends the others, once it is known which rank was the cause."""
+        if rank.process.returncode in (0, EXIT_SAVED) or self._ending:
+            return
+        self._failed.append(rank)
+        if not rank.tells_no_cause():
+            self._terminate()
+        elif len(self._failed) == 1:
+            self._after(SETTLE_SECONDS, self._terminate)
+
+    def _signalled(self, signum: int) -> None:
+        if signum != signal.SIGINT:
+            self._warned = True
+            for rank in self.ranks:
+                rank.signal(signum)
+        elif self._interrupted:
+            self.kill()
+        else:
+            self._interrupted = True
+            say(
+                f"interrupted; the ranks have {self._kill_after:g} s to save and end "
+                "(ctrl-C again kills them now)"
+            )
+            self._terminate()
+
+    def _terminate(self) -> None:
+        self._ending = True
+        for rank in self.ranks:
+            rank.signal(signal.SIGTERM)
+        self._after(self._kill_after, self._kill_the_rest)
+
+    def _kill_the_rest(self) -> None:
+        self._unresponsive += self._running()
+        self.kill()
+
+    def _outcome(self) -> Outcome:
+        told = self._interrupted or self._warned
+        if self._interrupted:
+            return Outcome(128 + signal.SIGINT, told_to_end=told)
+        rank = self._first_cause()
+        if rank is None:
+            code = max(shell_exit_code(rank.process.returncode) for rank in self.ranks)
+            return Outcome(code, told_to_end=told, outdated=self._resizing)
+        code = shell_exit_code(rank.process.returncode)
+        return Outcome(code, self._failure(rank), told)
+
+    def _first_cause(self) -> Optional[RankProcess]:
+        without_cause = [rank.rank for rank in self._failed if rank.tells_no_cause()]
+        number = first_cause(
+            [rank.rank for rank in self._failed],
+            without_cause,
+            [rank.rank for rank in self._unresponsive] if self._failed else [],
+        )
+        return None if number is None else self.ranks[number]
+
+    def _failure(self, rank: RankProcess) -> Failure:
+        if rank in self._stopped_too_long:
+            cause = f"stood stopped (SIGSTOP) for {self._stop_limit:g} s: SIGKILL"
+        elif rank in self._unresponsive:
+            cause = f"answered neither its peers nor SIGTERM for {self._kill_after:g} s: SIGKILL"
+        else:
+            cause = describe_exit(rank.process.returncode)
+        return Failure(rank.rank, cause, rank.last_lines())

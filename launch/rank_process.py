@@ -1,0 +1,97 @@
+"""One rank's process: start it, show what it says, remember the last of that."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections import deque
+from contextlib import suppress
+from typing import IO, Any, Callable, Deque, Dict, List, Sequence
+
+import psutil
+
+from launch.blame import tells_no_cause
+
+TAIL_LINES = 20
+
+_terminal = threading.Lock()
+
+
+class RankProcess:
+    """A rank that runs `command`, in a session of its own.
+
+    With `inherit` it has the launcher's terminal; otherwise its lines are kept, and shown with
+    the rank before each if `show`. `prepare` runs in the child before the command does.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        command: Sequence[str],
+        env: Dict[str, str],
+        prepare: Callable[[], None],
+        inherit: bool,
+        show: bool,
+    ) -> None:
+        pipe = None if inherit else subprocess.PIPE
+        self.rank = rank
+        self._tail: Deque[bytes] = deque(maxlen=TAIL_LINES)
+        self._prefix = f"[{rank}] ".encode() if show else None
+        self.process = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            start_new_session=True,  # so that signals reach the rank's own children too
+            preexec_fn=prepare,
+        )
+
+    def watch(self, events: queue.SimpleQueue[Any]) -> None:
+        """Starts the threads that drain the rank's output and put it into `events` at its end."""
+        streams = [(self.process.stdout, sys.stdout), (self.process.stderr, sys.stderr)]
+        drains = [
+            threading.Thread(target=self._drain, args=(source, target.buffer), daemon=True)
+            for source, target in streams
+            if source is not None
+        ]
+
+        def wait() -> None:
+            self.process.wait()
+            for thread in drains:
+                thread.join(timeout=1.0)  # a grandchild may hold the pipe open
+            events.put(self)
+
+        for thread in [*drains, threading.Thread(target=wait, daemon=True)]:
+            thread.start()
+
+    def last_lines(self) -> List[str]:
+        return [line.decode(errors="replace").rstrip("\n") for line in self._tail]
+
+    def tells_no_cause(self) -> bool:
+        return tells_no_cause(self.process.returncode > 0, self.last_lines())
+
+    def is_stopped(self) -> bool:
+        """Whether a SIGSTOP holds it, so that it can neither go on nor listen."""
+        try:
+            return bool(psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED)
+        except psutil.NoSuchProcess:
+            return False
+
+    def signal(self, signum: int) -> None:
+        """Sends a signal to the rank and to the processes it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signum)
+
+    def _drain(self, source: IO[bytes], target: IO[bytes]) -> None:
+        for line in source:
+            self._tail.append(line)
+            if self._prefix is None:
+                continue
+            # A reader that went away (`| head`) or a full disk must not stop the ranks.
+            with _terminal, suppress(OSError, ValueError):
+                target.write(self._prefix + line.rstrip(b"\n") + b"\n")
+                target.flush()

@@ -1,0 +1,104 @@
+"""`python -m launch local` goes on with other ranks after it has lost some, or found more."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+import psutil
+import pytest
+
+from trainer import checkpoint
+
+from .commands import SMALL, read_until, run, start, trainer
+
+STANDIN = Path(__file__).with_name("standin.py")
+LAUNCH = [sys.executable, "-m", "launch", "local", "--kill-after", "2"]
+NET = "model.factory=tests.integration.nets:steady"
+TRAIN = trainer("train", *SMALL, NET, "train.epochs=3", "checkpoint.every_steps=3")
+
+
+def _weights(folder: Path) -> dict:
+    path = checkpoint.find_latest(folder / "checkpoints", print)
+    assert path is not None and path.name == "step-00000048"
+    return {name: a.asnumpy() for name, a in mx.nd.load(str(path / checkpoint.PARAMETERS)).items()}
+
+
+def _rank(launcher: subprocess.Popen, rank: int) -> psutil.Process:
+    children = psutil.Process(launcher.pid).children()
+    return next(c for c in children if c.environ().get("HOROVOD_RANK") == str(rank))
+
+
+def test_the_loss_of_rank_0_and_of_another_bends_nothing(tmp_path: Path) -> None:
+    """Three ranks, then two, then one: the weights of a run on one that nothing disturbed."""
+    done = run([*TRAIN, f"output={tmp_path}", "name=straight"])
+    assert done.code == 0, done.err
+    job = [*LAUNCH, "-n", "3", "--min-ranks", "1", "--", *TRAIN, f"output={tmp_path}"]
+    process = start(["env", "STEP_SECONDS=0.1", *job])
+    try:
+        for lost in (0, 1):
+            read_until(process, "images/s")
+            _rank(process, lost).kill()
+            said = read_until(process, "launch: rank")
+            assert f"rank {lost} was killed by SIGKILL" in said
+            assert f"going on with {2 - lost} rank" in said
+        said = process.communicate(timeout=120)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    assert "goes on from" in said
+    expected = _weights(tmp_path / "straight")
+    for name, array in _weights(tmp_path / "default").items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_ranks_are_added_and_taken_where_all_have_saved(tmp_path: Path) -> None:
+    slots, losses = tmp_path / "slots", tmp_path / "losses"
+    slots.write_text("1")
+    elastic = ["--min-ranks", "1", "--max-ranks", "3"]
+    elastic += ["--discover", f"cat {slots}", "--discover-every", "0.5"]
+    command = ["python", str(STANDIN), str(tmp_path), "60", "0.1"]
+    process = start([*LAUNCH, *elastic, "--", *command])
+    try:
+        for ranks, room in ((1, "3"), (3, "2")):
+            read_until(process, f"with {ranks} ranks")
+            slots.write_text(room)
+        said = process.communicate(timeout=120)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    assert "the number of slots has changed; going on with 2 ranks\n" in said
+    steps = [int(line.split()[0]) for line in losses.read_text().splitlines()]
+    assert steps == list(range(60)), "each step once"
+
+
+def _failing(code: str, *options: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*LAUNCH, "-n", "2", *options, "--", "python", "-c", f"import os, sys, time; {code}"],
+        cwd=STANDIN.parents[2],
+        env={**os.environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_too_few_ranks_left_end_the_job() -> None:
+    code = "os.environ['HOROVOD_RANK'] == '1' and os.kill(os.getpid(), 9); time.sleep(60)"
+    done = _failing(code, "--min-ranks", "2")
+    assert done.returncode == 128 + signal.SIGKILL
+    said = done.stderr.splitlines()
+    assert said[0] == "launch: not started again: slots left: 1, --min-ranks is 2"
+    assert said[-1].startswith("launch: rank 1 was killed by SIGKILL")
+
+
+@pytest.mark.parametrize(("code", "starts"), [(1, 3), (85, 3), (2, 1), (0, 1)])
+def test_starts_of_a_command_that_always_ends_alike(tmp_path: Path, code: int, starts: int) -> None:
+    script = f"open(r'{tmp_path}/starts', 'a').write('x'); sys.exit({code})"
+    done = _failing(script, "--max-restarts", "2", "-n", "1")
+    assert (done.returncode, (tmp_path / "starts").read_text()) == (code, "x" * starts)

@@ -1,0 +1,128 @@
+"""How often, and on which slots, a job is started again."""
+
+import queue
+import signal
+import time
+
+import pytest
+
+from launch.__main__ import main
+from launch.discovery import Discovery
+from launch.elastic import Elastic, visible_devices
+from launch.job import Events, Failure, Outcome
+
+KILLED = Outcome(137, Failure(1, "was killed", []))
+
+
+def begun(**options):
+    elastic = Elastic(**options)
+    elastic.first_slots(Events())
+    return elastic
+
+
+def test_a_lost_slot_is_given_up_while_enough_are_left(capsys):
+    elastic = begun(ranks=4, min_ranks=3, max_restarts=5)
+    assert elastic.next_slots(KILLED, Events()) == [0, 2, 3]
+    assert elastic.next_slots(KILLED, Events()) == []
+    assert capsys.readouterr().err == (
+        "launch: rank 1 was killed; going on with 3 ranks (restart 1 of 5)\n"
+        "launch: not started again: slots left: 2, --min-ranks is 3\n"
+    )
+
+
+def test_a_lost_rank_is_replaced_without_min_ranks(capsys):
+    elastic = begun(ranks=2, max_restarts=1)
+    assert elastic.next_slots(KILLED, Events()) == [0, 1]
+    assert elastic.next_slots(KILLED, Events()) == []
+    said = capsys.readouterr().err
+    assert said.endswith("not started again: it was 1 times already (--max-restarts)\n")
+
+
+def test_ranks_that_ask_to_be_run_again_keep_their_slots(capsys):
+    elastic = begun(ranks=2, min_ranks=1, max_restarts=1)
+    assert elastic.next_slots(Outcome(85), Events()) == [0, 1]
+    assert "the ranks saved and ask to be run again; going on with 2 ranks (restart 1 of 1)" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        (Outcome(0), ""),
+        (Outcome(0, outdated=True), ""),
+        (Outcome(85, told_to_end=True), ""),
+        (Outcome(130, told_to_end=True), ""),
+        (KILLED._replace(told_to_end=True), ""),
+        (Outcome(2, KILLED.failure), "launch: not started again: exit code 2 means bad input\n"),
+    ],
+)
+def test_what_is_not_started_again(capsys, outcome, said):
+    elastic = begun(ranks=2, min_ranks=1, max_restarts=3)
+    assert elastic.next_slots(outcome, Events()) == []
+    assert capsys.readouterr().err == said
+
+
+def test_without_elastic_options_every_end_is_the_end(capsys):
+    assert begun(ranks=2).next_slots(Outcome(85), Events()) == []
+    assert begun(ranks=2).next_slots(KILLED, Events()) == []
+    assert capsys.readouterr().err == ""
+
+
+def test_slots_follow_the_command_that_counts_them(tmp_path, capsys):
+    count = tmp_path / "slots"
+    count.write_text("3")
+    elastic = Elastic(
+        2, 1, max_ranks=4, max_restarts=1, discovery=Discovery(f"cat {count}", 0.0), patience=5
+    )
+    assert elastic.first_slots(Events()) == [0, 1, 2]
+    assert not outdated_after_an_answer(elastic)
+    count.write_text("9")
+    assert outdated_after_an_answer(elastic)
+    assert elastic.next_slots(Outcome(85, outdated=True), Events()) == [0, 1, 2, 3]
+    count.write_text("broken")
+    assert not outdated_after_an_answer(elastic)
+    said = capsys.readouterr().err
+    assert "the number of slots has changed; going on with 4 ranks\n" in said
+    assert "printed 'broken' and ended with exit code 0" in said and "it stays at 9" in said
+
+
+def outdated_after_an_answer(elastic):
+    """Whether the job is outdated, once an answer that was asked for from now on has come."""
+    elastic.outdated()  # takes an old answer, or asks
+    answers = [elastic.outdated() for _ in range(40) if not time.sleep(0.02)]
+    return any(answers)
+
+
+def test_too_few_slots_are_waited_for_until_a_signal_comes(tmp_path):
+    elastic = Elastic(1, 1, discovery=Discovery("echo 0", 60.0), max_restarts=1, patience=600)
+    events = Events()
+    events.put(signal.SIGINT)
+    with pytest.raises(ValueError, match="found 0 slots; 1 are needed"):
+        elastic.first_slots(events)
+    with pytest.raises(queue.Empty):
+        events.get_nowait()
+
+
+def test_a_lost_gpu_is_not_used_again(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_devices([0, 1]) is None
+    assert visible_devices([0, 2, 3]) == "0,2,3"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert visible_devices([1, 3]) == "5,7"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "how many ranks? -n N"),
+        (["-n", "2", "--min-ranks", "3"], "2 ranks are not between --min-ranks 3 and --max-"),
+        (["-n", "2", "--max-ranks", "3"], "--max-ranks 3 is above -n 2, and nothing tells when"),
+        (["-n", "1", "--discover", "echo many"], "--discover 'echo many' printed 'many'"),
+        (["-n", "1", "--discover", "exit 3"], "ended with exit code 3"),
+    ],
+)
+def test_wrong_use_is_one_line_before_anything_is_started(capsys, options, words):
+    assert main(["local", *options, "--", "false"]) == 2
+    said = capsys.readouterr().err
+    assert words in said and len(said.splitlines()) == 1
