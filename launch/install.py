@@ -127,7 +127,7 @@ def steps(gpu: bool, dev: bool, version: Tuple[int, int]) -> List[Step]:
     mxnet = next(pin for pin in pins if pin.startswith("mxnet"))
     tools = [pin for pin in pins if pin.split("==")[0] in BUILD_TOOLS]
     others = [pin for pin in pins if pin != horovod and pin not in tools]
-    dev_pins = read_pins("requirements-dev.txt")
+    dev_pins = read_pins("requirements-export.txt") + read_pins("requirements-dev.txt")
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     key = functools.partial(digest, str(version))
 

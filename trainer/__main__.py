@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -126,6 +127,31 @@ def predict(
             predict.write_picture(answers, Path(picture))
     if output is None:
         click.echo(text, nl=False)
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path())
+@overridden
+@click.option("--output", type=click.Path(file_okay=False), required=True, help="The folder.")
+@click.option("--no-onnx", is_flag=True, help="MXNet's own files alone.")
+def export(checkpoint: str, overrides: Tuple[str, ...], output: str, no_onnx: bool) -> None:
+    """Write CHECKPOINT's model for MXNet and ONNX, check both, and describe it (model_card.md)."""
+    _alone("export")
+    saved = _saved(checkpoint, overrides)
+    from . import export, model_card
+    from .saved import evaluate_saved, test_set
+
+    export.check_possible(saved, onnx=not no_onnx)
+    test, seen = test_set(saved), evaluate_saved(saved)
+    folder = Path(output)
+    with _writing():
+        files = export.export(saved, test, folder, onnx=not no_onnx)
+        command = f"python -m trainer {' '.join(map(shlex.quote, sys.argv[1:]))}"
+        card = model_card.as_markdown(saved, seen, command, files)
+        (folder / "model_card.md").write_text(card, encoding="utf-8")
+    for checked in files:
+        click.echo(str(checked))
+    click.echo(f"wrote {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
 
 
 @main.command()

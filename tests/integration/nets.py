@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 from mxnet import autograd, gluon, nd
 from mxnet.gluon import nn
@@ -61,6 +62,13 @@ class Imperative(gluon.Block):
 def imperative() -> gluon.Block:
     """The imperative one."""
     return Imperative()
+
+
+class LooksAtItsShape(gluon.HybridBlock):
+    """A HybridBlock that runs as it is, but not as a symbol, which has no shape."""
+
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
+        return x.reshape((x.shape[0], -1)).slice_axis(axis=1, begin=0, end=10)
 
 
 def not_a_net() -> int:

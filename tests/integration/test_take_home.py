@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import csv
 import gzip
+import importlib.util
 import io
 import json
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 import click
+import mxnet as mx
 import numpy as np
+import onnxruntime
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from trainer import config, fashion_mnist, fit, saved
+from trainer import config, export, fashion_mnist, fit, saved
 from trainer.__main__ import main
+from trainer.batch_norm import SyncBatchNorm
 
+from . import nets
 from .commands import SMALL, run, trainer
 
 IDX = str(fashion_mnist.SAMPLE_FOLDER / "t10k-images-idx3-ubyte.gz")
@@ -173,3 +178,99 @@ def test_what_cannot_be_written_is_told_in_one_line(trained: str, tmp_path: Path
     output = str(tmp_path / "no" / "where.csv")
     with pytest.raises(click.UsageError, match=f"^{output} cannot be written: No such file"):
         main(["predict", trained, IDX, "--output", output], standalone_mode=False)
+
+
+@pytest.fixture(scope="module")
+def exported(trained: str, tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, str]:
+    """The folder of an export, and what the command said."""
+    folder = tmp_path_factory.mktemp("exported")
+    done = CliRunner().invoke(
+        main, ["export", trained, "--output", str(folder)], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    return folder, done.output
+
+
+@pytest.mark.filterwarnings("ignore:Cannot decide type")  # MXNet's, of a symbol's input
+def test_what_is_exported_computes_the_same(trained: str, exported: Tuple[Path, str]) -> None:
+    """Looked at with the other tools alone: nothing of this project reads the files."""
+    folder, said = exported
+    model = saved.load(trained)
+    assert any(isinstance(p, SyncBatchNorm) for p in model.net._children.values())
+    expected = saved.scores(model, IMAGES)
+    data = (IMAGES[:, None] / 255 - model.config.data.mean) / model.config.data.std
+    data = data.astype(np.float32)
+    net = mx.gluon.SymbolBlock.imports(
+        f"{folder}/model-symbol.json", ["data"], f"{folder}/model-0000.params"
+    )
+    np.testing.assert_allclose(net(mx.nd.array(data)).asnumpy(), expected, rtol=1e-4, atol=1e-4)
+    session = onnxruntime.InferenceSession(f"{folder}/model.onnx")
+    (given,) = session.get_inputs()
+    assert (given.name, given.shape) == ("data", [None, 1, 28, 28])
+    for count in (1, 7, 500):
+        (found,) = session.run(None, {"data": data[:count]})
+        np.testing.assert_allclose(found, expected[:count], rtol=1e-4, atol=1e-4)
+    described = session.get_modelmeta().custom_metadata_map
+    assert json.loads(described["classes"]) == list(fashion_mnist.CLASS_NAMES)
+    accuracy = saved.evaluate_saved(model).accuracy
+    for name in ("model-symbol.json", "model.onnx"):
+        line = (
+            f"{name}: accuracy {accuracy:.4f} on 500 test images, the checkpoint's {accuracy:.4f}"
+        )
+        assert line in said
+
+
+def test_a_model_card_stands_beside_it(trained: str, exported: Tuple[Path, str]) -> None:
+    card = (exported[0] / "model_card.md").read_text()
+    seen = saved.evaluate_saved(saved.load(trained))
+    for words in (
+        f"**{seen.accuracy:.4f}** on the 500 images",
+        "`fashion_mnist_sample`",
+        "| seed | 0 |",
+        f"MXNet {mx.__version__}",
+        "factory: tests.integration.nets:small",
+        "python -m trainer",
+        "model.onnx: accuracy",
+    ):
+        assert words in card
+    for label, name in enumerate(fashion_mnist.CLASS_NAMES):
+        assert f"| {name} | 50 | {seen.class_accuracy[label]:.1%} |" in card
+    settings = card.split("```yaml\n")[1].split("```")[0]
+    path = exported[0] / "again.yaml"
+    path.write_text(settings)
+    assert config.load(str(path)) == saved.load(trained).config
+
+
+def test_what_cannot_be_exported_is_told_in_one_line(
+    trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, output = saved.load(trained), tmp_path / "exported"
+    imperative = model._replace(net=nets.imperative())
+    with pytest.raises(export.ExportError, match="is a Imperative, an imperative Block"):
+        export.export(imperative, (IMAGES, LABELS), output)
+    looking = nets.LooksAtItsShape()
+    looking.initialize()
+    with pytest.raises(export.ExportError, match="LooksAtItsShape cannot be made a symbol: "):
+        export.export(model._replace(net=looking), (IMAGES, LABELS), tmp_path / "other")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(export.ExportError, match="pip install -r requirements-export.txt"):
+        export.export(model, (IMAGES, LABELS), output)
+    assert not output.exists()
+
+
+def test_a_file_that_computes_something_else_is_refused(
+    trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a converter translates an operator wrongly: here one weight differs in the file."""
+    write = mx.gluon.HybridBlock.export
+
+    def write_another(net: mx.gluon.HybridBlock, path: str, epoch: int) -> None:
+        bias = list(net.collect_params(".*bias").values())[-1]
+        bias.set_data(bias.data() + 0.01)
+        write(net, path, epoch)
+
+    monkeypatch.setattr(mx.gluon.HybridBlock, "export", write_another)
+    with pytest.raises(
+        export.ExportError, match="model-symbol.json: .* difference of a score 1.0e"
+    ):
+        export.export(saved.load(trained), (IMAGES, LABELS), tmp_path)

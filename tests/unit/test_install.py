@@ -23,7 +23,14 @@ from launch import install
 from launch.install import SetupError
 
 ROOT = Path(__file__).parents[2]
-FILES = ("requirements.txt", "requirements-gpu.txt", "requirements-dev.txt", "pyproject.toml")
+FILES = (
+    "requirements.txt",
+    "requirements-gpu.txt",
+    "requirements-export.txt",
+    "requirements-dev.txt",
+    "pyproject.toml",
+)
+INSTALLED = ("requirements.txt", "requirements-export.txt", "requirements-dev.txt")
 
 
 @pytest.fixture
@@ -442,19 +449,19 @@ def pins(*names):
 
 
 def test_every_pin_is_exact():
-    for name in FILES[:3]:
+    for name in FILES[:4]:
         for pin in install.read_pins(name):
             assert re.match(r"[\w-]+==[\w.]+(; python_version [<>]=? \"3\.\d+\")?$", pin), pin
 
 
 def test_what_is_installed_is_what_is_pinned():
-    for name, pin in pins("requirements.txt", "requirements-dev.txt").items():
+    for name, pin in pins(*INSTALLED).items():
         assert importlib.metadata.version(name) in pin.specifier, name
 
 
 def test_pins_are_closed_under_dependencies():
     """As the packages are installed without dependencies, the list must hold them all."""
-    locked = pins("requirements.txt", "requirements-dev.txt")
+    locked = pins(*INSTALLED)
     missing = set()
     for name in locked:
         for line in importlib.metadata.requires(name) or []:

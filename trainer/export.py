@@ -1,0 +1,205 @@
+"""A trained net as files that need nothing of this project, each checked against the original.
+
+- ``model-symbol.json`` and ``model-0000.params``: MXNet's own, for ``gluon.SymbolBlock.imports``;
+- ``model.onnx``: for ONNX Runtime and whatever else reads ONNX, any number of images at once.
+
+Both take float32 (N, 1, H, W), resized and normalised as in training, and give logits (N, K).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, NamedTuple
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+
+from . import batch_norm, feed
+from .fashion_mnist import Arrays
+from .loader import Batch
+from .saved import Saved
+
+SYMBOL, PARAMETERS, ONNX = "model-symbol.json", "model-0000.params", "model.onnx"
+INPUT = "data"
+
+# MXNet's converter writes operators as ONNX's operator set 13 has them, but stamps them with the
+# newest that the onnx package knows. IR version 7 came with 13.
+OPERATOR_SET, IR_VERSION = 13, 7
+
+TOLERANCE = 1e-3  # of a logit, absolute and relative: other orders of summation in float32
+
+Forward = Callable[[np.ndarray], np.ndarray]  # float32 (N, 1, H, W) -> (N, K)
+
+
+class ExportError(ValueError):
+    """The net cannot be exported, or what was written computes something else: one line."""
+
+
+class Checked(NamedTuple):
+    """A file's model beside the original one, over a whole test set."""
+
+    name: str
+    samples: int
+    accuracy: float  # share of samples
+    original_accuracy: float
+    difference: float  # the largest of any logit
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: accuracy {self.accuracy:.4f} on {self.samples} test images, "
+            f"the checkpoint's {self.original_accuracy:.4f}; largest difference of a score "
+            f"{self.difference:.1e}"
+        )
+
+
+def check_possible(saved: Saved, onnx: bool) -> None:
+    """Refuse what cannot work, before anything is written.
+
+    Raises:
+        ExportError: the net is imperative, or packages are missing.
+    """
+    missing = [p for p in ("onnx", "onnxruntime") if onnx and importlib.util.find_spec(p) is None]
+    if missing:
+        raise ExportError(
+            f"ONNX needs {' and '.join(missing)}: pip install -r requirements-export.txt; "
+            "or leave it out with --no-onnx"
+        )
+    if not isinstance(saved.net, gluon.HybridBlock):
+        raise ExportError(
+            f"{saved.config.model.factory} is a {type(saved.net).__name__}, an imperative Block, "
+            "whose forward only Python can run; export takes a HybridBlock (HybridSequential, "
+            "hybrid_forward), as trainer/model.py has them. Its weights load into one of the same "
+            "structure"
+        )
+
+
+def export(saved: Saved, test: Arrays, folder: Path, onnx: bool = True) -> List[Checked]:
+    """Write the files into ``folder`` and run the whole of ``test`` through each of them.
+
+    Raises:
+        ExportError: the net or one of its operators cannot be exported, or a file computes
+            something else than the checkpoint does.
+    """
+    check_possible(saved, onnx)
+    folder.mkdir(parents=True, exist_ok=True)
+    original = _scores(saved, test, _gluon(saved.net, saved.ctx))
+    batch = next(iter(_batches(saved, test))).data
+    _write_symbol(saved.net, batch, folder)
+    checked = [_check(SYMBOL, _scores(saved, test, _load_symbol(folder)), original, test[1])]
+    if onnx:
+        _write_onnx(saved, batch.shape[1:], folder)
+        checked.append(_check(ONNX, _scores(saved, test, _load_onnx(folder)), original, test[1]))
+    return checked
+
+
+def _batches(saved: Saved, test: Arrays) -> Iterator[Batch]:
+    return iter(feed.test_loader(test, saved.config, saved.ctx))
+
+
+def _scores(saved: Saved, test: Arrays, forward: Forward) -> np.ndarray:
+    """The logits of the whole set, float32 (N, K)."""
+    return np.concatenate([forward(batch.data.asnumpy()) for batch in _batches(saved, test)])
+
+
+def _check(name: str, found: np.ndarray, original: np.ndarray, labels: np.ndarray) -> Checked:
+    def accuracy(scores: np.ndarray) -> float:
+        return float((scores.argmax(axis=1) == labels).mean())
+
+    difference = float(np.abs(found - original).max())
+    checked = Checked(name, len(labels), accuracy(found), accuracy(original), difference)
+    if not np.allclose(found, original, rtol=TOLERANCE, atol=TOLERANCE):
+        raise ExportError(f"{checked}: it does not compute what the checkpoint does; do not use it")
+    return checked
+
+
+def _gluon(net: gluon.Block, ctx: mx.Context) -> Forward:
+    return lambda data: net(mx.nd.array(data, ctx=ctx)).asnumpy()
+
+
+def _write_symbol(net: gluon.HybridBlock, batch: mx.nd.NDArray, folder: Path) -> None:
+    batch_norm.revert_sync_batch_norm(net)  # a symbol file cannot hold an operator in Python
+    try:
+        net.hybridize()
+        net(batch)
+        mx.nd.waitall()
+        net.export(str(folder / "model"), epoch=0)
+    # HybridBlocks of the user's own may fail in any way when they are given symbols.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(
+            f"{type(net).__name__} cannot be made a symbol: {reason}; every part of its "
+            "hybrid_forward must be an operator of F"
+        ) from error
+
+
+def _load_symbol(folder: Path) -> Forward:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Cannot decide type")  # it takes float32, which is right
+        net = gluon.SymbolBlock.imports(
+            str(folder / SYMBOL), [INPUT], str(folder / PARAMETERS), ctx=mx.cpu()
+        )
+    return _gluon(net, mx.cpu())
+
+
+def _write_onnx(saved: Saved, shape: Any, folder: Path) -> None:
+    import mxnet.onnx
+    import onnx
+
+    path = str(folder / ONNX)
+    try:
+        with _quiet():
+            mxnet.onnx.export_model(
+                str(folder / SYMBOL),
+                str(folder / PARAMETERS),
+                [(1, *shape)],
+                [np.float32],
+                path,
+                dynamic=True,
+                dynamic_input_shapes=[(None, *shape)],
+            )
+    except AttributeError as error:  # it says which operator it has no translation for
+        raise ExportError(f"MXNet cannot write this net as ONNX: {error}; --no-onnx") from error
+    model = onnx.load(path)
+    model.opset_import[0].version, model.ir_version = OPERATOR_SET, IR_VERSION
+    # Weights that are inputs as well could be replaced by the caller, so nothing is folded.
+    inputs = [value for value in model.graph.input if value.name == INPUT]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    onnx.helper.set_model_props(model, _properties(saved))
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def _properties(saved: Saved) -> dict[str, str]:
+    """What the caller has to know of the input and the output."""
+    data = saved.config.data
+    return {
+        "mean": str(data.mean),
+        "std": str(data.std),
+        "input": "grey, light on dark, (pixel / 255 - mean) / std",
+        "classes": json.dumps(saved.class_names),
+    }
+
+
+def _load_onnx(folder: Path) -> Forward:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(folder / ONNX), providers=["CPUExecutionProvider"])
+    return lambda data: np.asarray(session.run(None, {INPUT: data})[0])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a line for each operator that is converted."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)

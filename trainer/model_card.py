@@ -1,0 +1,126 @@
+"""A model card in Markdown: what a model is, what it was trained on, how well it does, and limits.
+
+After Mitchell et al., "Model cards for model reporting", FAT* 2019.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any, List, Sequence
+
+import mxnet as mx
+import numpy as np
+
+from . import config
+from .export import Checked
+from .metrics import Evaluation
+from .saved import Saved
+
+PACKAGES = ("mxnet", "horovod", "numpy", "onnx", "onnxruntime")
+
+
+def as_markdown(saved: Saved, seen: Evaluation, command: str, files: Sequence[Checked]) -> str:
+    """The card of ``saved``.
+
+    Args:
+        seen: the model on its test set.
+        command: that made the files.
+        files: with what they were found to compute.
+    """
+    settings = saved.config
+    data, train = settings.data, settings.train
+    height, width = saved.image_size
+    side = data.image_size
+    resized = "" if side in (None, height) else f", resized (bilinear) to {side} x {side}"
+    limits = (
+        "Trained on shop photographs of single garments, light on a black ground, trimmed and "
+        "centred. On anything else, photographs on white included, its answers mean nothing."
+        if data.dataset != "idx"
+        else "It knows images such as those it was trained on."
+    )
+    lines = [
+        f"# {settings.name}",
+        "",
+        f"`{settings.model.factory}`{_arguments(settings.model.arguments)}, "
+        f"{_parameters(saved):,} parameters, trained on `{data.dataset}`.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| input | float32 (N, 1, {side or height}, {side or width}): grey, {height} x {width} "
+        f"pixels{resized}, (pixel / 255 - {data.mean:g}) / {data.std:g} |",
+        f"| output | logits, float32 (N, {saved.num_classes}); softmax gives probabilities |",
+        f"| accuracy | **{seen.accuracy:.4f}** on the {seen.samples} images of the test set |",
+        f"| test loss | {seen.loss:.4f} (cross entropy, nats) |",
+        f"| checkpoint | {saved.path.name}; {train.epochs} epochs of global batch "
+        f"{train.global_batch_size}, batch norm {settings.batch_norm} |",
+        f"| seed | {settings.seed} |",
+        f"| versions | {_versions()} |",
+        "",
+        f"**Limits.** {limits} Nothing else was measured: no other data, no robustness, no bias.",
+        "",
+        "## Each class",
+        "",
+        *_class_table(seen, saved.class_names),
+        "",
+        "## Files",
+        "",
+        "Each was run over the whole test set and compared with the checkpoint:",
+        "",
+        *(f"- {checked}" for checked in files),
+        "",
+        f"    {command}",
+        "",
+        "## Training",
+        "",
+        "Put this into a file and train again with `python -m trainer train FILE`; the number of "
+        "ranks is free.",
+        "",
+        "```yaml",
+        config.as_yaml(settings).rstrip("\n"),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _arguments(arguments: Any) -> str:
+    return f" with {arguments}" if arguments else ""
+
+
+def _parameters(saved: Saved) -> int:
+    parameters = saved.net.collect_params().values()
+    return sum(int(np.prod(p.shape)) for p in parameters if p.grad_req != "null")
+
+
+def _class_table(seen: Evaluation, names: Sequence[str]) -> List[str]:
+    """Recall, precision and what it is most often taken for instead."""
+    lines = [
+        "| class | images | recognised | right when named | most often taken for |",
+        "| --- | --: | --: | --: | --- |",
+    ]
+    named = seen.confusion.sum(axis=0)
+    for label, name in enumerate(names):
+        row = seen.confusion[label]
+        hits = row[label]
+        others = np.where(np.arange(len(row)) == label, 0, row)
+        other = f"{names[int(others.argmax())]} ({others.max()})" if others.any() else ""
+        lines.append(
+            f"| {name} | {row.sum()} | {_percent(hits, row.sum())} "
+            f"| {_percent(hits, named[label])} | {other} |"
+        )
+    return lines
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else ""
+
+
+def _versions() -> str:
+    found = [f"Python {platform.python_version()}", f"MXNet {mx.__version__}"]
+    for package in PACKAGES[1:]:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:  # onnx need not be there
+            continue
+    return ", ".join(found)
