@@ -149,6 +149,11 @@ def revert_sync_batch_norm(net: gluon.Block) -> gluon.Block:
     return net
 
 
+def is_synced(net: gluon.Block) -> bool:
+    """Whether any layer of ``net`` is a SyncBatchNorm."""
+    return any(isinstance(layer, SyncBatchNorm) for layer in _batch_norm_layers(net))
+
+
 def _revert(layer: SyncBatchNorm) -> None:
     plain_class = layer._plain_class
     del layer._plain_class, layer._rank_sum

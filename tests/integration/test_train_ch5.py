@@ -1,0 +1,107 @@
+"""`trainer.d2l.train_ch5` beside the book's own, with the book's kind of loaders."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from typing import Dict, List, Tuple
+
+import numpy as np
+import pytest
+
+import launch
+from launch.function import RankError
+
+# 193 samples in batches of 64 leave one for the last batch: on two ranks one of them gets none.
+SAMPLES, BATCH = 193, 64
+LINE = re.compile(
+    r"epoch (\d), loss (\d\.\d{4}), train acc (\d\.\d{3}), test acc (\d\.\d{3}), time \d+\.\d sec"
+)
+
+
+def _train(where: str, sync: bool = False, calls: int = 1, shift: bool = False) -> Dict:
+    """Two epochs by ``where``'s train_ch5; the weights by their place in the net."""
+    import importlib
+
+    import mxnet as mx
+    from mxnet.gluon import data as gdata
+    from mxnet.gluon import nn
+
+    from trainer import batch_norm, dist, fashion_mnist
+
+    def loader(split: str, shuffle: bool) -> gdata.DataLoader:
+        images, labels = fashion_mnist.load(split, dataset="fashion_mnist_sample")
+        first = dist.launched_rank() if shift else 0
+        part = slice(first, first + SAMPLES)
+        dataset = gdata.ArrayDataset(
+            mx.nd.array(images[part, :, :, None], dtype=np.uint8), labels[part]
+        )
+        to_tensor = gdata.vision.transforms.ToTensor()
+        return gdata.DataLoader(dataset.transform_first(to_tensor), BATCH, shuffle=shuffle)
+
+    train_iter, test_iter = loader("train", True), loader("test", False)
+    # Rank 0 has the seeds of the one process; what the others have must not matter.
+    mx.random.seed(1 + dist.launched_rank())
+    np.random.seed(1 + dist.launched_rank())
+    net = nn.Sequential()
+    net.add(
+        nn.Conv2D(4, kernel_size=5, strides=4), nn.BatchNorm(), nn.Activation("relu"), nn.Dense(10)
+    )
+    if sync:
+        dist.init()
+        batch_norm.convert_sync_batch_norm(net)
+    net.initialize(mx.init.Xavier())
+    arguments = {"learning_rate": 0.05, "momentum": 0.9, "wd": 1e-3}
+    trainer = mx.gluon.Trainer(net.collect_params(), "sgd", arguments)
+    train_ch5 = importlib.import_module(where).train_ch5
+    for _ in range(calls):
+        train_ch5(net, train_iter, test_iter, BATCH, trainer, mx.cpu(), 2 // calls)
+    return {name: p.data().asnumpy() for name, p in net._collect_params_with_prefix().items()}
+
+
+def _figures(said: str) -> List[Tuple[float, ...]]:
+    return [tuple(map(float, figures)) for figures in LINE.findall(said)]
+
+
+@pytest.fixture(scope="module")
+def book() -> Tuple[Dict, List[Tuple[float, ...]]]:
+    """What the book's own function makes and prints, on one process."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        weights = _train("d2lzh")
+    said = printed.getvalue()
+    assert said.startswith("training on cpu(0)\n") and len(_figures(said)) == 2
+    return weights, _figures(said)
+
+
+def test_alone_it_is_the_books(book: tuple, capfd: pytest.CaptureFixture) -> None:
+    weights, figures = book
+    for name, array in _train("trainer.d2l").items():
+        np.testing.assert_array_equal(array, weights[name], err_msg=name)
+    assert _figures(capfd.readouterr().out) == figures
+
+
+def test_on_ranks_with_synced_norm_it_is_the_books(
+    book: tuple, capfd: pytest.CaptureFixture
+) -> None:
+    """In two calls, so that momentum and shuffling have to go on."""
+    weights, figures = book
+    by_rank = launch.run(_train, ("trainer.d2l", True, 2), ranks=2)
+    said = capfd.readouterr().out
+    for rank_weights in by_rank:
+        for name, array in rank_weights.items():
+            np.testing.assert_allclose(array, weights[name], atol=2e-5, err_msg=name)
+    assert "[1]" not in said and said.count("[0] training on cpu(0)\n") == 2
+    found = [row[1:] for row in _figures(said)]
+    np.testing.assert_allclose(found, [row[1:] for row in figures], atol=2e-4)
+
+
+def test_with_plain_norm_the_ranks_end_with_one_model(capfd: pytest.CaptureFixture) -> None:
+    first, second = launch.run(_train, ("trainer.d2l",), ranks=2)
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name], err_msg=name)
+
+
+def test_loaders_that_differ_are_refused() -> None:
+    with pytest.raises(RankError, match="ValueError: the ranks' loaders give different batches"):
+        launch.run(_train, ("trainer.d2l", False, 1, True), ranks=2)
