@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import sys
@@ -157,6 +158,67 @@ def export(checkpoint: str, overrides: Tuple[str, ...], output: str, no_onnx: bo
 @main.command()
 @configured
 @overridden
+@click.option("--steps", type=click.IntRange(min=2), default=30, show_default=True)
+@click.option("--warmup", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Write figures there.")
+@click.option(
+    "--timeline",
+    "--traces",  # horovodrun stumbles over --timeline, wherever it stands
+    type=click.Path(file_okay=False),
+    help="Folder for traces of a few steps in Chrome's format (under horovodrun: --traces).",
+)
+@click.option("--sweep", multiple=True, metavar="SETTING=V1,V2", help="Each value; repeatable.")
+@click.option("--ranks", metavar="N1,N2", help="Start that many ranks on this machine.")
+def bench(
+    config: str,
+    overrides: Tuple[str, ...],
+    steps: int,
+    warmup: int,
+    json_path: Optional[str],
+    timeline: Optional[str],
+    sweep: Tuple[str, ...],
+    ranks: Optional[str],
+) -> None:
+    """Measure the run that CONFIG describes: speed, where a step's time goes, memory.
+
+    On the ranks that the launcher started; or, with --ranks and --sweep, on ranks of its own, one
+    combination after another. It writes nothing but what is asked for.
+    """
+    several = bool(sweep or ranks)
+    if several:
+        _alone("bench with --sweep or --ranks")
+        if timeline is not None:
+            raise click.UsageError("--timeline goes with one bench, not with --sweep or --ranks")
+    with _writing():  # told now, not after the measurement
+        if json_path is not None and dist.launched_rank() == 0:
+            open(json_path, "a").close()
+        if timeline is not None:
+            os.makedirs(timeline, exist_ok=True)
+    found: Any
+    if several:
+        from . import bench_sweep, bench_table
+
+        path, overrides = _split(config, overrides)
+        chosen = bench_sweep.combinations(sweep, ranks or "1")
+        options = (f"--steps={steps}", f"--warmup={warmup}")
+        found = bench_sweep.measure(path, overrides, chosen, options)
+        bench_table.show_sweep(list(zip(chosen, map(bench_table.from_dict, found))))
+    else:
+        settings = _load(config, overrides)
+        from . import bench, bench_table
+
+        figures = bench.measure(settings, steps, warmup, Path(timeline) if timeline else None)
+        dist.shutdown()
+        found = bench_table.as_dict(settings, figures)
+        if dist.launched_rank() == 0:
+            bench_table.show(settings, figures)
+    if json_path is not None and dist.launched_rank() == 0:
+        Path(json_path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+@main.command()
+@configured
+@overridden
 def summary(config: str, overrides: Tuple[str, ...]) -> None:
     """Show the net's layers, shapes, parameters and FLOPs (data.image_size=224: the seed's)."""
     settings = _load(config, overrides)
@@ -200,11 +262,13 @@ def _saved(checkpoint: str, overrides: Tuple[str, ...]) -> Any:
     return saved.load(checkpoint, overrides)
 
 
+def _split(config: Any, overrides: Tuple[str, ...]) -> Tuple[Any, Tuple[str, ...]]:
+    """The config's file, if any, and the overrides: the first word may read like one."""
+    return (None, (config, *overrides)) if config and "=" in config else (config, overrides)
+
+
 def _load(config: Any, overrides: Tuple[str, ...]) -> config_module.Config:
-    """The config; the first word is an override where it reads like one."""
-    if config and "=" in config:
-        config, overrides = None, (config, *overrides)
-    settings = config_module.load(config, overrides)
+    settings = config_module.load(*_split(config, overrides))
     device.limit_threads()
     return settings
 

@@ -83,6 +83,26 @@ def init() -> None:
     hvd.init(process_sets="dynamic")
 
 
+def allow_timeline() -> None:
+    """Make :func:`timeline` possible; before :func:`init`."""
+    os.environ["HOROVOD_TIMELINE"] = "DYNAMIC"
+
+
+@contextlib.contextmanager
+def timeline(path: str) -> Iterator[None]:
+    """Horovod's timeline while it lasts, in Chrome's trace format; every rank takes part.
+
+    Rank 0 writes ``path``, with every tensor's way and when each rank was ready for it; the file
+    is complete after :func:`shutdown`.
+    """
+    hvd = _horovod()
+    if hvd is not None:
+        hvd.start_timeline(path)
+    yield
+    if hvd is not None:
+        hvd.stop_timeline()
+
+
 def shutdown() -> None:
     """Leave the other ranks. A rank that leaves with collectives in flight kills its peers."""
     import mxnet as mx

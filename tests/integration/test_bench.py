@@ -1,0 +1,49 @@
+"""``python -m trainer bench`` on two ranks."""
+
+from __future__ import annotations
+
+import json
+
+from .commands import SMALL, run, trainer
+
+STEPS = ["--steps", "4", "--warmup", "1"]
+
+
+def test_bench_under_horovodrun_writes_what_is_asked_for_and_nothing_else(tmp_path):
+    path, traces = tmp_path / "figures.json", tmp_path / "traces"
+    output = f"output={tmp_path / 'runs'}"
+    options = [*STEPS, "--json", str(path), "--traces", str(traces)]
+    done = run(trainer("bench", *SMALL, output, *options, ranks=2))
+    assert done.code == 0, done.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["figures.json", "traces"]
+    for line in ("2 ranks", "loader alone", "allreduce of gradients", "peak memory"):
+        assert line in done.out
+
+    figures = json.loads(path.read_text())["figures"]
+    speeds = figures["training_percentiles"]
+    assert 0 < speeds["10"] <= speeds["50"] <= speeds["90"]
+    assert min(figures["training"], figures["loader"], figures["evaluation"]) > 0
+    assert all(figures["phases"][name] > 0 for name in ("forward", "backward", "allreduce"))
+    assert len(figures["peak_mib"]) == 2 and min(figures["peak_mib"]) > 50
+
+    horovod = json.loads((traces / "horovod.json").read_text())
+    names = {event.get("args", {}).get("name", "") for event in horovod}
+    assert any("stop_request" in name for name in names), "each tensor is a row"
+    assert {"GLOO_ALLREDUCE"} <= {event.get("name") for event in horovod}
+    for rank in (0, 1):
+        engine = json.loads((traces / f"mxnet-rank{rank}.json").read_text())["traceEvents"]
+        assert any("Convolution" in event["name"] for event in engine if "name" in event)
+
+
+def test_bench_starts_ranks_itself_for_a_sweep(tmp_path):
+    path = tmp_path / "figures.json"
+    sweep = ["--ranks", "2", "--sweep", "train.global_batch_size=50", "--json", str(path)]
+    done = run(trainer("bench", *SMALL, f"output={tmp_path / 'runs'}", *STEPS, *sweep))
+    assert done.code == 0, done.err
+    header, row = done.out.splitlines()
+    assert header.split()[:3] == ["ranks", "train.global_batch_size", "images/s"]
+    assert row.split()[:2] == ["2", "50"]
+    (found,) = json.loads(path.read_text())
+    assert found["config"]["train"]["global_batch_size"] == 50
+    assert found["figures"]["ranks"] == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["figures.json"]

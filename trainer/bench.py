@@ -1,0 +1,253 @@
+"""How fast a configured run is, where a step's time goes, and what it needs; nothing is written.
+
+The run's own parts in the run's own order, without its reports, evaluations and checkpoints.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Deque, Dict, Iterable, Iterator, List, Optional, Tuple
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+
+from . import dist, fashion_mnist, feed, model, replica, sharding
+from .config import Config
+from .device import choose
+from .evaluation import evaluate
+from .loader import Batch
+from .metrics import TrainMetrics
+from .optim import make_trainer, set_lr
+from .phases import PhaseClock, watched
+from .preemption import StopRequest
+from .step import train_step
+from .watchdog import Watchdog
+
+PERCENTILES = (10, 50, 90)
+LOADER_STEPS = 5  # times as many batches are made as steps are measured: they take less long
+TRACED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured, over all ranks; speeds in images a second."""
+
+    ranks: int
+    device: str
+    steps: int
+    training: float
+    training_percentiles: Dict[str, float]  # of single steps
+    synchronised: float  # training with every phase waited for
+    loader: float  # batches alone, nobody takes them
+    evaluation: float
+    phases: Dict[str, float]  # seconds of a synchronised step, mean over steps and ranks
+    peak_mib: List[float]  # resident memory of each rank, by rank
+
+    @property
+    def headroom(self) -> float:
+        """How many times faster batches are made than trained on."""
+        return self.loader / self.training
+
+
+def measure(config: Config, steps: int, warmup: int, traces: Optional[Path] = None) -> Figures:
+    """Measure on every rank the launcher started, or on this process alone; collective.
+
+    Args:
+        steps: that count, of each kind, at least two.
+        warmup: before them, not counted.
+        traces: folder for the traces of a few more steps, made if need be.
+    """
+    if traces is not None:
+        dist.allow_timeline()
+    with Watchdog(config.train.watchdog_seconds, dist.where()) as watchdog:
+        watchdog.beat("the meeting of all ranks")
+        dist.init()
+        bench = _Bench(config, watchdog)
+        seconds, images = bench.train(steps, warmup)
+        phases, synchronised = bench.train_synchronised(steps)
+        loader = bench.make_batches(LOADER_STEPS * steps)
+        evaluation = bench.evaluate(steps)
+        # Before the traces, which are kept in memory until they are written.
+        peaks = dist.gather_objects(_peak_mib())
+        if traces is not None:
+            bench.trace(traces)
+    return Figures(
+        ranks=dist.world_size(),
+        device=str(bench.ctx),
+        steps=steps,
+        training=sum(images) / sum(seconds),
+        training_percentiles=percentiles([n / s for n, s in zip(images, seconds)]),
+        synchronised=synchronised,
+        loader=loader,
+        evaluation=evaluation,
+        phases=phases,
+        peak_mib=peaks,
+    )
+
+
+def percentiles(speeds: List[float]) -> Dict[str, float]:
+    """The 10th, 50th and 90th percentile of some speeds: a tenth of the steps was slower, ..."""
+    return {str(p): float(np.percentile(speeds, p)) for p in PERCENTILES}
+
+
+class _Bench:
+    """The parts of a run, and the next step."""
+
+    def __init__(self, config: Config, watchdog: Watchdog):
+        self._config = config
+        self._watchdog = watchdog
+        self._step = 0
+        self._stop = StopRequest()
+        dist.node_process_set()  # collective, so before what each rank does on its own
+        with dist.together():
+            self.ctx = choose(config.device, dist.local_rank())
+            source = (config.data.folder, config.data.dataset)
+            train = fashion_mnist.load("train", *source)
+            self._test = fashion_mnist.load("test", *source)
+            self._loader = feed.train_loader(train, config, self.ctx)
+            self._net = model.build(config.model)
+            replica.prepare(self._net, config, self._loader.shape, self.ctx)
+            classes = 1 + int(max(train[1].max(), self._test[1].max()))
+            self._classes = replica.class_scores(self._net, self._loader.shape, self.ctx, classes)
+            self._trainer = make_trainer(self._net, config.optimizer)
+        dist.broadcast_parameters(self._net.collect_params().values())
+        self._metrics = TrainMetrics(self.ctx)
+
+    def train(self, steps: int, warmup: int) -> Tuple[List[float], List[int]]:
+        """Seconds and images of each step but the first, as a run makes them.
+
+        The host waits for the step before the last alone, so the device always has one to do.
+        """
+        batches = self._batches(warmup + steps)
+        for batch in itertools.islice(batches, warmup):
+            self._train_step(batch)
+        mx.nd.waitall()
+        dist.barrier()
+        pending: Deque[mx.nd.NDArray] = deque()
+        ends: List[float] = []
+        images: List[int] = []
+
+        def wait() -> None:
+            pending.popleft().wait_to_read()
+            ends.append(time.perf_counter())
+
+        for batch in batches:
+            pending.append(self._train_step(batch))
+            images.append(batch.global_samples)
+            if len(pending) > 1:
+                wait()
+        wait()
+        mx.nd.waitall()
+        return np.diff(ends).tolist(), images[1:]
+
+    def train_synchronised(self, steps: int) -> Tuple[Dict[str, float], float]:
+        """Seconds of a step by phase, and images a second with every phase waited for."""
+        images = 0
+        batches = self._batches(steps)
+        dist.barrier()
+        clock = PhaseClock()
+        with watched(self._net, self._trainer, clock):
+            for batch in self._timed(batches, clock):
+                self._train_step(batch)
+                images += batch.global_samples
+        clock.enter("other")
+        ranks = dist.gather_objects(clock.seconds)
+        phases = {
+            phase: sum(seconds[phase] for seconds in ranks) / len(ranks) / steps
+            for phase in clock.seconds
+        }
+        return phases, images / steps / sum(phases.values())
+
+    def make_batches(self, steps: int) -> float:
+        """Images a second that the loaders of all ranks make when nobody else wants the cores."""
+        batches = self._loader.from_step(self._step, self._step + steps)
+        next(batches).data.wait_to_read()  # the thread has started
+        dist.barrier()
+        images, began = 0, time.perf_counter()
+        for batch in batches:
+            batch.data.wait_to_read()
+            images += batch.samples
+        own = images / (time.perf_counter() - began)
+        return float(sum(dist.gather_objects(own)))
+
+    def evaluate(self, steps: int) -> float:
+        """Images a second of inference on the test set, or as much of it as ``steps`` batches."""
+        for number in (1, steps):  # the first time its graph is made
+            batches = feed.test_loader(self._test, self._config, self.ctx)
+            mx.nd.waitall()
+            dist.barrier()
+            began = time.perf_counter()
+            seen = evaluate(self._net, self._watched(batches, number), self._classes)
+            speed = seen.samples / (time.perf_counter() - began)
+        return speed
+
+    def trace(self, folder: Path) -> None:
+        """Write what happens in a few steps, in Chrome's trace format (chrome://tracing).
+
+        ``mxnet-rank<N>.json``: every operator of the engine, from each rank. ``horovod.json``: the
+        way of every tensor, with the time at which each rank was ready for it, from rank 0.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        own = folder / f"mxnet-rank{dist.rank()}.json"
+        mx.profiler.set_config(
+            profile_symbolic=True,
+            profile_imperative=True,
+            profile_api=False,
+            profile_memory=False,
+            filename=str(own),
+        )
+        if isinstance(self._net, gluon.HybridBlock) and self._config.model.hybridize:
+            # Else many operators are one to the engine, and in the trace.
+            self._net.hybridize(static_alloc=True, forward_bulk_size=0, backward_bulk_size=0)
+        for batch in self._batches(1):
+            self._train_step(batch)
+        mx.nd.waitall()
+        with dist.timeline(str(folder / "horovod.json")):
+            mx.profiler.set_state("run")
+            for batch in self._batches(TRACED_STEPS):
+                self._train_step(batch)
+            mx.nd.waitall()
+            mx.profiler.set_state("stop")
+        mx.profiler.dump()
+
+    def _train_step(self, batch: Batch) -> mx.nd.NDArray:
+        """What a run does at each step; the step's loss."""
+        config = self._config
+        mx.random.seed(sharding.step_seed(config.seed, self._step, dist.rank()))
+        set_lr(self._trainer, config, self._step, self._loader.steps_per_epoch)
+        result = train_step(self._net, self._trainer, batch, config)
+        self._metrics.add(self._step, result, batch.samples)
+        self._stop.agreed()
+        self._step += 1
+        return result.loss_sum
+
+    def _batches(self, steps: int) -> Iterator[Batch]:
+        return self._watched(self._loader.from_step(self._step, self._step + steps), steps)
+
+    def _watched(self, batches: Iterable[Batch], steps: int) -> Iterator[Batch]:
+        for number, batch in enumerate(itertools.islice(batches, steps)):
+            self._watchdog.beat(f"batch {number} of {steps}")
+            yield batch
+
+    @staticmethod
+    def _timed(batches: Iterator[Batch], clock: PhaseClock) -> Iterator[Batch]:
+        while True:
+            clock.enter("data")
+            batch = next(batches, None)
+            clock.enter("other")
+            if batch is None:
+                return
+            yield batch
+
+
+def _peak_mib() -> float:
+    """The most memory that this process has held, in MiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError("Linux tells every process's peak")
