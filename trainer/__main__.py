@@ -14,7 +14,7 @@ from typing import Any, Iterator, Optional, Tuple
 import click
 
 from . import config as config_module
-from . import device, dist
+from . import console, device, dist
 
 USER_ERROR = 2
 
@@ -43,9 +43,9 @@ def train(config: str, overrides: Tuple[str, ...], resume: str, force: bool) -> 
     if result.stopped:
         sys.exit(EXIT_CODE)
     if dist.launched_rank() == 0:
-        click.echo(f"look at it:      tensorboard --logdir {settings.output}")
+        console.print_line(f"look at it:      tensorboard --logdir {settings.output}")
         if settings.name != "fashion_mnist":
-            click.echo("higher accuracy: the same command with configs/fashion_mnist.yaml")
+            console.print_line("higher accuracy: the same command with configs/fashion_mnist.yaml")
 
 
 @main.command()
@@ -277,6 +277,7 @@ def run() -> None:
     """Enter here: what the user can mend ends in one line, on rank 0; the rest names its rank."""
     try:
         main(standalone_mode=False)
+        console.flush()
     except click.ClickException as error:
         _leave(error.format_message(), USER_ERROR)
     except (ValueError, dist.PeerError) as error:
@@ -291,23 +292,22 @@ def run() -> None:
             _leave(str(error), 1)
         where = dist.where()
         if "Horovod has been shut down" in str(error):
-            print(f"{where}: another rank has ended; what it says is the cause", file=sys.stderr)
+            said = f"{where}: another rank has ended; what it says is the cause"
         else:
-            traceback.print_exc()
-            print(f"{where} failed: {type(error).__name__}: {error}", file=sys.stderr)
+            said = f"{traceback.format_exc()}{where} failed: {type(error).__name__}: {error}"
+        console.print_line(said, sys.stderr)
         _exit(1)
 
 
 def _leave(message: str, code: int) -> None:
     if dist.launched_rank() == 0:
-        print(f"error: {message}", file=sys.stderr)
+        console.print_line(f"error: {message}", sys.stderr)
     _exit(code)
 
 
 def _exit(code: int) -> None:
     # Not sys.exit: MXNet's engine may hold collectives that never end, and waits for them.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    console.flush()
     os._exit(code)
 
 

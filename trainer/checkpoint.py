@@ -25,7 +25,8 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from . import optimizer_state
+from . import optimizer_state, params_file
+from .settings import show
 
 PARAMETERS, OPTIMIZER, STATE, MANIFEST = (
     "model.params",
@@ -49,8 +50,8 @@ class SaveError(RuntimeError):
 class Snapshot(NamedTuple):
     """What a checkpoint holds, copied to the host: training does not change it any more."""
 
-    parameters: Dict[str, np.ndarray]  # by the names that ``net.load_parameters`` takes
-    optimizer: Dict[str, np.ndarray]  # as optimizer_state names them, and _STATISTICS
+    parameters: optimizer_state.Arrays  # by the names that ``net.load_parameters`` takes
+    optimizer: optimizer_state.Arrays  # and, where ranks have their own, _STATISTICS
     state: Dict[str, Any]
 
 
@@ -69,14 +70,15 @@ def snapshot(
     mx.nd.waitall()  # a forward under way may be laying weights out anew
     parameters = net._collect_params_with_prefix().items()
     arrays, counters = optimizer_state.read(trainer)
-    optimizer = {name: array.asnumpy() for name, array in arrays.items()}
-    if statistics is not None:
-        optimizer[_STATISTICS] = statistics
-    return Snapshot(
-        {name: parameter.data().asnumpy() for name, parameter in parameters},
-        optimizer,
+    content = Snapshot(
+        {name: parameter.data().copyto(mx.cpu()) for name, parameter in parameters},
+        {name: array.copyto(mx.cpu()) for name, array in arrays.items()},
         {**state, "optimizer": counters},
     )
+    if statistics is not None:
+        content.optimizer[_STATISTICS] = mx.nd.array(statistics)
+    mx.nd.waitall()  # the copies are then nobody else's
+    return content
 
 
 def write(folder: Path, content: Snapshot, keep: int) -> Path:
@@ -107,7 +109,7 @@ def _write(partial: Path, content: Snapshot) -> None:
     partial.mkdir(parents=True)
     _write_arrays(partial / PARAMETERS, content.parameters)
     # MXNet refuses to save an empty dict; an optimizer may have no arrays.
-    _write_arrays(partial / OPTIMIZER, content.optimizer or {_NOTHING: np.zeros(1, np.float32)})
+    _write_arrays(partial / OPTIMIZER, content.optimizer or {_NOTHING: mx.nd.zeros((1,))})
     (partial / STATE).write_text(json.dumps(content.state, indent=1))
     sums = {name: _sha256(partial / name) for name in (PARAMETERS, OPTIMIZER, STATE)}
     (partial / MANIFEST).write_text(json.dumps(sums, indent=1))
@@ -116,12 +118,10 @@ def _write(partial: Path, content: Snapshot) -> None:
     _sync(partial)
 
 
-def _write_arrays(path: Path, arrays: Dict[str, np.ndarray]) -> None:
-    mx.nd.save(str(path), {k: mx.nd.array(v, mx.cpu(), v.dtype) for k, v in arrays.items()})
-    try:
-        mx.nd.load(str(path))
-    except mx.MXNetError as error:  # MXNet does not notice when the last block finds no room
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+def _write_arrays(path: Path, arrays: optimizer_state.Arrays) -> None:
+    mx.nd.save(str(path), arrays)
+    if params_file.problem(path):  # MXNet does not notice when the last block finds no room
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _put_in_place(partial: Path, path: Path) -> None:
@@ -156,10 +156,14 @@ def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Dict[str, A
     """
     load_parameters(path, net)
     state = read_state(path)
+    _check_arrays(path / OPTIMIZER)
     arrays = mx.nd.load(str(path / OPTIMIZER))
     arrays.pop(_NOTHING, None)
     statistics = arrays.pop(_STATISTICS, None)
     state["statistics"] = None if statistics is None else statistics.asnumpy()
+    running = [p for p in net.collect_params().values() if p.grad_req == "null"]
+    if statistics is not None and statistics.shape[1:] != (sum(p.data().size for p in running),):
+        raise CheckpointError(f"{path}: its running statistics do not fit this net")
     try:
         optimizer_state.write(trainer, arrays, state.pop("optimizer"))
     except ValueError as error:
@@ -169,6 +173,7 @@ def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Dict[str, A
 
 def load_parameters(path: Path, net: gluon.Block) -> None:
     """Put a checkpoint's parameters and running statistics into ``net``."""
+    _check_arrays(path / PARAMETERS)
     context = next(iter(net.collect_params().values())).list_ctx()
     try:
         net.load_parameters(str(path / PARAMETERS), ctx=context)
@@ -177,9 +182,43 @@ def load_parameters(path: Path, net: gluon.Block) -> None:
         raise CheckpointError(f"{path} does not fit this net: {first}") from error
 
 
+def _check_arrays(path: Path) -> None:
+    wrong = params_file.problem(path)
+    if wrong is not None:
+        raise CheckpointError(f"{path} cannot be used: {wrong}")
+
+
 def read_state(path: Path) -> Dict[str, Any]:
-    """A checkpoint's ``state.json``."""
-    return json.loads((path / STATE).read_text())
+    """A checkpoint's ``state.json``.
+
+    Raises:
+        CheckpointError: it does not hold what :func:`snapshot` puts there.
+    """
+    state = json.loads((path / STATE).read_text())
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path / STATE} holds no state of a run")
+    for name, fits in _FITS.items():
+        if not fits(state.get(name)):
+            raise CheckpointError(f"{path / STATE} says {name} is {show(state.get(name))}")
+    return state
+
+
+def _are_totals(value: Any) -> bool:
+    """Whether ``value`` is what ``TrainMetrics.totals`` gives: two rows of three sums."""
+    try:
+        return np.shape(value) == (2, 3) and all(0 <= n < np.inf for row in value for n in row)
+    except (TypeError, ValueError):
+        return False
+
+
+# What a run that goes on takes from its state, and how to tell that it is that.
+_FITS: Dict[str, Callable[[Any], bool]] = {
+    "step": lambda value: type(value) is int and 0 <= value < 2**53,
+    "totals": _are_totals,
+    "accuracy": lambda value: value is None or isinstance(value, float),
+    "config": lambda value: isinstance(value, dict),
+    "optimizer": lambda value: isinstance(value, dict),
+}
 
 
 def problem(path: Path) -> Optional[str]:
@@ -191,6 +230,11 @@ def problem(path: Path) -> Optional[str]:
         for name, expected in sums.items():
             if _sha256(path / name) != expected:
                 return f"{path / name} is damaged: its SHA-256 is not the one in {MANIFEST}"
+        read_state(path)
+        for name in (PARAMETERS, OPTIMIZER):
+            _check_arrays(path / name)
+    except CheckpointError as error:
+        return str(error)
     except FileNotFoundError as error:
         return f"{error.filename} is missing"
     except (OSError, ValueError, RecursionError) as error:

@@ -23,7 +23,7 @@ from . import (
     resume,
     sharding,
 )
-from .config import Config, as_yaml, to_dict
+from .config import Config, to_dict
 from .device import choose
 from .evaluation import evaluate
 from .feed import Arrays
@@ -144,13 +144,9 @@ class _Run:
         self.step: int = state["step"]
         self.saved_step = self.step if path else None
         self.metrics = TrainMetrics(self.ctx, state["totals"])
-        with dist.together():
+        with dist.together(), resume.usable(config.folder):
             if dist.is_root():
-                self.claim = resume.claim(config.folder)
-                if path is None:
-                    resume.set_aside(config.folder)
-                config.folder.mkdir(parents=True, exist_ok=True)
-                (config.folder / "config.yaml").write_text(as_yaml(config))
+                self.claim = resume.take_folder(config, anew=path is None)
             self.report = Report(
                 config, self.epoch_steps, self.step, self.last_step, self.num_classes
             )
@@ -212,12 +208,14 @@ class _Run:
         return every is not None and (step % every == 0 or step == self.last_step)
 
     def _report(self, lr: float, norm: Optional[mx.nd.NDArray]) -> None:
-        means = self.metrics.read()
+        # Where a run is cut, by train.max_steps, one that goes on from there completes the window.
+        means = self.metrics.read(end=self.step % self.config.monitor.every_steps == 0)
         self.throughput.mark()
         self.report.training(self.step, means, lr, norm, self.throughput.read())
 
     def _end_epoch(self) -> None:
-        self.report.epoch(self.step, self.metrics.read_epoch())
+        whole = self.step % self.epoch_steps == 0
+        self.report.epoch(self.step, self.metrics.read_epoch(end=whole))
         self.throughput.end()
         every = self.config.evaluate.every_epochs
         epoch = -(-self.step // self.epoch_steps)

@@ -36,20 +36,24 @@ class TrainMetrics:
         self._clear()
 
     def _clear(self) -> None:
-        self._loss_sum = mx.nd.zeros((1,), ctx=self._ctx)
-        self._correct = mx.nd.zeros((1,), ctx=self._ctx)
+        # In float64 sums of a few thousand float32 values are exact, so that they do not depend on
+        # where a run was stopped and the sum was taken in two parts.
+        self._loss_sum = mx.nd.zeros((1,), ctx=self._ctx, dtype="float64")
+        self._correct = mx.nd.zeros((1,), ctx=self._ctx, dtype="float64")
         self._count = 0
         # The first step whose loss was not finite. Kept on the device: to look at each loss at
         # once would make the host wait for every step.
-        self._first_bad = mx.nd.full((1,), np.inf, ctx=self._ctx)
+        self._first_bad = mx.nd.full((1,), np.inf, ctx=self._ctx, dtype="float64")
 
     def add(self, step: int, result: StepResult, count: int) -> None:
         """Take in one step's sums over ``count`` samples of this rank."""
-        self._loss_sum = self._loss_sum + result.loss_sum
-        self._correct = self._correct + result.correct
+        loss_sum = result.loss_sum.astype("float64")
+        self._loss_sum = self._loss_sum + loss_sum
+        self._correct = self._correct + result.correct.astype("float64")
         self._count += count
-        finite = mx.nd.contrib.isfinite(result.loss_sum)
-        at = mx.nd.where(finite, mx.nd.full((1,), np.inf, ctx=self._ctx), finite + step)
+        finite = mx.nd.contrib.isfinite(loss_sum)
+        never = mx.nd.full((1,), np.inf, ctx=self._ctx, dtype="float64")
+        at = mx.nd.where(finite, never, finite + step)
         self._first_bad = mx.nd.minimum(self._first_bad, at)
 
     def totals(self) -> List[List[float]]:
@@ -76,16 +80,18 @@ class TrainMetrics:
         self._clear()
         return [self._window.tolist(), self._epoch.tolist()]
 
-    def read(self) -> Means:
-        """Means since the last reading; starts a new window; collective."""
+    def read(self, end: bool = True) -> Means:
+        """Means of the window so far; collective. At its ``end`` a new one starts."""
         window, _ = self.totals()
-        self._window[:] = 0
+        if end:
+            self._window[:] = 0
         return _means(window)
 
-    def read_epoch(self) -> Means:
-        """Means since the epoch's start; starts a new epoch; collective."""
+    def read_epoch(self, end: bool = True) -> Means:
+        """Means of the epoch so far; collective. At its ``end`` a new one starts."""
         _, epoch = self.totals()
-        self._epoch[:] = 0
+        if end:
+            self._epoch[:] = 0
         return _means(epoch)
 
 

@@ -31,8 +31,11 @@ class Monitor:
             from tensorboardX import SummaryWriter
             from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+            from . import event_file
+
             # File names have seconds only; a second writer must not overwrite the first.
-            self._writer = SummaryWriter(str(folder), filename_suffix=f".{time.time_ns()}")
+            suffix = f".{time.time_ns()}"
+            self._writer = SummaryWriter(event_file.address(folder), filename_suffix=suffix)
             # tensorboardX hands events to a thread that its flush() does not wait for: a killed
             # run would lose points that its last checkpoint has seen. They are written here.
             events = self._writer.file_writer.event_writer

@@ -8,6 +8,7 @@ import mxnet as mx
 from mxnet import gluon
 
 from . import dist
+from .settings import show
 
 Arrays = Dict[str, mx.nd.NDArray]  # by "parameter number.place in its state"
 
@@ -42,12 +43,13 @@ def write(trainer: gluon.Trainer, arrays: Arrays, counters: Dict[str, Any]) -> N
     """
     optimizer = trainer.optimizer
     name = type(optimizer).__name__
-    if counters["name"] != name:
-        raise ValueError(f"it holds the state of {counters['name']}, the config says {name}")
-    for index in sorted({int(key.split(".")[0]) for key in arrays}):
+    if counters.get("name") != name:
+        raise ValueError(f"it holds the state of {counters.get('name')}, the config says {name}")
+    _check_counters(trainer, counters)
+    for index in sorted({_index(trainer, key.split(".")[0]) for key in arrays}):
         for place, array in enumerate(_flat(_state(trainer, index))):
             saved = arrays.get(f"{index}.{place}")
-            if saved is None or saved.shape != array.shape:
+            if saved is None or (saved.shape, saved.dtype) != (array.shape, array.dtype):
                 parameter = trainer._params[index].name
                 raise ValueError(f"its optimizer arrays do not fit {parameter}")
             saved.copyto(array)
@@ -57,6 +59,26 @@ def write(trainer: gluon.Trainer, arrays: Arrays, counters: Dict[str, Any]) -> N
     optimizer._index_update_count.update(counts)
     for number, value in counters["numbers"].items():
         setattr(optimizer, number, value)
+
+
+def _check_counters(trainer: gluon.Trainer, counters: Dict[str, Any]) -> None:
+    counts, numbers = counters.get("index_update_count"), counters.get("numbers")
+    if not (
+        isinstance(counts, dict)
+        and all(type(n) is int and n >= 0 for n in (counters.get("num_update"), *counts.values()))
+        and isinstance(numbers, dict)
+        and all(name in _NUMBERS and isinstance(n, float) for name, n in numbers.items())
+    ):
+        raise ValueError("its optimizer's counters are not those of an optimizer")
+    for index in counts:
+        _index(trainer, index)
+
+
+def _index(trainer: gluon.Trainer, text: str) -> int:
+    """The number of a parameter, as a checkpoint names it."""
+    if not text.isdecimal() or int(text) >= len(trainer._params):
+        raise ValueError(f"its optimizer has a parameter {show(text)}, which this net has not")
+    return int(text)
 
 
 def broadcast(trainer: gluon.Trainer) -> None:

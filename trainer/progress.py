@@ -9,6 +9,8 @@ from typing import Optional, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .console import print_line
+
 _BAR = 20  # characters of the bar in plain lines
 
 
@@ -72,4 +74,4 @@ class ProgressDisplay:
         return f"  {seconds // 60}:{seconds % 60:02} left"
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print_line(text, self._stream)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import sys
 from pathlib import Path
-from typing import Optional
+from typing import Iterator, Optional
 
 import filelock
 
 from . import checkpoint, config
 from .config import Config
+from .console import print_line, warn
 
 
 def checkpoint_folder(settings: Config) -> Path:
@@ -32,7 +33,7 @@ def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
     if resume == "none":
         return None
     if resume == "auto":
-        path = checkpoint.find_latest(checkpoint_folder(settings), _warn)
+        path = checkpoint.find_latest(checkpoint_folder(settings), warn)
         if path is None:
             return None
     else:
@@ -48,6 +49,46 @@ def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
             "name=..., start it anew with --resume none, or go on all the same with --force"
         )
     return path
+
+
+def take_folder(settings: Config, anew: bool) -> filelock.BaseFileLock:
+    """Make the run's folder ready for it, with its config; :func:`claim` of it.
+
+    Args:
+        anew: what an earlier run left there is set aside.
+
+    Raises:
+        ConfigError: another run is at work there.
+    """
+    folder = settings.folder
+    lock = claim(folder)
+    if anew:
+        set_aside(folder)
+    checkpoint_folder(settings).mkdir(parents=True, exist_ok=True)
+    _keep_config(folder / "config.yaml", config.as_yaml(settings))
+    return lock
+
+
+@contextlib.contextmanager
+def usable(folder: Path) -> Iterator[None]:
+    """What the system refuses meanwhile is told as the fault of ``folder``: ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        about = f"{error.strerror or error}: {error.filename or folder}"
+        raise config.ConfigError(
+            f"the run's folder {folder} cannot be written ({about}); make room or give another "
+            "output=..."
+        ) from error
+
+
+def _keep_config(path: Path, text: str) -> None:
+    """Have the file hold ``text``; if it does already, a full disk is no error."""
+    if path.is_file() and path.read_text(errors="replace") == text:
+        return
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def claim(folder: Path) -> filelock.BaseFileLock:
@@ -73,8 +114,4 @@ def set_aside(folder: Path) -> None:
     if folder.exists():
         number = next(n for n in itertools.count(1) if not Path(f"{folder}.{n}").exists())
         folder.rename(f"{folder}.{number}")
-        print(f"{folder} held an earlier run; it is {folder}.{number} now", flush=True)
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+        print_line(f"{folder} held an earlier run; it is {folder}.{number} now")

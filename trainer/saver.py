@@ -12,7 +12,7 @@ from typing import Callable, Optional
 from . import checkpoint
 
 # The thread's, as of nice(1): it takes what training leaves of the processors.
-_NICENESS = 10
+_NICENESS = 19
 
 
 class Saver:
@@ -38,9 +38,14 @@ class Saver:
         assert self._under_way is None
         self._under_way = self._thread.submit(checkpoint.write, self._folder, content, self._keep)
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a checkpoint is being written now."""
+        return self._under_way is not None and not self._under_way.done()
+
     def look(self) -> None:
         """Tell of a save that has ended meanwhile, if it failed; waits for nothing."""
-        if self._under_way is not None and self._under_way.done():
+        if not self.under_way:
             self.wait()
 
     def wait(self) -> Optional[str]:

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import List, NamedTuple, Sequence
+from typing import Dict, List, NamedTuple, Sequence, Tuple
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parents[2]
 HOROVODRUN = str(Path(sys.executable).with_name("horovodrun"))
@@ -73,3 +75,11 @@ def read_until(process: subprocess.Popen, text: str) -> str:
         if text in line:
             return "".join(lines)
     raise AssertionError(f"{text!r} never came:\n{''.join(lines)}")
+
+
+def curves(folder: Path) -> Dict[str, List[Tuple[int, float]]]:
+    """(step, value) of every point of a run, by tag, as TensorBoard reads them; without speeds."""
+    events = EventAccumulator(str(folder / "events"), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("speed/")]
+    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}

@@ -47,6 +47,13 @@ def steady() -> gluon.Block:
     return Steady()
 
 
+def smooth() -> gluon.Block:
+    """With batch norm, without dropout (which differs between ranks); rounding stays rounding."""
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(4, kernel_size=5, strides=4, activation="tanh"), nn.BatchNorm(), nn.Dense(10))
+    return net
+
+
 class Imperative(gluon.Block):
     """A Block that looks at its values: nothing in it can be hybridized."""
 

@@ -17,7 +17,7 @@ import pytest
 from trainer import checkpoint
 
 from . import nets
-from .commands import SMALL, read_until, run, start, trainer
+from .commands import SMALL, curves, read_until, run, start, trainer
 
 
 def _weights(folder: Path) -> dict:
@@ -97,6 +97,7 @@ def test_stopped_by_signal_it_goes_on_to_the_same_bits(
     expected = _weights(straight)
     for name, array in _weights(tmp_path / "default").items():
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
+    assert curves(tmp_path / "default") == curves(straight)
 
 
 def test_alone_a_stopped_run_exits_85(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from trainer.step import train_step
 
 FILES = ["manifest.json", "model.params", "optimizer.params", "state.json"]
 # Without the one for MXNet's own tests, and the one that takes matrices only.
+TOTALS = [[1.5, 2.0, 6.0], [3.0, 4.0, 12.0]]
 OPTIMIZERS = sorted(set(mx.optimizer.Optimizer.opt_registry) - {"test", "groupadagrad"})
 
 
@@ -66,7 +67,7 @@ class Run:
         return self
 
     def save(self, folder: Path, step: int, accuracy=None, keep: int = 2) -> Path:
-        state = {"step": step, "accuracy": accuracy, "config": {"seed": 1}}
+        state = {"step": step, "totals": TOTALS, "accuracy": accuracy, "config": {"seed": 1}}
         return checkpoint.write(folder, checkpoint.snapshot(self.net, self.trainer, state), keep)
 
     def arrays(self) -> dict:
@@ -118,7 +119,7 @@ def test_run_that_goes_on_is_the_run_that_was_not_stopped_bit_for_bit(tmp_path, 
     path = stopped.save(tmp_path, 4)
     resumed = Run(name, seed=99, **settings)
     state = restore(path, resumed.net, resumed.trainer)
-    given = {"step": 4, "accuracy": None, "config": {"seed": 1}}
+    given = {"step": 4, "totals": TOTALS, "accuracy": None, "config": {"seed": 1}}
     assert {key: state[key] for key in given} == given
     assert resumed.trainer.optimizer.num_update == stopped.trainer.optimizer.num_update == 4
     assert_same(resumed.arrays(), stopped.arrays())
@@ -127,7 +128,7 @@ def test_run_that_goes_on_is_the_run_that_was_not_stopped_bit_for_bit(tmp_path, 
 
 def test_running_statistics_of_each_rank_come_back(tmp_path, trained):
     statistics = np.random.RandomState(0).normal(size=(3, 8)).astype(np.float32)
-    state = {"step": 1, "accuracy": None, "config": {}}
+    state = {"step": 1, "totals": TOTALS, "accuracy": None, "config": {}}
     content = checkpoint.snapshot(trained.net, trained.trainer, state, statistics)
     path = checkpoint.write(tmp_path, content, keep=1)
     other = Run(seed=1)

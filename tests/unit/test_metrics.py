@@ -82,6 +82,20 @@ def test_run_that_goes_on_from_totals_reads_the_same_bit_for_bit(losses, data):
     assert resumed.read_epoch() == whole.read_epoch()
 
 
+@given(st.lists(st.tuples(st.floats(0, 10, width=32), st.booleans()), min_size=1, max_size=30))
+def test_where_sums_are_taken_over_changes_no_bit(losses):
+    often, once = TrainMetrics(CPU), TrainMetrics(CPU)
+    for step, (loss, cut) in enumerate(losses):
+        for metrics in (often, once):
+            add(metrics, step, loss, 1, 3)
+        if cut:
+            often.read(end=False)
+            often.read_epoch(end=False)
+            often = TrainMetrics(CPU, often.totals())
+    assert often.read() == once.read()
+    assert often.read_epoch() == once.read_epoch()
+
+
 def test_totals_do_not_leak_from_one_object_to_the_next():
     first = TrainMetrics(CPU)
     add(first, 0, 1.0, 1, 1)

@@ -1,0 +1,28 @@
+"""Lines for whoever watches: one that cannot be written (a full disk) is lost, the run is not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import Optional, TextIO
+
+
+def print_line(text: str, stream: Optional[TextIO] = None) -> None:
+    """Print a line at once, to ``stream`` or the standard output."""
+    with contextlib.suppress(OSError):
+        print(text, file=stream or sys.stdout, flush=True)
+
+
+def warn(message: str) -> None:
+    """Print a line that begins with ``warning:`` to the standard error."""
+    print_line(f"warning: {message}", sys.stderr)
+
+
+def flush() -> None:
+    """Write out what has been printed. What finds no room is dropped: Python would fail at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

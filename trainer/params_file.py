@@ -1,0 +1,78 @@
+"""Whether a file of arrays holds what it says, before MXNet is let loose on it.
+
+``mx.nd.load`` believes the numbers in a file: a wrong one has it allocate a petabyte or end the
+process. The format of MXNet's ``.params`` files (src/ndarray/ndarray.cc, little-endian): a header,
+each array's shape, device, type and values, then a name for each.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+from typing import BinaryIO, Optional, Tuple
+
+_LIST_MAGIC, _ARRAY_MAGIC = 0x112, 0xF993FAC9
+_DENSE = 0
+_ITEM_SIZES = {0: 4, 1: 8, 2: 2, 3: 1, 4: 4, 5: 1, 6: 8, 7: 1}  # bytes, by MXNet's number of a type
+_MOST_DIMENSIONS = 32
+
+
+def problem(path: Path) -> Optional[str]:
+    """What is wrong with the file of dense, named arrays at ``path``; None when it is whole.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        try:
+            return _walk(file, path.stat().st_size)
+        except struct.error:
+            return "it ends too early"
+
+
+def _walk(file: BinaryIO, size: int) -> Optional[str]:
+    magic, _, count = _read(file, "<QQQ")
+    if magic != _LIST_MAGIC:
+        return "it is no file of MXNet's arrays"
+    for number in range(count):
+        wrong = _skip_array(file, size)
+        if wrong is not None:
+            return f"array {number} {wrong}"
+    if _read(file, "<Q") != (count,):
+        return "it does not name each of its arrays"
+    names = set()
+    for _ in range(count):
+        (length,) = _read(file, "<Q")
+        if length > size - file.tell():
+            return "it ends within a name"
+        names.add(file.read(length))
+    if len(names) != count or not all(_is_text(name) for name in names):
+        return "its names are not as many texts as it has arrays"
+    return None if file.tell() == size else "it does not end where its arrays do"
+
+
+def _skip_array(file: BinaryIO, size: int) -> Optional[str]:
+    magic, storage, dimensions = _read(file, "<Iii")
+    if magic != _ARRAY_MAGIC or storage != _DENSE or not 1 <= dimensions <= _MOST_DIMENSIONS:
+        return "is not a dense array"
+    shape = _read(file, f"<{dimensions}q")
+    _, _, kind = _read(file, "<iii")
+    if min(shape) < 1 or kind not in _ITEM_SIZES:
+        return "has no shape and type that MXNet knows"
+    end = file.tell() + _ITEM_SIZES[kind] * math.prod(shape)
+    if end > size:
+        return "is longer than the file"
+    file.seek(end)
+    return None
+
+
+def _read(file: BinaryIO, layout: str) -> Tuple[int, ...]:
+    return struct.unpack(layout, file.read(struct.calcsize(layout)))
+
+
+def _is_text(name: bytes) -> bool:
+    try:
+        return bool(name.decode("utf-8"))
+    except UnicodeDecodeError:
+        return False
