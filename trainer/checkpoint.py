@@ -3,7 +3,7 @@
 A checkpoint is ``step-00000468/`` with
 
 - ``model.params``: parameters and running statistics, for ``net.load_parameters``;
-- ``optimizer.params``: the optimizer's arrays, MXNet's own format, by parameter number, and
+- ``optimizer.params``: the optimizer's arrays, MXNet's own format, by parameter, and
   each rank's own running statistics, where batch norm is not synced;
 - ``state.json``: the step, the optimizer's counters, the config, the accuracy;
 - ``manifest.json``: the SHA-256 of each of these.
@@ -69,7 +69,7 @@ def snapshot(
     """
     mx.nd.waitall()  # a forward under way may be laying weights out anew
     parameters = net._collect_params_with_prefix().items()
-    arrays, counters = optimizer_state.read(trainer)
+    arrays, counters = optimizer_state.read(net, trainer)
     content = Snapshot(
         {name: parameter.data().copyto(mx.cpu()) for name, parameter in parameters},
         {name: array.copyto(mx.cpu()) for name, array in arrays.items()},
@@ -165,7 +165,7 @@ def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Dict[str, A
     if statistics is not None and statistics.shape[1:] != (sum(p.data().size for p in running),):
         raise CheckpointError(f"{path}: its running statistics do not fit this net")
     try:
-        optimizer_state.write(trainer, arrays, state.pop("optimizer"))
+        optimizer_state.write(net, trainer, arrays, state.pop("optimizer"))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return state

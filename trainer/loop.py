@@ -138,7 +138,7 @@ class _Run:
             if path is not None:
                 state = checkpoint.restore(path, self.net, self.trainer)
         dist.broadcast_parameters(self.net.collect_params().values())
-        optimizer_state.broadcast(self.trainer)
+        optimizer_state.broadcast(self.net, self.trainer)
         state = dist.broadcast_object(state)
         replica.take_statistics(self.net, state["statistics"])
         self.step: int = state["step"]

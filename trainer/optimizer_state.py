@@ -10,24 +10,24 @@ from mxnet import gluon
 from . import dist
 from .settings import show
 
-Arrays = Dict[str, mx.nd.NDArray]  # by "parameter number.place in its state"
+Arrays = Dict[str, mx.nd.NDArray]  # by "parameter's name in the net.place in its state"
 
 # What an optimizer carries from step to step beside its arrays: Nadam's product of momenta.
 _NUMBERS = ("m_schedule",)
 
 
-def read(trainer: gluon.Trainer) -> Tuple[Arrays, Dict[str, Any]]:
+def read(net: gluon.Block, trainer: gluon.Trainer) -> Tuple[Arrays, Dict[str, Any]]:
     """The arrays (momenta and the like), and the counters as JSON can hold them."""
-    optimizer = trainer.optimizer
+    optimizer, names = trainer.optimizer, _names(net, trainer)
     arrays = {
-        f"{index}.{place}": array
+        f"{names[index]}.{place}": array
         for index, state in trainer._updaters[0].states.items()
         for place, array in enumerate(_flat(state))
     }
     counters = {
         "name": type(optimizer).__name__,
         "num_update": optimizer.num_update,
-        "index_update_count": {str(k): v for k, v in optimizer._index_update_count.items()},
+        "update_counts": {names[k]: v for k, v in optimizer._index_update_count.items()},
         "numbers": {
             name: getattr(optimizer, name) for name in _NUMBERS if hasattr(optimizer, name)
         },
@@ -35,7 +35,9 @@ def read(trainer: gluon.Trainer) -> Tuple[Arrays, Dict[str, Any]]:
     return arrays, counters
 
 
-def write(trainer: gluon.Trainer, arrays: Arrays, counters: Dict[str, Any]) -> None:
+def write(
+    net: gluon.Block, trainer: gluon.Trainer, arrays: Arrays, counters: Dict[str, Any]
+) -> None:
     """Have the optimizer go on from what :func:`read` gave.
 
     Raises:
@@ -45,24 +47,30 @@ def write(trainer: gluon.Trainer, arrays: Arrays, counters: Dict[str, Any]) -> N
     name = type(optimizer).__name__
     if counters.get("name") != name:
         raise ValueError(f"it holds the state of {counters.get('name')}, the config says {name}")
-    _check_counters(trainer, counters)
-    for index in sorted({_index(trainer, key.split(".")[0]) for key in arrays}):
-        for place, array in enumerate(_flat(_state(trainer, index))):
-            saved = arrays.get(f"{index}.{place}")
+    _check(counters)
+    numbers = {name: index for index, name in enumerate(_names(net, trainer))}
+    named = {key.rpartition(".")[0] for key in arrays}
+    unknown = sorted({*named, *counters["update_counts"]} - numbers.keys())
+    if unknown:
+        raise ValueError(
+            f"its optimizer has a parameter {show(unknown[0])}, which this net has not"
+        )
+    for name in sorted(named):
+        for place, array in enumerate(_flat(_state(trainer, numbers[name]))):
+            saved = arrays.get(f"{name}.{place}")
             if saved is None or (saved.shape, saved.dtype) != (array.shape, array.dtype):
-                parameter = trainer._params[index].name
-                raise ValueError(f"its optimizer arrays do not fit {parameter}")
+                raise ValueError(f"its optimizer arrays do not fit {name}")
             saved.copyto(array)
     optimizer.num_update = counters["num_update"]
-    counts = {int(k): v for k, v in counters["index_update_count"].items()}
+    counts = {numbers[name]: count for name, count in counters["update_counts"].items()}
     optimizer._index_update_count.clear()
     optimizer._index_update_count.update(counts)
     for number, value in counters["numbers"].items():
         setattr(optimizer, number, value)
 
 
-def _check_counters(trainer: gluon.Trainer, counters: Dict[str, Any]) -> None:
-    counts, numbers = counters.get("index_update_count"), counters.get("numbers")
+def _check(counters: Dict[str, Any]) -> None:
+    counts, numbers = counters.get("update_counts"), counters.get("numbers")
     if not (
         isinstance(counts, dict)
         and all(type(n) is int and n >= 0 for n in (counters.get("num_update"), *counts.values()))
@@ -70,28 +78,29 @@ def _check_counters(trainer: gluon.Trainer, counters: Dict[str, Any]) -> None:
         and all(name in _NUMBERS and isinstance(n, float) for name, n in numbers.items())
     ):
         raise ValueError("its optimizer's counters are not those of an optimizer")
-    for index in counts:
-        _index(trainer, index)
 
 
-def _index(trainer: gluon.Trainer, text: str) -> int:
-    """The number of a parameter, as a checkpoint names it."""
-    if not text.isdecimal() or int(text) >= len(trainer._params):
-        raise ValueError(f"its optimizer has a parameter {show(text)}, which this net has not")
-    return int(text)
-
-
-def broadcast(trainer: gluon.Trainer) -> None:
+def broadcast(net: gluon.Block, trainer: gluon.Trainer) -> None:
     """Give every rank's optimizer rank 0's state; Horovod does this for Torch, not for MXNet."""
     if dist.world_size() == 1:
         return
-    arrays, counters = read(trainer)
-    names = dist.broadcast_object(sorted(arrays))
-    for name in names:
-        index, place = map(int, name.split("."))
-        array = _flat(_state(trainer, index))[place]
-        dist.broadcast_array(array, f"optimizer.{name}").copyto(array)
-    write(trainer, {}, dist.broadcast_object(counters))
+    arrays, counters = read(net, trainer)
+    numbers = {name: index for index, name in enumerate(_names(net, trainer))}
+    for key in dist.broadcast_object(sorted(arrays)):
+        name, _, place = key.rpartition(".")
+        array = _flat(_state(trainer, numbers[name]))[int(place)]
+        dist.broadcast_array(array, f"optimizer.{key}").copyto(array)
+    write(net, trainer, {}, dist.broadcast_object(counters))
+
+
+def _names(net: gluon.Block, trainer: gluon.Trainer) -> List[str]:
+    """The net's own name for each of the trainer's parameters.
+
+    Not Gluon's global ones, and not their place in the trainer, which sorts by these: they depend
+    on how many layers the process has made before.
+    """
+    names = {id(p): name for name, p in net._collect_params_with_prefix().items()}
+    return [names[id(parameter)] for parameter in trainer._params]
 
 
 def _state(trainer: gluon.Trainer, index: int) -> Any:

@@ -40,15 +40,15 @@ OPTIMIZERS = sorted(set(mx.optimizer.Optimizer.opt_registry) - {"test", "groupad
 class Run:
     """A net with batch norm and dropout, its trainer, and steps that depend on their number."""
 
-    def __init__(self, name: str = "sgd", units: int = 3, seed: int = 0, **optimizer):
+    def __init__(self, name="sgd", units=3, seed=0, names=(None, None), **optimizer):
         mx.random.seed(seed)
         self.net = nn.HybridSequential()
         self.net.add(
-            nn.Dense(4, in_units=5),
+            nn.Dense(4, in_units=5, prefix=names[0]),
             nn.BatchNorm(in_channels=4),
             nn.Activation("tanh"),
             nn.Dropout(0.3),
-            nn.Dense(units, in_units=4),
+            nn.Dense(units, in_units=4, prefix=names[1]),
         )
         self.net.initialize(mx.init.Normal(0.5))
         settings = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, **optimizer}
@@ -124,6 +124,19 @@ def test_run_that_goes_on_is_the_run_that_was_not_stopped_bit_for_bit(tmp_path, 
     assert resumed.trainer.optimizer.num_update == stopped.trainer.optimizer.num_update == 4
     assert_same(resumed.arrays(), stopped.arrays())
     assert_same(resumed.train(4, 7).arrays(), uninterrupted.arrays())
+
+
+def test_layers_made_before_in_the_process_do_not_matter(tmp_path):
+    """Gluon counts layers over all nets and its trainer sorts by these names: dense10 < dense9."""
+    stopped = Run(names=("dense9_", "dense10_")).train(0, 3)
+    path = stopped.save(tmp_path, 3)
+    resumed = Run(seed=9, names=("dense1_", "dense2_"))
+    restore(path, resumed.net, resumed.trainer)
+    for run in (stopped, resumed):
+        run.train(3, 5)
+    found = [run.net._collect_params_with_prefix() for run in (stopped, resumed)]
+    for name, parameter in found[0].items():
+        assert (parameter.data().asnumpy() == found[1][name].data().asnumpy()).all(), name
 
 
 def test_running_statistics_of_each_rank_come_back(tmp_path, trained):
