@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+_NOTHING = ("", "~", "null")  # in a site file: the key stands for its default
 CONTAINER_RUNTIMES = ("apptainer", "pyxis")
 _TIME = re.compile(r"(\d+-)?\d{1,2}(:\d{2}){0,2}|\d+(:\d{2}){0,2}|UNLIMITED|infinite")
 
@@ -71,25 +72,39 @@ def read_site(path: Path) -> Dict[str, Any]:
     import yaml  # here, so that all else works on a login node without it
 
     try:
-        site = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read the site file {path}: {error}") from None
+        # Every value as it is written: YAML would make 5400 of the time 1:30:00.
+        site = yaml.load(path.read_text(), Loader=yaml.BaseLoader) or {}
+    except (OSError, ValueError, LookupError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"cannot read the site file {path}: {reason}") from None
     if not isinstance(site, dict):
         raise ValueError(f"{path}: expected `key: value` lines, as in configs/site-example.yaml")
     known = {field.name: field for field in fields(JobOptions)}
+    chosen = {}
     for key, value in site.items():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ValueError(f"{path}: unknown key {key!r}; {hint}known: {', '.join(known)}")
-        default = known[key].default
-        if isinstance(default, tuple):
-            if not isinstance(value, list):
-                raise ValueError(f"{path}: {key} must be a list, not {value!r}")
-            site[key] = tuple(str(item) for item in value)
-        elif isinstance(default, int) and not isinstance(value, int):
-            raise ValueError(f"{path}: {key} must be a whole number, not {value!r}")
-    return site
+        if value not in _NOTHING:
+            chosen[key] = _site_value(f"{path}: {key}", str(known[key].type), value)
+    return chosen
+
+
+def _site_value(name: str, kind: str, value: Any) -> Any:
+    """What a site file says of a field, as the field's annotation has it."""
+    if "Tuple" in kind:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ValueError(f"{name} must be a list of texts, not {value!r}")
+        return tuple(value)
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError(f"{name} must be a text on one line, not {value!r}")
+    if "int" in kind:
+        try:
+            return int(value)
+        except ValueError:
+            raise ValueError(f"{name} must be a whole number, not {value!r}") from None
+    return value
 
 
 def job_options(site: Dict[str, Any], given: Dict[str, Any]) -> JobOptions:

@@ -301,7 +301,8 @@ def run() -> None:
 
 def _leave(message: str, code: int) -> None:
     if dist.launched_rank() == 0:
-        console.print_line(f"error: {message}", sys.stderr)
+        # What was given may hold line breaks.
+        console.print_line(f"error: {' '.join(message.split())}", sys.stderr)
     _exit(code)
 
 
