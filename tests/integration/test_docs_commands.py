@@ -1,0 +1,62 @@
+"""docs/quickstart.md, typed line by line; only the data, the net and the steps are smaller."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.documents import ROOT, typed
+
+from .commands import environment
+
+SMALL = (
+    "data.dataset=fashion_mnist_sample model.factory=tests.integration.nets:small train.max_steps=3"
+)
+# What the unit tests or other commands here cover, or what would install packages or never end.
+ELSEWHERE = ("make", "source", "pip", "tensorboard", "jupyter")
+
+LEFT = {
+    "train configs/quickstart.yaml name=two": "runs/two/checkpoints/step-00000003/model.params",
+    "--picture": "answers.png",
+    "export": "exported/model.onnx",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder in which the project's own files are where the page says."""
+    for name in ("configs", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def test_the_quick_start_does_what_it_says(folder: Path) -> None:
+    lines = [line for line in typed(ROOT / "docs" / "quickstart.md") if _run_here(line)]
+    assert [word for line in lines for word in line.split()].count("train") == 2
+    for line in lines:
+        small = f"{line} {SMALL}" if " train " in line else line
+        done = subprocess.run(
+            ["bash", "-c", small],
+            cwd=folder,
+            env={
+                **environment(),
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, f"{small}\n{done.stdout}"
+    for words, path in LEFT.items():
+        assert any(words in line for line in lines)
+        assert (folder / path).is_file()
+
+
+def _run_here(line: str) -> bool:
+    return line.split()[0] not in ELSEWHERE
