@@ -81,11 +81,15 @@ def _check(counters: Dict[str, Any]) -> None:
 
 
 def broadcast(net: gluon.Block, trainer: gluon.Trainer) -> None:
-    """Give every rank's optimizer rank 0's state; Horovod does this for Torch, not for MXNet."""
+    """Give every rank's optimizer rank 0's state; Horovod does this for Torch, not for MXNet.
+
+    Raises:
+        ValueError: a parameter could not be saved.
+    """
+    numbers = {name: index for index, name in enumerate(_names(net, trainer))}
     if dist.world_size() == 1:
         return
     arrays, counters = read(net, trainer)
-    numbers = {name: index for index, name in enumerate(_names(net, trainer))}
     for key in dist.broadcast_object(sorted(arrays)):
         name, _, place = key.rpartition(".")
         array = _flat(_state(trainer, numbers[name]))[int(place)]
@@ -100,6 +104,12 @@ def _names(net: gluon.Block, trainer: gluon.Trainer) -> List[str]:
     on how many layers the process has made before.
     """
     names = {id(p): name for name, p in net._collect_params_with_prefix().items()}
+    for parameter in trainer._params:
+        if id(parameter) not in names:
+            raise ValueError(
+                f"parameter {parameter.name} is no attribute of its block, so that Gluon would "
+                "not save it; write self.NAME = self.params.get(...)"
+            )
     return [names[id(parameter)] for parameter in trainer._params]
 
 

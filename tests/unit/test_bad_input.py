@@ -9,8 +9,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import struct
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +29,7 @@ from trainer import checkpoint, fashion_mnist, params_file, resume
 from trainer.config import Config, ConfigError, Optimizer, as_yaml, load, to_dict
 from trainer.monitor import Monitor
 from trainer.optim import make_trainer
+from trainer.saver import Saver
 
 JSON = st.recursive(
     st.one_of(
@@ -74,6 +77,10 @@ def one_line(error: BaseException) -> str:
 # ---------------------------------------------------------------- checkpoints
 
 
+STATE = {"totals": [[1.0, 2.0, 3.0]] * 2, "accuracy": 0.5, "config": to_dict(Config())}
+KEPT = "the older ones are as they were"
+
+
 def make_run() -> SimpleNamespace:
     net = nn.HybridSequential()
     net.add(nn.Dense(4, in_units=5), nn.BatchNorm(in_channels=4), nn.Dense(3, in_units=4))
@@ -92,8 +99,7 @@ def run(tmp_path_factory):
     made = make_run()
     made.folder = tmp_path_factory.mktemp("run") / "checkpoints"
     for step in (1, 2):
-        state = {"step": step, "totals": [[1.0, 2.0, 3.0]] * 2, "accuracy": 0.5}
-        state["config"] = to_dict(Config())
+        state = {**STATE, "step": step}
         statistics = mx.nd.ones((2, 8)).asnumpy()
         content = checkpoint.snapshot(made.net, made.trainer, state, statistics)
         checkpoint.write(made.folder, content, keep=2)
@@ -330,6 +336,58 @@ def test_strange_things_in_the_run_folder(tmp_path, place):
         Monitor(settings_.folder / "events", 0, enabled=True)
     assert str(tmp_path) in one_line(error.value)
     assert (strange / "mine").is_dir() if strange.is_dir() else strange.read_text() == "mine"
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of its own; how to mount it anew, e.g. read-only."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a file system")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(*options: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", ",".join(["size=1m", *options]), "tmpfs"]
+        subprocess.run([*command, str(folder)], check=True)
+
+    mount()
+    yield SimpleNamespace(folder=folder, mount=mount)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_read_only_folder(run, disk):
+    """Nothing is begun there; a run that is under way goes on, and has what it had."""
+    settings_ = Config(output=str(disk.folder), name="run")
+    resume.take_folder(settings_, anew=False).release()
+    folder, told = resume.checkpoint_folder(settings_), []
+    saver = Saver(folder, 1, told.append)
+    content = checkpoint.snapshot(run.net, run.trainer, {**STATE, "step": 1})
+    saver.begin(content)
+    assert saver.wait() is None
+    disk.mount("remount", "ro")
+    saver.begin(content._replace(state={**content.state, "step": 2}))
+    failure = saver.wait()
+    assert (
+        failure and "Read-only file system" in failure and told == [f"warning: {failure}; " + KEPT]
+    )
+    assert checkpoint.find_latest(folder, pytest.fail).name == "step-00000001"
+    with pytest.raises(ConfigError, match="Read-only file system"), resume.usable(folder):
+        resume.take_folder(settings_, anew=False)
+
+
+def test_folders_on_other_devices(run, disk, tmp_path):
+    """Checkpoints may lie on another disk; a run's folder that is one cannot be set aside."""
+    (tmp_path / "runs" / "linked").mkdir(parents=True)
+    (tmp_path / "runs" / "linked" / "checkpoints").symlink_to(disk.folder)
+    settings_ = Config(output=str(tmp_path / "runs"), name="linked")
+    resume.take_folder(settings_, anew=False).release()
+    content = checkpoint.snapshot(run.net, run.trainer, {**STATE, "step": 1})
+    path = checkpoint.write(resume.checkpoint_folder(settings_), content, keep=1)
+    assert checkpoint.problem(path) is None and (disk.folder / path.name).is_dir()
+    mounted = Config(output=str(tmp_path), name="disk")
+    with pytest.raises(ConfigError) as error, resume.usable(mounted.folder):
+        resume.take_folder(mounted, anew=True)
+    assert "busy" in one_line(error.value) and (disk.folder / path.name).is_dir()
 
 
 def test_strange_event_files_are_left_alone(tmp_path):

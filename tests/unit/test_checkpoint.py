@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mxnet.gluon import nn
 
-from trainer import checkpoint
+from trainer import checkpoint, optimizer_state
 from trainer.checkpoint import (
     CheckpointError,
     SaveError,
@@ -137,6 +137,18 @@ def test_layers_made_before_in_the_process_do_not_matter(tmp_path):
     found = [run.net._collect_params_with_prefix() for run in (stopped, resumed)]
     for name, parameter in found[0].items():
         assert (parameter.data().asnumpy() == found[1][name].data().asnumpy()).all(), name
+
+
+def test_parameter_that_gluon_would_not_save_is_told():
+    class Hidden(nn.HybridBlock):
+        def __init__(self):
+            super().__init__()
+            self.params.get("weight", shape=(1,))
+
+    net = Hidden()
+    net.initialize()
+    with pytest.raises(ValueError, match=r"hidden0_weight is no attribute of its block"):
+        optimizer_state.broadcast(net, make_trainer(net, Optimizer()))
 
 
 def test_running_statistics_of_each_rank_come_back(tmp_path, trained):
