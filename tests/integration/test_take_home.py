@@ -7,6 +7,7 @@ import gzip
 import importlib.util
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Dict, List, Tuple
 
@@ -220,6 +221,17 @@ def test_what_is_exported_computes_the_same(trained: str, exported: Tuple[Path, 
         assert line in said
 
 
+def test_without_onnx_nothing_of_it_is_needed(
+    trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    done = CliRunner().invoke(main, ["export", trained, "--output", str(tmp_path), "--no-onnx"])
+    assert done.exit_code == 0, done.output
+    left = {"model-0000.params", "model-symbol.json", "model_card.md"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+
+
 def test_a_model_card_stands_beside_it(trained: str, exported: Tuple[Path, str]) -> None:
     card = (exported[0] / "model_card.md").read_text()
     seen = saved.evaluate_saved(saved.load(trained))
@@ -274,3 +286,17 @@ def test_a_file_that_computes_something_else_is_refused(
         export.ExportError, match="model-symbol.json: .* difference of a score 1.0e"
     ):
         export.export(saved.load(trained), (IMAGES, LABELS), tmp_path)
+
+
+def test_a_set_of_ones_own_has_numbers_for_names(trained: str, tmp_path: Path) -> None:
+    """The same files as a set that nobody knows; then with labels that the net has no class for."""
+    own = ["data.dataset=idx", f"data.folder={fashion_mnist.SAMPLE_FOLDER}"]
+    (by_number, *_), (by_name, *_) = _answers(trained, IDX, *own), _answers(trained, IDX)
+    assert by_name["class"] == fashion_mnist.CLASS_NAMES[int(by_number["class"])]
+    assert [by_number[str(n)] for n in range(10)] == [by_name[n] for n in fashion_mnist.CLASS_NAMES]
+    for name in fashion_mnist.FILES["test"]:
+        content = gzip.decompress((fashion_mnist.SAMPLE_FOLDER / f"{name}.gz").read_bytes())
+        (tmp_path / name).write_bytes(content[:-1] + b"\x0b" if "labels" in name else content)
+    model = saved.load(trained, ["data.dataset=idx", f"data.folder={tmp_path}"])
+    with pytest.raises(fashion_mnist.DataError, match="has 12 classes, the net of .* 10; give the"):
+        saved.evaluate_saved(model)
