@@ -32,20 +32,32 @@ def main() -> None:
 @overridden
 @click.option("--resume", default="auto", help="auto, none, or the checkpoint to go on from.")
 @click.option("--force", is_flag=True, help="Resume although settings of the run have changed.")
-def train(config: str, overrides: Tuple[str, ...], resume: str, force: bool) -> None:
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    help="Short for monitor.log_format=...: what rank 0 prints.",
+)
+def train(
+    config: str, overrides: Tuple[str, ...], resume: str, force: bool, log_format: Optional[str]
+) -> None:
     """Train on every rank the launcher started, or on this process alone."""
-    settings = _load(config, overrides)
-    from .loop import fit
-    from .preemption import EXIT_CODE
+    try:
+        chosen = () if log_format is None else (f"monitor.log_format={log_format}",)
+        settings = _load(config, (*overrides, *chosen))
+        log_format = settings.monitor.log_format
+        from .loop import fit
+        from .preemption import EXIT_CODE
 
-    result = fit(config=settings, resume=resume, force=force)
+        result = fit(config=settings, resume=resume, force=force)
+    except Exception as error:
+        if log_format == "json" and dist.launched_rank() == 0:
+            from .progress import json_line
+
+            console.print_line(json_line("error", {"message": str(error)}))
+        raise
     dist.shutdown()
     if result.stopped:
         sys.exit(EXIT_CODE)
-    if dist.launched_rank() == 0:
-        console.print_line(f"look at it:      tensorboard --logdir {settings.output}")
-        if settings.name != "fashion_mnist":
-            console.print_line("higher accuracy: the same command with configs/fashion_mnist.yaml")
 
 
 @main.command()
@@ -234,6 +246,29 @@ def summary(config: str, overrides: Tuple[str, ...]) -> None:
 
 
 @main.command()
+@click.argument("folder", default="runs", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="A list of objects.")
+def runs(folder: Path, as_json: bool) -> None:
+    """List the runs in FOLDER (default: runs) with their figures."""
+    from . import runs as past
+
+    found = past.find(folder)
+    _show([run._asdict() for run in found] if as_json else past.as_table(found))
+
+
+@main.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="An object of settings and results.")
+def compare(first: Path, second: Path, as_json: bool) -> None:
+    """Show in what the runs in two folders differ: settings, and what came of them."""
+    from . import runs as past
+
+    found = past.compare(first, second)
+    _show(found._asdict() if as_json else past.comparison_table(found, first, second))
+
+
+@main.command()
 @configured
 @overridden
 def config(config: str, overrides: Tuple[str, ...]) -> None:
@@ -253,6 +288,19 @@ def _writing() -> Iterator[None]:
         yield
     except OSError as error:
         raise click.UsageError(f"{error.filename} cannot be written: {error.strerror}") from error
+
+
+def _show(what: Any) -> None:
+    """Print a table, as wide as it must be where nobody watches, or anything else as JSON."""
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    if isinstance(what, Table):
+        Console(width=None if sys.stdout.isatty() else 200).print(what, highlight=False)
+    else:
+        click.echo(json.dumps(what, indent=1))
 
 
 def _saved(checkpoint: str, overrides: Tuple[str, ...]) -> Any:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 import weakref
 from typing import Any, ClassVar, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -54,10 +55,12 @@ class RankSum:
 
     Attributes:
         collected: running total of what forward summed, if set to an array by calibration.
+        seconds: what all sums of this process have taken, waiting for other ranks included.
     """
 
     _serial = itertools.count()
     _all: ClassVar[weakref.WeakValueDictionary[str, RankSum]] = weakref.WeakValueDictionary()
+    seconds: ClassVar[float] = 0.0
 
     def __init__(self, process_set: Any):
         self.name = f"batch_norm.{next(self._serial)}"
@@ -83,7 +86,10 @@ class RankSum:
         if not self._connected:
             self._shared = self._share(values.size)
             self._connected = True
-        return self._allreduce(values) if self._shared is None else self._shared(values)
+        start = time.perf_counter()
+        total = self._allreduce(values) if self._shared is None else self._shared(values)
+        RankSum.seconds += time.perf_counter() - start
+        return total
 
     def _share(self, capacity: int) -> Optional[shared_memory.SharedMemorySum]:
         """Memory shared with the other ranks, if they are on one node; forward's sum is longest."""

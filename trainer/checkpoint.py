@@ -268,6 +268,11 @@ def _accuracy(path: Path) -> Optional[float]:
     return accuracy if isinstance(accuracy, float) else None
 
 
+def step_of(path: Path) -> int:
+    """After how many steps the checkpoint at ``path`` was made, by its name."""
+    return int(path.name[len("step-") :])
+
+
 def listing(folder: Path) -> List[Path]:
     """The checkpoints below ``folder``, oldest first; whole or not."""
     return sorted(folder.glob("step-[0-9]*"))

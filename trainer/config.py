@@ -140,6 +140,12 @@ class Monitor(Checked, section="monitor."):
         20, "steps between two lines, and two points in TensorBoard", minimum=1
     )
     tensorboard: bool = setting(True, "rank 0 writes event files")
+    histograms_every_epochs: int = setting(
+        1, "weights and gradients as histograms in TensorBoard; 0: never", minimum=0
+    )
+    log_format: str = setting(
+        "text", "what rank 0 prints: text, or one JSON object a line", choices=("text", "json")
+    )
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from .report import Report
 from .saver import Saver
 from .step import train_step
 from .throughput import WARMUP_STEPS, Throughput
+from .timing import Timing
 from .watchdog import Watchdog
 
 SHOWN_IMAGES = 32  # in TensorBoard's grid
@@ -151,10 +152,17 @@ class _Run:
                 config, self.epoch_steps, self.step, self.last_step, self.num_classes
             )
         self.saver = Saver(
-            resume.checkpoint_folder(config), config.checkpoint.keep, self.report.say
+            resume.checkpoint_folder(config),
+            config.checkpoint.keep,
+            self.report.warning,
+            self.report.checkpoint,
         )
         test_size = len(self.test[1])
-        self.report.begin(self.train_size, test_size, self.ctx, path, self.layers)
+        self.report.begin(self.train_size, test_size, self.ctx, path, self.layers, self.net)
+        monitor = config.monitor
+        self.timing = Timing(
+            monitor.every_steps if monitor.tensorboard else None, self.step + WARMUP_STEPS
+        )
 
     def go(self, stop: StopRequest) -> Result:
         """Make the steps that are left, look at the test set, and tell how it went."""
@@ -181,7 +189,8 @@ class _Run:
             mx.random.seed(sharding.step_seed(config.seed, self.step, dist.rank()))
             lr = set_lr(self.trainer, config, self.step, self.epoch_steps)
             due = self._due(config.monitor.every_steps, offset=1)
-            result = train_step(self.net, self.trainer, batch, config, want_norm=due)
+            mark = self.timing.of(self.step)
+            result = train_step(self.net, self.trainer, batch, config, due, mark)
             self.metrics.add(self.step, result, batch.samples)
             self.step += 1
             self.throughput.step(batch.global_samples)
@@ -211,12 +220,14 @@ class _Run:
         # Where a run is cut, by train.max_steps, one that goes on from there completes the window.
         means = self.metrics.read(end=self.step % self.config.monitor.every_steps == 0)
         self.throughput.mark()
-        self.report.training(self.step, means, lr, norm, self.throughput.read())
+        times = self.timing.read()
+        self.report.training(self.step, means, lr, norm, self.throughput.read(), times)
 
     def _end_epoch(self) -> None:
         whole = self.step % self.epoch_steps == 0
         self.report.epoch(self.step, self.metrics.read_epoch(end=whole))
         self.throughput.end()
+        self.report.parameters(self.step, self.net, self.trainer)
         every = self.config.evaluate.every_epochs
         epoch = -(-self.step // self.epoch_steps)
         self.evaluation, accuracy = None, None
@@ -258,8 +269,10 @@ class _Run:
             "config": to_dict(self.config),
         }
         self.saved_step = self.step
-        self.report.flush()
         statistics = replica.gather_statistics(self.net, self.config)
+        if statistics is not None:
+            self.report.drift(self.step, replica.drift(self.net, statistics))
+        self.report.flush()
         with replica.as_one_model(self.net, self.config):
             if dist.is_root():
                 self.saver.wait()  # before the copies are made: memory holds them once

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import mxnet as mx
 import numpy as np
@@ -107,6 +107,8 @@ class Evaluation(NamedTuple):
     accuracy: float  # share of samples, 0 to 1
     confusion: np.ndarray  # int64 (K, K): samples of class row that were taken for class column
     samples: int
+    # int64 (2, K, 127): see precision_recall.count_scores; None where nobody counted
+    score_counts: Optional[np.ndarray] = None
 
     @property
     def class_accuracy(self) -> np.ndarray:

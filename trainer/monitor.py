@@ -1,7 +1,8 @@
 """What TensorBoard shows of a run: written by rank 0 alone, on the others every call is empty.
 
 Tags: ``train/*`` means over the steps since the last point, ``epoch/*`` over an epoch's training
-samples, ``test/*`` over the test set, ``speed/*`` of the whole job.
+samples, ``test/*`` and ``class/*`` over the test set, ``speed/*`` and ``batch_norm/*`` of the whole
+job, ``system/*`` of rank 0's machine. docs/monitoring.md shows what TensorBoard makes of them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,28 @@ from typing import Any, Dict, Mapping, Optional, Sequence
 
 import numpy as np
 
+from . import precision_recall
 from .config import Config, as_yaml, to_dict
+from .figures import confusion_figure, prediction_figure
 from .metrics import Evaluation
+from .settings import flat
+
+SHOWN_CLASSES = 20  # with more of them, no curve for each
+HISTOGRAM_VALUES = 65536  # of an array go into its histogram, at most
+HISTOGRAM_BINS = 64
+
+_LAYOUT = {
+    "training and test": {
+        "loss": ["Multiline", ["train/loss", "epoch/loss", "test/loss"]],
+        "accuracy": ["Multiline", ["train/accuracy", "epoch/accuracy", "test/accuracy"]],
+        "accuracy of each class": ["Multiline", ["class/.*"]],
+    },
+    "ranks": {
+        "compute, ms a step": ["Multiline", ["speed/compute_ms_.*"]],
+        "communication, ms a step": ["Multiline", ["speed/(allreduce|waiting|batch_norm_sums)_ms"]],
+        "batch norm drift": ["Multiline", ["batch_norm/.*"]],
+    },
+}
 
 
 class Monitor:
@@ -45,27 +66,58 @@ class Monitor:
                 start = Event(session_log=SessionLog(status=SessionLog.START))
                 self._writer.file_writer.add_event(start, first_step + 1)
 
-    def start(self, config: Config, layers: str) -> None:
-        """The resolved config and the net's layers, as text."""
+    def start(self, config: Config, layers: str, graph: Any = None) -> None:
+        """The resolved config and the net's layers, as text; its graph, where it has one.
+
+        Args:
+            graph: a GraphDef, see :func:`trainer.graph.graph_def`.
+        """
         if self._writer:
+            from tensorboardX.proto.event_pb2 import Event
+
+            self._writer.add_custom_scalars(_LAYOUT)
+            if graph is not None:
+                event = Event(graph_def=graph.SerializeToString())
+                self._writer.file_writer.add_event(event)
             self._writer.add_text("config", "    " + as_yaml(config).replace("\n", "\n    "), 0)
             self._writer.add_text("model", layers, 0)
 
-    def scalars(self, group: str, values: Mapping[str, Optional[float]], step: int) -> None:
-        """Points ``group/name`` after ``step`` steps; None is left out."""
+    def scalars(self, values: Mapping[str, Optional[float]], step: int) -> None:
+        """Points after ``step`` steps, by tag; None is left out."""
         if self._writer:
-            for name, value in values.items():
+            for tag, value in values.items():
                 if value is not None:
-                    self._writer.add_scalar(f"{group}/{name}", value, step)
+                    self._writer.add_scalar(tag, value, step)
             self._writer.flush()
 
     def evaluation(self, evaluation: Evaluation, names: Sequence[str], step: int) -> None:
-        """The test set's figures and the confusion matrix as a picture."""
-        self.scalars("test", evaluation.scalars(), step)
+        """The test set's figures, those of each class, and the confusion matrix as a picture."""
+        if not self._writer:
+            return
+        if len(names) <= SHOWN_CLASSES:
+            shares = zip(names, evaluation.class_accuracy)
+            seen = {f"class/{name}": share for name, share in shares if not np.isnan(share)}
+            self.scalars(seen, step)
+            self._curves(evaluation.score_counts, names, step)
+        self._writer.add_figure(
+            "test/confusion", confusion_figure(evaluation.confusion, names), step
+        )
+        self.scalars({f"test/{name}": v for name, v in evaluation.scalars().items()}, step)
+
+    def _curves(self, counts: Optional[np.ndarray], names: Sequence[str], step: int) -> None:
+        if counts is not None:
+            for label, name in enumerate(names):
+                curve = precision_recall.curve(counts, label)
+                self._writer.add_pr_curve_raw(f"test/{name}", *curve, step)
+
+    def histograms(self, group: str, arrays: Mapping[str, np.ndarray], step: int) -> None:
+        """How the values of arrays are spread, ``group/name``: of large ones every n-th value."""
         if self._writer:
-            self._writer.add_figure(
-                "test/confusion", confusion_figure(evaluation.confusion, names), step
-            )
+            for name, array in arrays.items():
+                values = array.ravel()[:: -(-array.size // HISTOGRAM_VALUES)]
+                values = values[np.isfinite(values)].astype(np.float64)
+                if values.size:
+                    self._writer.add_histogram(f"{group}/{name}", values, step, HISTOGRAM_BINS)
 
     def predictions(
         self,
@@ -84,7 +136,7 @@ class Monitor:
         """The settings with the final figures, for the HPARAMS tab."""
         if self._writer:
             self._writer.add_hparams(
-                _flat(to_dict(config)),
+                _as_parameters(flat(to_dict(config))),
                 {f"final/{name}": value for name, value in metrics.items()},
                 name="hparams",
             )
@@ -100,57 +152,9 @@ class Monitor:
             self._writer.close()
 
 
-def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
-    """A Matplotlib figure of a confusion matrix, int (K, K), in percent of each true class."""
-    figure, axes = _figure(8, 8)
-    shares = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    if len(names) <= 20:  # more numbers than that cannot be read
-        for row, column in np.ndindex(*shares.shape):
-            share = shares[row, column]
-            colour = "white" if share > 50 else "black"
-            axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=colour)
-    figure.tight_layout()
-    return figure
-
-
-def prediction_figure(
-    images: np.ndarray, labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]
-) -> Any:
-    """A Matplotlib figure of images in rows of eight, each under its true and predicted name."""
-    rows = -(-len(images) // 8)
-    figure, _ = _figure(12, 1.9 * rows, axes=False)
-    for place, (image, label, guess) in enumerate(zip(images, labels, predicted)):
-        axes = figure.add_subplot(rows, 8, place + 1)
-        axes.imshow(image, cmap="gray")
-        axes.axis("off")
-        right = label == guess
-        title = names[label] if right else f"{names[label]}\nnot {names[guess]}"
-        axes.set_title(title, fontsize=9, color="black" if right else "red")
-    figure.tight_layout()
-    return figure
-
-
-def _figure(width: float, height: float, axes: bool = True) -> Any:
-    # Without pyplot, which would ask for a screen. Imported late: it takes half a second.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=80)
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot() if axes else None
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
-    """Dotted names; what is no number, text or flag becomes text, as HPARAMS knows no other."""
-    flat: Dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value if isinstance(value, (bool, int, float, str)) else str(value)
-    return flat
+def _as_parameters(settings: Mapping[str, Any]) -> Dict[str, Any]:
+    """What is no number, text or flag becomes text, as HPARAMS knows no other."""
+    return {
+        name: value if isinstance(value, (bool, int, float, str)) else str(value)
+        for name, value in settings.items()
+    }

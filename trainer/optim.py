@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 import mxnet as mx
+import numpy as np
 from mxnet import gluon
 
 from . import dist
@@ -85,13 +86,26 @@ def make_trainer(net: gluon.Block, settings: Optimizer) -> gluon.Trainer:
     )
 
 
+def mean_gradients(trainer: gluon.Trainer) -> Dict[str, np.ndarray]:
+    """The last step's gradients of the global batch's mean loss, clipped if so asked, by name."""
+    moved = [p for p in trainer._params if p.grad_req != "null"]
+    return {p.name: p.list_grad()[0].asnumpy() * trainer._scale for p in moved}
+
+
 def gradients(trainer: gluon.Trainer) -> list[mx.nd.NDArray]:
     """This rank's gradient arrays, in the trainer's order."""
     return [p.list_grad()[0] for p in trainer._params if p.grad_req != "null"]
 
 
+Mark = Callable[[str], None]
+
+
+def unmarked(part: str) -> None:
+    """Let a part of a step pass without looking at the device."""
+
+
 def reduce_and_update(
-    trainer: gluon.Trainer, clip_norm: Optional[float], want_norm: bool
+    trainer: gluon.Trainer, clip_norm: Optional[float], want_norm: bool, mark: Mark = unmarked
 ) -> Optional[mx.nd.NDArray]:
     """Average gradients over ranks, clip them, update the parameters; asynchronous.
 
@@ -100,6 +114,7 @@ def reduce_and_update(
         (1,) on the device, where ``want_norm`` or ``clip_norm`` asks for it.
     """
     trainer.allreduce_grads()
+    mark("allreduce")
     norm = None
     if want_norm or clip_norm is not None:
         arrays = gradients(trainer)

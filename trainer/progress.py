@@ -1,17 +1,47 @@
-"""How far the run is, on rank 0's terminal: a live bar, or plain lines where there is none."""
+"""How a run goes, on rank 0's stdout: a live bar, plain lines where nobody watches, or JSON.
+
+What is told is an event, a name with figures; docs/monitoring.md lists them. JSON gives them as
+they are, the other two in the words of :mod:`trainer.wording`.
+"""
 
 from __future__ import annotations
 
+import datetime
+import json
+import math
 import sys
 import time
-from typing import Optional, TextIO
+from typing import Any, Mapping, Optional, TextIO, Union
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from . import wording
 from .console import print_line
 
 _BAR = 20  # characters of the bar in plain lines
+
+
+def make_display(log_format: str, first_step: int, last_step: int, ranks: int) -> Display:
+    """The display that ``monitor.log_format`` asks for, on stdout."""
+    if log_format == "json":
+        return JsonDisplay(first_step, last_step)
+    return ProgressDisplay(first_step, last_step, ranks=ranks)
+
+
+class _Pace:
+    """How long the rest of a run takes, by the steps that this process made."""
+
+    def __init__(self, first_step: int, last_step: int):
+        self._first, self._last = first_step, last_step
+        self._started = time.monotonic()
+
+    def seconds_left(self, step: int) -> Optional[int]:
+        """None where there is nothing to reckon with, or nothing left."""
+        made = step - self._first
+        if made <= 0 or step >= self._last:
+            return None
+        return round((time.monotonic() - self._started) * (self._last - step) / made)
 
 
 class ProgressDisplay:
@@ -20,11 +50,12 @@ class ProgressDisplay:
     Logs and pipes (horovodrun prefixes every line with its rank) get a line at each reading.
     """
 
-    def __init__(self, first_step: int, last_step: int, stream: Optional[TextIO] = None):
+    def __init__(
+        self, first_step: int, last_step: int, stream: Optional[TextIO] = None, ranks: int = 1
+    ):
         self._stream = stream or sys.stdout
-        self._first, self._last = first_step, last_step
-        self._started = time.monotonic()
-        self._figures = ""
+        self._last = last_step
+        self._pace = _Pace(first_step, last_step)
         self._live: Optional[Progress] = None
         if self._stream.isatty():
             self._live = Progress(
@@ -36,9 +67,17 @@ class ProgressDisplay:
                 console=Console(file=self._stream),
             )
             self._task = self._live.add_task(
-                "training", total=last_step, completed=first_step, figures=""
+                wording.of_ranks(ranks), total=last_step, completed=first_step, figures=""
             )
             self._live.start()
+
+    def tell(self, event: str, figures: Mapping[str, Any]) -> None:
+        """Show what happened, in words; what has none is not shown."""
+        text = wording.text(event, figures)
+        if event == "step":
+            self.figures(figures["step"], text)
+        elif text:
+            self.line(text)
 
     def step(self, step: int) -> None:
         """``step`` steps are done."""
@@ -50,9 +89,10 @@ class ProgressDisplay:
         if self._live:
             self._live.update(self._task, completed=step, figures=text)
             return
-        done = step / self._last
-        bar = "=" * round(_BAR * done)
-        self._print(f"[{bar:{_BAR}}] {step}/{self._last} {text}{self._remaining(step)}")
+        bar = "=" * round(_BAR * step / self._last)
+        seconds = self._pace.seconds_left(step)
+        left = "" if seconds is None else f"  {wording.minutes(seconds)} left"
+        self._print(f"[{bar:{_BAR}}] {step}/{self._last} {text}{left}")
 
     def line(self, text: str) -> None:
         """Print a line that stays."""
@@ -66,12 +106,38 @@ class ProgressDisplay:
         if self._live:
             self._live.stop()
 
-    def _remaining(self, step: int) -> str:
-        made = step - self._first
-        if made <= 0 or step >= self._last:
-            return ""
-        seconds = round((time.monotonic() - self._started) * (self._last - step) / made)
-        return f"  {seconds // 60}:{seconds % 60:02} left"
-
     def _print(self, text: str) -> None:
         print_line(text, self._stream)
+
+
+class JsonDisplay:
+    """One JSON object a line."""
+
+    def __init__(self, first_step: int, last_step: int, stream: Optional[TextIO] = None):
+        self._stream = stream or sys.stdout
+        self._pace = _Pace(first_step, last_step)
+
+    def tell(self, event: str, figures: Mapping[str, Any]) -> None:
+        """Print the event with its figures, and the time left after a step."""
+        if event == "step":
+            figures = {**figures, "seconds_left": self._pace.seconds_left(figures["step"])}
+        print_line(json_line(event, figures), self._stream)
+
+    def step(self, step: int) -> None:
+        """Steps are told with their figures only."""
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+Display = Union[ProgressDisplay, JsonDisplay]
+
+
+def json_line(event: str, figures: Mapping[str, Any]) -> str:
+    """The event as strict JSON, with the time; a number that is not finite becomes null."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in figures.items()
+    }
+    return json.dumps({"event": event, "time": now, **finite}, allow_nan=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -108,6 +108,34 @@ def gather_statistics(net: gluon.Block, config: Config) -> Optional[np.ndarray]:
         return None
     own = [p.data().asnumpy().ravel() for p in _running(net)]
     return np.stack(dist.gather_objects(np.concatenate([np.zeros(0, np.float32), *own])))
+
+
+def drift(net: gluon.Block, statistics: np.ndarray) -> Dict[str, float]:
+    """How far the ranks' running means are apart, in standard deviations of what they average.
+
+    Args:
+        statistics: what :func:`gather_statistics` gave.
+
+    Returns:
+        ``drift``, the root mean square over all channels of all layers, and ``drift_worst_layer``.
+    """
+    own: Dict[str, np.ndarray] = {}
+    start = 0
+    for parameter in _running(net):
+        stop = start + int(np.prod(parameter.shape))
+        own[parameter.name] = statistics[:, start:stop].astype(np.float64)
+        start = stop
+    squares = []
+    for name, means in own.items():
+        if name.endswith("running_mean") and (variances := own.get(name[:-4] + "var")) is not None:
+            squares.append(means.var(axis=0) / (variances.mean(axis=0) + 1e-12))
+    if not squares:
+        return {}
+    worst = max(square.mean() for square in squares)
+    return {
+        "drift": float(np.sqrt(np.concatenate(squares).mean())),
+        "drift_worst_layer": float(np.sqrt(worst)),
+    }
 
 
 def take_statistics(net: gluon.Block, statistics: Optional[np.ndarray]) -> None:

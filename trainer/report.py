@@ -1,18 +1,24 @@
-"""What rank 0 tells of a run, in the terminal and to TensorBoard; other ranks' calls are empty."""
+"""What rank 0 tells of a run: in the terminal, to TensorBoard, and in the run's ``result.json``.
+
+On other ranks every call is empty.
+"""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import mxnet as mx
 import numpy as np
+from mxnet import gluon
 
-from . import dist, fashion_mnist, summary
+from . import checkpoint, dist, fashion_mnist, graph, optim, resume, runs, summary
 from .config import Config
 from .metrics import Evaluation, Means
 from .monitor import Monitor
-from .progress import ProgressDisplay
+from .progress import make_display
+from .system import System
 
 
 class Report:
@@ -28,16 +34,19 @@ class Report:
         self, config: Config, epoch_steps: int, first_step: int, last_step: int, num_classes: int
     ):
         self._config = config
-        self._epoch_steps, self._last_step = epoch_steps, last_step
+        self._epoch_steps, self._first_step, self._last_step = epoch_steps, first_step, last_step
+        self._began, self._started = time.monotonic(), runs.now()
         known = () if config.data.dataset == "idx" else fashion_mnist.CLASS_NAMES
         self._names: List[str] = [*known, *map(str, range(len(known), num_classes))]
-        self._monitor = Monitor(
-            config.folder / "events",
-            first_step,
-            # A run that was complete before has told everything.
-            dist.is_root() and config.monitor.tensorboard and first_step < last_step,
+        # A run that was complete before has told everything.
+        writes = dist.is_root() and config.monitor.tensorboard and first_step < last_step
+        self._monitor = Monitor(config.folder / "events", first_step, writes)
+        self._system = System() if writes else None
+        self._display = (
+            make_display(config.monitor.log_format, first_step, last_step, dist.world_size())
+            if dist.is_root()
+            else None
         )
-        self._progress = ProgressDisplay(first_step, last_step) if dist.is_root() else None
 
     def begin(
         self,
@@ -46,23 +55,37 @@ class Report:
         ctx: mx.Context,
         path: Optional[Path],
         layers: Sequence[summary.Row],
+        net: gluon.Block,
     ) -> None:
         """What is trained on what, and the checkpoint it goes on from."""
-        config, ranks = self._config, dist.world_size()
-        share = config.train.global_batch_size / ranks
-        self._monitor.start(config, summary.as_markdown(layers))
-        self.say(
-            f"{config.folder}: {training_size} training and {test_size} test images, "
-            f"{config.train.epochs} epochs of {self._epoch_steps} steps\n"
-            f"{ranks} rank{'s' if ranks > 1 else ''} on {ctx.device_type}, global batch "
-            f"{config.train.global_batch_size}, {share:g} a rank, batch norm {config.batch_norm}; "
-            f"MXNet {mx.__version__}" + (f"\ngoes on from {path}" if path else "")
+        config = self._config
+        if self._system:
+            compiled = config.model.hybridize and isinstance(net, gluon.HybridBlock)
+            drawn = graph.graph_def(net) if compiled else None
+            self._monitor.start(config, summary.as_markdown(layers), drawn)
+        if self._first_step < self._last_step:
+            self._write_result("unfinished", self._first_step)
+        self._tell(
+            "begin",
+            folder=str(config.folder),
+            training_samples=training_size,
+            test_samples=test_size,
+            epochs=config.train.epochs,
+            steps_per_epoch=self._epoch_steps,
+            first_step=self._first_step,
+            last_step=self._last_step,
+            ranks=dist.world_size(),
+            device=ctx.device_type,
+            global_batch_size=config.train.global_batch_size,
+            batch_norm=config.batch_norm,
+            mxnet=mx.__version__,
+            resumed_from=str(path) if path else None,
         )
 
     def step(self, step: int) -> None:
         """``step`` steps are done."""
-        if self._progress:
-            self._progress.step(step)
+        if self._display:
+            self._display.step(step)
 
     def training(
         self,
@@ -71,36 +94,59 @@ class Report:
         lr: float,
         norm: Optional[mx.nd.NDArray],
         speed: Optional[float],
+        times: Mapping[str, float],
     ) -> None:
-        """The figures since the last ones; ``speed`` in images a second."""
+        """The figures since the last ones.
+
+        Args:
+            norm: L2 norm of the last step's gradient.
+            speed: images a second.
+            times: what :meth:`trainer.timing.Timing.read` gave.
+        """
         scalars = {
-            "loss": means.loss,
-            "accuracy": means.accuracy,
-            "lr": lr,
-            "gradient_norm": float(norm.asscalar()) if norm is not None else None,
+            "train/loss": means.loss,
+            "train/accuracy": means.accuracy,
+            "train/lr": lr,
+            "train/gradient_norm": float(norm.asscalar()) if norm is not None else None,
+            "speed/images_per_second": speed,
+            **times,
         }
-        self._monitor.scalars("train", scalars, step)
-        self._monitor.scalars("speed", {"images_per_second": speed}, step)
-        if self._progress:
-            epoch = -(-step // self._epoch_steps)
-            self._progress.figures(
-                step,
-                f"epoch {epoch}/{self._config.train.epochs}  loss {means.loss:.4f}  "
-                f"accuracy {means.accuracy:.4f}" + (f"  {speed:.0f} images/s" if speed else ""),
-            )
+        if self._system:
+            scalars.update({f"system/{name}": v for name, v in self._system.read().items()})
+        self._monitor.scalars(scalars, step)
+        self._tell(
+            "step",
+            step=step,
+            epoch=self._epoch(step),
+            epochs=self._config.train.epochs,
+            loss=means.loss,
+            accuracy=means.accuracy,
+            lr=lr,
+            images_per_second=speed,
+        )
 
     def epoch(self, step: int, means: Means) -> None:
         """The means of the epoch that ends after ``step`` steps."""
-        self._monitor.scalars("epoch", {"loss": means.loss, "accuracy": means.accuracy}, step)
-        epoch = -(-step // self._epoch_steps)
-        self.say(f"epoch {epoch}: training loss {means.loss:.4f}  accuracy {means.accuracy:.4f}")
+        figures = {"loss": means.loss, "accuracy": means.accuracy}
+        self._monitor.scalars({f"epoch/{name}": v for name, v in figures.items()}, step)
+        self._tell("epoch", step=step, epoch=self._epoch(step), **figures)
+
+    def parameters(self, step: int, net: gluon.Block, trainer: gluon.Trainer) -> None:
+        """Weights after ``step`` steps, and the last step's gradients, where histograms are due."""
+        every = self._config.monitor.histograms_every_epochs
+        due = every and (self._epoch(step) % every == 0 or step == self._last_step)
+        if self._system and due:
+            mx.nd.waitall()  # weights that are read during a forward may be out of order
+            named = net.collect_params().items()
+            moved = {name: p for name, p in named if p.grad_req != "null"}
+            weights = {name: p.data().asnumpy() for name, p in moved.items()}
+            self._monitor.histograms("weights", weights, step)
+            self._monitor.histograms("gradients", optim.mean_gradients(trainer), step)
 
     def evaluation(self, step: int, seen: Evaluation) -> None:
         """The test set after ``step`` steps."""
         self._monitor.evaluation(seen, self._names, step)
-        self.say(
-            f"test loss {seen.loss:.4f}  accuracy {seen.accuracy:.4f}  ({seen.samples} images)"
-        )
+        self._tell("evaluation", step=step, samples=seen.samples, **seen.scalars())
 
     def predictions(
         self, step: int, images: np.ndarray, labels: np.ndarray, predicted: np.ndarray
@@ -108,28 +154,93 @@ class Report:
         """Some test images, uint8 (N, H, W), with what they are and what they were taken for."""
         self._monitor.predictions(images, labels, predicted, self._names, step)
 
+    def drift(self, step: int, figures: Mapping[str, float]) -> None:
+        """How far the ranks' running statistics are apart before they are merged."""
+        self._monitor.scalars({f"batch_norm/{name}": v for name, v in figures.items()}, step)
+
+    def checkpoint(self, path: Path) -> None:
+        """A checkpoint was written."""
+        self._tell("checkpoint", step=checkpoint.step_of(path), path=str(path))
+
+    def warning(self, message: str) -> None:
+        """Something went wrong and the run goes on."""
+        self._tell("warning", message=message)
+
     def end(self, step: int, seen: Optional[Evaluation], speed: Optional[float]) -> None:
         """How the run ended; without an evaluation it was stopped."""
-        if seen is None:
-            self.say(f"stopped at step {step} of {self._last_step}, as asked; saved")
-        else:
-            self._monitor.hyper_parameters(self._config, seen.scalars())
-            shown = f", {speed:.0f} images/s" if speed else ""
-            where = self._config.folder
-            self.say(f"done: test accuracy {seen.accuracy:.4f}{shown}; all is in {where}")
-        self._monitor.close()
+        if self._display is None:
+            return
+        config = self._config
+        saved = checkpoint.listing(resume.checkpoint_folder(config))
+        best = checkpoint.find_best(resume.checkpoint_folder(config))
+        figures: Dict[str, Any] = {
+            "accuracy": seen and seen.accuracy,
+            "loss": seen and seen.loss,
+            "best_accuracy": checkpoint.read_state(best)["accuracy"] if best else None,
+            "images_per_second": speed,
+            "seconds": round(time.monotonic() - self._began, 3),
+        }
+        state = "stopped" if seen is None else "done"
+        if self._first_step < self._last_step:
+            self._write_result(state, step, **figures)
+            if seen is not None:
+                self._monitor.hyper_parameters(config, seen.scalars())
+        self._tell(
+            "end",
+            state=state,
+            step=step,
+            last_step=self._last_step,
+            **figures,
+            checkpoint=str(saved[-1]) if saved else None,
+            best_checkpoint=str(best) if best else None,
+            events=str(config.folder / "events") if config.monitor.tensorboard else None,
+            next=_next_commands(config, state),
+        )
 
-    def say(self, text: str) -> None:
-        """A line of its own."""
-        if self._progress:
-            self._progress.line(text)
+    def close(self) -> None:
+        """Leave the terminal as it was and the event files complete."""
+        if self._display:
+            self._display.close()
+        if self._system:
+            self._system.close()
+        self._monitor.flush()
 
     def flush(self) -> None:
         """Have the event files hold every point given so far."""
         self._monitor.flush()
 
-    def close(self) -> None:
-        """Leave the terminal as it was and the event files complete."""
-        if self._progress:
-            self._progress.close()
-        self._monitor.flush()
+    def _epoch(self, step: int) -> int:
+        return -(-step // self._epoch_steps)
+
+    def _tell(self, event: str, **figures: Any) -> None:
+        if self._display:
+            self._display.tell(event, figures)
+
+    def _write_result(self, state: str, step: int, **figures: Any) -> None:
+        if self._display is None:
+            return
+        try:
+            runs.write_result(
+                self._config.folder,
+                state=state,
+                started=self._started,
+                step=step,
+                last_step=self._last_step,
+                epochs=self._config.train.epochs,
+                ranks=dist.world_size(),
+                **figures,
+            )
+        except OSError as error:  # a full disk: the run itself can go on
+            self.warning(f"warning: {self._config.folder / runs.RESULT} cannot be written: {error}")
+
+
+def _next_commands(config: Config, state: str) -> Dict[str, str]:
+    """What a user may want to type next."""
+    commands = {"look at it": f"tensorboard --logdir {config.output}"}
+    if state == "stopped":
+        commands["go on"] = "the same command"
+    else:
+        commands["compare"] = f"python -m trainer runs {config.output}"
+        if config.name != "fashion_mnist":
+            commands["higher accuracy"] = "the same command with configs/fashion_mnist.yaml"
+    return commands

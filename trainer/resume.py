@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 from pathlib import Path
 from typing import Iterator, Optional
 
@@ -114,4 +115,5 @@ def set_aside(folder: Path) -> None:
     if folder.exists():
         number = next(n for n in itertools.count(1) if not Path(f"{folder}.{n}").exists())
         folder.rename(f"{folder}.{number}")
-        print_line(f"{folder} held an earlier run; it is {folder}.{number} now")
+        # Not on stdout, which may hold nothing but JSON.
+        print_line(f"{folder} held an earlier run; it is {folder}.{number} now", sys.stderr)

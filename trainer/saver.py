@@ -25,10 +25,17 @@ class Saver:
     Args:
         keep: newest checkpoints that are left, besides the best.
         report: is told in one line of each save that failed.
+        saved: is told of each checkpoint that was written, by the thread that waits for it.
     """
 
-    def __init__(self, folder: Path, keep: int, report: Callable[[str], None]):
-        self._folder, self._keep, self._report = folder, keep, report
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        report: Callable[[str], None],
+        saved: Callable[[Path], None] = lambda path: None,
+    ):
+        self._folder, self._keep, self._report, self._saved = folder, keep, report, saved
         self._thread = ThreadPoolExecutor(1, "checkpoint", _step_back)
         self._under_way: Optional[Future] = None
         self._failure: Optional[str] = None
@@ -44,7 +51,7 @@ class Saver:
         return self._under_way is not None and not self._under_way.done()
 
     def look(self) -> None:
-        """Tell of a save that has ended meanwhile, if it failed; waits for nothing."""
+        """Tell of a save that has ended meanwhile; waits for nothing."""
         if not self.under_way:
             self.wait()
 
@@ -54,7 +61,7 @@ class Saver:
             ended, self._under_way = self._under_way, None
             self._failure = None
             try:
-                ended.result()
+                self._saved(ended.result())
             except checkpoint.SaveError as error:
                 self._failure = str(error)
                 self._report(f"warning: {error}; the older ones are as they were")

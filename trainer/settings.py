@@ -12,7 +12,7 @@ import math
 import re
 import typing
 from dataclasses import field
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 
 class ConfigError(ValueError):
@@ -79,6 +79,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
+    """Nested settings under their dotted names."""
+    found: Dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            found[prefix + key] = value
+    return found
 
 
 def show(value: Any) -> str:

@@ -11,7 +11,7 @@ from mxnet import autograd, gluon
 from . import batch_norm, dist
 from .config import Config
 from .loader import Batch
-from .optim import reduce_and_update
+from .optim import Mark, reduce_and_update, unmarked
 
 
 class StepResult(NamedTuple):
@@ -43,12 +43,17 @@ def train_step(
     batch: Batch,
     config: Config,
     want_norm: bool = False,
+    mark: Mark = unmarked,
 ) -> StepResult:
     """One step of every rank: forward, backward, average over ranks, update.
 
     The gradient is the sum over all samples of the global batch divided by their number, however
     they are spread: each rank weighs its samples by world_size / global_samples, and the trainer
     divides the sum over ranks by world_size.
+
+    Args:
+        mark: called with the name of each part when it is handed to the device: ``compute``
+            (forward and backward), ``allreduce``.
     """
     parts = config.optimizer.accumulate
     if parts > 1:
@@ -61,7 +66,8 @@ def train_step(
         start, stop = part * rows // parts, (part + 1) * rows // parts
         part_loss, part_correct = _forward_backward(net, batch, start, stop, config)
         loss_sum, correct = loss_sum + part_loss, correct + part_correct
-    norm = reduce_and_update(trainer, config.optimizer.clip_norm, want_norm)
+    mark("compute")
+    norm = reduce_and_update(trainer, config.optimizer.clip_norm, want_norm, mark)
     return StepResult(loss_sum, correct, norm)
 
 

@@ -54,6 +54,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for expected in ("2000 training and 500 test images", "epoch 2:", "(500 images)", "done:"):
         assert expected in done.out
     assert f"tensorboard --logdir {output}" in done.out
+    assert str(output / "default" / "checkpoints" / "step-00000032") in done.out
     assert "configs/fashion_mnist.yaml" in done.out
     assert "[1]<stdout>" not in done.out + done.err, "rank 1 is quiet"
     yield output / "default"

@@ -127,5 +127,6 @@ def test_rank_0_alone_writes(board: TensorBoard, tmp_path: Path) -> None:
         "manifest.json",
         "model.params",
         "optimizer.params",
+        "result.json",
         "state.json",
     ]

@@ -156,6 +156,7 @@ def test_evaluation_counts_each_sample_once() -> None:
     # Every rank over the whole set: sums over ranks are then world_size times one process's.
     whole = evaluate(net, run(0, 1), 4)
     np.testing.assert_array_equal(spread.confusion * dist.world_size(), whole.confusion)
+    np.testing.assert_array_equal(spread.score_counts * dist.world_size(), whole.score_counts)
     np.testing.assert_allclose(spread.loss, whole.loss, rtol=1e-6)
 
 

@@ -32,5 +32,6 @@ def test_readme_is_short() -> None:
 
 def test_help_names_every_command() -> None:
     shown = CliRunner().invoke(main, ["--help"]).output
-    for name in ("train", "evaluate", "predict", "export", "calibrate", "summary", "config"):
+    names = ("train", "evaluate", "predict", "export", "calibrate", "summary", "config", "runs")
+    for name in (*names, "compare"):
         assert name in shown

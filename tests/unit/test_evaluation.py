@@ -62,7 +62,7 @@ def test_shares_of_ranks_add_up(net, monkeypatch, world_size):
     """What each rank hands to the collective sums up to what one rank has; some have nothing."""
     from trainer import dist
 
-    handed = {"evaluation.sums": 0, "evaluation.confusion": 0}
+    handed = {"evaluation.sums": 0, "evaluation.confusion": 0, "evaluation.scores": 0}
 
     def gather(values, name):
         handed[name] = handed[name] + values
@@ -74,6 +74,9 @@ def test_shares_of_ranks_add_up(net, monkeypatch, world_size):
     loss, confusion = reference(net)
     assert handed["evaluation.confusion"].tolist() == confusion.tolist()
     assert handed["evaluation.sums"].tolist() == pytest.approx([37 * loss, 37], rel=1e-5)
+    monkeypatch.undo()
+    alone = evaluate(net, loader(4), 5).score_counts
+    assert handed["evaluation.scores"].tolist() == alone.tolist() and alone.sum() == 37 * 5
 
 
 def test_moves_nothing_in_the_net(net):

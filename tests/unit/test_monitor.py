@@ -11,8 +11,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.config import Config, Model, Schedule
+from trainer.figures import confusion_figure, prediction_figure
 from trainer.metrics import Evaluation
-from trainer.monitor import Monitor, confusion_figure, prediction_figure
+from trainer.monitor import HISTOGRAM_VALUES, Monitor
+from trainer.precision_recall import THRESHOLDS
 
 NAMES = ["t-shirt", "trouser", "ankle boot"]
 
@@ -30,7 +32,9 @@ def points(folder: Path, tag: str) -> list:
 def test_scalars_come_back_at_their_steps(tmp_path):
     monitor = Monitor(tmp_path, 0, enabled=True)
     for step in (20, 40):
-        monitor.scalars("train", {"loss": step / 100, "lr": 0.5, "gradient_norm": None}, step)
+        monitor.scalars(
+            {"train/loss": step / 100, "train/lr": 0.5, "train/gradient_norm": None}, step
+        )
     monitor.close()
     assert points(tmp_path, "train/loss") == [(20, pytest.approx(0.2)), (40, pytest.approx(0.4))]
     assert sorted(read(tmp_path).Tags()["scalars"]) == ["train/loss", "train/lr"]
@@ -38,7 +42,7 @@ def test_scalars_come_back_at_their_steps(tmp_path):
 
 def test_flush_puts_everything_into_the_files(tmp_path):
     monitor = Monitor(tmp_path, 0, enabled=True)
-    monitor.scalars("train", {"loss": 1.0}, 1)
+    monitor.scalars({"train/loss": 1.0}, 1)
     monitor.flush()
     assert points(tmp_path, "train/loss") == [(1, 1.0)]
     monitor.close()
@@ -51,7 +55,7 @@ def test_points_are_in_the_files_when_they_are_flushed_not_when_a_thread_finds_t
         "from pathlib import Path\n"
         "from trainer.monitor import Monitor\n"
         "monitor = Monitor(Path(sys.argv[1]), 0, enabled=True)\n"
-        "for step in range(1, 31): monitor.scalars('train', {'loss': 1.0}, step)\n"
+        "for step in range(1, 31): monitor.scalars({'train/loss': 1.0}, step)\n"
         "monitor.flush()\n"
         "os.kill(os.getpid(), 9)\n"
     )
@@ -63,9 +67,9 @@ def run(folder: Path, first_step: int, last_step: int, value: float) -> None:
     monitor = Monitor(folder, first_step, enabled=True)
     monitor.start(Config(), "layers")
     for step in range(first_step + 1, last_step + 1):
-        monitor.scalars("train", {"loss": value}, step)
+        monitor.scalars({"train/loss": value}, step)
         if step % 3 == 0:
-            monitor.scalars("test", {"accuracy": value}, step)
+            monitor.scalars({"test/accuracy": value}, step)
     monitor.close()
 
 
@@ -85,9 +89,10 @@ def test_other_ranks_write_nothing(tmp_path):
     folder = tmp_path / "events"
     monitor = Monitor(folder, 0, enabled=False)
     monitor.start(Config(), "layers")
-    monitor.scalars("train", {"loss": 1.0}, 1)
+    monitor.scalars({"train/loss": 1.0}, 1)
     monitor.evaluation(evaluation(), NAMES, 1)
     monitor.predictions(*grid(), NAMES, 1)
+    monitor.histograms("weights", {"a": np.ones(3)}, 1)
     monitor.hyper_parameters(Config(), {"accuracy": 1.0})
     monitor.flush()
     monitor.close()
@@ -176,4 +181,64 @@ def test_hyper_parameters_come_with_the_final_figures(tmp_path):
     assert [value for _, value in points(folder, "final/accuracy")] == [pytest.approx(0.9)]
     content = read(folder).summary_metadata["_hparams_/session_start_info"].plugin_data.content
     for part in (b"optimizer.lr", b"schedule.milestones", b"train.epochs", b"model.arguments.stem"):
+        assert part in content
+
+
+def test_each_class_has_its_accuracy_and_its_curve(tmp_path):
+    counts = np.zeros((2, 3, THRESHOLDS), np.int64)
+    counts[1, 0, [0, 126]] = 1, 3  # of four t-shirts three were certain
+    counts[0, 0, 126] = 1  # and so was something else
+    monitor = Monitor(tmp_path, 0, enabled=True)
+    monitor.evaluation(evaluation()._replace(score_counts=counts), NAMES, 5)
+    monitor.close()
+    assert points(tmp_path, "class/t-shirt") == [(5, pytest.approx(5 / 6))]
+    assert points(tmp_path, "class/ankle_boot") == [(5, 0.0)]
+    (event,) = read(tmp_path).Tensors("test/t-shirt")
+    curve = np.array(event.tensor_proto.float_val).reshape(6, THRESHOLDS)
+    np.testing.assert_allclose(curve[:, 126], [3, 1, 0, 1, 0.75, 0.75])
+
+
+def test_many_classes_have_no_curves(tmp_path):
+    confusion = np.eye(30, dtype=np.int64)
+    counts = np.ones((2, 30, THRESHOLDS), np.int64)
+    monitor = Monitor(tmp_path, 0, enabled=True)
+    seen = Evaluation(1.0, 1.0, confusion, 30, counts)
+    monitor.evaluation(seen, [str(label) for label in range(30)], 5)
+    monitor.close()
+    assert sorted(read(tmp_path).Tags()["scalars"]) == ["test/accuracy", "test/loss"]
+    assert not read(tmp_path).Tags()["tensors"]
+
+
+def test_histograms_hold_the_values_of_large_arrays_thinned_and_of_none_that_is_not_finite(
+    tmp_path,
+):
+    random = np.random.RandomState(0)
+    large = random.normal(3, 1, (HISTOGRAM_VALUES, 5)).astype(np.float32)
+    monitor = Monitor(tmp_path, 0, enabled=True)
+    arrays = {
+        "large": large,
+        "zero": np.zeros(4),
+        "bad": np.array([np.nan, 1, 2]),
+        "none": [np.inf],
+    }
+    monitor.histograms("weights", {name: np.array(a) for name, a in arrays.items()}, 7)
+    monitor.close()
+    accumulator = read(tmp_path)
+    found = {
+        tag: accumulator.Histograms(tag)[0].histogram_value
+        for tag in accumulator.Tags()["histograms"]
+    }
+    assert sorted(found) == ["weights/bad", "weights/large", "weights/zero"]
+    assert (found["weights/bad"].num, found["weights/bad"].max) == (2, 2)
+    assert found["weights/large"].num == HISTOGRAM_VALUES
+    assert found["weights/large"].sum / HISTOGRAM_VALUES == pytest.approx(large.mean(), abs=0.02)
+
+
+def test_the_layout_names_tags_that_are_written(tmp_path):
+    monitor = Monitor(tmp_path, 0, enabled=True)
+    monitor.start(Config(), "layers")
+    monitor.close()
+    (event,) = read(tmp_path).Tensors("custom_scalars__config__")
+    content = event.tensor_proto.string_val[0]
+    for part in (b"ranks", b"train/loss", b"test/accuracy", b"speed/compute_ms_.*"):
         assert part in content

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 import io
+import json
 import os
 import pty
 import time
 
 import pytest
 
-from trainer.progress import ProgressDisplay
+from trainer import wording
+from trainer.progress import JsonDisplay, ProgressDisplay
 
 
 def lines(stream: io.StringIO) -> list:
@@ -100,3 +103,51 @@ def test_terminal_gets_a_live_bar_and_lines_that_stay(monkeypatch):
     assert "4/4" in text and "loss 0.1234" in text
     assert "a [red]line[/red] with brackets [0.5]" in text
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is back
+
+
+def test_json_is_one_object_a_line_and_strict():
+    stream = io.StringIO()
+    display = JsonDisplay(0, 40, stream)
+    display.step(1)
+    display.tell("step", {"step": 20, "loss": float("nan"), "accuracy": 0.5})
+    display.tell("checkpoint", {"step": 20, "path": "runs/a"})
+    display.close()
+    first, second = (json.loads(line, parse_constant=pytest.fail) for line in lines(stream))
+    assert (first["event"], first["step"], first["loss"]) == ("step", 20, None)
+    assert first["seconds_left"] >= 0 and datetime.datetime.fromisoformat(first["time"]).tzinfo
+    assert (second["event"], second["path"]) == ("checkpoint", "runs/a")
+
+
+def test_in_words_a_checkpoint_is_not_worth_a_line():
+    stream = io.StringIO()
+    ProgressDisplay(0, 40, stream).tell("checkpoint", {"step": 20, "path": "runs/a"})
+    assert stream.getvalue() == ""
+
+
+END = {
+    "state": "done",
+    "step": 40,
+    "last_step": 40,
+    "accuracy": 0.8,
+    "best_accuracy": 0.9,
+    "seconds": 125.4,
+    "images_per_second": 99.6,
+    "checkpoint": "runs/a/step-40",
+    "best_checkpoint": "runs/a/step-20",
+    "events": None,
+    "next": {"go on": "type this"},
+}
+
+
+def test_the_end_says_how_well_how_long_where_and_what_next():
+    assert wording.text("end", END).splitlines() == [
+        "done: test accuracy 0.8000 (best 0.9000), 2:05 minutes, 100 images/s",
+        "checkpoint: runs/a/step-20",
+        "go on:      type this",
+    ]
+
+
+def test_a_run_that_was_stopped_says_where():
+    nothing = dict.fromkeys(("accuracy", "best_accuracy", "images_per_second", "best_checkpoint"))
+    first, *_ = wording.text("end", {**END, **nothing, "state": "stopped", "step": 7}).splitlines()
+    assert first == "stopped at step 7 of 40, as asked; saved"

@@ -1,0 +1,52 @@
+"""Figures of an evaluation: the confusion matrix, and images with what they were taken for."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import numpy as np
+
+
+def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
+    """A Matplotlib figure of a confusion matrix, int (K, K), in percent of each true class."""
+    figure, axes = _figure(8, 8)
+    shares = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if len(names) <= 20:  # more numbers than that cannot be read
+        for row, column in np.ndindex(*shares.shape):
+            share = shares[row, column]
+            colour = "white" if share > 50 else "black"
+            axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=colour)
+    figure.tight_layout()
+    return figure
+
+
+def prediction_figure(
+    images: np.ndarray, labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]
+) -> Any:
+    """A Matplotlib figure of images in rows of eight, each under its true and predicted name."""
+    rows = -(-len(images) // 8)
+    figure, _ = _figure(12, 1.9 * rows, axes=False)
+    for place, (image, label, guess) in enumerate(zip(images, labels, predicted)):
+        axes = figure.add_subplot(rows, 8, place + 1)
+        axes.imshow(image, cmap="gray")
+        axes.axis("off")
+        right = label == guess
+        title = names[label] if right else f"{names[label]}\nnot {names[guess]}"
+        axes.set_title(title, fontsize=9, color="black" if right else "red")
+    figure.tight_layout()
+    return figure
+
+
+def _figure(width: float, height: float, axes: bool = True) -> Any:
+    # Without pyplot, which would ask for a screen. Imported late: it takes half a second.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=80)
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot() if axes else None

@@ -1,0 +1,59 @@
+"""A net's graph of operators, for TensorBoard's GRAPHS tab."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, List
+
+import mxnet as mx
+from mxnet import gluon
+
+
+def graph_def(net: gluon.HybridBlock) -> Any:
+    """TensorFlow's GraphDef, as tensorboardX has it, of a net that can be hybridized.
+
+    Blocks become scopes, which TensorBoard folds. The net is traced with symbols; nothing in it
+    changes.
+    """
+    from tensorboardX.proto.attr_value_pb2 import AttrValue
+    from tensorboardX.proto.graph_pb2 import GraphDef
+    from tensorboardX.proto.node_def_pb2 import NodeDef
+    from tensorboardX.proto.versions_pb2 import VersionDef
+
+    nodes = json.loads(net(mx.sym.var("data")).tojson())["nodes"]
+    prefixes = _prefixes(net)
+    names = [_scoped(node["name"], prefixes) for node in nodes]
+    graph = GraphDef(versions=VersionDef(producer=22))
+    for name, node in zip(names, nodes):
+        is_input = node["op"] == "null"
+        attributes = {
+            key: AttrValue(s=str(value).encode())
+            for key, value in (node.get("attrs") or {}).items()
+            if not key.startswith("__")
+        }
+        graph.node.append(
+            NodeDef(
+                name=name,
+                op="Parameter" if is_input and node["name"] != "data" else node["op"],
+                input=[names[source] for source, _, _ in node["inputs"]],
+                attr=attributes,
+            )
+        )
+    return graph
+
+
+def _prefixes(net: gluon.Block) -> List[str]:
+    """What the names within each block of ``net`` begin with, the outer before the inner."""
+    found = set()
+    net.apply(lambda block: found.add(block.prefix))
+    return sorted(found - {""}, key=len)
+
+
+def _scoped(name: str, prefixes: List[str]) -> str:
+    """``residual0_conv0_weight`` -> ``residual0/conv0/weight``."""
+    scopes, start = [], 0
+    for prefix in prefixes:
+        if name.startswith(prefix) and len(prefix) > start:
+            scopes.append(name[start : len(prefix)].rstrip("_"))
+            start = len(prefix)
+    return "/".join([*scopes, name[start:]])

@@ -1,0 +1,174 @@
+"""Past runs, by what they leave: listed, and compared.
+
+Rank 0 leaves ``result.json`` in a run's folder: at the start what it can know then, with the state
+``unfinished``, at the end the figures. A run that was killed has its checkpoints beside that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional
+
+import yaml
+from rich.table import Table
+
+from . import checkpoint, wording
+from .settings import flat
+
+RESULT = "result.json"
+
+
+class RunsError(ValueError):
+    """No run where one was looked for: where, what is there, the fix."""
+
+
+class Run(NamedTuple):
+    """What is known of a run; None where nothing is."""
+
+    name: str
+    started: Optional[str]  # ISO 8601, UTC
+    state: str  # done, stopped (as asked; it goes on when trained again) or unfinished
+    step: int  # steps made and saved
+    last_step: Optional[int]  # where it ends
+    epochs: Optional[int]  # that it is to make
+    ranks: Optional[int]
+    accuracy: Optional[float]  # of the last evaluation of the test set
+    loss: Optional[float]
+    best_accuracy: Optional[float]
+    images_per_second: Optional[float]
+    seconds: Optional[float]  # of the process that ended it
+
+
+def write_result(folder: Path, **figures: Any) -> None:
+    """Replace a run's ``result.json``, whole."""
+    partial = folder / f".{RESULT}.partial"
+    partial.write_text(json.dumps(figures, indent=1) + "\n")
+    os.replace(partial, folder / RESULT)
+
+
+def now() -> str:
+    """The time as ``result.json`` has it."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def read(folder: Path) -> Run:
+    """The run in ``folder``.
+
+    Raises:
+        RunsError: there is none, or its files cannot be read.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise RunsError(
+            f"{folder} is no run: it holds no config.yaml; see `python -m trainer runs FOLDER`"
+        )
+    figures: Dict[str, Any] = {"state": "unfinished"}
+    if (folder / RESULT).is_file():
+        figures.update(_json(folder / RESULT))
+    if figures["state"] == "unfinished":
+        figures.update(_saved(folder / "checkpoints"))
+    known = {name: figures.get(name) for name in Run._fields}
+    return Run(**{**known, "name": folder.name, "step": figures.get("step", 0)})
+
+
+def find(folder: Path) -> List[Run]:
+    """The runs below ``folder``, oldest first.
+
+    Raises:
+        RunsError: there is none.
+    """
+    if not folder.is_dir():
+        raise RunsError(f"there is no folder {folder}; runs lie in the folder that `output` says")
+    runs = [read(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
+    if not runs:
+        raise RunsError(f"{folder} holds no run; `python -m trainer train` makes one")
+    return sorted(runs, key=lambda run: run.started or "")
+
+
+def as_table(runs: List[Run]) -> Table:
+    """A row for each run."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("run", "started (UTC)", "state", "steps", "epochs", "ranks", "accuracy", "best"):
+        table.add_column(title, justify="left" if title in ("run", "state") else "right")
+    table.add_column("images/s", justify="right")
+    table.add_column("minutes", justify="right")
+    for run in runs:
+        table.add_row(
+            run.name,
+            _shown(run.started and run.started[:16].replace("T", " ")),
+            run.state,
+            f"{run.step}/{_shown(run.last_step)}",
+            _shown(run.epochs),
+            _shown(run.ranks),
+            _shown(run.accuracy, ".4f"),
+            _shown(run.best_accuracy, ".4f"),
+            _shown(run.images_per_second, ".0f"),
+            "" if run.seconds is None else wording.minutes(run.seconds),
+        )
+    return table
+
+
+class Comparison(NamedTuple):
+    """What differs between two runs: [of the first, of the second] by name."""
+
+    settings: Dict[str, List[Any]]  # dotted
+    results: Dict[str, List[Any]]  # of Run
+
+
+def compare(first: Path, second: Path) -> Comparison:
+    """What differs between the runs in two folders.
+
+    Raises:
+        RunsError: one of them is no run.
+    """
+    results = [read(folder)._asdict() for folder in (first, second)]
+    settings = [_settings(folder) for folder in (first, second)]
+    return Comparison(_different(*settings), _different(*results))
+
+
+def comparison_table(comparison: Comparison, first: Path, second: Path) -> Table:
+    """Settings, then results, a row for each that differs."""
+    table = Table("", str(first), str(second), box=None, pad_edge=False)
+    for name, values in {**comparison.settings, **comparison.results}.items():
+        table.add_row(name, *(_shown(v, ".4g" if isinstance(v, float) else "") for v in values))
+    return table
+
+
+def _different(first: Dict[str, Any], second: Dict[str, Any]) -> Dict[str, List[Any]]:
+    pairs = {name: [first.get(name), second.get(name)] for name in {**first, **second}}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _settings(folder: Path) -> Dict[str, Any]:
+    try:
+        return flat(yaml.safe_load((folder / "config.yaml").read_text()))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        raise RunsError(f"{folder / 'config.yaml'} cannot be read: {error}") from None
+
+
+def _json(path: Path) -> Dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunsError(f"{path} cannot be read: {error}") from None
+
+
+def _saved(checkpoints: Path) -> Dict[str, Any]:
+    """What an unfinished run's checkpoints tell."""
+    for path in reversed(checkpoint.listing(checkpoints)):
+        with contextlib.suppress(RunsError):  # a damaged one tells nothing
+            state = _json(path / checkpoint.STATE)
+            best = checkpoint.find_best(checkpoints)
+            return {
+                "step": state.get("step", 0),
+                "accuracy": state.get("accuracy"),
+                "best_accuracy": checkpoint.read_state(best)["accuracy"] if best else None,
+            }
+    return {}
+
+
+def _shown(value: Any, form: str = "") -> str:
+    return "" if value is None else format(value, form) if form else str(value)

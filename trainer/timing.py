@@ -1,0 +1,92 @@
+"""Where the time of a step goes on each rank, by timing one step out of many.
+
+Operators run behind the host's back, so a step can be taken apart only by waiting for the device
+between its parts. That is done on the first step after a reading, when all ranks have just met,
+and costs what that one step's communication would have been hidden behind.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Dict, List, Optional
+
+import mxnet as mx
+import numpy as np
+import psutil
+
+from . import dist
+from .batch_norm_op import RankSum
+from .optim import Mark, unmarked
+
+
+class StepTimer:
+    """The parts of one step: each ends where :meth:`mark` is called with its name."""
+
+    def __init__(self) -> None:
+        mx.nd.waitall()
+        self.seconds: Dict[str, float] = {}  # of each part, less those of batch norm's sums in it
+        self.sums = 0.0  # seconds in sums over ranks for synced batch norm: mostly waiting for them
+        self._since = time.perf_counter(), RankSum.seconds
+
+    def mark(self, part: str) -> None:
+        """The device has done ``part``."""
+        mx.nd.waitall()
+        before, self._since = self._since, (time.perf_counter(), RankSum.seconds)
+        elapsed, sums = (now - then for now, then in zip(self._since, before))
+        self.seconds[part] = elapsed - sums
+        self.sums += sums
+
+
+class Timing:
+    """The timed steps of a run.
+
+    Args:
+        every: the first of so many steps is timed; None times none, and reads nothing.
+        first_step: what is timed begins there.
+    """
+
+    def __init__(self, every: Optional[int], first_step: int):
+        self._every, self._first = every, first_step
+        self._timer: Optional[StepTimer] = None
+
+    def of(self, step: int) -> Mark:
+        """What marks the parts of the step that follows ``step`` steps."""
+        if self._every is None or step % self._every or step < self._first:
+            return unmarked
+        self._timer = StepTimer()
+        return self._timer.mark
+
+    def read(self) -> Dict[str, float]:
+        """What the ranks' last timed steps show, and their memory, by tag; collective.
+
+        ``compute_ms`` is forward and backward, without what synced batch norm waits in it for the
+        others. Who comes last to the allreduce waits for nobody, so the shortest allreduce is
+        nearest to what communication itself takes, and the rest of the longest is waiting.
+        """
+        if self._every is None:
+            return {}
+        ranks = dist.world_size()
+        table = np.zeros((ranks, 4))
+        table[dist.rank()] = self._own()
+        compute, sums, allreduce, memory = dist.allreduce_sum(table, "timing").T
+        figures = {"system/memory_megabytes_largest_rank": memory.max() / 1e6}
+        if np.isnan(compute).any():
+            return figures
+        figures["speed/compute_ms_slowest_rank"] = 1e3 * compute.max()
+        if ranks > 1:
+            figures["speed/compute_ms_fastest_rank"] = 1e3 * compute.min()
+            figures["speed/slowest_rank"] = compute.argmax()
+            figures["speed/spread_percent"] = 100 * (compute.max() / compute.min() - 1)
+            figures["speed/allreduce_ms"] = 1e3 * allreduce.min()
+            figures["speed/waiting_ms"] = 1e3 * np.ptp(allreduce)
+        if sums.any():
+            figures["speed/batch_norm_sums_ms"] = 1e3 * sums.min()
+        return figures
+
+    def _own(self) -> List[float]:
+        """Seconds of compute, of batch norm's sums, of the allreduce (NaN untimed); bytes held."""
+        timer, self._timer = self._timer, None
+        seconds = timer.seconds if timer else {}
+        sums = timer.sums if timer else np.nan
+        parts = [seconds.get("compute", np.nan), sums, seconds.get("allreduce", np.nan)]
+        return [*parts, psutil.Process().memory_info().rss]

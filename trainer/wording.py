@@ -1,0 +1,85 @@
+"""What a run tells, as people read it: a text for each event."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, Mapping, Optional
+
+Figures = Mapping[str, Any]
+
+
+def text(event: str, figures: Figures) -> str:
+    """The event in words; empty for one that people need not see."""
+    return _TEXTS[event](figures)
+
+
+def of_ranks(ranks: int) -> str:
+    """``1 rank``, ``2 ranks``."""
+    return f"{ranks} rank{'' if ranks == 1 else 's'}"
+
+
+def minutes(seconds: float) -> str:
+    """``6:05`` for 365 seconds; ``1:00:00`` would be ``60:00``."""
+    whole = round(seconds)
+    return f"{whole // 60}:{whole % 60:02}"
+
+
+def _begin(f: Figures) -> str:
+    share = f["global_batch_size"] / f["ranks"]
+    lines = [
+        f"{f['folder']}: {f['training_samples']} training and {f['test_samples']} test images, "
+        f"{f['epochs']} epochs of {f['steps_per_epoch']} steps",
+        f"{of_ranks(f['ranks'])} on {f['device']}, global batch {f['global_batch_size']}, "
+        f"{share:g} a rank, batch norm {f['batch_norm']}; MXNet {f['mxnet']}",
+    ]
+    if f["resumed_from"]:
+        lines.append(f"goes on from {f['resumed_from']}")
+    return "\n".join(lines)
+
+
+def _step(f: Figures) -> str:
+    figures = (
+        f"epoch {f['epoch']}/{f['epochs']}  loss {f['loss']:.4f}  accuracy {f['accuracy']:.4f}"
+    )
+    return figures + _speed("  ", f["images_per_second"])
+
+
+def _epoch(f: Figures) -> str:
+    return f"epoch {f['epoch']}: training loss {f['loss']:.4f}  accuracy {f['accuracy']:.4f}"
+
+
+def _evaluation(f: Figures) -> str:
+    return f"test loss {f['loss']:.4f}  accuracy {f['accuracy']:.4f}  ({f['samples']} images)"
+
+
+def _end(f: Figures) -> str:
+    if f["state"] == "stopped":
+        lines = [f"stopped at step {f['step']} of {f['last_step']}, as asked; saved"]
+    else:
+        best = f["best_accuracy"]
+        beside = "" if best is None else f" (best {best:.4f})"
+        lines = [
+            f"done: test accuracy {f['accuracy']:.4f}{beside}, {minutes(f['seconds'])} minutes"
+            + _speed(", ", f["images_per_second"])
+        ]
+    places = {"checkpoint": f["best_checkpoint"] or f["checkpoint"], "events": f["events"]}
+    return "\n".join(lines + _aligned({**places, **f["next"]}))
+
+
+def _speed(before: str, speed: Optional[float]) -> str:
+    return "" if speed is None else f"{before}{speed:.0f} images/s"
+
+
+def _aligned(rows: Mapping[str, Optional[str]]) -> List[str]:
+    width = max(map(len, rows)) + 1
+    return [f"{name + ':':{width}} {value}" for name, value in rows.items() if value]
+
+
+_TEXTS: Dict[str, Callable[[Figures], str]] = {
+    "begin": _begin,
+    "step": _step,
+    "epoch": _epoch,
+    "evaluation": _evaluation,
+    "checkpoint": lambda figures: "",
+    "warning": lambda figures: str(figures["message"]),
+    "end": _end,
+}
