@@ -49,8 +49,11 @@ HOROVOD_BUILD = {
 HOROVOD_CHECK = "import sys, horovod.mxnet as hvd; sys.exit(not hvd.gloo_built())"
 
 DATA_PACKAGE = "dataset-fashion-mnist"
-# For the integration tests: Slurm, hosts in network namespaces, the real data.
-TEST_PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge", "iproute2", DATA_PACKAGE)
+# For the integration tests: Slurm, hosts in network namespaces, TensorBoard's page, the real data.
+TEST_PACKAGES = (
+    *("slurmctld", "slurmd", "slurm-client", "munge", "iproute2"),
+    *("chromium", "chromium-driver", DATA_PACKAGE),
+)
 
 # What a log says -> what it means, and what to do.
 KNOWN_FAILURES = {

@@ -227,6 +227,11 @@ _FREE_TO_CHANGE = re.compile(
 )
 
 
+def decides_result(name: str) -> bool:
+    """Whether the setting of that dotted name has a say in what a run computes."""
+    return not _FREE_TO_CHANGE.fullmatch(name)
+
+
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> List[str]:
     """What would be computed differently, as ``setting: old -> new``, of two nested mappings."""
     found: List[str] = []
@@ -234,7 +239,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str
         old, new, name = before.get(key), after.get(key), f"{prefix}{key}"
         if isinstance(old, dict) and isinstance(new, dict) and not name.endswith("arguments"):
             found += differences(old, new, f"{name}.")
-        elif old != new and not _FREE_TO_CHANGE.fullmatch(name):
+        elif old != new and decides_result(name):
             found.append(f"{name}: {show(old)} -> {show(new)}")
     return found
 

@@ -14,7 +14,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence
 import numpy as np
 
 from . import precision_recall
-from .config import Config, as_yaml, to_dict
+from .config import Config, as_yaml, decides_result, to_dict
 from .figures import confusion_figure, prediction_figure
 from .metrics import Evaluation
 from .settings import flat
@@ -132,12 +132,18 @@ class Monitor:
             figure = prediction_figure(images, labels, predicted, names)
             self._writer.add_figure("test/predictions", figure, step)
 
-    def hyper_parameters(self, config: Config, metrics: Dict[str, float]) -> None:
-        """The settings with the final figures, for the HPARAMS tab."""
+    def hyper_parameters(
+        self, config: Config, ranks: int, metrics: Mapping[str, Optional[float]]
+    ) -> None:
+        """What decides the result, with the final figures, for the HPARAMS tab; None is left out.
+
+        It shows the first few settings in alphabetical order until others are ticked.
+        """
         if self._writer:
+            settings = {k: v for k, v in flat(to_dict(config)).items() if decides_result(k)}
             self._writer.add_hparams(
-                _as_parameters(flat(to_dict(config))),
-                {f"final/{name}": value for name, value in metrics.items()},
+                _as_parameters({**settings, "ranks": ranks}),
+                {f"final/{name}": value for name, value in metrics.items() if value is not None},
                 name="hparams",
             )
 

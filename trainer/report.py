@@ -184,7 +184,8 @@ class Report:
         if self._first_step < self._last_step:
             self._write_result(state, step, **figures)
             if seen is not None:
-                self._monitor.hyper_parameters(config, seen.scalars())
+                final = {**seen.scalars(), "images_per_second": speed}
+                self._monitor.hyper_parameters(config, dist.world_size(), final)
         self._tell(
             "end",
             state=state,

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from pathlib import Path
-from typing import Any, Iterator
 
-import pytest
+from trainer import fashion_mnist
 
-from .commands import SMALL, read_until, run, start, trainer
+from .board import TensorBoard
+from .commands import SMALL, run, trainer
 
 SCALARS = {
     "train/loss",
@@ -24,98 +15,81 @@ SCALARS = {
     "train/lr",
     "train/gradient_norm",
     "speed/images_per_second",
+    "speed/compute_ms_slowest_rank",
+    "system/processor_percent",
+    "system/load",
+    "system/memory_percent",
+    "system/memory_megabytes_largest_rank",
     "epoch/loss",
     "epoch/accuracy",
     "test/loss",
     "test/accuracy",
+    "class/ankle_boot",
+}
+OF_TWO_RANKS = {
+    "speed/compute_ms_fastest_rank",
+    "speed/slowest_rank",
+    "speed/spread_percent",
+    "speed/allreduce_ms",
+    "speed/waiting_ms",
+    "batch_norm/drift",
+    "batch_norm/drift_worst_layer",
 }
 
 
-class TensorBoard:
-    """A running TensorBoard."""
-
-    def __init__(self, address: str):
-        self._address = address
-
-    def get(self, path: str, **query: str) -> Any:
-        """What it answers, from JSON."""
-        url = f"{self._address}/data/{path}?{urllib.parse.urlencode(query)}"
-        with urllib.request.urlopen(url, timeout=20) as answer:
-            return json.loads(answer.read())
-
-    def scalars(self, tag: str) -> list:
-        """[wall time, step, value] of each point."""
-        return self.get("plugin/scalars/scalars", run="default/events", tag=tag)
-
-
-@pytest.fixture(scope="module")
-def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TensorBoard]:
-    """A run of two ranks, stopped in mid-epoch and gone on with, in TensorBoard."""
-    output = tmp_path_factory.mktemp("runs")
-    command = trainer("train", *SMALL, "train.epochs=3", f"output={output}")
-    process = start(command)
-    try:
-        read_until(process, "8/48")
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 85
-    done = run(command)
-    assert done.code == 0 and "goes on from" in done.out, done.err
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = ["--logdir", str(output), "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", *arguments, "--load_fast=false"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        board = TensorBoard(f"http://127.0.0.1:{port}")
-        _wait_for_points(board, server)
-        yield board
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-def _wait_for_points(board: TensorBoard, server: subprocess.Popen) -> None:
-    until = time.monotonic() + 90
-    while time.monotonic() < until:
-        assert server.poll() is None, "TensorBoard has ended"
-        try:
-            tags = board.get("plugin/scalars/tags").get("default/events", {})
-            if set(tags) >= SCALARS and board.scalars("test/loss")[-1][1] == 48:
-                return
-        except (urllib.error.URLError, ConnectionError):
-            pass
-        time.sleep(0.5)
-    raise AssertionError("TensorBoard shows no points after 90 s")
-
-
 def test_scalars_have_each_step_once_although_the_run_was_stopped(board: TensorBoard) -> None:
-    for tag in ("train/loss", "train/lr", "train/gradient_norm"):
-        steps = [step for _, step, _ in board.scalars(tag)]
-        assert steps == list(range(4, 49, 4)), tag
-    assert [step for _, step, _ in board.scalars("test/accuracy")] == [16, 32, 48]
+    name = "default/events"
+    for tag in ("train/loss", "train/lr", "train/gradient_norm", "system/load"):
+        assert [step for _, step, _ in board.scalars(name, tag)] == list(range(4, 49, 4)), tag
+    for tag in ("test/accuracy", "class/bag"):
+        assert [step for _, step, _ in board.scalars(name, tag)] == [16, 32, 48], tag
 
 
-def test_pictures_and_texts_are_there(board: TensorBoard) -> None:
+def test_scalars_are_grouped_and_ranks_compared_where_there_are_several(board: TensorBoard) -> None:
+    tags = board.get("plugin/scalars/tags")
+    classes = {f"class/{name.replace(' ', '_')}" for name in fashion_mnist.CLASS_NAMES}
+    assert set(tags["default/events"]) == SCALARS | classes
+    assert set(tags["two/events"]) == SCALARS | classes | OF_TWO_RANKS
+    assert all(value > 0 for _, _, value in board.scalars("two/events", "batch_norm/drift"))
+    slowest = board.scalars("two/events", "speed/slowest_rank")
+    assert slowest and {value for _, _, value in slowest} <= {0, 1}
+
+
+def test_pictures_texts_and_the_graph_are_there(board: TensorBoard) -> None:
     images = board.get("plugin/images/tags")["default/events"]
-    assert {"test/confusion", "test/predictions"} <= set(images)
+    assert set(images) == {"test/confusion", "test/predictions"}
     texts = board.get("plugin/text/tags")["default/events"]
     assert any("config" in text for text in texts) and any("model" in text for text in texts)
+    assert set(board.get("plugin/graphs/info")) >= {"default/events", "two/events"}
+
+
+def test_weights_and_gradients_are_spread_out_after_each_epoch(board: TensorBoard) -> None:
+    for name, steps in (("default/events", [16, 32, 48]), ("two/events", [16, 32])):
+        tags = board.get("plugin/histograms/tags")[name]
+        groups = {"weights", "gradients"}
+        assert {tag.split("/")[0] for tag in tags} == groups and len(tags) == 12
+        for group in groups:
+            (tag,) = [tag for tag in tags if tag.startswith(group) and "conv0_weight" in tag]
+            points = board.get("plugin/histograms/histograms", run=name, tag=tag)
+            assert [step for _, step, _ in points] == steps
+
+
+def test_each_class_has_its_precision_and_recall(board: TensorBoard) -> None:
+    tags = board.get("plugin/pr_curves/tags")["two/events"]
+    assert set(tags) == {f"test/{name}" for name in fashion_mnist.CLASS_NAMES}
+    answer = board.get("plugin/pr_curves/pr_curves", tag="test/bag", run="two/events")
+    (last,) = answer["two/events"][-1:]
+    assert last["true_positives"][0] == 50  # with the threshold 0, all of the sample's bags
+    assert last["false_positives"][0] == 450
 
 
 def test_the_final_figures_are_beside_the_settings(board: TensorBoard) -> None:
     runs = board.get("plugin/scalars/tags")
     found = [tags for tags in runs.values() if "final/accuracy" in tags]
-    assert len(found) == 1
+    assert len(found) == 2
 
 
-def test_rank_0_alone_writes(board: TensorBoard, tmp_path: Path) -> None:
+def test_rank_0_alone_writes(tmp_path: Path) -> None:
     settings = [*SMALL, "train.max_steps=4", f"output={tmp_path}"]
     done = run(trainer("train", *settings, ranks=3))
     assert done.code == 0, done.err

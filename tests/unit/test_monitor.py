@@ -93,7 +93,7 @@ def test_other_ranks_write_nothing(tmp_path):
     monitor.evaluation(evaluation(), NAMES, 1)
     monitor.predictions(*grid(), NAMES, 1)
     monitor.histograms("weights", {"a": np.ones(3)}, 1)
-    monitor.hyper_parameters(Config(), {"accuracy": 1.0})
+    monitor.hyper_parameters(Config(), 1, {"accuracy": 1.0})
     monitor.flush()
     monitor.close()
     assert not folder.exists()
@@ -175,13 +175,14 @@ def test_hyper_parameters_come_with_the_final_figures(tmp_path):
         schedule=Schedule("step", milestones=(1.0, 2.0)), model=Model(arguments={"stem": "small"})
     )
     monitor = Monitor(tmp_path, 0, enabled=True)
-    monitor.hyper_parameters(config, {"accuracy": 0.9, "loss": 0.1})
+    monitor.hyper_parameters(config, 2, {"accuracy": 0.9, "loss": 0.1, "speed": None})
     monitor.close()
     (folder,) = [path for path in tmp_path.iterdir() if path.is_dir()]
     assert [value for _, value in points(folder, "final/accuracy")] == [pytest.approx(0.9)]
     content = read(folder).summary_metadata["_hparams_/session_start_info"].plugin_data.content
     for part in (b"optimizer.lr", b"schedule.milestones", b"train.epochs", b"model.arguments.stem"):
         assert part in content
+    assert b"ranks" in content and b"output" not in content and b"monitor" not in content
 
 
 def test_each_class_has_its_accuracy_and_its_curve(tmp_path):

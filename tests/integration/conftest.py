@@ -1,0 +1,63 @@
+"""Runs that several modules look at: trained once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Iterator, NamedTuple
+
+import pytest
+
+from .board import TensorBoard, tensorboard
+from .commands import SMALL, Done, read_until, run, start, trainer
+
+
+class PastRuns(NamedTuple):
+    """Two runs in one folder."""
+
+    folder: Path  # with ``default``, of one rank, stopped in mid-epoch and gone on with
+    two: Done  # what ``two``, of two ranks with a batch norm of their own, said in JSON
+
+
+@pytest.fixture(scope="session")
+def past_runs(tmp_path_factory: pytest.TempPathFactory) -> PastRuns:
+    """They are only to be looked at."""
+    output = tmp_path_factory.mktemp("runs")
+    command = trainer("train", *SMALL, "train.epochs=3", f"output={output}")
+    process = start(command)
+    try:
+        read_until(process, "8/48")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 85
+    done = run(command)
+    assert done.code == 0 and "goes on from" in done.out, done.err
+    settings = ["train.epochs=2", "batch_norm=local", "name=two", f"output={output}"]
+    two = run(
+        [
+            *(sys.executable, "-m", "launch", "local", "-n", "2", "--quiet", "--"),
+            *trainer("train", *SMALL, *settings, "--log-format", "json"),
+        ]
+    )
+    assert two.code == 0, two.err
+    return PastRuns(output, two)
+
+
+@pytest.fixture(scope="session")
+def board(past_runs: PastRuns) -> Iterator[TensorBoard]:
+    """TensorBoard on both, when it has read them."""
+
+    def has_read_all(board: TensorBoard) -> bool:
+        ends = {"default/events": 48, "two/events": 32}
+        tags = board.get("plugin/scalars/tags")
+        hyper_parameters = [run for run in tags if run.endswith("hparams")]
+        return len(hyper_parameters) == 2 and all(
+            "test/loss" in tags.get(run, {}) and board.scalars(run, "test/loss")[-1][1] == end
+            for run, end in ends.items()
+        )
+
+    with tensorboard(past_runs.folder, has_read_all) as served:
+        yield served

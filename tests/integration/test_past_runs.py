@@ -1,0 +1,82 @@
+"""What a run of two ranks says in JSON, and the runs that `runs` and `compare` tell of."""
+
+from __future__ import annotations
+
+import json
+
+from trainer import checkpoint
+
+from .commands import SMALL, run, trainer
+from .conftest import PastRuns
+
+# As docs/monitoring.md has them.
+KEYS = {
+    "begin": "folder training_samples test_samples epochs steps_per_epoch first_step last_step "
+    "ranks device global_batch_size batch_norm mxnet resumed_from",
+    "step": "step epoch epochs loss accuracy lr images_per_second seconds_left",
+    "epoch": "step epoch loss accuracy",
+    "evaluation": "step samples loss accuracy",
+    "checkpoint": "step path",
+    "end": "state step last_step accuracy loss best_accuracy images_per_second seconds checkpoint "
+    "best_checkpoint events next",
+}
+
+
+def test_two_ranks_say_one_json_object_a_line(past_runs: PastRuns) -> None:
+    told = [json.loads(line) for line in past_runs.two.out.splitlines()]
+    for event in told:
+        assert list(event) == ["event", "time", *KEYS[event["event"]].split()]
+    assert [event["event"] for event in told] == [
+        "begin",
+        *2 * [*4 * ["step"], "epoch", "evaluation", "checkpoint"],
+        "end",
+    ]
+    assert [e["step"] for e in told if e["event"] == "step"] == list(range(4, 33, 4))
+    begin, end, scored = told[0], told[-1], [e for e in told if e["event"] == "evaluation"]
+    assert (begin["ranks"], begin["first_step"], begin["last_step"]) == (2, 0, 32)
+    assert (end["state"], end["accuracy"]) == ("done", scored[-1]["accuracy"])
+    assert end["best_accuracy"] == max(e["accuracy"] for e in scored)
+    saved = checkpoint.listing(past_runs.folder / "two" / "checkpoints")
+    assert end["checkpoint"] == str(saved[-1]) == told[-2]["path"]
+
+
+def test_runs_lists_them_with_their_figures(past_runs: PastRuns) -> None:
+    done = run(trainer("runs", str(past_runs.folder), "--json"))
+    default, two = json.loads(done.out)
+    assert (default["name"], default["state"], default["step"], default["ranks"]) == (
+        *("default", "done", 48),
+        1,
+    )
+    end = json.loads(past_runs.two.out.splitlines()[-1])
+    assert {name: two[name] for name in ("name", "state", "ranks", "accuracy", "loss")} == {
+        **{"name": "two", "state": "done", "ranks": 2},
+        **{name: end[name] for name in ("accuracy", "loss")},
+    }
+    shown = run(trainer("runs", str(past_runs.folder))).out.splitlines()
+    assert [line.split()[0] for line in shown] == ["run", "default", "two"]
+
+
+def test_compare_shows_in_what_they_differ(past_runs: PastRuns) -> None:
+    folders = [str(past_runs.folder / name) for name in ("default", "two")]
+    done = run(trainer("compare", *folders))
+    lines = [line.split() for line in done.out.splitlines()]
+    assert ["batch_norm", "sync", "local"] in lines and ["ranks", "1", "2"] in lines
+    assert ["train.epochs", "3", "2"] in lines and not any(line[0] == "seed" for line in lines)
+
+
+def test_what_is_no_run_is_told_in_one_line(past_runs: PastRuns) -> None:
+    for words, said in (
+        (["runs", "/nonexistent"], "there is no folder /nonexistent"),
+        (["compare", str(past_runs.folder / "two"), "/nonexistent"], "/nonexistent is no run"),
+    ):
+        done = run(trainer(*words))
+        assert done.code == 2 and len(done.err.splitlines()) == 1
+        assert done.err.startswith("error: ") and said in done.err
+
+
+def test_bad_input_is_told_in_json_too() -> None:
+    done = run(trainer("train", *SMALL, "optimizer.lr=-1", "--log-format", "json"))
+    (line,) = done.out.splitlines()
+    told = json.loads(line)
+    assert (told["event"], done.code) == ("error", 2)
+    assert done.err == f"error: {told['message']}\n"
