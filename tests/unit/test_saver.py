@@ -77,7 +77,8 @@ def held(monkeypatch):
 
 def test_each_checkpoint_is_of_its_step_and_training_of_no_save(tmp_path):
     quiet, saved = Run(), Run()
-    saver = Saver(tmp_path, 99, pytest.fail)
+    told = []
+    saver = Saver(tmp_path, 99, pytest.fail, told.append)
     expected = {}
     for step in range(12):
         quiet.step(step)
@@ -87,7 +88,7 @@ def test_each_checkpoint_is_of_its_step_and_training_of_no_save(tmp_path):
         saver.begin(saved.snapshot(step))
     assert saver.wait() is None
     paths = checkpoint.listing(tmp_path)
-    assert len(paths) == 12
+    assert [checkpoint.step_of(path) for path in paths] == list(range(12)) and told == paths
     for step, path in enumerate(paths):
         assert checkpoint.problem(path) is None
         assert_same(load(path, checkpoint.PARAMETERS), expected[step].parameters)
