@@ -270,7 +270,7 @@ class _Run:
         }
         self.saved_step = self.step
         statistics = replica.gather_statistics(self.net, self.config)
-        if statistics is not None:
+        if statistics is not None and self._due(self.epoch_steps):
             self.report.drift(self.step, replica.drift(self.net, statistics))
         self.report.flush()
         with replica.as_one_model(self.net, self.config):

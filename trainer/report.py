@@ -61,7 +61,8 @@ class Report:
         config = self._config
         if self._system:
             compiled = config.model.hybridize and isinstance(net, gluon.HybridBlock)
-            drawn = graph.graph_def(net) if compiled else None
+            # A run that goes on has been drawn.
+            drawn = graph.graph_def(net) if compiled and not self._first_step else None
             self._monitor.start(config, summary.as_markdown(layers), drawn)
         if self._first_step < self._last_step:
             self._write_result("unfinished", self._first_step)

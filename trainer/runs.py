@@ -159,12 +159,12 @@ def _json(path: Path) -> Dict[str, Any]:
 def _saved(checkpoints: Path) -> Dict[str, Any]:
     """What an unfinished run's checkpoints tell."""
     for path in reversed(checkpoint.listing(checkpoints)):
-        with contextlib.suppress(RunsError):  # a damaged one tells nothing
-            state = _json(path / checkpoint.STATE)
+        with contextlib.suppress(OSError, ValueError, RecursionError):  # damaged, it tells nothing
+            state = checkpoint.read_state(path)
             best = checkpoint.find_best(checkpoints)
             return {
-                "step": state.get("step", 0),
-                "accuracy": state.get("accuracy"),
+                "step": state["step"],
+                "accuracy": state["accuracy"],
                 "best_accuracy": checkpoint.read_state(best)["accuracy"] if best else None,
             }
     return {}

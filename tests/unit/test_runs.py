@@ -38,7 +38,8 @@ def make(folder: Path, config: Config, **figures: object) -> Path:
 def save(folder: Path, step: int, accuracy: object) -> None:
     path = folder / "checkpoints" / f"step-{step:08d}"
     path.mkdir(parents=True)
-    (path / "state.json").write_text(json.dumps({"step": step, "accuracy": accuracy}))
+    state = {"step": step, "accuracy": accuracy, "totals": [[0.0] * 3] * 2}
+    (path / "state.json").write_text(json.dumps({**state, "config": {}, "optimizer": {}}))
 
 
 def test_a_finished_run_is_what_its_result_says(tmp_path):

@@ -1,0 +1,129 @@
+"""What looking costs: steps with and without what TensorBoard is given between evaluations.
+
+    python -m launch local -n 2 --quiet -- python -m benchmarks.monitor
+
+The seed's ResNet at 1 x 28 x 28, on ranks of one machine, SGD with momentum. A block of steps ends
+with a reading, as the trainer's loop does. In every second block one step is timed in its parts,
+the ranks' times are gathered, and rank 0 reads the machine and writes its points; the others have
+loss and accuracy only. Blocks alternate, A B A B, so that whatever else the machine does falls on
+both. Beside it: how long rank 0 needs for histograms and pictures, once an epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from typing import Any, Dict, List
+
+import mxnet as mx
+import numpy as np
+
+from benchmarks import report
+from trainer import device, dist, replica
+from trainer.config import Config, from_dict
+from trainer.loader import Batch
+from trainer.metrics import Evaluation, TrainMetrics
+from trainer.model import resnet18
+from trainer.optim import make_trainer
+from trainer.precision_recall import THRESHOLDS
+from trainer.report import Report
+from trainer.step import train_step
+from trainer.timing import Timing
+
+
+class Work:
+    """A net in training, by blocks of steps."""
+
+    def __init__(self, config: Config, samples: int):
+        self.config, self.net, self.step = config, resnet18(), 0
+        replica.prepare(self.net, config, (1, 28, 28), mx.cpu())
+        self.trainer = make_trainer(self.net, config.optimizer)
+        self.metrics = TrainMetrics(mx.cpu())
+        random = np.random.RandomState(dist.rank())
+        self.batch = Batch(
+            mx.nd.array(random.normal(size=(samples, 1, 28, 28))),
+            mx.nd.array(random.randint(0, 10, samples)),
+            samples,
+            samples * dist.world_size(),
+        )
+
+    def block(self, timing: Timing, told: Any) -> float:
+        """Milliseconds a step, of ``monitor.every_steps`` steps and a reading after them."""
+        start = time.perf_counter()
+        for _ in range(self.config.monitor.every_steps):
+            mark = timing.of(self.step)
+            result = train_step(self.net, self.trainer, self.batch, self.config, mark=mark)
+            self.metrics.add(self.step, result, self.batch.samples)
+            self.step += 1
+        means = self.metrics.read()
+        times = timing.read()
+        if told:
+            told.training(self.step, means, 0.1, None, 1.0, times)
+        return 1000 * (time.perf_counter() - start) / self.config.monitor.every_steps
+
+
+def once_an_epoch(work: Work, told: Report) -> Dict[str, float]:
+    """Milliseconds for what is written once an epoch, with points that are made up."""
+    confusion, counts = np.ones((10, 10), np.int64), np.ones((2, 10, THRESHOLDS), np.int64)
+    images, labels = np.zeros((32, 28, 28), np.uint8), np.zeros(32, int)
+    told.predictions(1, images, labels, labels)  # loads Matplotlib
+    taken = {}
+    seen = Evaluation(1.0, 1.0, confusion, 100, counts)
+    for name, write in (
+        ("histograms", lambda: told.parameters(work.step, work.net, work.trainer)),
+        ("test figures", lambda: told.evaluation(work.step, seen)),
+        ("test images", lambda: told.predictions(work.step, images, labels, labels)),
+    ):
+        start = time.perf_counter()
+        write()
+        taken[name] = round(1000 * (time.perf_counter() - start), 1)
+    return taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=64, help="samples on each rank")
+    parser.add_argument("--blocks", type=int, default=10, help="of each kind")
+    parser.add_argument("--every", type=int, default=20, help="monitor.every_steps")
+    arguments = parser.parse_args()
+    before = report.machine()
+    dist.init()
+    with tempfile.TemporaryDirectory() as folder:
+        config = from_dict({"output": folder, "monitor": {"every_steps": arguments.every}})
+        config.folder.mkdir()
+        work = Work(config, arguments.batch)
+        told = Report(config, 10**6, 0, 10**9, 10)
+        kinds = {
+            "without": (Timing(None, 0), None),
+            "with": (Timing(arguments.every, 0), told),
+        }
+        taken: Dict[str, List[float]] = {kind: [] for kind in kinds}
+        for number in range(arguments.blocks + 1):
+            for kind, (timing, teller) in kinds.items():
+                milliseconds = work.block(timing, teller)
+                if number:  # the first of each warms up
+                    taken[kind].append(milliseconds)
+        epoch = once_an_epoch(work, told)
+        told.close()
+    ratios = [b / a for a, b in zip(taken["without"], taken["with"])]
+    figures = {
+        "ranks": dist.world_size(),
+        "samples on each rank": arguments.batch,
+        "steps between readings": arguments.every,
+        "milliseconds a step": {k: round(statistics.median(v), 1) for k, v in taken.items()},
+        "cost in percent, median of pairs": round(100 * (statistics.median(ratios) - 1), 2),
+        "cost in percent, each pair": [round(100 * (ratio - 1), 2) for ratio in ratios],
+        "milliseconds once an epoch": epoch,
+    }
+    if dist.is_root():
+        path = report.write("monitor", figures, before)
+        print(f"{figures['milliseconds a step']} ms a step; {path}")
+        print(f"cost: {figures['cost in percent, median of pairs']} % (median of pairs); {epoch}")
+    dist.shutdown()
+
+
+if __name__ == "__main__":
+    device.limit_threads()
+    main()
