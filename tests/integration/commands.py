@@ -78,7 +78,7 @@ def read_until(process: subprocess.Popen, text: str) -> str:
 
 
 def curves(folder: Path) -> Dict[str, List[Tuple[int, float]]]:
-    """(step, value) of every point of a run, by tag, as TensorBoard reads them; not the machine's."""
+    """(step, value) of every point of a run, by tag, by TensorBoard; not the machine's."""
     events = EventAccumulator(str(folder / "events"), size_guidance={"scalars": 0})
     events.Reload()
     tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(("speed/", "system/"))]
