@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 from trainer import checkpoint
 
-from .commands import SMALL, run, trainer
+from .commands import ROOT, SMALL, run, trainer
 from .conftest import PastRuns
 
 # As docs/monitoring.md has them.
@@ -38,6 +39,13 @@ def test_two_ranks_say_one_json_object_a_line(past_runs: PastRuns) -> None:
     assert end["best_accuracy"] == max(e["accuracy"] for e in scored)
     saved = checkpoint.listing(past_runs.folder / "two" / "checkpoints")
     assert end["checkpoint"] == str(saved[-1]) == told[-2]["path"]
+
+
+def test_the_documented_keys_are_these() -> None:
+    page = (ROOT / "docs" / "monitoring.md").read_text()
+    for event, keys in KEYS.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{event}` |")]
+        assert re.findall(r"`(\w+)`", row) == [event, *keys.split()]
 
 
 def test_runs_lists_them_with_their_figures(past_runs: PastRuns) -> None:
