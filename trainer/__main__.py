@@ -304,7 +304,7 @@ def _show(what: Any) -> None:
 
 
 def _saved(checkpoint: str, overrides: Tuple[str, ...]) -> Any:
-    device.limit_threads()
+    device.share_cores()
     from . import saved
 
     return saved.load(checkpoint, overrides)
@@ -317,7 +317,7 @@ def _split(config: Any, overrides: Tuple[str, ...]) -> Tuple[Any, Tuple[str, ...
 
 def _load(config: Any, overrides: Tuple[str, ...]) -> config_module.Config:
     settings = config_module.load(*_split(config, overrides))
-    device.limit_threads()
+    device.share_cores()
     return settings
 
 

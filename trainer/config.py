@@ -84,6 +84,11 @@ class Optimizer(Checked, section="optimizer."):
         "from run to run on three ranks or more",
         minimum=0,
     )
+    shared_memory: bool = setting(
+        True,
+        "add gradients up in memory that the ranks share, where all compute on the CPUs of one "
+        "node; else through Horovod, in the groups above",
+    )
 
 
 @dataclass(frozen=True)
@@ -223,7 +228,7 @@ def as_yaml(config: Config) -> str:
 # that run computes.
 _FREE_TO_CHANGE = re.compile(
     r"(output|name|device|evaluate\..*|checkpoint\..*|monitor\..*|data\.(folder|prefetch)"
-    r"|train\.(max_steps|watchdog_seconds)|optimizer\.fp16_allreduce|model\.hybridize)"
+    r"|train\.(max_steps|watchdog_seconds)|optimizer\.(fp16_allreduce|shared_memory)|model\.hybridize)"
 )
 
 

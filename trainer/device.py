@@ -3,19 +3,52 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Optional
+from pathlib import Path
+from typing import Any, Optional, Set, Tuple
 
 from . import dist
 from .settings import ConfigError
 
 
-def limit_threads() -> None:
-    """Share the node's cores among its ranks, unless the user said otherwise.
+def share_cores() -> None:
+    """Divide the node's cores among its ranks, and keep this one to its own.
 
-    OpenMP reads its variable once, when MXNet is loaded: call this before importing it.
+    What the user has set stays: OMP_NUM_THREADS, and OMP_PROC_BIND (to anything), with which ranks
+    are not bound to cores. OpenMP reads its variables once, when MXNet is loaded, and threads are
+    bound as the one that starts them: call this before importing MXNet.
     """
-    cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // dist.launched_local_size())))
+    ranks, allowed = dist.launched_local_size(), os.sched_getaffinity(0)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(allowed) // ranks)))
+    threads = os.environ["OMP_NUM_THREADS"]
+    if ranks > 1 and threads.isdigit() and "OMP_PROC_BIND" not in os.environ:
+        own = own_cores(allowed, dist.launched_local_rank(), ranks, int(threads))
+        os.sched_setaffinity(0, own)
+
+
+def own_cores(allowed: Set[int], local_rank: int, ranks: int, threads: int) -> Set[int]:
+    """The logical CPUs, of those ``allowed`` to the process, that a rank keeps to.
+
+    All of them where they are fewer than the ranks' threads: the ranks then share, or whoever
+    started them (Slurm, mpirun) has given each its own already.
+    """
+    if ranks * threads > len(allowed):
+        return allowed
+    # The threads of a physical core side by side, so that no two ranks divide one.
+    ordered = sorted(allowed, key=lambda cpu: (*_physical_core(cpu), cpu))
+    share = len(ordered) // ranks
+    return set(ordered[local_rank * share : (local_rank + 1) * share])
+
+
+def _physical_core(cpu: int) -> Tuple[int, int]:
+    """(package, core) as Linux numbers them; unknown, as in some containers: (0, cpu)."""
+    topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+    try:
+        package, core = (
+            int((topology / name).read_text()) for name in ("physical_package_id", "core_id")
+        )
+    except (OSError, ValueError):
+        return 0, cpu
+    return package, core
 
 
 def choose(device: str, local_rank: int, gpus: Optional[int] = None) -> Any:

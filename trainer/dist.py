@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # What horovodrun, `python -m launch` and mpirun set for each process they start.
 _SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+_LOCAL_RANK_VARIABLES = ("HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 _LOCAL_SIZE_VARIABLES = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
 
@@ -42,6 +43,11 @@ def launched_rank() -> int:
 def launched_size() -> int:
     """How many ranks the launcher has started, known before :func:`init`; 1 without one."""
     return _from_environment(_SIZE_VARIABLES, 1)
+
+
+def launched_local_rank() -> int:
+    """This process among those of its node as the launcher says; 0 without one."""
+    return _from_environment(_LOCAL_RANK_VARIABLES, 0)
 
 
 def launched_local_size() -> int:
@@ -80,6 +86,10 @@ def init() -> None:
     # Gradients are reduced in fixed groups (see optim.py). Fusing a group with whatever else is
     # in flight would change the order of summation from run to run on three ranks and more.
     os.environ.setdefault("HOROVOD_DISABLE_GROUP_FUSION", "1")
+    if launched_local_size() == _from_environment(_SIZE_VARIABLES, 1) and not hvd.cuda_built():
+        # Ranks on the CPUs of one node exchange gradients without Horovod (shared_gradients.py).
+        # Its thread, which meets the others' each millisecond by default, takes the cores' time.
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", "10")
     hvd.init(process_sets="dynamic")
 
 
@@ -262,7 +272,11 @@ def broadcast_parameters(parameters: Iterable[mx.gluon.Parameter]) -> None:
 
 
 def gluon_trainer(
-    parameters: Any, optimizer: mx.optimizer.Optimizer, fp16: bool = False, groups: int = 1
+    parameters: Any,
+    optimizer: mx.optimizer.Optimizer,
+    fp16: bool = False,
+    groups: int = 1,
+    shared_memory: bool = True,
 ) -> mx.gluon.Trainer:
     """Gluon's trainer, with gradients averaged over ranks by Horovod where there are several.
 
@@ -272,6 +286,8 @@ def gluon_trainer(
         groups: gradients travel in that many fixed groups. The order of summation, and so every
             bit of the result, is then the same in every run; with 0 Horovod groups them by what
             happens to be ready, and three ranks or more differ in the last bits from run to run.
+        shared_memory: where all ranks compute on the CPUs of one node, add gradients up in memory
+            that they share instead (see shared_gradients.py).
     """
     hvd = _horovod()
     if hvd is None:
@@ -279,4 +295,12 @@ def gluon_trainer(
 
         return mx.gluon.Trainer(parameters, optimizer, kvstore=None)
     compression = hvd.Compression.fp16 if fp16 else hvd.Compression.none
-    return hvd.DistributedTrainer(parameters, optimizer, compression=compression, num_groups=groups)
+    trainer = hvd.DistributedTrainer(
+        parameters, optimizer, compression=compression, num_groups=groups
+    )
+    # A Horovod that averages in NCCL leaves no division by the number of ranks to the trainer.
+    if shared_memory and not fp16 and trainer._average_in_framework:
+        from .shared_gradients import SharedGradients
+
+        trainer._allreduce_grads = SharedGradients(trainer)
+    return trainer

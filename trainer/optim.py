@@ -82,7 +82,11 @@ def make_trainer(net: gluon.Block, settings: Optimizer) -> gluon.Trainer:
         if settings.accumulate > 1:
             parameter.grad_req = "add"
     return dist.gluon_trainer(
-        parameters, make_optimizer(settings), settings.fp16_allreduce, settings.groups
+        parameters,
+        make_optimizer(settings),
+        settings.fp16_allreduce,
+        settings.groups,
+        settings.shared_memory,
     )
 
 

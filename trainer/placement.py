@@ -1,4 +1,4 @@
-"""New float32 arrays on a device, written from the host."""
+"""Float32 arrays on a device, written from the host."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def on_device(ctx: mx.Context) -> Place:
     def in_memory(shape: Shape, fill: Fill) -> mx.nd.NDArray:
         array = mx.nd.empty(shape, ctx=ctx)
         # Nothing in MXNet's engine knows of the array yet, so nothing need be waited for.
-        fill(_memory_of(array))
+        fill(memory_of(array))
         return array
 
     def by_copy(shape: Shape, fill: Fill) -> mx.nd.NDArray:
@@ -36,7 +36,7 @@ def on_device(ctx: mx.Context) -> Place:
     return in_memory if ctx.device_type == "cpu" else by_copy
 
 
-def _memory_of(array: mx.nd.NDArray) -> np.ndarray:
+def memory_of(array: mx.nd.NDArray) -> np.ndarray:
     """A view, float32, of a CPU array's memory; it must not outlive ``array``."""
     address = ctypes.c_void_p()
     check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(address)))

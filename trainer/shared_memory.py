@@ -1,8 +1,8 @@
-"""Sums of small vectors over the ranks of one node, through memory they share.
+"""Sums of vectors over the ranks of one node, through memory they share.
 
 A collective of Horovod costs milliseconds however little it carries, and batch norm needs two for
 each layer and step. Processes of one node can write their vectors side by side instead: some
-microseconds, and a wait for the slowest.
+microseconds, and a wait for the slowest. Gradients pass through the same memory piece by piece.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ class SharedMemorySum:
     it again, a process must have seen all others enter the call in between.
 
     Only the caller's own calls are counted: every process must make them in the same order.
+
+    Attributes:
+        look: what a process that has waited long does, again and again: raises if it must not.
     """
 
     def __init__(self, path: str, capacity: int, index: int, size: int):
@@ -48,6 +51,7 @@ class SharedMemorySum:
         # Held until this process ends, however it ends.
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, index)
         self._calls = 0
+        self.look: Callable[[], None] = self._look_for_the_dead
         self._enter()
 
     def all_entered(self) -> bool:
@@ -70,6 +74,23 @@ class SharedMemorySum:
         self._wait()
         return slot.sum(axis=0)
 
+    def add_up(self, values: np.ndarray) -> None:
+        """Replace a float32 vector of any length by its sum over processes, a piece at a time.
+
+        Raises:
+            RuntimeError: a process has ended without calling.
+        """
+        piece = 2 * self._slots.shape[2]
+        for start in range(0, values.size, piece):
+            part = values[start : start + piece]
+            slot = self._slots[self._calls % 2].view(np.float32)[:, : part.size]
+            slot[self._index] = part
+            self._enter()
+            self._wait()
+            np.add(slot[0], slot[1], out=part)
+            for other in slot[2:]:
+                part += other
+
     def _wait(self) -> None:
         start = looked = time.monotonic()
         pause = 0.0
@@ -80,7 +101,7 @@ class SharedMemorySum:
                 pause = 0.0001
             if now - start > _PATIENCE and now - looked > _LOOK_EVERY:
                 looked = now
-                self._look_for_the_dead()
+                self.look()
 
     def _look_for_the_dead(self) -> None:
         for peer in np.flatnonzero(self._counters < self._calls):
@@ -108,7 +129,7 @@ def connect(
     """
     token = secrets.randbelow(2**53) if index == 0 else 0
     token = int(sum_over_ranks(np.array([token], np.float64))[0])
-    path = os.path.join(directory, f"batch_norm_{token:014x}")
+    path = os.path.join(directory, f"ranks_{token:014x}")
     shared = None
     # Other processors may show a peer the counter before the slot that it announces.
     if platform.machine() in ("x86_64", "AMD64"):

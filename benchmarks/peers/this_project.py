@@ -32,7 +32,7 @@ def main() -> None:
         },
         asked.settings,
     )
-    device.limit_threads()
+    device.share_cores()
     if asked.evaluate:
         evaluate(asked, settings)
     else:

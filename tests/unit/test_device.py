@@ -78,18 +78,65 @@ def test_cuda_build_without_a_driver_has_no_gpus(monkeypatch):
     assert device.choose("auto", 0) == mx.cpu()
 
 
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine of so many cores, for a rank that its launcher has told its place."""
+    bound = []
+
+    def of(cores, local_rank, ranks, **environment):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+        monkeypatch.setattr(os, "sched_setaffinity", lambda _, own: bound.append(own))
+        for name in ("OMP_NUM_THREADS", "OMP_PROC_BIND"):
+            monkeypatch.setenv(name, "")  # so that what the code sets is taken back
+            monkeypatch.delenv(name)
+        place = {"HOROVOD_LOCAL_RANK": str(local_rank), "HOROVOD_LOCAL_SIZE": str(ranks)}
+        for name, value in {**place, **environment}.items():
+            monkeypatch.setenv(name, value)
+        return bound
+
+    return of
+
+
 @pytest.mark.parametrize(
     "cores, ranks, threads", [(8, 1, "8"), (8, 2, "4"), (8, 3, "2"), (2, 5, "1")]
 )
-def test_cores_are_shared_among_the_ranks_of_the_node(monkeypatch, cores, ranks, threads):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setenv("HOROVOD_LOCAL_SIZE", str(ranks))
-    device.limit_threads()
+def test_cores_are_shared_among_the_ranks_of_the_node(machine, cores, ranks, threads):
+    machine(cores, 0, ranks)
+    device.share_cores()
     assert os.environ["OMP_NUM_THREADS"] == threads
 
 
-def test_number_of_threads_that_the_user_set_stays(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    device.limit_threads()
+def test_each_rank_keeps_to_cores_of_its_own(machine, monkeypatch):
+    monkeypatch.setattr(device, "_physical_core", lambda cpu: (0, cpu))
+    for local_rank in range(3):
+        bound = machine(8, local_rank, 3)
+        device.share_cores()
+    assert bound == [{0, 1}, {2, 3}, {4, 5}]
+
+
+def test_threads_of_a_physical_core_go_to_one_rank(machine, monkeypatch):
+    monkeypatch.setattr(device, "_physical_core", lambda cpu: (0, cpu % 4))
+    bound = machine(8, 0, 2)
+    device.share_cores()
+    assert bound == [{0, 4, 1, 5}]
+
+
+@pytest.mark.parametrize(
+    "environment", [{"OMP_PROC_BIND": "false"}, {"HOROVOD_LOCAL_SIZE": "1"}], ids=str
+)
+def test_a_rank_is_not_bound(machine, environment):
+    bound = machine(8, 0, 2, **environment)
+    device.share_cores()
+    assert bound == []
+
+
+def test_ranks_with_more_threads_than_cores_share_them():
+    assert device.own_cores({0, 1}, 1, ranks=4, threads=1) == {0, 1}
+    # As where Slurm has given each of four ranks four cores: these are this one's own.
+    assert device.own_cores({4, 5, 6, 7}, 1, ranks=4, threads=4) == {4, 5, 6, 7}
+
+
+def test_number_of_threads_that_the_user_set_stays(machine):
+    machine(8, 0, 2, OMP_NUM_THREADS="7")
+    device.share_cores()
     assert os.environ["OMP_NUM_THREADS"] == "7"

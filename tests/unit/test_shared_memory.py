@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any, List
 
@@ -16,8 +17,16 @@ from trainer import shared_memory
 from trainer.shared_memory import SharedMemorySum
 
 
+def opened_by_all(path: str, capacity: int, index: int, size: int) -> SharedMemorySum:
+    """As ``connect`` leaves it: a process that has not opened the file counts as dead."""
+    shared = SharedMemorySum(path, capacity, index, size)
+    while not shared.all_entered():
+        time.sleep(0.01)
+    return shared
+
+
 def add_up(path: str, index: int, size: int, calls: int, results: Any) -> None:
-    shared = SharedMemorySum(path, 5, index, size)
+    shared = opened_by_all(path, 5, index, size)
     sums = [shared(np.arange(1 + k % 5) * (index + 1.0) + k) for k in range(calls)]
     results.put([float(s.sum()) for s in sums])
 
@@ -36,6 +45,29 @@ def test_every_process_gets_every_sum(tmp_path: Path, size: int) -> None:
     weights = size * (size + 1) / 2
     expected = [sum(i * weights + k * size for i in range(1 + k % 5)) for k in range(calls)]
     assert got == [expected] * size
+
+
+def add_up_in_place(path: str, index: int, size: int, results: Any) -> None:
+    shared = opened_by_all(path, 5, index, size)  # pieces of ten float32 numbers
+    vectors = [np.arange(n, dtype=np.float32) * 10.0**index for n in (1, 10, 25, 0, 3)]
+    for vector in vectors:
+        shared.add_up(vector)
+    results.put([vector.tolist() for vector in vectors])
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_long_vectors_are_added_up_in_place(tmp_path: Path, size: int) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    arguments = [(str(tmp_path / "sum"), index, size, results) for index in range(size)]
+    processes = [context.Process(target=add_up_in_place, args=a) for a in arguments]
+    for process in processes:
+        process.start()
+    got = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    factor = sum(10.0**index for index in range(size))
+    assert got == [[[i * factor for i in range(n)] for n in (1, 10, 25, 0, 3)]] * size
 
 
 def wait_for_ever(path: str, entered: Any) -> None:
