@@ -125,5 +125,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    device.limit_threads()
+    device.share_cores()
     main()
