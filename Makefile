@@ -2,6 +2,7 @@
 #
 #   make train    train on Fashion-MNIST: CONFIG, RANKS, and overrides in ARGS ("optimizer.lr=0.1")
 #   make test     every test; ARGS go to pytest ("-k sharding")
+#   make chaos    50 runs in which ranks die, disks fill and links break (TRIALS, SEED; as root)
 #   make lint     ruff and mypy
 #   make bench    speed beside other ways, with figures for the docs; TORCH=1 installs PyTorch for it
 #   make setup    set up alone; GPU=1 for machines with NVIDIA GPUs
@@ -12,10 +13,12 @@ PYTHON ?= python3
 RANKS ?= 2
 CONFIG ?= configs/quickstart.yaml
 ARGS ?=
+TRIALS ?= 52
+SEED ?= 0
 
 INSTALL = $(PYTHON) launch/install.py $(if $(GPU),--gpu)
 
-.PHONY: train test lint bench setup data clean python
+.PHONY: train test chaos lint bench setup data clean python
 
 train: python
 	@$(INSTALL) $(if $(findstring data.,$(ARGS)),,--data)
@@ -25,6 +28,10 @@ train: python
 test: python
 	@$(INSTALL) --dev --test-system
 	.venv/bin/python -m pytest $(ARGS)
+
+chaos: python
+	@$(INSTALL) --dev --test-system
+	.venv/bin/python -m benchmarks.chaos --trials $(TRIALS) --seed $(SEED)
 
 lint: python
 	@$(INSTALL) --dev

@@ -337,7 +337,7 @@ def run() -> None:
         from .loop import TrainingError
 
         if isinstance(error, TrainingError):
-            _leave(str(error), 1)
+            _leave(str(error), USER_ERROR)
         where = dist.where()
         if "Horovod has been shut down" in str(error):
             said = f"{where}: another rank has ended; what it says is the cause"

@@ -1,0 +1,38 @@
+"""Runs in which something goes wrong end complete and right, or with an error and can be resumed.
+
+A few of the trials that `make chaos` makes in full (tests/integration/chaos.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Dict
+
+import numpy as np
+import pytest
+
+from . import chaos, hosts
+
+NEEDS_ROOT = ("fill", "cut")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, np.ndarray]:
+    """The weights of a run that nothing disturbs."""
+    return chaos.straight(tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.mark.parametrize(
+    "kind", ["kill save", "stop step, kill step", "damage", "fill step", "short cut"]
+)
+def test_a_trial_holds(kind: str, tmp_path: Path, undisturbed: Dict[str, np.ndarray]) -> None:
+    if any(word in kind for word in NEEDS_ROOT) and hosts.why_not() is not None:
+        pytest.skip(str(hosts.why_not()))
+    chaos.run_trial(chaos.choose(1, chaos.KINDS.index(kind)), tmp_path, undisturbed)
+
+
+def test_trials_are_drawn_from_the_seed_and_cover_every_kind() -> None:
+    trials = [chaos.choose(0, number) for number in range(2 * len(chaos.KINDS))]
+    assert trials == [chaos.choose(0, number) for number in range(2 * len(chaos.KINDS))]
+    assert trials != [chaos.choose(1, number) for number in range(2 * len(chaos.KINDS))]
+    assert {trial.ranks for trial in trials} == {2, 3, 4}
