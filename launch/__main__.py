@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_local(actions)
+    _add_elastic_rank(actions)
     _add_slurm(actions)
     _add_slurm_rank(actions)
     _add_slurm_job(actions)
@@ -131,6 +132,22 @@ def _run_local(args: argparse.Namespace, command: List[str]) -> int:
         patience=args.start_timeout,
     )
     return run_local(command, elastic, args.quiet, args.kill_after, args.start_timeout)
+
+
+def _add_elastic_rank(actions: Any) -> None:
+    elastic_rank = actions.add_parser(
+        "elastic-rank",
+        help="under elastic horovodrun: be a rank, over the loss and coming of others",
+        usage="horovodrun --min-np N --host-discovery-script FILE [options] "
+        "python -m launch elastic-rank -- COMMAND",
+    )
+    elastic_rank.set_defaults(run=_run_elastic_rank, needs_command=True)
+
+
+def _run_elastic_rank(args: argparse.Namespace, command: List[str]) -> int:
+    from launch.elastic_rank import run_elastic_rank
+
+    return run_elastic_rank(command)
 
 
 def _add_slurm(actions: Any) -> None:

@@ -180,7 +180,7 @@ class Job:
             without_cause,
             [rank.rank for rank in self._unresponsive] if self._failed else [],
         )
-        return None if number is None else self.ranks[number]
+        return next((rank for rank in self.ranks if rank.rank == number), None)
 
     def _failure(self, rank: RankProcess) -> Failure:
         if rank in self._stopped_too_long:

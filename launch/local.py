@@ -86,8 +86,8 @@ def _run_once(
             )
             if devices is not None:
                 environment["CUDA_VISIBLE_DEVICES"] = devices
-            inherit = quiet and rank == 0
-            job.ranks.append(RankProcess(rank, command, environment, prepare, inherit, not quiet))
+            inherit, prefix = quiet and rank == 0, None if quiet else f"[{rank}] "
+            job.ranks.append(RankProcess(rank, command, environment, prepare, prefix, inherit))
         # Threads start only now: a fork of a process with threads may deadlock.
         rendezvous.serve_in_thread()
         return job.supervise()

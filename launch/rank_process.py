@@ -9,7 +9,7 @@ import sys
 import threading
 from collections import deque
 from contextlib import suppress
-from typing import IO, Any, Callable, Deque, Dict, List, Sequence
+from typing import IO, Any, Callable, Deque, Dict, List, Optional, Sequence
 
 import psutil
 
@@ -23,8 +23,9 @@ _terminal = threading.Lock()
 class RankProcess:
     """A rank that runs `command`, in a session of its own.
 
-    With `inherit` it has the launcher's terminal; otherwise its lines are kept, and shown with
-    the rank before each if `show`. `prepare` runs in the child before the command does.
+    With `inherit` it has the launcher's terminal; otherwise its last lines are kept, and all are
+    shown with `prefix` before each, unless that is None. `prepare` runs in the child before the
+    command does.
     """
 
     def __init__(
@@ -33,13 +34,14 @@ class RankProcess:
         command: Sequence[str],
         env: Dict[str, str],
         prepare: Callable[[], None],
-        inherit: bool,
-        show: bool,
+        prefix: Optional[str],
+        inherit: bool = False,
     ) -> None:
         pipe = None if inherit else subprocess.PIPE
         self.rank = rank
         self._tail: Deque[bytes] = deque(maxlen=TAIL_LINES)
-        self._prefix = f"[{rank}] ".encode() if show else None
+        self._prefix = None if prefix is None else prefix.encode()
+        self._lost_a_peer = False
         self.process = subprocess.Popen(
             command,
             env=env,
@@ -72,7 +74,7 @@ class RankProcess:
         return [line.decode(errors="replace").rstrip("\n") for line in self._tail]
 
     def tells_no_cause(self) -> bool:
-        return tells_no_cause(self.process.returncode > 0, self.last_lines())
+        return self._lost_a_peer or tells_no_cause(self.process.returncode > 0, self.last_lines())
 
     def is_stopped(self) -> bool:
         """Whether a SIGSTOP holds it, so that it can neither go on nor listen."""
@@ -89,6 +91,8 @@ class RankProcess:
     def _drain(self, source: IO[bytes], target: IO[bytes]) -> None:
         for line in source:
             self._tail.append(line)
+            # A traceback may follow that is longer than the tail.
+            self._lost_a_peer = self._lost_a_peer or tells_no_cause(False, [line.decode("latin-1")])
             if self._prefix is None:
                 continue
             # A reader that went away (`| head`) or a full disk must not stop the ranks.

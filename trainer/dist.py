@@ -14,6 +14,7 @@ import contextlib
 import functools
 import itertools
 import os
+import sys
 from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -73,6 +74,16 @@ def _horovod() -> Any:
     import horovod.mxnet as hvd
 
     return hvd
+
+
+def outlive_peers() -> None:
+    """Under elastic horovodrun, become the child of a process that does (launch/elastic_rank.py).
+
+    Horovod's own elastic mode is not for MXNet. Elsewhere nothing happens.
+    """
+    if os.environ.get("HOROVOD_ELASTIC") == "1":
+        again = [sys.executable, "-m", "trainer", *sys.argv[1:]]
+        os.execv(sys.executable, [sys.executable, "-m", "launch", "elastic-rank", "--", *again])
 
 
 def init() -> None:

@@ -1,0 +1,106 @@
+"""A rank under elastic horovodrun: its command is started again when others were lost or join.
+
+    horovodrun --min-np 1 ... --host-discovery-script FILE python -m launch elastic-rank -- COMMAND
+
+horovodrun keeps the processes of the ranks that are left, tells rank 0 when hosts come and go, and
+expects all to meet anew. Horovod has no such mode for MXNet: what is left of a rank that lost a
+peer is mostly aborted within Gloo, and now and then hangs. This process is what horovodrun keeps;
+the rank is a child, and each meeting has a new one, which goes on by itself from what was saved.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import threading
+from typing import List, Sequence
+
+from horovod.runner.elastic.worker import WorkerNotificationManager
+
+from launch.elastic import EXIT_USAGE
+from launch.job import FORWARDED, Events, Job, Outcome
+from launch.process import die_with_parent, say
+from launch.rank_process import RankProcess
+from launch.ranks import EXIT_SAVED
+
+SAVE_SECONDS = 60.0
+"""Between SIGTERM, when the hosts have changed, and SIGKILL."""
+PLACE_SECONDS = 600.0
+"""For horovodrun to say which rank this is now; it waits until it has heard of all others."""
+_PLACE = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE")
+
+
+class _HostNews:
+    """Hears from horovodrun that hosts have come or gone."""
+
+    def __init__(self) -> None:
+        self._come = threading.Event()
+        manager = WorkerNotificationManager()
+        manager.register_listener(self)
+        manager.init()
+
+    def on_hosts_updated(self, timestamp: int, result: object) -> None:
+        self._come.set()
+
+    def changed(self) -> bool:
+        """Whether they have since this was last asked."""
+        changed = self._come.is_set()
+        self._come.clear()
+        return changed
+
+
+def run_elastic_rank(command: Sequence[str]) -> int:
+    """Runs `command` as a rank for as long as it has a place in the job; its last exit code."""
+    if os.environ.get("HOROVOD_ELASTIC") != "1":
+        raise ValueError(
+            "elastic-rank is for the ranks of `horovodrun --min-np N --host-discovery-script FILE`"
+        )
+    events = Events()
+    for signum in (signal.SIGINT, *FORWARDED):
+        signal.signal(signum, events.on_signal)
+    news = _HostNews()
+    environment = dict(os.environ)
+    del environment["HOROVOD_ELASTIC"]  # to the command this is a job like any other
+    while True:
+        rank = int(environment["HOROVOD_RANK"])
+        job = Job(events, SAVE_SECONDS, news.changed)
+        child = RankProcess(rank, command, environment, die_with_parent, prefix="")
+        job.ranks.append(child)
+        outcome = job.supervise()
+        job.kill()
+        if not _goes_on(outcome, child):
+            return outcome.exit_code
+        place = _new_place()
+        if place[0] == "-1":
+            return 0  # this host is no longer one of the job's
+        environment.update({f"HOROVOD_{name}": value for name, value in zip(_PLACE, place)})
+
+
+def _goes_on(outcome: Outcome, child: RankProcess) -> bool:
+    """Whether the child ended because of others, or to be run again; its own failures are final."""
+    if outcome.told_to_end or outcome.exit_code in (0, EXIT_USAGE):
+        return False
+    if outcome.outdated or outcome.exit_code == EXIT_SAVED or child.tells_no_cause():
+        return True
+    if outcome.failure:
+        say(f"rank {child.rank} {outcome.failure.cause}; horovodrun goes on without its host")
+    return False
+
+
+def _new_place() -> List[str]:
+    """What `_PLACE` names, from horovodrun's store, once it has heard of every rank of before."""
+    env = os.environ
+    address, port = env["HOROVOD_GLOO_RENDEZVOUS_ADDR"], int(env["HOROVOD_GLOO_RENDEZVOUS_PORT"])
+    slot = f"{env['HOROVOD_HOSTNAME']}:{env['HOROVOD_LOCAL_RANK']}"
+    connection = http.client.HTTPConnection(address, port, timeout=PLACE_SECONDS)
+    try:
+        connection.request("GET", f"/rank_and_size/{slot}")
+        answer = connection.getresponse()
+        if answer.status != http.client.OK:
+            raise OSError(f"{answer.status} {answer.reason}")
+        return answer.read().decode().split(",")
+    except (OSError, http.client.HTTPException) as error:
+        raise ValueError(f"horovodrun does not say how {slot} goes on: {error!r}") from error
+    finally:
+        connection.close()
