@@ -273,11 +273,11 @@ def _recovery(trial: Trial, folder: Path) -> Optional[float]:
     """
     if "fill" in trial.kind:
         return None
-    struck = sorted([*folder.glob("struck-*"), *folder.glob("outside")])[-1]
-    when, step = struck.read_text().split()
-    lines = [line.split() for line in (folder / "steps").read_text().splitlines()]
-    later = [line for line in lines if float(line[0]) > float(when) and int(line[1]) > int(step)]
-    if trial.kind != "short cut":
-        before = {process for done, _, process in lines if float(done) <= float(when)}
-        later = [line for line in later if line[2] not in before]
-    return float(later[0][0]) - float(when) if later else None
+    struck = sorted([*folder.glob("struck-*"), *folder.glob("outside")])
+    when, step = struck[-1].read_text().split()
+    for line in (folder / "steps").read_text().splitlines():
+        done, number, before = line.split()
+        fresh = int(before) == len(struck) or trial.kind == "short cut"
+        if fresh and float(done) > float(when) and int(number) > int(step):
+            return float(done) - float(when)
+    return None

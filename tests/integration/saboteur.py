@@ -1,7 +1,8 @@
 """The trainer with faults in it: `python -m tests.integration.saboteur FOLDER ARGUMENTS...`.
 
 FOLDER/faults.json lists them. They strike one after the other, each once, the next one only in
-ranks that were started after the one before. Rank 0 writes the time of every step to FOLDER/steps.
+ranks that were started after the one before. Rank 0 writes the time and number of every step, and
+how many faults had struck when it was started, to FOLDER/steps.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Saboteur:
         self._step = 0
         faults = [Fault(**fault) for fault in json.loads((folder / "faults.json").read_text())]
         self._number = len(list(folder.glob("struck-*")))
+        self._struck = self._number + (folder / "outside").exists()
         self._fault: Optional[Fault] = None
         if self._number < len(faults):
             fault = faults[self._number]
@@ -63,7 +65,7 @@ class Saboteur:
         """A step is done on all ranks."""
         if self._rank == 0:
             with open(self._folder / "steps", "a") as file:
-                file.write(f"{time.time()} {step} {os.getpid()}\n")
+                file.write(f"{time.time()} {step} {self._struck}\n")
 
     def _strike(self, fault: Fault) -> None:
         (self._folder / f"struck-{self._number}").write_text(f"{time.time()} {self._step}")

@@ -1,12 +1,14 @@
-"""`python -m launch local` goes on with other ranks after it has lost some, or found more."""
+"""`python -m launch local` and elastic horovodrun go on with other ranks after some were lost."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Dict
 
 import mxnet as mx
 import numpy as np
@@ -15,7 +17,7 @@ import pytest
 
 from trainer import checkpoint
 
-from .commands import SMALL, read_until, run, start, trainer
+from .commands import HOROVODRUN, SMALL, read_until, run, start, trainer
 
 STANDIN = Path(__file__).with_name("standin.py")
 LAUNCH = [sys.executable, "-m", "launch", "local", "--kill-after", "2"]
@@ -23,21 +25,36 @@ NET = "model.factory=tests.integration.nets:steady"
 TRAIN = trainer("train", *SMALL, NET, "train.epochs=3", "checkpoint.every_steps=3")
 
 
-def _weights(folder: Path) -> dict:
-    path = checkpoint.find_latest(folder / "checkpoints", print)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, np.ndarray]:
+    """The weights of a run on one rank that nothing disturbed."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    done = run([*TRAIN, f"output={output}"])
+    assert done.code == 0, done.err
+    return _weights(output)
+
+
+def _weights(output: Path) -> Dict[str, np.ndarray]:
+    path = checkpoint.find_latest(output / "default" / "checkpoints", print)
     assert path is not None and path.name == "step-00000048"
     return {name: a.asnumpy() for name, a in mx.nd.load(str(path / checkpoint.PARAMETERS)).items()}
 
 
+def _assert_same(found: Dict[str, np.ndarray], expected: Dict[str, np.ndarray]) -> None:
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
 def _rank(launcher: subprocess.Popen, rank: int) -> psutil.Process:
-    children = psutil.Process(launcher.pid).children()
-    return next(c for c in children if c.environ().get("HOROVOD_RANK") == str(rank))
+    """The process that is that rank: the last that carries its number."""
+    family = psutil.Process(launcher.pid).children(recursive=True)
+    return [c for c in family if c.environ().get("HOROVOD_RANK") == str(rank)][-1]
 
 
-def test_the_loss_of_rank_0_and_of_another_bends_nothing(tmp_path: Path) -> None:
-    """Three ranks, then two, then one: the weights of a run on one that nothing disturbed."""
-    done = run([*TRAIN, f"output={tmp_path}", "name=straight"])
-    assert done.code == 0, done.err
+def test_the_loss_of_rank_0_and_of_another_bends_nothing(
+    tmp_path: Path, undisturbed: Dict[str, np.ndarray]
+) -> None:
+    """Three ranks, then two, then one."""
     job = [*LAUNCH, "-n", "3", "--min-ranks", "1", "--", *TRAIN, f"output={tmp_path}"]
     process = start(["env", "STEP_SECONDS=0.1", *job])
     try:
@@ -52,9 +69,34 @@ def test_the_loss_of_rank_0_and_of_another_bends_nothing(tmp_path: Path) -> None
         process.kill()
     assert process.returncode == 0, said
     assert "goes on from" in said
-    expected = _weights(tmp_path / "straight")
-    for name, array in _weights(tmp_path / "default").items():
-        np.testing.assert_allclose(array, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
+    _assert_same(_weights(tmp_path), undisturbed)
+
+
+def test_elastic_horovodrun_takes_in_a_host_and_loses_rank_0(
+    tmp_path: Path, undisturbed: Dict[str, np.ndarray]
+) -> None:
+    """Horovod gives up a whole host with a rank: three names of this machine are three hosts."""
+    hosts, script = tmp_path / "hosts", tmp_path / "discover.sh"
+    hosts.write_text("localhost:1\n127.0.0.1:1\n")
+    script.write_text(f"#!/bin/sh\ncat {hosts}\n")
+    script.chmod(0o755)
+    elastic = ["-np", "2", "--min-np", "1", "--max-np", "3", "--network-interfaces", "lo"]
+    elastic += ["--host-discovery-script", str(script)]
+    job = [HOROVODRUN, *elastic, *TRAIN, f"output={tmp_path}", "train.watchdog_seconds=60"]
+    process = start(["env", "STEP_SECONDS=0.2", *job])
+    try:
+        read_until(process, "images/s")
+        hosts.write_text(hosts.read_text() + f"{socket.gethostname()}:1\n")
+        read_until(process, "3 ranks on")
+        read_until(process, "images/s")
+        _rank(process, 0).kill()
+        read_until(process, "rank 0 was killed by SIGKILL")
+        read_until(process, "2 ranks on")
+        said = process.communicate(timeout=120)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    _assert_same(_weights(tmp_path), undisturbed)
 
 
 def test_ranks_are_added_and_taken_where_all_have_saved(tmp_path: Path) -> None:
