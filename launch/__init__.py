@@ -1,8 +1,9 @@
 """What happens before a rank exists: start N copies of any command so that Horovod finds itself.
 
 `python -m launch --help` lists the ways: `local` (this machine), `slurm` (many machines),
-`slurm-rank` (inside a Slurm allocation) and `doctor` (can this machine train?). In a notebook or a
-script `launch.run(function, ranks=2)` does it for a Python function.
+`slurm-rank` (inside a Slurm allocation), `elastic-rank` (under elastic horovodrun) and `doctor`
+(can this machine train?). In a notebook or a script `launch.run(function, ranks=2)` does it for a
+Python function.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line: `python -m launch local | slurm | slurm-rank | doctor`.
+"""The command line: `python -m launch local | slurm | slurm-rank | elastic-rank | doctor`.
 
 Each action imports what it needs when it runs, so that `--help` and a login node without Horovod
 stay quick.

@@ -30,6 +30,13 @@ def test_readme_is_short() -> None:
         assert len(readme.read_text(encoding="utf-8").splitlines()) < 200
 
 
+def test_tests_that_the_documents_name_are_there() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for document in DOCUMENTS:
+        for name in re.findall(r"`(test_\w+)`", document.read_text()):
+            assert f"def {name}(" in tests, f"{document.name}: {name}"
+
+
 def test_help_names_every_command() -> None:
     shown = CliRunner().invoke(main, ["--help"]).output
     names = ("train", "evaluate", "predict", "export", "calibrate", "summary", "config", "runs")

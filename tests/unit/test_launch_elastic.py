@@ -1,7 +1,9 @@
 """How often, and on which slots, a job is started again."""
 
+import os
 import queue
 import signal
+import sys
 import time
 
 import pytest
@@ -10,6 +12,7 @@ from launch.__main__ import main
 from launch.discovery import Discovery
 from launch.elastic import Elastic, visible_devices
 from launch.job import Events, Failure, Outcome
+from launch.rank_process import RankProcess
 
 KILLED = Outcome(137, Failure(1, "was killed", []))
 
@@ -126,3 +129,22 @@ def test_wrong_use_is_one_line_before_anything_is_started(capsys, options, words
     assert main(["local", *options, "--", "false"]) == 2
     said = capsys.readouterr().err
     assert words in said and len(said.splitlines()) == 1
+
+
+def test_outside_of_elastic_horovodrun_elastic_rank_says_what_it_is_for(monkeypatch, capsys):
+    monkeypatch.delenv("HOROVOD_ELASTIC", raising=False)
+    assert main(["elastic-rank", "--", "false"]) == 2
+    assert "for the ranks of `horovodrun --min-np N" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "lost"), [("Connection closed by peer", True), ("terminated: bad record", False)]
+)
+def test_a_long_traceback_does_not_hide_that_a_peer_was_lost(line, lost):
+    script = f"import sys; print({line!r}); print('in a call\\n' * 50); sys.exit(1)"
+    events = queue.SimpleQueue()
+    rank = RankProcess(0, [sys.executable, "-c", script], dict(os.environ), lambda: None, None)
+    rank.watch(events)
+    assert events.get(timeout=60) is rank
+    assert line not in rank.last_lines()
+    assert rank.tells_no_cause() is lost
