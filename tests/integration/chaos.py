@@ -266,18 +266,16 @@ def _cut(trial: Trial, folder: Path, output: Path) -> Any:
 
 
 def _recovery(trial: Trial, folder: Path) -> Optional[float]:
-    """Seconds from the last fault until the step after the one that it struck was done.
+    """Seconds from the last fault until the step that it struck was done, by ranks started after.
 
-    Where the ranks were ended: by those started after it. None where no step was left to do, and
-    for a full disk, which stops no step.
+    None where no step was left to do, and for faults that end no rank.
     """
-    if "fill" in trial.kind:
+    if trial.kind in ("fill step", "short cut"):
         return None
     struck = sorted([*folder.glob("struck-*"), *folder.glob("outside")])
     when, step = struck[-1].read_text().split()
     for line in (folder / "steps").read_text().splitlines():
         done, number, before = line.split()
-        fresh = int(before) == len(struck) or trial.kind == "short cut"
-        if fresh and float(done) > float(when) and int(number) > int(step):
+        if int(before) == len(struck) and int(number) > int(step):
             return float(done) - float(when)
     return None

@@ -13,8 +13,6 @@ import pytest
 
 from . import chaos, hosts
 
-NEEDS_ROOT = ("fill", "cut")
-
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, np.ndarray]:
@@ -22,11 +20,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, np.ndarra
     return chaos.straight(tmp_path_factory.mktemp("undisturbed"))
 
 
-@pytest.mark.parametrize(
-    "kind", ["kill save", "stop step, kill step", "damage", "fill step", "short cut"]
-)
+@pytest.mark.parametrize("kind", ["kill save", "stop step, kill step", "damage", "short cut"])
 def test_a_trial_holds(kind: str, tmp_path: Path, undisturbed: Dict[str, np.ndarray]) -> None:
-    if any(word in kind for word in NEEDS_ROOT) and hosts.why_not() is not None:
+    if kind == "short cut" and hosts.why_not() is not None:
         pytest.skip(str(hosts.why_not()))
     chaos.run_trial(chaos.choose(1, chaos.KINDS.index(kind)), tmp_path, undisturbed)
 
