@@ -30,11 +30,12 @@ def test_readme_is_short() -> None:
         assert len(readme.read_text(encoding="utf-8").splitlines()) < 200
 
 
-def test_tests_that_the_documents_name_are_there() -> None:
+def test_each_test_that_proves_a_promise_is_there() -> None:
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    for document in DOCUMENTS:
-        for name in re.findall(r"`(test_\w+)`", document.read_text()):
-            assert f"def {name}(" in tests, f"{document.name}: {name}"
+    names = re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text())
+    assert len(names) > 15
+    for name in names:
+        assert f"def {name}(" in tests, name
 
 
 def test_help_names_every_command() -> None:
