@@ -103,6 +103,15 @@ class Hosts:
         self._processes[name].append(process)
         return process
 
+    def throttle(self, rate: str) -> None:
+        """Limits what each host sends, to e.g. ``1gbit``, with bursts of up to a megabyte."""
+        for name in self.names:
+            qdisc = ["qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", rate]
+            subprocess.run(
+                ["tc", "-n", self._namespace(name), *qdisc, "burst", "1mb", "latency", "100ms"],
+                check=True,
+            )
+
     def cut(self, name: str) -> None:
         """Pulls the host's cable."""
         ip("link", "set", name, "down", namespace=self._switch)

@@ -1,0 +1,176 @@
+"""A rank of ``benchmarks/scaling_validation.py``: what a step takes, and what the model asks for.
+
+Every rank measures the layers of the seed's ResNet-18 and a step without its allreduce while the
+others do the same, then the ways of summing, alternating. Rank 0 writes JSON to the file named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, List
+
+import mxnet as mx
+import numpy as np
+from mxnet import autograd, gluon
+from mxnet.gluon import nn
+
+from benchmarks import layer_times
+from trainer import batch_norm, dist
+from trainer.model import resnet18
+
+BATCH = 16
+ROUNDS = 3
+SMALL_SUMS = 50
+LARGE = 11_000_000  # numbers, about as many as the net has
+NORMS = 10
+WAYS: Dict[str, Dict[str, Any]] = {
+    "one group": {"groups": 1},
+    "as they come": {"groups": 0},
+    "fp16": {"groups": 1, "fp16": True},
+    "sync norm": {"groups": 1, "sync": True},
+}
+
+
+class Step:
+    """A training step over ranks, in parts."""
+
+    def __init__(self, groups: int, fp16: bool = False, sync: bool = False):
+        mx.random.seed(0)
+        self._net = net = resnet18()
+        net.initialize(mx.init.Xavier())
+        self._data = mx.nd.random.normal(shape=(BATCH, 1, 28, 28))
+        self._label = mx.nd.zeros(BATCH)
+        net(self._data)
+        if sync:
+            batch_norm.convert_sync_batch_norm(net)
+        net.hybridize(static_alloc=True)
+        self._loss = gluon.loss.SoftmaxCrossEntropyLoss()
+        sgd = mx.optimizer.create("sgd", learning_rate=0.001, momentum=0.9)
+        self._trainer = dist.gluon_trainer(net.collect_params(), sgd, fp16, groups)
+
+    def whole(self) -> None:
+        """All of it."""
+        self._record()
+        self._trainer.allreduce_grads()
+        self.update()
+
+    def alone(self) -> None:
+        """What a rank does on its own."""
+        self._record()
+        self.update()
+
+    def backward(self) -> None:
+        """Up to the gradients."""
+        self._record()
+        mx.nd.waitall()
+
+    def update(self) -> None:
+        """The optimizer."""
+        self._trainer.update(BATCH)
+        mx.nd.waitall()
+
+    def _record(self) -> None:
+        with autograd.record():
+            loss = self._loss(self._net(self._data), self._label)
+        loss.backward()
+
+
+def seconds(
+    work: Callable[[], Any], rounds: int, before: Callable[[], Any] = lambda: None
+) -> float:
+    """Median over rounds that all ranks begin together, after ``before``; the first is left out."""
+    taken: List[float] = []
+    for _ in range(rounds + 1):
+        before()
+        dist.barrier()
+        began = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[1:])
+
+
+def probe() -> Dict[str, float]:
+    """Seconds of single sums, and of what a synced norm takes longer in one direction."""
+    small = mx.nd.zeros(64)
+    large = mx.nd.zeros(LARGE)
+    half = large.astype("float16")
+
+    def small_sums() -> None:
+        for _ in range(SMALL_SUMS):
+            dist.allreduce_sum_(small, "small").asnumpy()
+
+    return {
+        "small_sum": seconds(small_sums, 1) / SMALL_SUMS,
+        "large_sum": seconds(lambda: dist.allreduce_sum_(large, "large").wait_to_read(), ROUNDS),
+        "half_sum": seconds(lambda: dist.allreduce_sum_(half, "half").wait_to_read(), ROUNDS),
+        "cast": seconds(lambda: large.astype("float16").astype("float32").wait_to_read(), ROUNDS),
+        "norm_sum": (norms(True) - norms(False)) / (2 * NORMS),
+    }
+
+
+def norms(synced: bool) -> float:
+    """Seconds of a chain of batch norm layers on next to no data, forward and backward."""
+    net = nn.HybridSequential()
+    for _ in range(NORMS):
+        net.add(nn.BatchNorm(in_channels=64))
+    net.initialize()
+    data = mx.nd.random.normal(shape=(4, 64, 2, 2))
+    data.attach_grad()
+    if synced:
+        batch_norm.convert_sync_batch_norm(net)
+    net.hybridize(static_alloc=True)
+
+    def run() -> None:
+        with autograd.record():
+            output = net(data)
+        output.backward()
+        mx.nd.waitall()
+
+    return seconds(run, ROUNDS)
+
+
+def main() -> None:
+    """Measure and tell."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--probe", action="store_true", help="measure single sums too")
+    asked = parser.parse_args()
+    dist.init()
+    steps = {way: Step(**settings) for way, settings in WAYS.items()}
+    data = mx.nd.random.normal(shape=(BATCH, 1, 28, 28))
+    layers_of_net = layer_times.prepared(resnet18(), data)
+    dist.barrier()
+    layers = layer_times.measure(layers_of_net, data, ROUNDS)
+    group = steps["one group"]
+    own = {
+        "layers": [dataclasses.asdict(layer) for layer in layers],
+        "compute": seconds(group.alone, ROUNDS),
+        "update": seconds(group.update, ROUNDS, before=group.backward),
+        **{way: seconds(step.whole, asked.rounds) for way, step in steps.items()},
+    }
+    if asked.probe:
+        own["probe"] = probe()
+    ranks = dist.gather_objects(own)
+    if dist.is_root():
+        asked.path.write_text(json.dumps(mean(ranks)))
+    dist.shutdown()
+
+
+def mean(values: List[Any]) -> Any:
+    """The mean of numbers, place by place in nested lists and mappings; the first of all else."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: mean([value[key] for value in values]) for key in first}
+    if isinstance(first, (list, tuple)):
+        return [mean(list(items)) for items in zip(*values)]
+    return float(np.mean(values)) if isinstance(first, float) else first
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The scaling model held against real steps of 2 to 4 ranks on slow links.
+
+    python -m benchmarks.scaling_validation [--rates none,10gbit,1gbit,100mbit] [--ranks 2,3,4]
+
+As root: each rank is a host of its own (a network namespace, tests/integration/hosts.py) whose
+sending ``tc tbf`` throttles. Measured are the whole steps, and what the model is fed with: layers
+and update with as many ranks at work, and, on two ranks without a throttle, a small and a large
+sum. The link's bandwidth is what ``tbf`` was told; nothing is fitted to the throttled steps.
+Figures of rates and ranks that are not asked for stay in results/scaling_validation.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, List
+
+from benchmarks import report
+from benchmarks.scaling_model import Cluster, Horovod, Layer, Link, compute, scaled, step
+from benchmarks.scaling_rank import LARGE, WAYS
+from tests.integration.hosts import Hosts, why_not
+
+RATES = {"none": None, "10gbit": 10e9, "1gbit": 1e9, "100mbit": 100e6}  # bits a second
+ROUNDS = {"none": 3, "10gbit": 3, "1gbit": 2, "100mbit": 1}
+SECONDS = 340
+NAME = "scaling_validation"
+
+
+def measure(ranks: int, rate: str, folder: Path) -> Dict[str, Any]:
+    """What rank 0 told."""
+    result = folder / f"{rate}-{ranks}.json"
+    with Hosts(ranks, folder) as hosts:
+        if RATES[rate]:
+            hosts.throttle(rate)
+        command = [sys.executable, "-m", "launch", "slurm-rank", "--", "python", "-m"]
+        command += ["benchmarks.scaling_rank", str(result), f"--rounds={ROUNDS[rate]}"]
+        command += ["--probe"] if rate == "none" else []
+        running = [
+            hosts.start(name, command, slurm_variables(number, ranks))
+            for number, name in enumerate(hosts.names)
+        ]
+        said = [process.communicate(timeout=SECONDS)[0] for process in running]
+    if not result.exists():
+        raise SystemExit(f"{rate}, {ranks} ranks failed:\n" + "\n".join(said))
+    return dict(json.loads(result.read_text()))
+
+
+def slurm_variables(number: int, ranks: int) -> Dict[str, str]:
+    """What Slurm would tell task ``number`` of as many nodes, and settings of the measurement."""
+    return {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": str(number),
+        "SLURM_STEP_NUM_TASKS": str(ranks),
+        "SLURM_STEP_TASKS_PER_NODE": f"1(x{ranks})",
+        "SLURM_STEP_NODELIST": f"h[1-{ranks}]",
+        "SLURM_CPUS_PER_TASK": "1",
+        "OMP_NUM_THREADS": "1",
+        # trainer/dist.py sets it for the sake of fixed groups; single gradients are not fused then.
+        "HOROVOD_DISABLE_GROUP_FUSION": "0",
+    }
+
+
+def predictions(found: Dict[str, Any], probe: Dict[str, float], rate: str, ranks: int) -> Any:
+    """Seconds of a step in each way.
+
+    Args:
+        found: what was measured with this rate and as many ranks: its layers and update go in.
+        probe: two ranks' without a throttle.
+
+    The software's part of a sum is work of the cores, which more ranks than cores have to share,
+    as they do in computing; it overlaps with the wire.
+    """
+    crowding = max(1.0, ranks / (os.cpu_count() or 1))
+    wire = 8 / RATES[rate] if RATES[rate] else 0.0
+    layers = [Layer(**layer) for layer in found["layers"]]
+    # Layers that ran one by one, as long together as they are within a step.
+    layers = scaled(layers, (found["compute"] - found["update"]) / compute(layers))
+    result = {}
+    for way, settings in WAYS.items():
+        fp16 = settings.get("fp16", False)
+        # Two ranks each send as many bytes as they have.
+        software = (probe["half_sum" if fp16 else "large_sum"] - probe["small_sum"]) / LARGE
+        link = Link(0.0, 1 / max(wire, crowding * software / (2 if fp16 else 4)))
+        horovod = Horovod(
+            groups=settings["groups"],
+            fp16=fp16,
+            request=probe["small_sum"] * crowding,
+            norm_request=probe["norm_sum"] * crowding,
+            cast=probe["cast"] / (4 * LARGE) * crowding,
+        )
+        sync = settings.get("sync", False)
+        result[way] = step(layers, Cluster(ranks, link), horovod, sync, found["update"]).step
+    return result
+
+
+def compare(runs: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """Seconds measured and predicted of each way, for each rate and number of ranks."""
+    probe = runs["none"]["2"]["probe"]
+    return [
+        {
+            "link": rate,
+            "ranks": int(ranks),
+            "measured": {way: found[way] for way in WAYS},
+            "predicted": predictions(found, probe, rate, int(ranks)),
+        }
+        for rate, by_ranks in sorted(runs.items(), key=lambda item: list(RATES).index(item[0]))
+        for ranks, found in sorted(by_ranks.items())
+    ]
+
+
+def cells(row: Dict[str, Any]) -> List[str]:
+    """A line of the table: measured -> predicted (error)."""
+    measured, predicted = row["measured"], row["predicted"]
+    return [
+        row["link"],
+        str(row["ranks"]),
+        *(
+            f"{measured[way]:.2f} -> {predicted[way]:.2f} "
+            f"({100 * (predicted[way] / measured[way] - 1):+.0f} %)"
+            for way in WAYS
+        ),
+    ]
+
+
+def main() -> None:
+    """Measure, print the table, write results/scaling_validation.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rates", default=",".join(RATES))
+    parser.add_argument("--ranks", default="2,3,4")
+    asked = parser.parse_args()
+    if why_not():
+        parser.error(str(why_not()))
+    before = report.machine()
+    path = report.RESULTS / f"{NAME}.json"
+    runs: Dict[str, Any] = json.loads(path.read_text())["figures"]["runs"] if path.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        for rate in asked.rates.split(",") if asked.rates else []:
+            for ranks in asked.ranks.split(","):
+                runs.setdefault(rate, {})[ranks] = measure(int(ranks), rate, Path(folder))
+                print(f"measured {rate}, {ranks} ranks", flush=True)
+    rows = compare(runs)
+    print(report.table(("link", "ranks", *WAYS), [cells(row) for row in rows]))
+    print(report.write(NAME, {"runs": runs, "comparison": rows}, before))
+
+
+if __name__ == "__main__":
+    main()
