@@ -6,11 +6,12 @@ The run's own parts in the run's own order, without its reports, evaluations and
 from __future__ import annotations
 
 import itertools
+import queue
+import threading
 import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Deque, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -121,28 +122,29 @@ class _Bench:
     def train(self, steps: int, warmup: int) -> Tuple[List[float], List[int]]:
         """Seconds and images of each step but the first, as a run makes them.
 
-        The host waits for the step before the last alone, so the device always has one to do.
+        A thread notes when each loss is there, so that the host need not wait for any.
         """
         batches = self._batches(warmup + steps)
         for batch in itertools.islice(batches, warmup):
             self._train_step(batch)
         mx.nd.waitall()
         dist.barrier()
-        pending: Deque[mx.nd.NDArray] = deque()
+        losses: queue.SimpleQueue[mx.nd.NDArray] = queue.SimpleQueue()
         ends: List[float] = []
         images: List[int] = []
 
-        def wait() -> None:
-            pending.popleft().wait_to_read()
-            ends.append(time.perf_counter())
+        def watch() -> None:
+            for _ in range(steps):
+                losses.get().wait_to_read()
+                ends.append(time.perf_counter())
 
+        watcher = threading.Thread(target=watch, name="step ends", daemon=True)
+        watcher.start()
         for batch in batches:
-            pending.append(self._train_step(batch))
+            losses.put(self._train_step(batch))
             images.append(batch.global_samples)
-            if len(pending) > 1:
-                wait()
-        wait()
         mx.nd.waitall()
+        watcher.join()
         return np.diff(ends).tolist(), images[1:]
 
     def train_synchronised(self, steps: int) -> Tuple[Dict[str, float], float]:
