@@ -85,6 +85,24 @@ def test_three_hosts_train(hosts, tmp_path):
     assert [out for _, out in results[1:]] == ["", ""]
 
 
+def test_batch_norm_over_the_ranks_of_each_of_two_hosts(hosts, tmp_path):
+    """Two ranks share statistics on the first host; the second's rank has its own, until merged."""
+    command = ["python", "-m", "trainer", "train", *SMALL, "batch_norm=group"]
+    command += ["train.max_steps=4", f"output={tmp_path}"]
+    two = {"SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_STEP_NODELIST": "h[1-2]"}
+    places = [(0, "0"), (0, "1"), (1, "0")]  # host, local rank
+    ranks = [
+        start(
+            *(hosts, host, command),
+            **{**two, "SLURM_PROCID": str(rank), "SLURM_LOCALID": local, "OMP_NUM_THREADS": "1"},
+        )
+        for rank, (host, local) in enumerate(places)
+    ]
+    results = ends(ranks, seconds=120)
+    assert [code for code, _ in results] == [0, 0, 0], results
+    assert "(500 images)" in results[0][1]
+
+
 def test_late_host_is_waited_for_and_each_offers_the_address_others_reach(hosts, tmp_path):
     """Later than Gloo's own time-out; 127.0.1.1, which the hosts' names mean, would not do."""
     show = ["sh", "-c", f"echo $HOROVOD_GLOO_IFACE; exec {' '.join(standin(tmp_path, 3))}"]
