@@ -67,7 +67,7 @@ def measure(config: Config, steps: int, warmup: int, traces: Optional[Path] = No
         dist.allow_timeline()
     with Watchdog(config.train.watchdog_seconds, dist.where()) as watchdog:
         watchdog.beat("the meeting of all ranks")
-        dist.init()
+        dist.init(fixed_groups=config.optimizer.groups > 0)
         bench = _Bench(config, watchdog)
         seconds, images = bench.train(steps, warmup)
         phases, synchronised = bench.train_synchronised(steps)

@@ -86,17 +86,21 @@ def outlive_peers() -> None:
         os.execv(sys.executable, [sys.executable, "-m", "launch", "elastic-rank", "--", *again])
 
 
-def init() -> None:
+def init(fixed_groups: bool = True) -> None:
     """Join the other ranks. Every rank calls it once, before anything else here; again is harmless.
 
     Process sets are made dynamic so that :func:`node_process_set` can be asked for later.
+
+    Args:
+        fixed_groups: gradients are reduced in groups of their own (see :func:`gluon_trainer`).
     """
     hvd = _horovod()
     if hvd is None or hvd.is_initialized():
         return
-    # Gradients are reduced in fixed groups (see optim.py). Fusing a group with whatever else is
-    # in flight would change the order of summation from run to run on three ranks and more.
-    os.environ.setdefault("HOROVOD_DISABLE_GROUP_FUSION", "1")
+    if fixed_groups:
+        # Fusing a group with whatever else is in flight would change the order of summation from
+        # run to run on three ranks and more. Without groups Horovod would then fuse nothing.
+        os.environ.setdefault("HOROVOD_DISABLE_GROUP_FUSION", "1")
     if launched_local_size() == _from_environment(_SIZE_VARIABLES, 1) and not hvd.cuda_built():
         # Ranks on the CPUs of one node exchange gradients without Horovod (shared_gradients.py).
         # Its thread, which meets the others' each millisecond by default, takes the cores' time.
@@ -292,7 +296,7 @@ def gluon_trainer(
     """Gluon's trainer, with gradients averaged over ranks by Horovod where there are several.
 
     Args:
-        parameters: a ``ParameterDict`` or a list of parameters, the same on every rank.
+        parameters: a ``ParameterDict``, the same on every rank.
         fp16: send gradients as float16. Pays only where the link is slower than the rounding.
         groups: gradients travel in that many fixed groups. The order of summation, and so every
             bit of the result, is then the same in every run; with 0 Horovod groups them by what

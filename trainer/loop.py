@@ -86,7 +86,7 @@ def fit(
     seconds = config.train.watchdog_seconds
     with Watchdog(seconds, dist.where()) as watchdog, StopRequest() as stop:
         watchdog.beat("the meeting of all ranks")
-        dist.init()
+        dist.init(fixed_groups=config.optimizer.groups > 0)
         run = _Run(net, config, train, test, watchdog)
         run.begin(resume, force)
         return run.go(stop)
