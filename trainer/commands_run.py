@@ -1,0 +1,158 @@
+"""The commands that make runs, and those that look at them: train, bench, runs, ..."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Optional, Tuple
+
+import click
+
+from . import config as config_module
+from . import console, dist
+from .command_line import alone, configured, load_config, overridden, show, split, writing
+
+
+@click.command()
+@configured
+@overridden
+@click.option("--resume", default="auto", help="auto, none, or the checkpoint to go on from.")
+@click.option("--force", is_flag=True, help="Resume although settings of the run have changed.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    help="Short for monitor.log_format=...: what rank 0 prints.",
+)
+def train(
+    config: str, overrides: Tuple[str, ...], resume: str, force: bool, log_format: Optional[str]
+) -> None:
+    """Train on every rank the launcher started, or on this process alone."""
+    try:
+        chosen = () if log_format is None else (f"monitor.log_format={log_format}",)
+        settings = load_config(config, (*overrides, *chosen))
+        log_format = settings.monitor.log_format
+        dist.outlive_peers()
+        from .loop import fit
+        from .preemption import EXIT_CODE
+
+        result = fit(config=settings, resume=resume, force=force)
+    except Exception as error:
+        if log_format == "json" and dist.launched_rank() == 0:
+            from .progress import json_line
+
+            console.print_line(json_line("error", {"message": str(error)}))
+        raise
+    dist.shutdown()
+    if result.stopped:
+        sys.exit(EXIT_CODE)
+
+
+@click.command()
+@configured
+@overridden
+@click.option("--steps", type=click.IntRange(min=2), default=30, show_default=True)
+@click.option("--warmup", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Write figures there.")
+@click.option(
+    "--timeline",
+    "--traces",  # horovodrun stumbles over --timeline, wherever it stands
+    type=click.Path(file_okay=False),
+    help="Folder for traces of a few steps in Chrome's format (under horovodrun: --traces).",
+)
+@click.option("--sweep", multiple=True, metavar="SETTING=V1,V2", help="Each value; repeatable.")
+@click.option("--ranks", metavar="N1,N2", help="Start that many ranks on this machine.")
+def bench(
+    config: str,
+    overrides: Tuple[str, ...],
+    steps: int,
+    warmup: int,
+    json_path: Optional[str],
+    timeline: Optional[str],
+    sweep: Tuple[str, ...],
+    ranks: Optional[str],
+) -> None:
+    """Measure the run that CONFIG describes: speed, where a step's time goes, memory.
+
+    On the ranks that the launcher started; or, with --ranks and --sweep, on ranks of its own, one
+    combination after another. It writes nothing but what is asked for.
+    """
+    several = bool(sweep or ranks)
+    if several:
+        alone("bench with --sweep or --ranks")
+        if timeline is not None:
+            raise click.UsageError("--timeline goes with one bench, not with --sweep or --ranks")
+    with writing():  # told now, not after the measurement
+        if json_path is not None and dist.launched_rank() == 0:
+            open(json_path, "a").close()
+        if timeline is not None:
+            os.makedirs(timeline, exist_ok=True)
+    found: Any
+    if several:
+        from . import bench_sweep, bench_table
+
+        path, overrides = split(config, overrides)
+        chosen = bench_sweep.combinations(sweep, ranks or "1")
+        options = (f"--steps={steps}", f"--warmup={warmup}")
+        found = bench_sweep.measure(path, overrides, chosen, options)
+        bench_table.show_sweep(list(zip(chosen, map(bench_table.from_dict, found))))
+    else:
+        settings = load_config(config, overrides)
+        from . import bench, bench_table
+
+        figures = bench.measure(settings, steps, warmup, Path(timeline) if timeline else None)
+        dist.shutdown()
+        found = bench_table.as_dict(settings, figures)
+        if dist.launched_rank() == 0:
+            bench_table.show(settings, figures)
+    if json_path is not None and dist.launched_rank() == 0:
+        Path(json_path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+@click.command()
+@configured
+@overridden
+def summary(config: str, overrides: Tuple[str, ...]) -> None:
+    """Show the net's layers, shapes, parameters and FLOPs (data.image_size=224: the seed's)."""
+    settings = load_config(config, overrides)
+    import mxnet as mx
+
+    from . import model
+    from . import summary as layers
+
+    net = model.build(settings.model)
+    net.initialize()
+    side = settings.data.image_size or 28
+    click.echo(layers.as_text(layers.summarize(net, mx.nd.zeros((1, 1, side, side)))))
+
+
+@click.command()
+@configured
+@overridden
+def config(config: str, overrides: Tuple[str, ...]) -> None:
+    """Check a config and show it with every default."""
+    click.echo(config_module.as_yaml(load_config(config, overrides)), nl=False)
+
+
+@click.command()
+@click.argument("folder", default="runs", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="A list of objects.")
+def runs(folder: Path, as_json: bool) -> None:
+    """List the runs in FOLDER (default: runs) with their figures."""
+    from . import runs as past
+
+    found = past.find(folder)
+    show([run._asdict() for run in found] if as_json else past.as_table(found))
+
+
+@click.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="An object of settings and results.")
+def compare(first: Path, second: Path, as_json: bool) -> None:
+    """Show in what the runs in two folders differ: settings, and what came of them."""
+    from . import runs as past
+
+    found = past.compare(first, second)
+    show(found._asdict() if as_json else past.comparison_table(found, first, second))

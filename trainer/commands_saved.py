@@ -1,0 +1,120 @@
+"""The commands that take a trained model from its checkpoint: evaluate, predict, export, ..."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Optional, Tuple
+
+import click
+
+from . import dist
+from .command_line import alone, load_saved, overridden, writing
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path())
+@overridden
+def evaluate(checkpoint: str, overrides: Tuple[str, ...]) -> None:
+    """Look at the whole test set with the model of CHECKPOINT (or a run's folder: its best)."""
+    saved = load_saved(checkpoint, overrides)
+    from .saved import evaluate_saved
+
+    seen = evaluate_saved(saved)
+    dist.shutdown()
+    if dist.launched_rank() == 0:
+        click.echo(f"{saved.path}: loss {seen.loss:.4f}  accuracy {seen.accuracy:.4f}")
+        for name, share in zip(saved.class_names, seen.class_accuracy):
+            click.echo(f"  {name:12} {share:.4f}")
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path())
+@overridden
+@click.option("--samples", type=click.IntRange(min=1), help="Of the training set; default: all.")
+@click.option("--out", type=click.Path(), help="Default: calibrated.params in the run's folder.")
+def calibrate(
+    checkpoint: str, overrides: Tuple[str, ...], samples: Optional[int], out: Optional[str]
+) -> None:
+    """Measure the running statistics of CHECKPOINT's model anew and write its parameters."""
+    saved = load_saved(checkpoint, overrides)
+    from .saved import calibrate_saved, evaluate_saved
+
+    before = evaluate_saved(saved)
+    calibrate_saved(saved, samples)
+    after = evaluate_saved(saved)
+    if dist.is_root():
+        path = out or str(saved.path.resolve().parents[1] / "calibrated.params")
+        saved.net.save_parameters(path)
+        click.echo(f"accuracy {before.accuracy:.4f} -> {after.accuracy:.4f}; wrote {path}")
+    dist.shutdown()
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path())
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT... [SETTING=VALUE]...")
+@click.option("--output", type=click.Path(dir_okay=False), help="Default: standard output.")
+@click.option("--format", "format_", type=click.Choice(["csv", "json"]), help="Default: --output's")
+@click.option("--picture", type=click.Path(dir_okay=False), help="PNG with the images and answers.")
+@click.option("--invert", is_flag=True, help="The images are dark objects on a light ground.")
+def predict(
+    checkpoint: str,
+    inputs: Tuple[str, ...],
+    output: Optional[str],
+    format_: Optional[str],
+    picture: Optional[str],
+    invert: bool,
+) -> None:
+    """Say what the model of CHECKPOINT takes images for.
+
+    INPUT is an image file, a folder of them, or an IDX file (gzipped or not).
+    """
+    alone("predict")
+    overrides = tuple(word for word in inputs if "=" in word and not Path(word).exists())
+    saved = load_saved(checkpoint, overrides)
+    from . import images, predict
+
+    paths = [word for word in inputs if word not in overrides]
+    found = images.read(paths, saved.image_size, invert)
+    if saved.config.data.dataset != "idx" and found.light_backgrounds:
+        click.echo(
+            f"note: {found.light_backgrounds} of {len(found.names)} images have a light "
+            f"background, the training images a dark one{'' if invert else ': --invert?'}",
+            err=True,
+        )
+    answers = predict.predict(saved, found)
+    as_json = format_ == "json" or (format_ is None and str(output).endswith(".json"))
+    text = predict.as_json(answers) if as_json else predict.as_csv(answers)
+    with writing():
+        if output is not None:
+            Path(output).write_text(text, encoding="utf-8")
+        if picture is not None:
+            predict.write_picture(answers, Path(picture))
+    if output is None:
+        click.echo(text, nl=False)
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path())
+@overridden
+@click.option("--output", type=click.Path(file_okay=False), required=True, help="The folder.")
+@click.option("--no-onnx", is_flag=True, help="MXNet's own files alone.")
+def export(checkpoint: str, overrides: Tuple[str, ...], output: str, no_onnx: bool) -> None:
+    """Write CHECKPOINT's model for MXNet and ONNX, check both, and describe it (model_card.md)."""
+    alone("export")
+    saved = load_saved(checkpoint, overrides)
+    from . import export, model_card
+    from .saved import evaluate_saved, test_set
+
+    export.check_possible(saved, onnx=not no_onnx)
+    test, seen = test_set(saved), evaluate_saved(saved)
+    folder = Path(output)
+    with writing():
+        files = export.export(saved, test, folder, onnx=not no_onnx)
+        command = f"python -m trainer {' '.join(map(shlex.quote, sys.argv[1:]))}"
+        card = model_card.as_markdown(saved, seen, command, files)
+        (folder / "model_card.md").write_text(card, encoding="utf-8")
+    for checked in files:
+        click.echo(str(checked))
+    click.echo(f"wrote {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
