@@ -13,6 +13,13 @@ from .board import TensorBoard, tensorboard
 from .commands import SMALL, Done, read_until, run, start, trainer
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts() -> None:
+    """Let the commands hear ctrl-C although pytest itself runs in a shell's background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class PastRuns(NamedTuple):
     """Two runs in one folder."""
 
