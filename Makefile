@@ -1,7 +1,7 @@
 # The project's commands. Each does the set-up that it needs, once (see launch/install.py).
 #
 #   make train    train on Fashion-MNIST: CONFIG, RANKS, and overrides in ARGS ("optimizer.lr=0.1")
-#   make test     every test; ARGS go to pytest ("-k sharding")
+#   make test     every test, two files at a time; ARGS go to pytest ("-k sharding", "-n 0")
 #   make chaos    50 runs in which ranks die, disks fill and links break (TRIALS, SEED; as root)
 #   make lint     ruff and mypy
 #   make bench    speed beside other ways, with figures for the docs; TORCH=1 installs PyTorch for it
@@ -27,7 +27,7 @@ train: python
 
 test: python
 	@$(INSTALL) --dev --test-system
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 chaos: python
 	@$(INSTALL) --dev --test-system

@@ -106,7 +106,7 @@ def test_a_full_disk_ends_no_run_and_costs_no_point_and_no_checkpoint(tmp_path: 
             out, _ = process.communicate(timeout=60)
         finally:
             process.kill()
-        assert process.returncode == 1
+        assert process.returncode == 2
         last = out.splitlines()[-1]
         assert last.startswith("error: the run made") and "the last good checkpoint is" in last
 
