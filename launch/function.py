@@ -37,9 +37,9 @@ def run(
 
     Each rank is a process of its own, where `horovod.init()` or `trainer.fit` find the others. It
     gets copies of the function, its arguments and the variables it mentions, and gives back a copy
-    of what it returns; a Gluon net that is not hybridized can be among them. What ranks print is
-    shown as it comes. An interrupt (ctrl-C, or Jupyter's stop button) ends all ranks, which
-    `trainer.fit` takes as a wish to save first.
+    of what it returns. A Gluon net can be among them, unless it was compiled and run in this
+    process. What ranks print is shown as it comes. An interrupt (ctrl-C, or Jupyter's stop button)
+    ends all ranks, which `trainer.fit` takes as a wish to save first.
 
     Raises:
         ValueError: something cannot be pickled, `ranks` is no positive number, or this process is

@@ -28,6 +28,7 @@ __all__ = [
     "calibrate",
     "convert_sync_batch_norm",
     "empty_batch",
+    "forget_graphs",
     "merge_running_statistics",
     "revert_sync_batch_norm",
 ]
@@ -136,7 +137,7 @@ def convert_sync_batch_norm(net: gluon.Block, process_set: Any = None) -> gluon.
             layer._plain_class = type(layer)
             layer.__class__ = SyncBatchNorm
         layer._rank_sum = RankSum(process_set)
-    _forget_graphs(net)
+    forget_graphs(net)
     return net
 
 
@@ -145,7 +146,7 @@ def revert_sync_batch_norm(net: gluon.Block) -> gluon.Block:
     for layer in _batch_norm_layers(net):
         if isinstance(layer, SyncBatchNorm):
             _revert(layer)
-    _forget_graphs(net)
+    forget_graphs(net)
     return net
 
 
@@ -182,8 +183,8 @@ def _batch_norm_layers(net: gluon.Block) -> List[Any]:
     return layers
 
 
-def _forget_graphs(net: gluon.Block) -> None:
-    """Have hybridized blocks trace their layers anew."""
+def forget_graphs(net: gluon.Block) -> None:
+    """Have hybridized blocks trace their layers anew at the next forward."""
     net.apply(
         lambda block: block._clear_cached_op() if isinstance(block, gluon.HybridBlock) else None
     )
@@ -246,7 +247,7 @@ def calibrate(net: gluon.Block, batches: Iterable[Tuple[mx.nd.NDArray, int]]) ->
                 _revert(layer)
             else:
                 layer._rank_sum = rank_sum
-        _forget_graphs(net)
+        forget_graphs(net)
     if any(s[-1] == 0 for s in sums):
         raise ValueError("calibration saw no sample on any rank; give it at least one batch")
     for layer, s in zip(layers, sums):

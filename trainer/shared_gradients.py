@@ -10,7 +10,7 @@ bits; for two ranks they are those that Horovod gives.
 from __future__ import annotations
 
 import threading
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import mxnet as mx
 import numpy as np
@@ -34,6 +34,10 @@ class SharedGradients:
         self._shared: Optional[shared_memory.SharedMemorySum] = None
         self._connected = False
         self._presence: Optional[Presence] = None
+
+    def __getstate__(self) -> Dict[str, Any]:
+        """A net that is sent elsewhere takes its trainer along, which has to meet others there."""
+        return {**vars(self), "_shared": None, "_connected": False, "_presence": None}
 
     def __call__(self) -> None:
         """Replace every gradient by its sum; waits for backward, and blocks until all ranks call.

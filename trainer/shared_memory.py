@@ -14,7 +14,7 @@ import os
 import platform
 import secrets
 import time
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -53,6 +53,10 @@ class SharedMemorySum:
         self._calls = 0
         self.look: Callable[[], None] = self._look_for_the_dead
         self._enter()
+
+    def __reduce__(self) -> Any:
+        """A copy in another process is None: the memory is these processes' alone."""
+        return type(None), ()
 
     def all_entered(self) -> bool:
         """Whether every process is in the present call; after construction: has opened the file."""

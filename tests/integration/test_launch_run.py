@@ -10,14 +10,22 @@ import textwrap
 import threading
 import time
 from pathlib import Path
-from typing import List
+from typing import Any, List
 
+import mxnet as mx
+import numpy as np
 import psutil
 import pytest
 
 import launch
 from launch.function import RankError
 from launch.ranks import cores_per_rank
+from trainer import fashion_mnist
+from trainer.config import Data
+from trainer.loader import Transform
+
+from . import nets
+from .commands import SMALL
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +51,22 @@ def test_results_come_by_rank_and_lines_name_theirs(
     assert {threads for _, _, threads in results} == {cores_per_rank(2)}
     said = capfd.readouterr().out
     assert "[0] I am 0\n" in said and "[1] I am 1\n" in said
+
+
+def test_a_net_comes_back_trained_with_synced_norm_and_compiled(tmp_path: Path) -> None:
+    def train(net: Any, settings: List[str]) -> Any:
+        from trainer import config, fit
+
+        result = fit(net, config.load(None, settings))
+        return net, result.evaluation.accuracy
+
+    settings = [*SMALL[1:], f"output={tmp_path}", "train.epochs=1", "train.max_steps=3"]
+    (net, accuracy), (_, other) = launch.run(train, (nets.small(), settings), ranks=2)
+    assert accuracy == other
+    images, labels = fashion_mnist.load("test", None, "fashion_mnist_sample")
+    prepared = Transform(images, Data(), seed=0, training=False)(np.arange(len(images)))
+    answers = net(mx.nd.array(prepared)).argmax(axis=1).asnumpy()
+    assert (answers == labels).mean() == pytest.approx(accuracy)
 
 
 def _fail_on(rank: int) -> None:

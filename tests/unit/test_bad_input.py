@@ -393,7 +393,7 @@ def test_folders_on_other_devices(run, disk, tmp_path):
 def test_strange_event_files_are_left_alone(tmp_path):
     (tmp_path / "events.out.tfevents.1.host").write_bytes(b"\xff" * 99)
     monitor = Monitor(tmp_path, 5, enabled=True)
-    monitor.scalars("train", {"loss": 1.0}, 6)
+    monitor.scalars({"train/loss": 1.0}, 6)
     monitor.close()
     assert (tmp_path / "events.out.tfevents.1.host").read_bytes() == b"\xff" * 99
     assert len(list(tmp_path.iterdir())) == 2

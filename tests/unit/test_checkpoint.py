@@ -73,9 +73,10 @@ class Run:
     def arrays(self) -> dict:
         """Every bit that the run consists of: parameters, running statistics, momenta."""
         mx.nd.waitall()
-        found = {
-            name: p.data().asnumpy() for name, p in self.net._collect_params_with_prefix().items()
-        }
+        parameters = self.net._collect_params_with_prefix()
+        found = {name: p.data().asnumpy() for name, p in parameters.items()}
+        # Not by the trainer's numbers: those depend on the layers that were made before.
+        names = {id(p): name for name, p in parameters.items()}
 
         def flat(prefix, state):
             if isinstance(state, (list, tuple)):
@@ -85,7 +86,7 @@ class Run:
                 found[prefix] = state.asnumpy()
 
         for index, state in self.trainer._updaters[0].states.items():
-            flat(str(index), state)
+            flat(f"state of {names[id(self.trainer._params[index])]}", state)
         return found
 
 
