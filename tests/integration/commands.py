@@ -83,3 +83,15 @@ def curves(folder: Path) -> Dict[str, List[Tuple[int, float]]]:
     events.Reload()
     tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(("speed/", "system/"))]
     return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}
+
+
+def run_and_signal(command: Sequence[str], text: str, number: int) -> Done:
+    """Run ``command`` until a line holds ``text``, send it a signal, and wait for its end."""
+    process = start(command)
+    try:
+        read_until(process, text)
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return Done(process.returncode, out, "")

@@ -10,7 +10,7 @@ from typing import Iterator, NamedTuple
 import pytest
 
 from .board import TensorBoard, tensorboard
-from .commands import SMALL, Done, read_until, run, start, trainer
+from .commands import SMALL, Done, run, run_and_signal, trainer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,14 +32,7 @@ def past_runs(tmp_path_factory: pytest.TempPathFactory) -> PastRuns:
     """They are only to be looked at."""
     output = tmp_path_factory.mktemp("runs")
     command = trainer("train", *SMALL, "train.epochs=3", f"output={output}")
-    process = start(command)
-    try:
-        read_until(process, "8/48")
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 85
+    assert run_and_signal(command, "8/48", signal.SIGTERM).code == 85
     done = run(command)
     assert done.code == 0 and "goes on from" in done.out, done.err
     settings = ["train.epochs=2", "batch_norm=local", "name=two", f"output={output}"]

@@ -17,7 +17,7 @@ import pytest
 from trainer import checkpoint
 
 from . import nets
-from .commands import SMALL, curves, read_until, run, start, trainer
+from .commands import SMALL, curves, read_until, run, run_and_signal, start, trainer
 
 
 def _weights(folder: Path) -> dict:
@@ -117,27 +117,17 @@ def test_a_run_is_the_same_on_1_2_and_4_ranks(tmp_path: Path) -> None:
 
 
 def test_alone_a_stopped_run_exits_85(tmp_path: Path) -> None:
-    process = start(trainer("train", *SMALL, "train.epochs=50", f"output={tmp_path}"))
-    try:
-        read_until(process, "images/s")
-        process.send_signal(signal.SIGUSR1)
-        out, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 85
-    assert "as asked; saved" in out
+    command = trainer("train", *SMALL, "train.epochs=50", f"output={tmp_path}")
+    done = run_and_signal(command, "images/s", signal.SIGUSR1)
+    assert done.code == 85
+    assert "as asked; saved" in done.out
 
 
 def test_interrupted_it_leaves_without_a_traceback(tmp_path: Path) -> None:
-    process = start(trainer("train", *SMALL, "train.epochs=50", f"output={tmp_path}"))
-    try:
-        read_until(process, "images/s")
-        process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "Traceback" not in out and "error: interrupted" in out
+    command = trainer("train", *SMALL, "train.epochs=50", f"output={tmp_path}")
+    done = run_and_signal(command, "images/s", signal.SIGINT)
+    assert done.code == 130
+    assert "Traceback" not in done.out and "error: interrupted" in done.out
 
 
 @pytest.mark.parametrize(
