@@ -7,7 +7,8 @@ done is kept with the digest of what it was done from (.venv/installed.json), an
 A failure ends in one line that says what is missing and the command that brings it; what pip and
 the compiler said is in .venv/install.log.
 
-Standard library only, as it runs with the system's python3, of whatever version from 3.7 on.
+Standard library only, as it runs with the system's python3, of whatever version from 3.7 on; and
+one file, as nothing of the project can be imported before it has run.
 """
 
 from __future__ import annotations
