@@ -63,9 +63,9 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> Path:
-    """A file that takes all the room that is left."""
+    """A file that takes all the room that is left, however much it has taken already."""
     filling = disk / "filling"
-    with open(filling, "wb", buffering=0) as file, contextlib.suppress(OSError):
+    with open(filling, "ab", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(1024))
     return filling
@@ -111,6 +111,8 @@ def test_a_full_disk_ends_no_run_and_costs_no_point_and_no_checkpoint(tmp_path: 
         assert last.startswith("error: the run made") and "the last good checkpoint is" in last
 
         # Without room from the start nothing is begun, and nothing is written over.
+        # (What the last run could not write it has taken away, so there is room again.)
+        fill(disk)
         before = (disk / "default" / "config.yaml").read_text()
         done = run(trainer("train", *settings, "checkpoint.keep=3"))
         assert done.code == 2 and "No space left on device" in done.err
