@@ -1,0 +1,22 @@
+"""The device of these tests: each runs on the CPU, and on a GPU where this MXNet can use one."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import mxnet as mx
+import pytest
+
+from trainer import device
+from trainer.settings import ConfigError
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def ctx(request: pytest.FixtureRequest) -> mx.Context:
+    """The context to compute on."""
+    try:
+        return device.choose(request.param, local_rank=0)
+    except ConfigError as error:
+        pytest.skip(str(error))

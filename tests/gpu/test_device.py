@@ -1,0 +1,152 @@
+"""What touches the device gives on a GPU what it gives on the CPU.
+
+The GPU's half is skipped where MXNet sees none, and has never been run; on a machine with one:
+
+    make setup GPU=1 && .venv/bin/pip install -r requirements-dev.txt
+    .venv/bin/python -m pytest tests/gpu
+
+The CPU's half shows that the tests themselves are sound; other tests hold the CPU to the formulas.
+"""
+
+from __future__ import annotations
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet.gluon import nn
+
+from trainer import Config, checkpoint, feed, fit
+from trainer.batch_norm import calibrate, convert_sync_batch_norm
+from trainer.batch_norm_op import RankSum
+from trainer.config import from_dict
+from trainer.optim import make_trainer
+from trainer.step import train_step
+
+TOLERANCE = 1e-3  # of the largest number: cuDNN and oneDNN sum in other orders
+rng = np.random.default_rng(0)
+IMAGES = rng.integers(0, 256, (24, 28, 28), np.uint8)
+LABELS = rng.integers(0, 10, 24)
+
+
+def configured(**settings: object) -> Config:
+    return from_dict({"train": {"global_batch_size": 8, "epochs": 1}, **settings})
+
+
+def convolutional() -> nn.HybridSequential:
+    """A small net without dropout, whose draws differ between devices."""
+    net = nn.HybridSequential()
+    for _ in range(2):
+        net.add(nn.Conv2D(8, kernel_size=3, use_bias=False), nn.BatchNorm(), nn.Activation("relu"))
+    net.add(nn.GlobalAvgPool2D(), nn.Dense(10))
+    return net
+
+
+def drawn(ctx: mx.Context) -> nn.HybridSequential:
+    """The net with the same weights on every device."""
+    net = convolutional()
+    net.initialize(ctx=ctx)
+    net(mx.nd.zeros((1, 1, 28, 28), ctx=ctx))
+    draw = np.random.default_rng(1)
+    for parameter in net.collect_params().values():
+        if parameter.grad_req != "null":
+            values = draw.normal(0.0, 0.2, parameter.shape) + parameter.name.endswith("gamma")
+            parameter.set_data(mx.nd.array(values, ctx=ctx))
+    return net
+
+
+def weights(net: mx.gluon.Block) -> dict:
+    return {k: p.data().asnumpy() for k, p in net._collect_params_with_prefix().items()}
+
+
+def assert_alike(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    allowed = TOLERANCE * max(np.abs(values).max() for values in expected.values())
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=allowed, err_msg=name)
+
+
+def test_batches_are_where_the_net_is(ctx):
+    config = configured(data={"pad_crop": 2, "flip": True})
+    found = list(feed.train_loader((IMAGES, LABELS), config, ctx).from_step(0, 3))
+    expected = list(feed.train_loader((IMAGES, LABELS), config, mx.cpu()).from_step(0, 3))
+    assert [batch.data.context for batch in found] == [ctx] * 3
+    for here, there in zip(found, expected):
+        np.testing.assert_array_equal(here.data.asnumpy(), there.data.asnumpy())
+        np.testing.assert_array_equal(here.label.asnumpy(), there.label.asnumpy())
+
+
+@pytest.mark.parametrize("settings", [{}, {"clip_norm": 0.5, "accumulate": 2}])
+def test_steps_make_the_weights_of_the_cpu(ctx, settings):
+    config = configured(optimizer={"lr": 0.01, **settings})
+
+    def trained(where: mx.Context) -> dict:
+        net = drawn(where)
+        net.hybridize(static_alloc=True)
+        trainer = make_trainer(net, config.optimizer)
+        for batch in feed.train_loader((IMAGES, LABELS), config, where).from_step(0, 2):
+            train_step(net, trainer, batch, config, want_norm=True)
+        mx.nd.waitall()
+        return weights(net)
+
+    assert_alike(trained(ctx), trained(mx.cpu()))
+
+
+@pytest.mark.parametrize("hybridize", [False, True])
+def test_synced_batch_norm_is_plain_batch_norm_on_one_rank(ctx, hybridize):
+    """As a rank that has peers would compute it: the operator is in use, the sum is its own."""
+
+    def gradients(synced: bool) -> dict:
+        net = drawn(ctx)
+        if synced:
+            convert_sync_batch_norm(net)
+            for layer in _batch_norms(net):
+                layer._rank_sum.collected = np.zeros(1)
+        if hybridize:
+            net.hybridize(static_alloc=True)
+        data = mx.nd.array(IMAGES[:, None] / 255.0, ctx=ctx)
+        with mx.autograd.record():
+            loss = net(data).square().sum()
+        loss.backward()
+        mx.nd.waitall()
+        moved = net._collect_params_with_prefix().items()
+        found = {k: p.grad().asnumpy() for k, p in moved if p.grad_req != "null"}
+        return found
+
+    assert_alike(gradients(synced=True), gradients(synced=False))
+
+
+def _batch_norms(net: mx.gluon.Block) -> list:
+    layers: list = []
+    net.apply(lambda b: layers.append(b) if isinstance(vars(b).get("_rank_sum"), RankSum) else None)
+    return layers
+
+
+def test_calibration_measures_what_the_cpu_does(ctx):
+    def calibrated(where: mx.Context) -> dict:
+        net = drawn(where)
+        calibrate(net, [(mx.nd.array(IMAGES[:, None] / 255.0, ctx=where), len(IMAGES))])
+        return weights(net)
+
+    assert_alike(calibrated(ctx), calibrated(mx.cpu()))
+
+
+def test_a_run_on_the_device_is_saved_and_goes_on(ctx, tmp_path):
+    """Its checkpoint of half the way, taken up again, ends where the straight run does."""
+
+    def run(name: str, **train: int) -> dict:
+        config = configured(
+            device=ctx.device_type,
+            output=str(tmp_path),
+            name=name,
+            optimizer={"lr": 0.01},
+            train={"global_batch_size": 8, "epochs": 2, **train},
+        )
+        net = convolutional()
+        result = fit(net, config, train=(IMAGES, LABELS), test=(IMAGES, LABELS))
+        assert all(p.list_ctx() == [ctx] for p in net.collect_params().values())
+        assert checkpoint.find_latest(result.folder / "checkpoints", pytest.fail) is not None
+        return weights(net)
+
+    straight = run("straight")
+    run("stopped", max_steps=4)
+    assert_alike(run("stopped"), straight)
