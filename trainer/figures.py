@@ -8,7 +8,10 @@ import numpy as np
 
 
 def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
-    """A Matplotlib figure of a confusion matrix, int (K, K), in percent of each true class."""
+    """A Matplotlib figure of a confusion matrix, int (K, K), in percent of each true class.
+
+    Cells below half a percent stay empty, so that what is confused stands out.
+    """
     figure, axes = _figure(8, 8)
     shares = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
@@ -16,8 +19,9 @@ def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
+    axes.set_title("percent of each true class")
     if len(names) <= 20:  # more numbers than that cannot be read
-        for row, column in np.ndindex(*shares.shape):
+        for row, column in np.argwhere(shares >= 0.5):
             share = shares[row, column]
             colour = "white" if share > 50 else "black"
             axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=colour)
@@ -28,16 +32,22 @@ def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
 def prediction_figure(
     images: np.ndarray, labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]
 ) -> Any:
-    """A Matplotlib figure of images in rows of eight, each under its true and predicted name."""
+    """A Matplotlib figure of images in rows of eight under their true names.
+
+    Wrong ones have a red frame, and the predicted name as well.
+    """
     rows = -(-len(images) // 8)
     figure, _ = _figure(12, 1.9 * rows, axes=False)
     for place, (image, label, guess) in enumerate(zip(images, labels, predicted)):
         axes = figure.add_subplot(rows, 8, place + 1)
         axes.imshow(image, cmap="gray")
-        axes.axis("off")
+        axes.set_xticks([])
+        axes.set_yticks([])
         right = label == guess
         title = names[label] if right else f"{names[label]}\nnot {names[guess]}"
         axes.set_title(title, fontsize=9, color="black" if right else "red")
+        for spine in axes.spines.values():
+            spine.set(visible=not right, color="red", linewidth=3)
     figure.tight_layout()
     return figure
 

@@ -14,7 +14,11 @@ def text(event: str, figures: Figures) -> str:
 
 def of_ranks(ranks: int) -> str:
     """``1 rank``, ``2 ranks``."""
-    return f"{ranks} rank{'' if ranks == 1 else 's'}"
+    return _counted(ranks, "rank")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def minutes(seconds: float) -> str:
@@ -27,7 +31,7 @@ def _begin(f: Figures) -> str:
     share = f["global_batch_size"] / f["ranks"]
     lines = [
         f"{f['folder']}: {f['training_samples']} training and {f['test_samples']} test images, "
-        f"{f['epochs']} epochs of {f['steps_per_epoch']} steps",
+        f"{_counted(f['epochs'], 'epoch')} of {_counted(f['steps_per_epoch'], 'step')}",
         f"{of_ranks(f['ranks'])} on {f['device']}, global batch {f['global_batch_size']}, "
         f"{share:g} a rank, batch norm {f['batch_norm']}; MXNet {f['mxnet']}",
     ]
@@ -83,3 +87,6 @@ _TEXTS: Dict[str, Callable[[Figures], str]] = {
     "warning": lambda figures: str(figures["message"]),
     "end": _end,
 }
+
+EVENTS = tuple(_TEXTS)
+"""Those that :func:`text` has words for."""
