@@ -26,25 +26,38 @@ from launch.function_rank import FAILURE, TASK, result_file
 class RankError(RuntimeError):
     """The function failed on a rank: which, how it ended, and the last lines it said."""
 
+    def __init__(self, how: str, last_lines: Sequence[str] = ()):
+        lines = "".join(f"\n    {line}" for line in last_lines)
+        said = f"its last lines:{lines}" if lines else "it said nothing"
+        super().__init__(f"{how}; {said}")
+        self._in_short = ": ".join([how, *last_lines[-1:]])
+
+    def _render_traceback_(self) -> List[str]:
+        """What IPython shows in a cell, where this process's frames would hide the rank's word."""
+        return [f"RankError: {self._in_short}"]
+
 
 def run(
     function: Callable[..., Any],
     args: Sequence[Any] = (),
     kwargs: Optional[Mapping[str, Any]] = None,
     ranks: int = 2,
+    on_line: Optional[Callable[[str], Any]] = None,
 ) -> List[Any]:
     """Calls `function(*args, **kwargs)` on `ranks` ranks; what each returned, by rank.
 
     Each rank is a process of its own, where `horovod.init()` or `trainer.fit` find the others. It
     gets copies of the function, its arguments and the variables it mentions, and gives back a copy
     of what it returns. A Gluon net can be among them, unless it was compiled and run in this
-    process. What ranks print is shown as it comes. An interrupt (ctrl-C, or Jupyter's stop button)
-    ends all ranks, which `trainer.fit` takes as a wish to save first.
+    process. What ranks print is shown as it comes, or given to `on_line`, line by line, here in
+    this process; `trainer.notebook.LiveCurves` makes curves of it. An interrupt (ctrl-C, or
+    Jupyter's stop button) ends all ranks, which `trainer.fit` takes as a wish to save first.
 
     Raises:
         ValueError: something cannot be pickled, `ranks` is no positive number, or this process is
             a rank itself.
         RankError: a rank failed; the others have been ended.
+        RuntimeError: the ranks could not be started.
         KeyboardInterrupt: when all ranks have ended after an interrupt.
     """
     if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
@@ -57,11 +70,13 @@ def run(
     with tempfile.TemporaryDirectory(prefix="launch-") as name:
         folder = Path(name)
         _write_task(folder / TASK, function, args, kwargs or {})
-        code = _supervise(folder, ranks)
+        code = _supervise(folder, ranks, on_line or _show)
         if (folder / FAILURE).exists():
-            raise RankError(_describe(json.loads((folder / FAILURE).read_text())))
+            failure = json.loads((folder / FAILURE).read_text())
+            how = f"rank {failure['rank']} {failure['cause']}"
+            raise RankError(how, failure["last_lines"])
         if code != 0:
-            raise RankError(f"the ranks could not be started (exit code {code}); see above")
+            raise RuntimeError(f"the ranks could not be started (exit code {code}); see above")
         return [pickle.loads(result_file(folder, rank).read_bytes()) for rank in range(ranks)]
 
 
@@ -80,8 +95,8 @@ def _write_task(
     path.write_bytes(task)
 
 
-def _supervise(folder: Path, ranks: int) -> int:
-    """Shows what the ranks say until they have ended; the job's exit code.
+def _supervise(folder: Path, ranks: int, on_line: Callable[[str], Any]) -> int:
+    """Gives what the ranks say to `on_line` until they have ended; the job's exit code.
 
     Another process starts and watches them: this one may run threads, with which it must not fork,
     and keeps its own signal handlers.
@@ -100,7 +115,7 @@ def _supervise(folder: Path, ranks: int) -> int:
     try:
         while supervisor.poll() is None:
             try:
-                _show(supervisor)
+                _listen(supervisor, on_line)
             except KeyboardInterrupt:
                 interrupted = True
                 supervisor.send_signal(signal.SIGINT)
@@ -108,19 +123,16 @@ def _supervise(folder: Path, ranks: int) -> int:
         supervisor.kill()  # it takes the ranks with it
         supervisor.wait()
     if interrupted:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("all ranks have ended")
     return supervisor.returncode
 
 
-def _show(supervisor: subprocess.Popen[bytes]) -> None:
-    """Prints its lines to the end. In a notebook only `print` reaches the cell."""
+def _listen(supervisor: subprocess.Popen[bytes], on_line: Callable[[str], Any]) -> None:
     assert supervisor.stdout is not None
     for line in supervisor.stdout:
-        print(line.decode(errors="replace"), end="", flush=True)
+        on_line(line.decode(errors="replace").rstrip("\n"))
     supervisor.wait()
 
 
-def _describe(failure: Mapping[str, Any]) -> str:
-    lines = "".join(f"\n    {line}" for line in failure["last_lines"])
-    said = f"; its last lines:{lines}" if lines else "; it said nothing"
-    return f"rank {failure['rank']} {failure['cause']}{said}"
+def _show(line: str) -> None:
+    print(line, flush=True)  # in a notebook nothing but `print` reaches the cell
