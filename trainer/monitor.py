@@ -135,17 +135,23 @@ class Monitor:
     def hyper_parameters(
         self, config: Config, ranks: int, metrics: Mapping[str, Optional[float]]
     ) -> None:
-        """What decides the result, with the final figures, for the HPARAMS tab; None is left out.
+        """What decides the result, and the final figures, for the HPARAMS tab; None is left out."""
+        if not self._writer:
+            return
+        from tensorboardX import SummaryWriter
+        from tensorboardX.summary import hparams
 
-        It shows the first few settings in alphabetical order until others are ticked.
-        """
-        if self._writer:
-            settings = {k: v for k, v in flat(to_dict(config)).items() if decides_result(k)}
-            self._writer.add_hparams(
-                _as_parameters({**settings, "ranks": ranks}),
-                {f"final/{name}": value for name, value in metrics.items() if value is not None},
-                name="hparams",
-            )
+        settings = {k: v for k, v in flat(to_dict(config)).items() if decides_result(k)}
+        figures = {f"final/{name}": value for name, value in metrics.items() if value is not None}
+        # Without the description of an experiment, which comes first, TensorBoard makes one of all
+        # runs, and shows the settings in which they differ before the others.
+        _, *session = hparams(_as_parameters({**settings, "ranks": ranks}), figures)
+        folder = f"{self._writer.file_writer.get_logdir()}/hparams"
+        with SummaryWriter(folder) as writer:
+            for summary in session:
+                writer.file_writer.add_summary(summary)
+            for tag, value in figures.items():
+                writer.add_scalar(tag, value)
 
     def flush(self) -> None:
         """Have the files hold every point given so far."""
