@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence, Tuple
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -44,6 +44,18 @@ def write(name: str, figures: Any, before: Dict[str, Any]) -> Path:
     }
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
+
+
+def include(page: Path, module: str, text: str) -> None:
+    """Put ``text`` into a document, in the place of what ``python -m MODULE`` left there before."""
+    begin, end = marks(module)
+    before, _, rest = page.read_text().partition(begin)
+    page.write_text(before + begin + text + end + rest.partition(end)[2])
+
+
+def marks(module: str) -> Tuple[str, str]:
+    """What stands before and after that place."""
+    return f"<!-- made by python -m {module} -->\n", "\n<!-- end -->"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -5,8 +5,9 @@
 As root: each rank is a host of its own (a network namespace, tests/integration/hosts.py) whose
 sending ``tc tbf`` throttles. Measured are the whole steps, and what the model is fed with: layers
 and update with as many ranks at work, and, on two ranks without a throttle, a small and a large
-sum. The link's bandwidth is what ``tbf`` was told; nothing is fitted to the throttled steps.
-Figures of rates and ranks that are not asked for stay in results/scaling_validation.json.
+sum. The link's bandwidth is what ``tbf`` was told; nothing is fitted to the throttled steps. The
+table goes into ``docs/scaling.md``. Figures of rates and ranks that are not asked for stay in
+results/scaling_validation.json.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 
 from benchmarks import report
 from benchmarks.scaling_model import Cluster, Horovod, Layer, Link, compute, scaled, step
@@ -27,7 +28,9 @@ from tests.integration.hosts import Hosts, why_not
 RATES = {"none": None, "10gbit": 10e9, "1gbit": 1e9, "100mbit": 100e6}  # bits a second
 ROUNDS = {"none": 3, "10gbit": 3, "1gbit": 2, "100mbit": 1}
 SECONDS = 340
+NEAR = 0.2  # a prediction's error
 NAME = "scaling_validation"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
 
 
 def measure(ranks: int, rate: str, folder: Path) -> Dict[str, Any]:
@@ -129,8 +132,24 @@ def cells(row: Dict[str, Any]) -> List[str]:
     ]
 
 
+def summary(rows: Sequence[Dict[str, Any]]) -> str:
+    """The table, and how many of its predictions are near, in Markdown."""
+    near = {
+        (row["link"], row["ranks"], way): abs(row["predicted"][way] / row["measured"][way] - 1)
+        <= NEAR
+        for row in rows
+        for way in WAYS
+    }
+    throttled = [hit for (link, *_), hit in near.items() if RATES[link]]
+    return (
+        f"{report.table(('link', 'ranks', *WAYS), [cells(row) for row in rows])}\n\n"
+        f"{sum(near.values())} of {len(near)} are within {100 * NEAR:.0f} %, of those on throttled "
+        f"links {sum(throttled)} of {len(throttled)}."
+    )
+
+
 def main() -> None:
-    """Measure, print the table, write results/scaling_validation.json."""
+    """Measure, print the table, put it into the document, write results/scaling_validation.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rates", default=",".join(RATES))
     parser.add_argument("--ranks", default="2,3,4")
@@ -146,7 +165,8 @@ def main() -> None:
                 runs.setdefault(rate, {})[ranks] = measure(int(ranks), rate, Path(folder))
                 print(f"measured {rate}, {ranks} ranks", flush=True)
     rows = compare(runs)
-    print(report.table(("link", "ranks", *WAYS), [cells(row) for row in rows]))
+    print(summary(rows))
+    report.include(PAGE, f"benchmarks.{NAME}", summary(rows))
     print(report.write(NAME, {"runs": runs, "comparison": rows}, before))
 
 

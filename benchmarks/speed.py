@@ -30,7 +30,6 @@ PAGE = ROOT / "docs" / "performance.md"
 TORCHRUN = ROOT / ".venv-bench" / "bin" / "torchrun"
 HOROVODRUN = [str(Path(sys.executable).with_name("horovodrun")), "-np", "2"]
 OWN_LAUNCHER = [sys.executable, "-m", "launch", "local", "-n", "2", "--quiet", "--"]
-MARKS = ("<!-- made by python -m benchmarks.speed -->\n", "\n<!-- end -->")
 TIME_LIMIT_SECONDS = 900
 
 OURS, GLUON, BOOK, TORCH = "this project", "Horovod + Gluon", "d2lzh", "PyTorch DDP"
@@ -189,8 +188,7 @@ def main() -> None:
             rounds = alternate(name, runnable(EXPERIMENTS[name]), data, options.rounds)
             report.write(f"speed_{name}", {"rounds": rounds, "medians": medians(rounds)}, before)
     print(table())
-    before, _, rest = PAGE.read_text().partition(MARKS[0])
-    PAGE.write_text(before + MARKS[0] + table() + MARKS[1] + rest.partition(MARKS[1])[2])
+    report.include(PAGE, "benchmarks.speed", table())
 
 
 @contextlib.contextmanager

@@ -9,11 +9,36 @@ from typing import Any
 
 import pytest
 
-from benchmarks import report, speed
+from benchmarks import report, scaling_validation, speed, step_choices
 
 
 def test_the_page_holds_the_table_of_the_results() -> None:
-    assert speed.MARKS[0] + speed.table() + speed.MARKS[1] in speed.PAGE.read_text()
+    for module in (speed, step_choices):
+        begin, end = report.marks(module.__name__)
+        assert begin + module.table() + end in speed.PAGE.read_text()
+
+
+def test_the_page_on_scaling_holds_the_table_of_the_results() -> None:
+    found = json.loads((report.RESULTS / "scaling_validation.json").read_text())
+    begin, end = report.marks(scaling_validation.__name__)
+    told = scaling_validation.summary(found["figures"]["comparison"])
+    assert begin + told + end in scaling_validation.PAGE.read_text()
+
+
+def test_a_table_takes_the_place_of_the_last(tmp_path: Path) -> None:
+    page, (begin, end) = tmp_path / "page.md", report.marks("benchmarks.b")
+    page.write_text(f"{report.marks('benchmarks.a')[0]}of a{end}\n{begin}old{end}\nthe rest\n")
+    report.include(page, "benchmarks.b", "new")
+    assert page.read_text().endswith(f"of a{end}\n{begin}new{end}\nthe rest\n")
+
+
+def test_a_choice_is_held_against_the_step_as_it_is_round_by_round() -> None:
+    rounds = [(100, 90), (200, 190), (300, 330)]
+    pairs = [
+        {step_choices.AS_IS: {"images_per_second": one}, "x": {"images_per_second": other}}
+        for one, other in rounds
+    ]
+    assert step_choices.cells("x", pairs) == ["x", "200", "190", "0.95", "3"]
 
 
 def test_every_row_names_contenders_that_are_measured() -> None:

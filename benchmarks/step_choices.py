@@ -1,0 +1,115 @@
+"""What makes a step faster and what does not: a run as it is beside one that differs in one thing.
+
+    python -m benchmarks.step_choices [--only "tcmalloc,jemalloc"] [--rounds 5]
+
+28 x 28, 64 images a rank, 2 ranks, the project's own loop with real data. Every measurement is a
+job of its own; each round measures the run as it is and then every other, so that whatever else the
+machine does falls on all. A ratio is the median over rounds, each divided by its own round's run as
+it is. Choices that are not asked for keep their last figures in ``results/step_choices.json``; the
+table over all goes into ``docs/performance.md``. A round takes 15 seconds for each choice and for
+the run as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+from typing import Any, Callable, Dict, List, Sequence
+
+from benchmarks import report, speed
+
+NAME = "step_choices"
+AS_IS = "as it is"
+SIZE = ("--size=28", "--steps=40")
+TCMALLOC, JEMALLOC = "libtcmalloc_minimal.so.4", "libjemalloc.so.2"
+
+
+def run(*settings: str, **environment: str) -> Callable[..., speed.Figures]:
+    """The project's loop on 2 ranks with some settings and variables; measured when called."""
+    options = [*SIZE, "--settings", *speed.SILENT, *settings]
+    contender: Callable[..., speed.Figures] = speed.peer(
+        "this_project", speed.OWN_LAUNCHER, *options, **environment
+    )
+    return contender
+
+
+HOROVOD = "optimizer.shared_memory=false"
+CHOICES: Dict[str, Callable[..., speed.Figures]] = {
+    "ranks not kept to cores (`OMP_PROC_BIND=false`)": run(OMP_PROC_BIND="false"),
+    f"gradients through Horovod (`{HOROVOD}`)": run(HOROVOD),
+    "through Horovod, as they come (`optimizer.groups=0`)": run(HOROVOD, "optimizer.groups=0"),
+    "through Horovod, in 8 groups": run(HOROVOD, "optimizer.groups=8"),
+    "`HOROVOD_CYCLE_TIME=1` instead of 10": run(HOROVOD_CYCLE_TIME="1"),
+    "`HOROVOD_CYCLE_TIME=0.1`": run(HOROVOD_CYCLE_TIME="0.1"),
+    "`MXNET_OPTIMIZER_AGGREGATION_SIZE=1` instead of 4": run(MXNET_OPTIMIZER_AGGREGATION_SIZE="1"),
+    "`MXNET_OPTIMIZER_AGGREGATION_SIZE=45`": run(MXNET_OPTIMIZER_AGGREGATION_SIZE="45"),
+    "bulks of 100 operators (`MXNET_EXEC_BULK_EXEC_MAX_NODE_TRAIN`) instead of 15": run(
+        MXNET_EXEC_BULK_EXEC_MAX_NODE_TRAIN="100"
+    ),
+    "`MXNET_ENGINE_TYPE=NaiveEngine`": run(MXNET_ENGINE_TYPE="NaiveEngine"),
+    "large pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`)": run(
+        GLIBC_TUNABLES="glibc.malloc.hugetlb=1"
+    ),
+    f"tcmalloc (`LD_PRELOAD={TCMALLOC}`)": run(LD_PRELOAD=TCMALLOC),
+    f"jemalloc (`LD_PRELOAD={JEMALLOC}`)": run(LD_PRELOAD=JEMALLOC),
+}
+
+
+def main() -> None:
+    """Measure what was asked for, print the table and put it into the document."""
+    parser = argparse.ArgumentParser(description="A run as it is beside others.")
+    parser.add_argument("--only", help="parts of choices' names, with commas between")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    parts = options.only.split(",") if options.only else [""]
+    asked = [name for name in CHOICES if any(part in name for part in parts) and not missing(name)]
+    if not asked:
+        parser.error(f"nothing to measure; the choices are: {'; '.join(CHOICES)}")
+    before, found = report.machine(), results()
+    contenders = {AS_IS: run(), **{name: CHOICES[name] for name in asked}}
+    with speed.unpacked_data() as data:
+        rounds = speed.alternate(NAME, contenders, data, options.rounds)
+    for name in asked:
+        found[name] = [{one: taken[one] for one in (AS_IS, name)} for taken in rounds]
+    report.write(NAME, found, before)
+    print(table())
+    report.include(speed.PAGE, f"benchmarks.{NAME}", table())
+
+
+def missing(name: str) -> bool:
+    """Whether the machine lacks the library that a choice preloads; says so."""
+    for library in (TCMALLOC, JEMALLOC):
+        if library in name:
+            variables = {**os.environ, "LD_PRELOAD": library}
+            if subprocess.run(["true"], env=variables, stderr=subprocess.PIPE).stderr:
+                print(f"skipped: {name}, as there is no such library")
+                return True
+    return False
+
+
+def results() -> Dict[str, List[Any]]:
+    """What has been measured so far: rounds of a choice and the run as it is, by the choice."""
+    path = report.RESULTS / f"{NAME}.json"
+    return dict(json.loads(path.read_text())["figures"]) if path.exists() else {}
+
+
+def table() -> str:
+    """Every choice that has been measured, in Markdown."""
+    found = results()
+    head = ("instead", f"images/s {AS_IS}", "so", "ratio", "rounds")
+    return report.table(head, [cells(name, found[name]) for name in CHOICES if name in found])
+
+
+def cells(name: str, rounds: Sequence[Dict[str, speed.Figures]]) -> List[str]:
+    """A line of the table."""
+    pairs = [[taken[one]["images_per_second"] for one in (AS_IS, name)] for taken in rounds]
+    medians = (f"{statistics.median(column):.0f}" for column in zip(*pairs))
+    ratio = statistics.median(other / one for one, other in pairs)
+    return [name, *medians, f"{ratio:.2f}", str(len(rounds))]
+
+
+if __name__ == "__main__":
+    main()
