@@ -37,7 +37,7 @@ def main() -> None:
     with tensorboard(
         arguments.runs, lambda board: bool(board.get("plugin/scalars/tags"))
     ) as board, chromium(width, height) as browser:
-        place = f"#{arguments.tab}&tagFilter={quote(arguments.tags)}"
+        place = f"#{arguments.tab}&tagFilter={quote(arguments.tags)}&_smoothingWeight=0"
         browser.open(f"{board.address}/?darkMode=false{place}")
         browser.wait_for(arguments.wait_for)
         time.sleep(SETTLE_SECONDS)
