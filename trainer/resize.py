@@ -1,12 +1,8 @@
-"""Bilinear resizing of whole batches, by matrix products."""
+"""Bilinear resizing of whole batches: columns by a matrix product, rows by interpolation."""
 
 from __future__ import annotations
 
-from typing import Iterator, Tuple
-
 import numpy as np
-
-_ROWS = 12  # of the output in one product: few, so that they need a small part of the input's
 
 
 class BilinearResize:
@@ -17,28 +13,28 @@ class BilinearResize:
     """
 
     def __init__(self, height: int, width: int, side: int):
-        self._columns = _weights(width, side).T.copy()
-        self._bands = list(_bands(_weights(height, side)))
+        columns = _centres(width, side)[:, None] - np.arange(width)
+        self._columns = np.maximum(0, 1 - np.abs(columns)).T.astype(np.float32)
+        centres = _centres(height, side)
+        self._above = centres.astype(np.intp)  # the row of the input at or above each centre
+        share = (centres - self._above).astype(np.float32)
+        # As wide as an image: numpy multiplies by a column of shares far more slowly.
+        self._share = np.repeat(share[:, None], side, axis=1)
 
     def __call__(self, pixels: np.ndarray, out: np.ndarray) -> None:
         """Write resized ``pixels`` into ``out``."""
         height, width = pixels.shape[1:]
         wide = pixels.reshape(-1, width) @ self._columns  # one product is faster than N
         wide = wide.reshape(-1, height, wide.shape[1])
-        for rows, needed, weights in self._bands:
-            np.matmul(weights, wide[:, needed], out=out[:, rows])
+        rise = np.zeros_like(wide)  # from each row to the one below; none from the last
+        np.subtract(wide[:, 1:], wide[:, :-1], out=rise[:, :-1])
+        # A mode other than "raise" takes without a buffer between.
+        np.take(wide, self._above, axis=1, out=out, mode="clip")
+        risen = np.take(rise, self._above, axis=1, mode="clip")
+        risen *= self._share
+        out += risen
 
 
-def _bands(weights: np.ndarray) -> Iterator[Tuple[slice, slice, np.ndarray]]:
-    """Rows of the output, the rows of the input that they need, and the weights of those."""
-    for start in range(0, len(weights), _ROWS):
-        rows = slice(start, start + _ROWS)
-        used = np.flatnonzero(weights[rows].any(axis=0))
-        needed = slice(used[0], used[-1] + 1)
-        yield rows, needed, weights[rows, needed].copy()
-
-
-def _weights(size: int, new_size: int) -> np.ndarray:
-    """The matrix (new_size, size), float32, that resizes a column of pixels."""
-    centres = np.clip((np.arange(new_size) + 0.5) * size / new_size - 0.5, 0, size - 1)
-    return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(size))).astype(np.float32)
+def _centres(size: int, new_size: int) -> np.ndarray:
+    """Where the centres of new pixels lie among those of the old, numbered from 0."""
+    return np.clip((np.arange(new_size) + 0.5) * size / new_size - 0.5, 0, size - 1)
