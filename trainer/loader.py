@@ -33,7 +33,7 @@ class Transform:
     """From sample indices to a normalised float32 array.
 
     Args:
-        images: uint8 (N, H, W), kept, not copied (padded once where ``pad_crop`` asks for it).
+        images: uint8 (N, H, W), kept, not copied.
         settings: what to do; augmentation is drawn only where ``training``.
         seed: of the augmentation.
     """
@@ -42,11 +42,8 @@ class Transform:
         self._settings = settings
         self._seed = seed
         self._random = training and bool(settings.pad_crop or settings.flip or settings.erase)
+        self._images = images
         height, width = images.shape[1:]
-        pad = settings.pad_crop if training else 0
-        padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad))) if pad else images
-        # windows[i, y, x] is sample i shifted by (y - pad, x - pad): a view, nothing is copied.
-        self._windows = sliding_window_view(padded, (height, width), (1, 2))  # type: ignore[call-overload]
         side = settings.image_size
         self._shape = (height, width) if side is None else (side, side)
         self._resize = (
@@ -68,7 +65,7 @@ class Transform:
         """float32 (len(indices), 1, height, width), in ``out`` where that is given."""
         if out is None:
             out = np.empty((len(indices), *self.shape), np.float32)
-        pixels = self._augment(indices, epoch) if self._random else self._windows[indices, 0, 0]
+        pixels = self._augment(indices, epoch) if self._random else self._images[indices]
         if self._resize is None:
             _normalise(pixels, self._scale, self._shift, out=out[:, 0])
         else:
@@ -78,15 +75,27 @@ class Transform:
     def _augment(self, indices: np.ndarray, epoch: int) -> np.ndarray:
         settings = self._settings
         draw = sharding.uniform(self._seed, epoch, indices, draws=8)
-        span = 2 * settings.pad_crop + 1
-        y, x = (draw[:, :2] * span).astype(np.int64).T
-        pixels = self._windows[indices, y, x]
+        pixels = self._images[indices]
+        if settings.pad_crop:
+            pixels = _crop(pixels, settings.pad_crop, draw[:, :2])
         if settings.flip:
             mirrored = draw[:, 2] < 0.5
             pixels[mirrored] = pixels[mirrored][:, :, ::-1]
         if settings.erase:
             _erase(pixels, draw[:, 3:], settings)
         return pixels
+
+
+def _crop(pixels: np.ndarray, pad: int, draw: np.ndarray) -> np.ndarray:
+    """A window, of an image's own size, on each after black is put around it, ``pad`` wide."""
+    count, height, width = pixels.shape
+    # Not by np.pad, which works in Python for each batch.
+    padded = np.zeros((count, height + 2 * pad, width + 2 * pad), pixels.dtype)
+    padded[:, pad : pad + height, pad : pad + width] = pixels
+    # windows[i, y, x] is image i shifted by (y - pad, x - pad): a view, nothing is copied.
+    windows = sliding_window_view(padded, (height, width), (1, 2))  # type: ignore[call-overload]
+    y, x = (draw * (2 * pad + 1)).astype(np.int64).T
+    return np.asarray(windows[np.arange(count), y, x])
 
 
 def _erase(pixels: np.ndarray, draw: np.ndarray, settings: Data) -> None:
