@@ -11,13 +11,13 @@ import json
 import math
 import sys
 import time
-from typing import Any, Mapping, Optional, TextIO, Union
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Any, Mapping, Optional, TextIO, Union
 
 from . import wording
 from .console import print_line
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _BAR = 20  # characters of the bar in plain lines
 
@@ -58,14 +58,7 @@ class ProgressDisplay:
         self._pace = _Pace(first_step, last_step)
         self._live: Optional[Progress] = None
         if self._stream.isatty():
-            self._live = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
-                TimeRemainingColumn(),
-                console=Console(file=self._stream),
-            )
+            self._live = _bar(self._stream)
             self._task = self._live.add_task(
                 wording.of_ranks(ranks), total=last_step, completed=first_step, figures=""
             )
@@ -108,6 +101,27 @@ class ProgressDisplay:
 
     def _print(self, text: str) -> None:
         print_line(text, self._stream)
+
+
+def _bar(stream: TextIO) -> Progress:
+    # Imported late: logs and pipes need none of it.
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+        console=Console(file=stream),
+    )
 
 
 class JsonDisplay:

@@ -11,13 +11,15 @@ import datetime
 import json
 import os
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional
 
 import yaml
-from rich.table import Table
 
 from . import checkpoint, wording
 from .settings import flat
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 RESULT = "result.json"
 
@@ -90,6 +92,8 @@ def find(folder: Path) -> List[Run]:
 
 def as_table(runs: List[Run]) -> Table:
     """A row for each run."""
+    from rich.table import Table  # late: a run that writes its result needs none
+
     table = Table(box=None, pad_edge=False)
     for title in ("run", "started (UTC)", "state", "steps", "epochs", "ranks", "accuracy", "best"):
         table.add_column(title, justify="left" if title in ("run", "state") else "right")
@@ -131,6 +135,8 @@ def compare(first: Path, second: Path) -> Comparison:
 
 def comparison_table(comparison: Comparison, first: Path, second: Path) -> Table:
     """Settings, then results, a row for each that differs."""
+    from rich.table import Table
+
     table = Table("", str(first), str(second), box=None, pad_edge=False)
     for name, values in {**comparison.settings, **comparison.results}.items():
         table.add_row(name, *(_shown(v, ".4g" if isinstance(v, float) else "") for v in values))
