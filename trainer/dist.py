@@ -232,9 +232,9 @@ def together() -> Iterator[None]:
         yield
     except Exception as own:
         error = own
-    messages = gather_objects(error and f"{where()}: {error}")
-    first = next((message for message in messages if message is not None), None)
-    if first is not None:
+    if any_rank(error is not None, "together"):
+        messages = gather_objects(error and f"{where()}: {error}")
+        first = next(message for message in messages if message is not None)
         shutdown()
         raise error or PeerError(first)
 
@@ -280,10 +280,16 @@ def broadcast_array(array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:
 
 def broadcast_parameters(parameters: Iterable[mx.gluon.Parameter]) -> None:
     """Give every rank rank 0's parameters, which must be initialised (no deferred shapes left)."""
-    if world_size() == 1:
+    hvd = _horovod()
+    if hvd is None:
         return
+    from .placement import memory_of
+
     for index, parameter in enumerate(parameters):
-        parameter.set_data(broadcast_array(parameter.data(), f"parameter.{index}"))
+        array = parameter.data()
+        if array.context.device_type == "cpu":
+            memory_of(array)  # out of oneDNN's own layout, which Horovod cannot broadcast
+        hvd.broadcast_(array, root_rank=0, name=f"parameter.{index}")
 
 
 def gluon_trainer(

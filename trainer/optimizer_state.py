@@ -90,11 +90,12 @@ def broadcast(net: gluon.Block, trainer: gluon.Trainer) -> None:
     if dist.world_size() == 1:
         return
     arrays, counters = read(net, trainer)
-    for key in dist.broadcast_object(sorted(arrays)):
+    keys, counters = dist.broadcast_object((sorted(arrays), counters))
+    for key in keys:
         name, _, place = key.rpartition(".")
         array = _flat(_state(trainer, numbers[name]))[int(place)]
         dist.broadcast_array(array, f"optimizer.{key}").copyto(array)
-    write(net, trainer, {}, dist.broadcast_object(counters))
+    write(net, trainer, {}, counters)
 
 
 def _names(net: gluon.Block, trainer: gluon.Trainer) -> List[str]:

@@ -37,8 +37,12 @@ def on_device(ctx: mx.Context) -> Place:
 
 
 def memory_of(array: mx.nd.NDArray) -> np.ndarray:
-    """A view, float32, of a CPU array's memory; it must not outlive ``array``."""
+    """A view of a CPU array's memory, brought into the order of its shape if oneDNN had another.
+
+    It must not outlive ``array``.
+    """
     address = ctypes.c_void_p()
     check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(address)))
-    memory = (ctypes.c_float * array.size).from_address(address.value or 0)
-    return np.frombuffer(memory, np.float32).reshape(array.shape)
+    size = array.size * np.dtype(array.dtype).itemsize
+    memory = (ctypes.c_char * size).from_address(address.value or 0)
+    return np.frombuffer(memory, array.dtype).reshape(array.shape)
