@@ -62,6 +62,9 @@ def run_elastic_rank(command: Sequence[str]) -> int:
     news = _HostNews()
     environment = dict(os.environ)
     del environment["HOROVOD_ELASTIC"]  # to the command this is a job like any other
+    # horovodrun's store is the same one for as long as the job lasts.
+    store = (environment[f"HOROVOD_GLOO_RENDEZVOUS_{part}"] for part in ("ADDR", "PORT"))
+    environment["LAUNCH_ID"] = ":".join(store)
     while True:
         rank = int(environment["HOROVOD_RANK"])
         job = Job(events, SAVE_SECONDS, news.changed)

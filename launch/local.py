@@ -45,13 +45,14 @@ def run_local(
     """
     named = os.environ.get("HOROVOD_GLOO_IFACE")
     interface = check_interface(named) if named else interface_of(LOOPBACK)
+    launch_id = secrets.token_hex(16)
     events = Events()
     previous = {s: signal.signal(s, events.on_signal) for s in (signal.SIGINT, *FORWARDED)}
     try:
         slots = elastic.first_slots(events)
         while slots:
             job = Job(events, kill_after, elastic.outdated)
-            outcome = _run_once(job, command, slots, interface, quiet, start_timeout)
+            outcome = _run_once(job, command, slots, interface, launch_id, quiet, start_timeout)
             slots = elastic.next_slots(outcome, events)
         if outcome.failure:
             on_failure(outcome.failure)
@@ -66,6 +67,7 @@ def _run_once(
     command: Sequence[str],
     slots: Slots,
     interface: str,
+    launch_id: str,
     quiet: bool,
     start_timeout: float,
 ) -> Outcome:
@@ -83,6 +85,7 @@ def _run_once(
                 rendezvous.endpoint.environment(),
                 interface,
                 cores_per_rank(world_size),
+                launch_id,
             )
             if devices is not None:
                 environment["CUDA_VISIBLE_DEVICES"] = devices

@@ -39,13 +39,14 @@ def facts_on_one_host(rank: int, world_size: int) -> RankFacts:
 
 
 def rank_environment(
-    facts: RankFacts, rendezvous: Mapping[str, str], interface: str, cores: int
+    facts: RankFacts, rendezvous: Mapping[str, str], interface: str, cores: int, launch_id: str
 ) -> Dict[str, str]:
     """Environment of one rank: this process's own, plus what Horovod and the threads need.
 
     What the user has set for threads and NCCL stays as it is; so does CUDA_VISIBLE_DEVICES.
     `rendezvous` names the store (`Endpoint.environment`), `interface` the network interface that
-    leads to the other ranks, `cores` the CPU cores that this rank may use.
+    leads to the other ranks, `cores` the CPU cores that this rank may use. `launch_id` is the same
+    for all ranks and over all restarts, so that a command knows what it has saved itself.
     """
     env = dict(os.environ)
     env.update(
@@ -59,6 +60,7 @@ def rank_environment(
         HOROVOD_CONTROLLER="gloo",
         HOROVOD_CPU_OPERATIONS="gloo",
         HOROVOD_GLOO_IFACE=interface,
+        LAUNCH_ID=launch_id,
         **rendezvous,
     )
     env.setdefault("NCCL_SOCKET_IFNAME", interface)

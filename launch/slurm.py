@@ -91,6 +91,11 @@ def facts_from_slurm(env: Mapping[str, str]) -> RankFacts:
     )
 
 
+def step_launch_id(env: Mapping[str, str]) -> str:
+    """What the tasks of one step share with those of the same step of the requeued job."""
+    return f"{env.get('SLURM_CLUSTER_NAME', 'slurm')}.{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}"
+
+
 def step_token(env: Mapping[str, str]) -> str:
     """The token that all tasks of one step share.
 

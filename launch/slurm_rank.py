@@ -26,7 +26,13 @@ from launch.network import (
 from launch.process import die_with_parent, say
 from launch.ranks import RankFacts, cores_per_rank, rank_environment
 from launch.rendezvous import CHECK_IN, Endpoint, Rendezvous
-from launch.slurm import expand_nodes, facts_from_slurm, rendezvous_ports, step_token
+from launch.slurm import (
+    expand_nodes,
+    facts_from_slurm,
+    rendezvous_ports,
+    step_launch_id,
+    step_token,
+)
 
 LOOPBACK = "127.0.0.1"
 
@@ -58,8 +64,14 @@ def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
     interface = _interface_towards(address, len(nodes) > 1)
     _make_own_name_lead_to(interface, len(nodes) > 1)
     _check_in(endpoint, facts, interface, deadline)
-    cores = cores_per_rank(facts.local_size)
-    return facts, endpoint, rank_environment(facts, endpoint.environment(), interface, cores)
+    environment = rank_environment(
+        facts,
+        endpoint.environment(),
+        interface,
+        cores_per_rank(facts.local_size),
+        step_launch_id(env),
+    )
+    return facts, endpoint, environment
 
 
 def _store_address(nodes: List[str], node: int, env: Mapping[str, str]) -> str:

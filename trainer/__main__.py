@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 
 import click
@@ -11,6 +12,7 @@ import click
 from . import commands_run, commands_saved, console, dist
 
 USER_ERROR = 2
+SPEAK_SECONDS = 5.0  # for rank 0 to say what is wrong: launchers end all ranks after the first
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,6 +65,8 @@ def _leave(message: str, code: int) -> None:
     if dist.launched_rank() == 0:
         # What was given may hold line breaks.
         console.print_line(f"error: {' '.join(message.split())}", sys.stderr)
+    else:
+        time.sleep(SPEAK_SECONDS)
     _exit(code)
 
 

@@ -242,9 +242,17 @@ def problem(path: Path) -> Optional[str]:
     return None
 
 
-def find_latest(folder: Path, report: Callable[[str], None]) -> Optional[Path]:
-    """The newest whole checkpoint below ``folder``; damaged ones are reported and passed over."""
+def find_latest(
+    folder: Path, report: Callable[[str], None], launch: Optional[str] = None
+) -> Optional[Path]:
+    """The newest whole checkpoint below ``folder``; damaged ones are reported and passed over.
+
+    Args:
+        launch: only those whose ``state["launch"]`` is that.
+    """
     for path in reversed(listing(folder)):
+        if launch is not None and _of_state(path, "launch") != launch:
+            continue
         wrong = problem(path)
         if wrong is None:
             return path
@@ -260,12 +268,17 @@ def find_best(folder: Path) -> Optional[Path]:
 
 
 def _accuracy(path: Path) -> Optional[float]:
+    accuracy = _of_state(path, "accuracy")
+    return accuracy if isinstance(accuracy, float) else None
+
+
+def _of_state(path: Path, name: str) -> Any:
+    """One value of a checkpoint's state; None where there is none, or no state that can be read."""
     try:
-        accuracy = read_state(path)["accuracy"]
+        return read_state(path).get(name)
     # A damaged one is not the best; find_latest reports it.
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    return accuracy if isinstance(accuracy, float) else None
 
 
 def step_of(path: Path) -> int:

@@ -22,9 +22,9 @@ import numpy as np
 if TYPE_CHECKING:
     import mxnet as mx
 
-# What horovodrun, `python -m launch` and mpirun set for each process they start.
-_SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-_RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+# What horovodrun, `python -m launch`, mpirun and a bare srun set for each process they start.
+_SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+_RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 _LOCAL_RANK_VARIABLES = ("HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 _LOCAL_SIZE_VARIABLES = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
@@ -61,6 +61,11 @@ def hostname() -> str:
     return os.environ.get("HOROVOD_HOSTNAME") or os.uname().nodename
 
 
+def launch_id() -> Optional[str]:
+    """What the processes of one launch have in common over all its restarts; None without one."""
+    return os.environ.get("LAUNCH_ID")
+
+
 def where() -> str:
     """``rank 3 on node2``, known before :func:`init`."""
     return f"rank {launched_rank()} on {hostname()}"
@@ -86,6 +91,18 @@ def outlive_peers() -> None:
         os.execv(sys.executable, [sys.executable, "-m", "launch", "elastic-rank", "--", *again])
 
 
+class NotJoinedError(ValueError):
+    """Processes that were started as ranks of one job are each alone."""
+
+    def __init__(self, started: int, joined: int):
+        super().__init__(
+            f"{started} processes were started, but Horovod joins only {joined}, so that each would"
+            " train a model of its own: under srun put `python -m launch slurm-rank --` before the "
+            "command; in place of mpirun, which needs a Horovod built with MPI, use "
+            f"`horovodrun -np {started}` or `python -m launch local -n {started} --`"
+        )
+
+
 def init(fixed_groups: bool = True) -> None:
     """Join the other ranks. Every rank calls it once, before anything else here; again is harmless.
 
@@ -93,6 +110,9 @@ def init(fixed_groups: bool = True) -> None:
 
     Args:
         fixed_groups: gradients are reduced in groups of their own (see :func:`gluon_trainer`).
+
+    Raises:
+        NotJoinedError: the launcher has started several processes which do not find each other.
     """
     hvd = _horovod()
     if hvd is None or hvd.is_initialized():
@@ -101,11 +121,13 @@ def init(fixed_groups: bool = True) -> None:
         # Fusing a group with whatever else is in flight would change the order of summation from
         # run to run on three ranks and more. Without groups Horovod would then fuse nothing.
         os.environ.setdefault("HOROVOD_DISABLE_GROUP_FUSION", "1")
-    if launched_local_size() == _from_environment(_SIZE_VARIABLES, 1) and not hvd.cuda_built():
+    if launched_local_size() == launched_size() and not hvd.cuda_built():
         # Ranks on the CPUs of one node exchange gradients without Horovod (shared_gradients.py).
         # Its thread, which meets the others' each millisecond by default, takes the cores' time.
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "10")
     hvd.init(process_sets="dynamic")
+    if hvd.size() != launched_size():
+        raise NotJoinedError(launched_size(), hvd.size())
 
 
 def allow_timeline() -> None:

@@ -72,7 +72,9 @@ def fit(
         config: every setting; None takes the defaults.
         resume: ``auto`` goes on from the newest whole checkpoint of the run's folder, ``none``
             starts anew (what the run's folder held is kept under another name), anything else
-            is a checkpoint to go on from. Rank 0 alone needs to see that folder.
+            is a checkpoint to go on from. A launch that is started again after a fault goes on
+            from what it has saved itself, whatever is said here. Rank 0 alone needs to see that
+            folder.
         force: go on although settings differ from those the checkpoint was made with.
         train, test: images, uint8 (N, H, W), and labels, integer (N,); None reads what
             ``config.data`` says.
@@ -267,6 +269,7 @@ class _Run:
             "totals": totals,
             "accuracy": accuracy,
             "config": to_dict(self.config),
+            "launch": dist.launch_id(),
         }
         self.saved_step = self.step
         statistics = replica.gather_statistics(self.net, self.config)

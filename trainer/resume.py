@@ -10,7 +10,7 @@ from typing import Iterator, Optional
 
 import filelock
 
-from . import checkpoint, config
+from . import checkpoint, config, dist
 from .config import Config
 from .console import print_line, warn
 
@@ -23,6 +23,9 @@ def checkpoint_folder(settings: Config) -> Path:
 def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
     """The checkpoint to go on from; None to start anew. Reads only.
 
+    ``none`` and a path are for the first start of a launch: started again, after a fault or to be
+    resized, it goes on from what it has saved itself.
+
     Args:
         resume: ``auto`` (the newest whole one of the run's folder, if any), ``none``, or a path.
         force: accept one that was made with other settings.
@@ -31,17 +34,17 @@ def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
         CheckpointError: the one asked for is missing or damaged; or it was made with settings
             under which other weights would come out.
     """
-    if resume == "none":
-        return None
-    if resume == "auto":
-        path = checkpoint.find_latest(checkpoint_folder(settings), warn)
-        if path is None:
-            return None
-    else:
+    folder, launch = checkpoint_folder(settings), dist.launch_id()
+    path: Optional[Path] = None
+    if resume == "auto" or launch is not None:
+        path = checkpoint.find_latest(folder, warn, None if resume == "auto" else launch)
+    if path is None and resume not in ("auto", "none"):
         path = Path(resume)
         wrong = checkpoint.problem(path)
         if wrong is not None:
             raise checkpoint.CheckpointError(f"cannot resume: {wrong}")
+    if path is None:
+        return None
     before = checkpoint.read_state(path)["config"]
     changed = config.differences(before, config.to_dict(settings))
     if changed and not force:

@@ -244,6 +244,16 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "runs").exists()
 
 
+def test_ranks_that_do_not_find_each_other_refuse_to_train(tmp_path: Path) -> None:
+    """As under mpirun, where Horovod is built without MPI: each would be a run of its own."""
+    alone = ["env", "OMPI_COMM_WORLD_SIZE=2", "OMPI_COMM_WORLD_RANK=0"]
+    done = run([*alone, *trainer("train", *SMALL, f"output={tmp_path}/runs")])
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1 and not (tmp_path / "runs").exists()
+    assert "2 processes were started, but Horovod joins only 1" in done.err
+    assert "`python -m launch local -n 2 --`" in done.err
+
+
 @pytest.mark.parametrize(
     "model",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,12 +27,18 @@ TRAIN = trainer("train", *SMALL, NET, "train.epochs=3", "checkpoint.every_steps=
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, np.ndarray]:
-    """The weights of a run on one rank that nothing disturbed."""
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on one rank that nothing disturbed."""
     output = tmp_path_factory.mktemp("undisturbed")
     done = run([*TRAIN, f"output={output}"])
     assert done.code == 0, done.err
-    return _weights(output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def undisturbed(earlier: Path) -> Dict[str, np.ndarray]:
+    """Its weights."""
+    return _weights(earlier)
 
 
 def _weights(output: Path) -> Dict[str, np.ndarray]:
@@ -52,10 +59,12 @@ def _rank(launcher: subprocess.Popen, rank: int) -> psutil.Process:
 
 
 def test_the_loss_of_rank_0_and_of_another_bends_nothing(
-    tmp_path: Path, undisturbed: Dict[str, np.ndarray]
+    tmp_path: Path, earlier: Path, undisturbed: Dict[str, np.ndarray]
 ) -> None:
-    """Three ranks, then two, then one."""
-    job = [*LAUNCH, "-n", "3", "--min-ranks", "1", "--", *TRAIN, f"output={tmp_path}"]
+    """Three ranks, then two, then one; anew at first, and from what was saved since after that."""
+    shutil.copytree(earlier, tmp_path, dirs_exist_ok=True)
+    train = [*TRAIN, "--resume", "none", f"output={tmp_path}"]
+    job = [*LAUNCH, "-n", "3", "--min-ranks", "1", "--", *train]
     process = start(["env", "STEP_SECONDS=0.1", *job])
     try:
         for lost in (0, 1):
@@ -70,6 +79,7 @@ def test_the_loss_of_rank_0_and_of_another_bends_nothing(
     assert process.returncode == 0, said
     assert "goes on from" in said
     _assert_same(_weights(tmp_path), undisturbed)
+    assert [path.name for path in sorted(tmp_path.glob("default*"))] == ["default", "default.1"]
 
 
 def test_elastic_horovodrun_takes_in_a_host_and_loses_rank_0(

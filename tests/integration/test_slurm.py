@@ -159,6 +159,16 @@ def test_slurm_rank_outside_of_srun_says_how_to_use_it(cluster):
     assert "SLURM_JOB_ID is not set: slurm-rank runs inside srun" in done.stdout
 
 
+def test_srun_without_slurm_rank_is_told_what_is_missing(cluster, tmp_path):
+    shown = cluster.run(
+        "srun", "-N2", "-n2",
+        sys.executable, "-m", "trainer", "train", *SMALL, f"output={tmp_path}/runs", check=False,
+    )  # fmt: skip
+    assert shown.count("error: 2 processes were started, but Horovod joins only 1") == 1
+    assert "under srun put `python -m launch slurm-rank --` before the command" in shown
+    assert not (tmp_path / "runs").exists()
+
+
 def test_doctor_shows_a_row_for_each_node(cluster):
     shown = cluster.run(
         "srun", "-N2", "--ntasks-per-node=1", sys.executable, "-m", "launch", "doctor", check=False

@@ -6,7 +6,7 @@ import os
 
 # Before MXNet is loaded. Unit tests are one rank, whatever started pytest.
 os.environ["OMP_NUM_THREADS"] = "1"
-for variable in ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+for variable in ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
     os.environ.pop(variable, None)
 
 from hypothesis import HealthCheck, settings  # noqa: E402

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mxnet.gluon import nn
 
-from trainer import checkpoint, optimizer_state
+from trainer import checkpoint, optimizer_state, resume
 from trainer.checkpoint import (
     CheckpointError,
     SaveError,
@@ -26,7 +26,7 @@ from trainer.checkpoint import (
     problem,
     restore,
 )
-from trainer.config import Config, Optimizer
+from trainer.config import Config, Optimizer, to_dict
 from trainer.loader import Batch
 from trainer.optim import make_trainer
 from trainer.step import train_step
@@ -66,8 +66,9 @@ class Run:
             train_step(self.net, self.trainer, batch, self.config)
         return self
 
-    def save(self, folder: Path, step: int, accuracy=None, keep: int = 2) -> Path:
-        state = {"step": step, "totals": TOTALS, "accuracy": accuracy, "config": {"seed": 1}}
+    def save(self, folder: Path, step: int, accuracy=None, keep: int = 2, **state) -> Path:
+        state = {"totals": TOTALS, "accuracy": accuracy, "config": {"seed": 1}, **state}
+        state["step"] = step
         return checkpoint.write(folder, checkpoint.snapshot(self.net, self.trainer, state), keep)
 
     def arrays(self) -> dict:
@@ -210,6 +211,33 @@ def test_nothing_is_pickled_or_unpickled(tmp_path, monkeypatch, trained):
     path = trained.save(tmp_path, 3)
     assert find_latest(tmp_path, refuse) == path
     restore(path, other.net, other.trainer)
+
+
+@pytest.mark.parametrize(
+    ("launch", "asked", "step"),
+    [
+        ("ours", "auto", 9),
+        ("ours", "none", 6),  # what this launch has saved before it was started again
+        ("ours", "PATH", 6),
+        ("new", "none", None),
+        ("new", "PATH", 3),
+        (None, "none", None),
+        (None, "PATH", 3),
+    ],
+)
+def test_where_a_launch_that_is_started_again_goes_on(
+    tmp_path, monkeypatch, trained, launch, asked, step
+):
+    settings = Config(output=str(tmp_path))
+    folder = resume.checkpoint_folder(settings)
+    for number, made_by in ((3, None), (6, "ours"), (9, "theirs")):
+        trained.save(folder, number, keep=3, launch=made_by, config=to_dict(settings))
+    monkeypatch.delenv("LAUNCH_ID", raising=False)
+    if launch is not None:
+        monkeypatch.setenv("LAUNCH_ID", launch)
+    wanted = str(folder / "step-00000003") if asked == "PATH" else asked
+    found = resume.choose(settings, wanted, force=False)
+    assert found == (None if step is None else folder / f"step-{step:08d}")
 
 
 # ---------------------------------------------------------------- what does not fit

@@ -15,7 +15,9 @@ from launch.ranks import cores_per_rank, facts_on_one_host, rank_environment
 def test_environment_of_a_rank(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    env = rank_environment(facts_on_one_host(1, 4), {"HOROVOD_GLOO_RENDEZVOUS_PORT": "9"}, "lo", 3)
+    env = rank_environment(
+        facts_on_one_host(1, 4), {"HOROVOD_GLOO_RENDEZVOUS_PORT": "9"}, "lo", 3, "id"
+    )
     assert env["HOROVOD_RANK"] == env["HOROVOD_LOCAL_RANK"] == "1"
     assert env["HOROVOD_SIZE"] == env["HOROVOD_LOCAL_SIZE"] == "4"
     assert (env["HOROVOD_CROSS_RANK"], env["HOROVOD_CROSS_SIZE"]) == ("0", "1")
@@ -28,14 +30,14 @@ def test_environment_of_a_rank(monkeypatch):
 def test_what_the_user_set_stays(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
-    env = rank_environment(facts_on_one_host(0, 1), {}, "lo", 3)
+    env = rank_environment(facts_on_one_host(0, 1), {}, "lo", 3, "id")
     assert (env["OMP_NUM_THREADS"], env["NCCL_SOCKET_IFNAME"]) == ("7", "ib0")
 
 
 def test_python_means_the_launchers_in_a_virtual_environment(monkeypatch):
     monkeypatch.setattr(sys, "prefix", "/venv")
     monkeypatch.setattr(sys, "executable", "/venv/bin/python")
-    env = rank_environment(facts_on_one_host(0, 1), {}, "lo", 1)
+    env = rank_environment(facts_on_one_host(0, 1), {}, "lo", 1, "id")
     assert env["PATH"].split(os.pathsep)[0] == "/venv/bin"
 
 

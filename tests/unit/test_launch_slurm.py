@@ -11,6 +11,7 @@ from launch.slurm import (
     expand_tasks,
     facts_from_slurm,
     rendezvous_ports,
+    step_launch_id,
     step_token,
 )
 
@@ -97,6 +98,13 @@ def test_steps_and_restarts_differ_in_ports_and_token():
     assert rendezvous_ports(dict(first)) == ports
     assert all(rendezvous_ports(other) != ports for other in others)
     assert len({step_token(env) for env in [first, *others]}) == 4
+
+
+def test_a_requeued_step_is_of_the_same_launch():
+    first = {"SLURM_CLUSTER_NAME": "c", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
+    assert step_launch_id(first) == step_launch_id({**first, "SLURM_RESTART_COUNT": "1"})
+    for name, other in (("JOB_ID", "8"), ("STEP_ID", "1"), ("CLUSTER_NAME", "d")):
+        assert step_launch_id(first) != step_launch_id({**first, f"SLURM_{name}": other})
 
 
 def test_a_job_scripts_secret_token_wins():
