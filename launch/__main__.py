@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, List, Optional, Sequence, Tuple
@@ -63,7 +64,7 @@ def _add_local(actions: Any) -> None:
     local.add_argument("--quiet", action="store_true", help="show only what rank 0 says")
     local.add_argument(
         "--kill-after",
-        type=float,
+        type=_seconds,
         default=10.0,
         metavar="SECONDS",
         help="when a rank failed or after ctrl-C: time between SIGTERM and SIGKILL (default 10)",
@@ -105,7 +106,7 @@ def _add_elastic(local: argparse.ArgumentParser) -> None:
     )
     elastic.add_argument(
         "--discover-every",
-        type=float,
+        type=_seconds,
         default=5.0,
         metavar="SECONDS",
         help="how often it is asked (default 5)",
@@ -238,8 +239,8 @@ def _add_slurm_job(actions: Any) -> None:
         help="inside a job script: run srun, explain a failure, requeue what was saved",
         usage="python -m launch slurm-job [options] -- srun --label ... slurm-rank -- COMMAND",
     )
-    slurm_job.add_argument("--save-seconds", type=int, default=60)
-    slurm_job.add_argument("--max-requeues", type=int, default=10)
+    slurm_job.add_argument("--save-seconds", type=_natural, default=60)
+    slurm_job.add_argument("--max-requeues", type=_natural, default=10)
     slurm_job.set_defaults(run=_run_slurm_job, needs_command=True)
 
 
@@ -267,7 +268,7 @@ def _run_doctor(args: argparse.Namespace, command: List[str]) -> int:
 def _add_start_timeout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--start-timeout",
-        type=float,
+        type=_seconds,
         default=600.0,
         metavar="SECONDS",
         help="how long the first ranks wait for the last one to come (default 600)",
@@ -275,17 +276,23 @@ def _add_start_timeout(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
+    return _whole_number(text, 1)
 
 
 def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
+    if not re.fullmatch("[0-9]{1,4}", text) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to 9999")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,7}(\.[0-9]+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, such as 10 or 0.5")
+    return float(text)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,14 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 _NOTHING = ("", "~", "null")  # in a site file: the key stands for its default
+MAX_NUMBER = 99999
 CONTAINER_RUNTIMES = ("apptainer", "pyxis")
 _TIME = re.compile(r"(\d+-)?\d{1,2}(:\d{2}){0,2}|\d+(:\d{2}){0,2}|UNLIMITED|infinite")
+
+
+def _is_line(text: str) -> bool:
+    """Whether it stays one line of the script, and says something."""
+    return text.isprintable() and bool(text.strip())
 
 
 @dataclass(frozen=True)
@@ -43,13 +49,19 @@ class JobOptions:
     max_requeues: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "save_seconds", "straggler_seconds"):
-            self._check(name, int(getattr(self, name)) >= 1, "a number from 1 on")
-        for name in ("gpus_per_node", "max_requeues"):
-            self._check(name, int(getattr(self, name)) >= 0, "0 or more")
-        for name in ("ranks_per_node", "cpus_per_rank"):
-            value = getattr(self, name)
-            self._check(name, value is None or int(value) >= 1, "a number from 1 on")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, str):
+                self._check(field.name, _is_line(value), "a text on one line")
+            elif isinstance(value, tuple):
+                self._check(field.name, all(map(_is_line, value)), "texts on one line each")
+            elif value is not None:
+                least = 0 if field.name in ("gpus_per_node", "max_requeues") else 1
+                self._check(
+                    field.name,
+                    least <= value <= MAX_NUMBER,
+                    f"a number from {least} to {MAX_NUMBER}",
+                )
         self._check(
             "container_runtime",
             self.container_runtime in CONTAINER_RUNTIMES,

@@ -26,6 +26,7 @@ from launch.slurm import expand_nodes
 TAIL_LINES = 20
 _LABELLED = re.compile(rb"\s*(\d+): (.*)", re.DOTALL)  # srun --label
 _NODE_LOST = re.compile(r"srun: error: Task launch for \S+ failed on node (\S+): (.+)")
+_NODE_FAILED = re.compile(r"srun: error: Node failure on (\S+)")
 _TASK_ENDED = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (.+)")
 _SAVED = f"Exited with exit code {EXIT_SAVED}"
 _KILLED_BY_WARNING = ("Terminated", "User defined signal 1")  # strsignal's words
@@ -148,6 +149,9 @@ class _Step:
         lost = _NODE_LOST.match(text)
         if lost:
             self._lost_node = f"{lost[1]} could not start its ranks: {lost[2]}"
+        failed = _NODE_FAILED.match(text)
+        if failed:
+            self._lost_node = f"{failed[1]} was lost while its ranks ran; Slurm requeues the job"
         ended = _TASK_ENDED.match(text)
         if ended and _SAVED not in ended[3]:
             for rank in _task_numbers(ended[2]):

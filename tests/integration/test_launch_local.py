@@ -196,7 +196,7 @@ def test_no_rank_outlives_a_killed_launcher(tmp_path):
     ("arguments", "words"),
     [
         (["-n", "2", "--", "nonesuch"], "launch: [Errno 2] No such file or directory: 'nonesuch'"),
-        (["-n", "0", "--", "true"], "0 is not a positive number"),
+        (["-n", "0", "--", "true"], "'0' is not a number from 1 to 9999"),
         (["-n", "2"], "what to run is missing: python -m launch local ... -- COMMAND"),
     ],
 )

@@ -96,9 +96,12 @@ def test_wrong_site_file_is_one_line(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"nodes": 0}, "nodes: 0 is given, allowed is a number from 1 on"),
-        ({"gpus_per_node": -1}, "gpus_per_node: -1 is given, allowed is 0 or more"),
+        ({"nodes": 0}, "nodes: 0 is given, allowed is a number from 1 to 99999"),
+        ({"gpus_per_node": -1}, "gpus_per_node: -1 is given, allowed is a number from 0 to 99999"),
         ({"ranks_per_node": 0}, "ranks_per_node: 0 is given"),
+        ({"name": "a\nrm -rf b"}, "name: 'a\\nrm -rf b' is given, allowed is a text on one line"),
+        ({"partition": ""}, "partition: '' is given"),
+        ({"srun": ("",)}, "allowed is texts on one line each"),
         ({"time": "2 hours"}, "allowed is minutes, HH:MM:SS or D-HH:MM:SS"),
         ({"container_runtime": "docker"}, "allowed is apptainer or pyxis"),
     ],

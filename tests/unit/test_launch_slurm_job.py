@@ -74,6 +74,17 @@ def test_the_rank_that_tells_the_cause_is_named(slurm):
     )
 
 
+def test_a_lost_node_is_named_not_the_ranks_that_lost_it(slurm):
+    done = job(
+        slurm,
+        "echo '0: Aborted' >&2; echo 'srun: error: n1: task 0: Aborted' >&2;"
+        "echo 'srun: error: Node failure on n2' >&2; exit 134",
+    )
+    assert done.returncode == 134
+    last = done.stderr.splitlines()[-1]
+    assert last == "launch: n2 was lost while its ranks ran; Slurm requeues the job"
+
+
 @pytest.mark.parametrize(
     ("ending", "code", "requeued", "words"),
     [
