@@ -440,7 +440,8 @@ OPTIONS = {
     "local": "-n --kill-after --start-timeout --min-ranks --max-ranks --max-restarts "
     "--discover-every",
     "slurm": "--nodes --gpus-per-node --ranks-per-node --cpus-per-rank --time --partition "
-    "--account --qos --name --log --container --container-runtime --save-seconds --max-requeues --site",
+    "--account --qos --name --log --container --container-runtime --save-seconds --max-requeues "
+    "--site",
     "slurm-rank": "--start-timeout",
     "slurm-job": "--save-seconds --max-requeues",
     "elastic-rank": "-n",
