@@ -47,9 +47,14 @@ def train_ch5(
         ctx: of this rank; on a node with several GPUs ``mx.gpu(local_rank)``.
 
     Raises:
-        ValueError: ranks were given different batches.
+        ValueError: ``ctx`` is no single device, or ranks were given different batches.
         NonFiniteLossError: on every rank, after an epoch in which the loss was not finite.
     """
+    if not isinstance(ctx, mx.Context):
+        raise ValueError(
+            f"ctx is {ctx}; train_ch5 takes one device, as in the book: start one rank for each "
+            "(python -m launch local -n 2 -- python ...), with ctx = mx.gpu(local_rank)"
+        )
     dist.init()
     if dist.world_size() == 1:
         import d2lzh

@@ -7,11 +7,13 @@ import io
 import re
 from typing import Dict, List, Tuple
 
+import mxnet as mx
 import numpy as np
 import pytest
 
 import launch
 from launch.function import RankError
+from trainer.d2l import train_ch5
 
 # 193 samples in batches of 64 leave one for the last batch: on two ranks one of them gets none.
 SAMPLES, BATCH = 193, 64
@@ -24,7 +26,6 @@ def _train(where: str, sync: bool = False, calls: int = 1, shift: bool = False) 
     """Two epochs by ``where``'s train_ch5; the weights by their place in the net."""
     import importlib
 
-    import mxnet as mx
     from mxnet.gluon import data as gdata
     from mxnet.gluon import nn
 
@@ -105,3 +106,8 @@ def test_with_plain_norm_the_ranks_end_with_one_model(capfd: pytest.CaptureFixtu
 def test_loaders_that_differ_are_refused() -> None:
     with pytest.raises(RankError, match="ValueError: the ranks' loaders give different batches"):
         launch.run(_train, ("trainer.d2l", False, 1, True), ranks=2)
+
+
+def test_several_devices_in_one_process_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"cpu\(0\), cpu\(1\).; train_ch5 takes one device"):
+        train_ch5(None, [], [], BATCH, None, [mx.cpu(0), mx.cpu(1)], 1)
