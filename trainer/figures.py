@@ -10,7 +10,7 @@ import numpy as np
 def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
     """A Matplotlib figure of a confusion matrix, int (K, K), in percent of each true class.
 
-    Cells below half a percent stay empty, so that what is confused stands out.
+    Cells up to half a percent stay empty, so that what is confused stands out.
     """
     figure, axes = _figure(8, 8)
     shares = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
@@ -21,7 +21,7 @@ def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
     axes.set_ylabel("true")
     axes.set_title("percent of each true class")
     if len(names) <= 20:  # more numbers than that cannot be read
-        for row, column in np.argwhere(shares >= 0.5):
+        for row, column in np.argwhere(shares > 0.5):
             share = shares[row, column]
             colour = "white" if share > 50 else "black"
             axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=colour)
