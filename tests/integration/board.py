@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, List
 
 from selenium import webdriver
+from selenium.common.exceptions import ElementClickInterceptedException
 
 PROGRAMS = {"chromium": "chromium", "chromedriver": "chromium-driver"}  # and their packages
 FLAGS = [
@@ -39,6 +40,22 @@ function text(node) {
     return roots.flatMap(root => [...root.childNodes].map(text)).join(' ');
 }
 return text(document.body).replace(/\\s+/g, ' ');
+"""
+
+
+# The elements that a selector fits and that are seen, with their texts, from top to bottom; shadow
+# roots included.
+_SEEN = """
+function found(root) {
+    return [...root.querySelectorAll('*')].flatMap(element => [
+        ...(element.matches(selector) ? [element] : []),
+        ...(element.shadowRoot ? found(element.shadowRoot) : []),
+    ]);
+}
+const selector = arguments[0];
+const top = element => element.getBoundingClientRect().top;
+const seen = found(document).filter(element => element.getClientRects().length);
+return seen.sort((a, b) => top(a) - top(b)).map(element => [element, element.textContent.trim()]);
 """
 
 
@@ -119,6 +136,27 @@ class Browser:
             if not missing:
                 return text
             assert time.monotonic() < until, f"{missing} not in the page: {text}"
+            time.sleep(0.2)
+
+    def texts(self, selector: str) -> List[str]:
+        """What stands in the elements that a CSS selector fits, from top to bottom."""
+        return [text for _, text in self._driver.execute_script(_SEEN, selector)]
+
+    def click(self, selector: str, text: str = "", seconds: float = 20) -> None:
+        """Click the element that a CSS selector fits and that has just this ``text``, if given."""
+        until = time.monotonic() + seconds
+        while True:
+            seen = self._driver.execute_script(_SEEN, selector)
+            fitting = [element for element, held in seen if text in ("", held)]
+            if len(fitting) == 1:
+                self._driver.execute_script(
+                    "arguments[0].scrollIntoView({block: 'center'})", fitting[0]
+                )
+                # Until a menu has slid away it may lie above.
+                with contextlib.suppress(ElementClickInterceptedException):
+                    fitting[0].click()
+                    return
+            assert time.monotonic() < until, f"{len(fitting)} of {selector} {text} to click"
             time.sleep(0.2)
 
     def errors(self) -> List[str]:

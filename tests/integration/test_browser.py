@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Iterator, Sequence
+import time
+from typing import Iterator, List, Sequence
 
 import pytest
 
@@ -40,3 +41,37 @@ def test_the_tab_opens_and_shows_the_runs(
     browser.open(f"{board.address}/#{tab}")
     browser.wait_for(*words)
     assert browser.errors() == []
+
+
+def test_the_runs_sort_by_their_final_accuracy(board: TensorBoard, browser: Browser) -> None:
+    accuracy = {
+        f"{run}/hparams": board.scalars(f"{run}/hparams", "final/accuracy")[-1][2] for run in BOTH
+    }
+    assert len(set(accuracy.values())) == 2
+    browser.open(f"{board.address}/#hparams")
+    browser.wait_for(*accuracy)
+    headings = [text for text in browser.texts("vaadin-grid-cell-content") if text]
+    assert {"batch_norm", "ranks", "train.epochs"} <= set(headings[:7]), "in what they differ"
+    browser.click("[label='Sort by']")
+    browser.click("paper-item", "final/accuracy")
+    for direction, reverse in (("Ascending", False), ("Descending", True), ("Ascending", False)):
+        browser.click("[label='Direction']")
+        browser.click("paper-item", direction)
+        order = sorted(accuracy, key=accuracy.__getitem__, reverse=reverse)
+        _wait_for_rows(browser, order)
+    assert browser.errors() == []
+
+
+def _wait_for_rows(browser: Browser, order: List[str], seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
+    while True:
+        rows = [text for text in browser.texts("vaadin-grid-cell-content") if text in order]
+        if rows == order:
+            return
+        assert time.monotonic() < until, f"{rows} instead of {order}"
+        time.sleep(0.2)
+
+
+def test_an_error_in_the_page_is_noticed(board: TensorBoard, browser: Browser) -> None:
+    browser.open(f"{board.address}/data/nothing")
+    assert any("404" in message for message in browser.errors())
