@@ -101,6 +101,22 @@ def gradients(trainer: gluon.Trainer) -> list[mx.nd.NDArray]:
     return [p.list_grad()[0] for p in trainer._params if p.grad_req != "null"]
 
 
+def take_unused_as_zero(trainer: gluon.Trainer) -> None:
+    """Give the parameters that this rank's forward did not use a gradient of zero.
+
+    Gluon would leave them the last step's gradient, already added up, and skip their update. Where
+    ranks go different ways (layers dropped at random, a branch that depends on the data) the sum
+    would be wrong and their weights would part.
+    """
+    for parameter in trainer._params:
+        if parameter.grad_req == "null":
+            continue
+        data = parameter.list_data()[0]
+        if not data._fresh_grad:
+            parameter.zero_grad()
+            data._fresh_grad = True
+
+
 Mark = Callable[[str], None]
 
 
@@ -117,6 +133,7 @@ def reduce_and_update(
         The L2 norm, before clipping, of the gradient of the global batch's mean loss, float32
         (1,) on the device, where ``want_norm`` or ``clip_norm`` asks for it.
     """
+    take_unused_as_zero(trainer)
     trainer.allreduce_grads()
     mark("allreduce")
     norm = None
@@ -129,8 +146,7 @@ def reduce_and_update(
             shrink = mx.nd.minimum(clip_norm / (norm + 1e-12), 1.0)
             for array in arrays:
                 array *= shrink
-    # A parameter that the forward did not use has a stale gradient on every rank alike.
-    trainer.update(1, ignore_stale_grad=True)
+    trainer.update(1)
     return norm
 
 

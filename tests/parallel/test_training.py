@@ -137,6 +137,33 @@ def test_fp16_on_the_wire_stays_close() -> None:
     _agree(config.from_dict({**SETTINGS, "optimizer": optimizer}), rtol=5e-3)
 
 
+class _OneWayOrAnother(gluon.Block):
+    """A layer that all samples take, and one that only a rank of odd number uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Dense(4), nn.Dense(4)
+
+    def forward(self, x: mx.nd.NDArray) -> mx.nd.NDArray:
+        y = self.first(x)
+        if mx.autograd.is_training() and dist.rank() % 2 == 0:
+            return y
+        return y + self.second(x)
+
+
+def test_weights_stay_alike_where_ranks_use_different_layers() -> None:
+    settings = config.from_dict(SETTINGS)
+    loader, net = _loader(settings, dist.rank(), dist.world_size()), _OneWayOrAnother()
+    replica.prepare(net, settings, loader.shape, mx.cpu())
+    trainer = optim.make_trainer(net, settings.optimizer)
+    for batch in loader.from_step(0, 3):
+        train_step(net, trainer, batch, settings)
+    for parameter in net.collect_params().values():
+        own = parameter.data().asnumpy()
+        others = dist.gather_objects(own)
+        assert all((other == own).all() for other in others), parameter.name
+
+
 def test_evaluation_counts_each_sample_once() -> None:
     settings, net = config.from_dict(SETTINGS), _net()
     replica.prepare(net, settings, (1, 8, 8), mx.cpu())

@@ -295,6 +295,26 @@ def test_parameter_that_the_forward_does_not_use_stays():
     assert (net.used.weight.data().asnumpy() != moved).any()
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_parameter_that_one_step_does_not_use_has_no_gradient_in_it(accumulate):
+    """The last step's would be left; with momentum the update itself is not skipped."""
+    layers = nn.Dense(1, in_units=1, use_bias=False), nn.Dense(1, in_units=1, use_bias=False)
+    net = nn.Sequential()
+    net.add(*layers)
+    net.initialize(mx.init.One())
+    trainer = make_trainer(net, Optimizer(lr=0.1, momentum=0.5, accumulate=accumulate))
+    one = mx.nd.ones((1, 1))
+    for block in (net, layers[0]):
+        for layer in layers:
+            layer.weight.zero_grad() if accumulate > 1 else None
+        with autograd.record():
+            block(one).backward()
+        norm = reduce_and_update(trainer, None, want_norm=True)
+    # 1 - 0.1 = 0.9, then by half of that step: 0.9 - 0.05, although it had no gradient.
+    assert layers[1].weight.data().asscalar() == pytest.approx(0.85)
+    assert norm.asscalar() == pytest.approx(1.0)  # of the first layer's gradient alone
+
+
 # ---------------------------------------------------------------- names and arguments
 
 # Without the one for MXNet's own tests, and the one that takes matrices only.
