@@ -10,6 +10,7 @@ import traceback
 import click
 
 from . import commands_run, commands_saved, console, dist
+from .settings import UserError
 
 USER_ERROR = 2
 SPEAK_SECONDS = 5.0  # for rank 0 to say what is wrong: launchers end all ranks after the first
@@ -42,8 +43,8 @@ def run() -> None:
         console.flush()
     except click.ClickException as error:
         _leave(error.format_message(), USER_ERROR)
-    except (ValueError, dist.PeerError) as error:
-        # ConfigError, DataError and CheckpointError: told to all ranks, so one of them prints.
+    except (UserError, dist.PeerError) as error:
+        # Raised on all ranks alike, or told to them (`dist.together`), so one of them prints.
         _leave(str(error), USER_ERROR)
     except click.Abort:
         _leave("interrupted", 130)

@@ -26,7 +26,7 @@ import numpy as np
 from mxnet import gluon
 
 from . import optimizer_state, params_file
-from .settings import show
+from .settings import UserError, show
 
 PARAMETERS, OPTIMIZER, STATE, MANIFEST = (
     "model.params",
@@ -39,7 +39,7 @@ PARAMETERS, OPTIMIZER, STATE, MANIFEST = (
 _NOTHING, _STATISTICS = "none", "statistics"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used: which, what is wrong, the fix."""
 
 

@@ -24,6 +24,7 @@ from . import batch_norm, feed
 from .fashion_mnist import Arrays
 from .loader import Batch
 from .saved import Saved
+from .settings import UserError
 
 SYMBOL, PARAMETERS, ONNX = "model-symbol.json", "model-0000.params", "model.onnx"
 INPUT = "data"
@@ -37,7 +38,7 @@ TOLERANCE = 1e-3  # of a logit, absolute and relative: other orders of summation
 Forward = Callable[[np.ndarray], np.ndarray]  # float32 (N, 1, H, W) -> (N, K)
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """The net cannot be exported, or what was written computes something else: one line."""
 
 

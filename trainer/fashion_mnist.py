@@ -27,6 +27,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from .settings import UserError
+
 log = logging.getLogger(__name__)
 
 # split -> (file of images, file of labels)
@@ -93,7 +95,7 @@ WAYS_OUT = (
 Arrays = Tuple[np.ndarray, np.ndarray]
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """The dataset cannot be had, or a file of it is not what it should be. One line."""
 
 

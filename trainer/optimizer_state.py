@@ -8,7 +8,7 @@ import mxnet as mx
 from mxnet import gluon
 
 from . import dist
-from .settings import show
+from .settings import ConfigError, show
 
 Arrays = Dict[str, mx.nd.NDArray]  # by "parameter's name in the net.place in its state"
 
@@ -84,7 +84,7 @@ def broadcast(net: gluon.Block, trainer: gluon.Trainer) -> None:
     """Give every rank's optimizer rank 0's state; Horovod does this for Torch, not for MXNet.
 
     Raises:
-        ValueError: a parameter could not be saved.
+        ConfigError: a parameter could not be saved.
     """
     numbers = {name: index for index, name in enumerate(_names(net, trainer))}
     if dist.world_size() == 1:
@@ -107,7 +107,7 @@ def _names(net: gluon.Block, trainer: gluon.Trainer) -> List[str]:
     names = {id(p): name for name, p in net._collect_params_with_prefix().items()}
     for parameter in trainer._params:
         if id(parameter) not in names:
-            raise ValueError(
+            raise ConfigError(
                 f"parameter {parameter.name} is no attribute of its block, so that Gluon would "
                 "not save it; write self.NAME = self.params.get(...)"
             )

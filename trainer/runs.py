@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional
 import yaml
 
 from . import checkpoint, wording
-from .settings import flat
+from .settings import UserError, flat
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RESULT = "result.json"
 
 
-class RunsError(ValueError):
+class RunsError(UserError):
     """No run where one was looked for: where, what is there, the fix."""
 
 

@@ -15,7 +15,11 @@ from dataclasses import field
 from typing import Any, Dict, Mapping, Optional, Sequence
 
 
-class ConfigError(ValueError):
+class UserError(ValueError):
+    """What the user can mend, told in one line; any other exception is shown with its traceback."""
+
+
+class ConfigError(UserError):
     """A setting that cannot be used: what was given, what is allowed, the fix."""
 
 
@@ -130,6 +134,8 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
         raise ConfigError(f"{name} is {show(value)}; it must be {wanted[kind]}")
+    if kind is str and "\0" in value:
+        raise ConfigError(f"{name} is {show(value)}; it must hold no NUL character")
     return value
 
 
