@@ -17,7 +17,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from . import dist, fashion_mnist, feed, model, replica, sharding
+from . import dist, feed, model, replica, sharding
 from .config import Config
 from .device import choose
 from .evaluation import evaluate
@@ -107,9 +107,7 @@ class _Bench:
         dist.node_process_set()  # collective, so before what each rank does on its own
         with dist.together():
             self.ctx = choose(config.device, dist.local_rank())
-            source = (config.data.folder, config.data.dataset)
-            train = fashion_mnist.load("train", *source)
-            self._test = fashion_mnist.load("test", *source)
+            train, self._test = feed.read(config.data)
             self._loader = feed.train_loader(train, config, self.ctx)
             self._net = model.build(config.model)
             replica.prepare(self._net, config, self._loader.shape, self.ctx)

@@ -1,18 +1,69 @@
-"""This rank's share of the training and of the test set, put on its device."""
+"""The training and the test set, and this rank's share of them, put on its device."""
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Optional, Tuple
 
 import mxnet as mx
 import numpy as np
 
-from . import dist
-from .config import Config
+from . import dist, fashion_mnist
+from .config import Config, Data
+from .fashion_mnist import DataError
 from .loader import EvalLoader, TrainLoader
 from .placement import on_device
 
 Arrays = Tuple[np.ndarray, np.ndarray]  # images uint8 (N, H, W), labels integer (N,)
+
+
+def read(
+    settings: Data, train: Optional[Arrays] = None, test: Optional[Arrays] = None
+) -> Tuple[Arrays, Arrays]:
+    """The training and the test set: the given ones, else those that ``settings`` name.
+
+    Raises:
+        DataError: they cannot be had, are no such arrays, or differ in the size of their images.
+    """
+    if train is None and test is None:
+        source = (settings.folder, settings.dataset)
+        train, test = fashion_mnist.load("train", *source), fashion_mnist.load("test", *source)
+    elif train is None or test is None:
+        raise DataError("give both train=(images, labels) and test=(images, labels), or neither")
+    else:
+        _check("train", train)
+        _check("test", test)
+    sizes = train[0].shape[1:], test[0].shape[1:]
+    if sizes[0] != sizes[1] and settings.image_size is None:
+        raise DataError(
+            f"training images are {sizes[0]}, test images {sizes[1]} (height, width); set "
+            "data.image_size"
+        )
+    return train, test
+
+
+def _check(name: str, given: Arrays) -> None:
+    """Refuse what training would stumble over later, or take for something else."""
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise DataError(f"{name} is a {type(given).__name__}; it must be (images, labels)")
+    for what, array in zip(("images", "labels"), given):
+        if not isinstance(array, np.ndarray):
+            raise DataError(
+                f"{name} {what} are a {type(array).__name__}; they must be a NumPy array "
+                "(an MXNet array gives one by .asnumpy())"
+            )
+    images, labels = given
+    if images.dtype != np.uint8 or images.ndim != 3:
+        raise DataError(
+            f"{name} images are {images.dtype} {images.shape}; they must be uint8 (N, height, "
+            "width), 0 to 255, of one channel"
+        )
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or not labels.size:
+        raise DataError(
+            f"{name} labels are {labels.dtype} {labels.shape}; they must be whole numbers, one "
+            f"for each of the {len(images)} images: labels.astype(int)"
+        )
+    if labels.min() < 0:
+        raise DataError(f"{name} labels hold {labels.min()}; classes are numbered from 0")
 
 
 def train_loader(train: Arrays, config: Config, ctx: mx.Context) -> TrainLoader:

@@ -15,7 +15,6 @@ from . import (
     batch_norm,
     checkpoint,
     dist,
-    fashion_mnist,
     feed,
     model,
     optimizer_state,
@@ -76,8 +75,8 @@ def fit(
             from what it has saved itself, whatever is said here. Rank 0 alone needs to see that
             folder.
         force: go on although settings differ from those the checkpoint was made with.
-        train, test: images, uint8 (N, H, W), and labels, integer (N,); None reads what
-            ``config.data`` says.
+        train, test: images, uint8 (N, H, W), and labels, integer (N,), from 0, as NumPy arrays;
+            both or neither, which reads what ``config.data`` says.
 
     Raises:
         ConfigError, DataError, CheckpointError: bad input, before anything is written.
@@ -111,9 +110,7 @@ class _Run:
         self.throughput = Throughput()
         with dist.together():
             self.ctx = choose(config.device, dist.local_rank())
-            source = (config.data.folder, config.data.dataset)
-            train = train or fashion_mnist.load("train", *source)
-            self.test = test or fashion_mnist.load("test", *source)
+            train, self.test = feed.read(config.data, train, test)
             self.num_classes = 1 + int(max(train[1].max(), self.test[1].max()))
             self.train_size = len(train[1])
             self.loader = feed.train_loader(train, config, self.ctx)
