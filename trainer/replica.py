@@ -12,6 +12,7 @@ from mxnet import gluon
 from . import batch_norm, dist, sharding, summary
 from .config import Config
 from .settings import ConfigError
+from .users_code import told
 
 
 def prepare(
@@ -26,30 +27,36 @@ def prepare(
         Its layers.
 
     Raises:
-        ConfigError: it cannot take such a sample.
+        ConfigError: it cannot take such a sample, or be compiled, or its norms be converted.
     """
     # Every rank draws the same weights.
     mx.random.seed(config.seed)
     np.random.seed(config.seed)
+    net.apply(_refuse_symbols)
     _initialize(net, ctx)
-    if config.batch_norm == "sync":
-        batch_norm.convert_sync_batch_norm(net)
-    elif config.batch_norm == "group":
-        batch_norm.convert_sync_batch_norm(net, process_set=dist.node_process_set())
+    _convert_batch_norm(net, config.batch_norm)
     # Deferred shapes are settled here, on all ranks: Horovod would broadcast them at the first
     # forward, and a forward on one rank alone would wait for ever.
     if isinstance(net, gluon.HybridBlock):
         net.hybridize(active=False)  # within a compiled net no layer can be seen
+    sample = mx.nd.zeros((1, *shape), ctx=ctx)
     try:
-        layers = summary.summarize(net, mx.nd.zeros((1, *shape), ctx=ctx))
-    except mx.MXNetError as error:
-        what = str(error).strip().splitlines()[-1]
+        layers = summary.summarize(net, sample)
+    except Exception as error:
         raise ConfigError(
-            f"the net cannot take an image of (channels, height, width) {shape}: {what}; "
-            "set data.image_size, or train another net"
+            f"the net cannot take an image of (channels, height, width) {shape}: {told(error)}; "
+            "mend the net, set data.image_size, or train another net"
         ) from error
+    _check_parameters(net)
     if config.model.hybridize and isinstance(net, gluon.HybridBlock):
         net.hybridize(static_alloc=True)
+        try:
+            net(sample).wait_to_read()
+        except Exception as error:
+            raise ConfigError(
+                f"the net runs, but not compiled: {told(error)}; mend it, or set "
+                "model.hybridize=false"
+            ) from error
     return layers
 
 
@@ -155,10 +162,64 @@ def _running(net: gluon.Block) -> List[gluon.Parameter]:
     return [p for p in net.collect_params().values() if p.grad_req == "null"]
 
 
+def _refuse_symbols(block: gluon.Block) -> None:
+    if isinstance(block, gluon.SymbolBlock):
+        raise ConfigError(
+            f"{block.name} is a SymbolBlock, whose batch norm cannot be seen, synced or merged; "
+            "make the net in Python and take the weights by its load_parameters"
+        )
+
+
+def _convert_batch_norm(net: gluon.Block, kind: str) -> None:
+    if kind == "local":
+        if batch_norm.is_synced(net):
+            raise ConfigError(
+                "batch_norm is local, and the net has SyncBatchNorm layers; set batch_norm=sync, "
+                "or give the net through batch_norm.revert_sync_batch_norm"
+            )
+        return
+    process_set = dist.node_process_set() if kind == "group" else None
+    try:
+        batch_norm.convert_sync_batch_norm(net, process_set)
+    except ValueError as error:
+        raise ConfigError(f"batch_norm is {kind}: {error}, or set batch_norm=local") from error
+
+
+def _check_parameters(net: gluon.Block) -> None:
+    """Refuse those whose gradients cannot be added up over ranks."""
+    trained = [p for p in net.collect_params().values() if p.grad_req != "null"]
+    if not trained:
+        raise ConfigError("the net has no parameter that is trained (grad_req is null for all)")
+    # A shape that is learnt in a step would have to be learnt by all ranks in the same one.
+    unknown = []
+    for parameter in net.collect_params().values():
+        try:
+            parameter.list_data()
+        except gluon.parameter.DeferredInitializationError:
+            unknown.append(parameter.name)
+    if unknown:
+        raise ConfigError(
+            f"the net does not use {', '.join(unknown)} in inference, which leaves their shapes "
+            "unknown; give the layer in_units or in_channels, or leave it out"
+        )
+    sparse = [p.name for p in trained if p.list_grad()[0].stype != "default"]
+    if sparse and dist.world_size() > 1:
+        raise ConfigError(
+            f"{', '.join(sparse)}: gradients are sparse, which cannot be added up over ranks; "
+            "set sparse_grad=False"
+        )
+
+
 def _initialize(net: gluon.Block, ctx: mx.Context) -> None:
     """Draw the weights (Xavier, as the book does) that nobody has drawn yet; move the others."""
     for parameter in net.collect_params().values():
         try:
             parameter.reset_ctx(ctx)
         except ValueError:  # not initialised
-            parameter.initialize(default_init=mx.init.Xavier(), ctx=ctx)
+            try:
+                parameter.initialize(default_init=mx.init.Xavier(), ctx=ctx)
+            except ValueError as error:
+                raise ConfigError(
+                    f"{parameter.name} cannot be drawn: {error} Give it an init of its own, "
+                    'e.g. params.get(..., init="ones")'
+                ) from error

@@ -156,10 +156,18 @@ def make(units=3):
 def nothing():
     return None
 
+def fails():
+    return {}["width"]
+
+def adds():
+    return make() + 1
+
+made = make()
 not_a_function = 3
 """
     )
     (tmp_path / "needsmissing.py").write_text("import a_package_that_is_not_there")
+    (tmp_path / "unfinished.py").write_text("def make(:")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
@@ -209,8 +217,12 @@ def test_real_d2lzh_by_its_path():
         ("needsmissing:make", {}, ["needsmissing", "a_package_that_is_not_there"]),
         ("mynets:maek", {}, ["mynets:maek", "no such function", "did you mean make?"]),
         ("mynets:not_a_function", {}, ["not_a_function", "no such function"]),
+        ("mynets:made", {}, ["mynets:made, which is a net", "a function that makes it"]),
         ("mynets:nothing", {}, ["mynets:nothing", "NoneType", "not a Gluon Block"]),
-        ("mynets:make", {"unitz": 3}, ["model.arguments", "unitz", "mynets:make"]),
+        ("unfinished:make", {}, ["unfinished cannot be imported", "SyntaxError"]),
+        ("mynets:make", {"unitz": 3}, ["model.arguments", "unitz", "mynets:make(units=3)"]),
+        ("mynets:fails", {}, ["mynets:fails failed: KeyError: 'width' (mynets.py, line "]),
+        ("mynets:adds", {}, ["mynets:adds failed: TypeError: ", "(mynets.py, line "]),
         ("trainer.model:resnet18", {"stem": "x"}, ["model.arguments.stem", "'x'", "small"]),
         ("trainer.model:Residual", {}, ["num_channels"]),
     ],

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import mxnet as mx
 import pytest
+from mxnet import gluon
 from mxnet.gluon import nn
 
-from trainer import replica
-from trainer.config import Config
+from trainer import batch_norm, replica
+from trainer.config import Config, Model
 from trainer.settings import ConfigError
 
 
@@ -33,6 +34,108 @@ def test_a_net_that_does_not_fit_the_images_is_told_in_a_line(hybridize):
 def test_a_net_that_fits_shows_its_layers():
     layers = replica.prepare(pooled(), Config(), (1, 15, 15), mx.cpu())
     assert [row.output for row in layers][-1] == (1, 10)
+
+
+class Broken(gluon.Block):
+    def forward(self, x):
+        raise KeyError("width")
+
+
+class InAList(gluon.Block):
+    """Gluon does not know of layers that are no attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Dense(10)]
+
+    def forward(self, x):
+        return self.layers[0](x)
+
+
+class WithAHeadForTraining(gluon.HybridBlock):
+    def __init__(self):
+        super().__init__()
+        self.head, self.other = nn.Dense(10), nn.Dense(10)
+
+    def hybrid_forward(self, F, x):
+        return self.head(x) + self.other(x) if mx.autograd.is_training() else self.head(x)
+
+
+class Scaled(gluon.HybridBlock):
+    def __init__(self):
+        super().__init__()
+        self.scale = self.params.get("scale", shape=(1,))
+
+    def hybrid_forward(self, F, x, scale):
+        return F.broadcast_mul(x, scale)
+
+
+class Frozen(nn.Dense):
+    def __init__(self):
+        super().__init__(10)
+        self.collect_params().setattr("grad_req", "null")
+
+
+class Imported(gluon.SymbolBlock):
+    def __init__(self):
+        data = mx.sym.var("data")
+        super().__init__(mx.sym.FullyConnected(data, num_hidden=10, name="dense"), data)
+
+
+class LooksAtItsShape(gluon.HybridBlock):
+    """It runs as it is, but not as a symbol, which has no shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Dense(10)
+
+    def hybrid_forward(self, F, x):
+        return self.head(x.reshape((x.shape[0], -1)))
+
+
+class OfItsOwn(nn.BatchNorm):
+    def hybrid_forward(self, F, x, *arrays, **named):
+        return 2 * super().hybrid_forward(F, x, *arrays, **named)
+
+
+def refusal(net: gluon.Block, **settings) -> str:
+    with pytest.raises(ConfigError) as raised:
+        replica.prepare(net, Config(**settings), (1, 5, 5), mx.cpu())
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("net", "expected"),
+    [
+        (Broken, "KeyError: 'width' (test_replica.py, line "),
+        (InAList, "_weight' has not been initialized"),
+        (WithAHeadForTraining, "_weight in inference, which leaves their shapes unknown"),
+        (Scaled, "0_scale cannot be drawn: Xavier initializer cannot be applied"),
+        (nn.Flatten, "the net has no parameter that is trained"),
+        (Frozen, "the net has no parameter that is trained"),
+        (Imported, "SymbolBlock"),
+        (LooksAtItsShape, "the net runs, but not compiled: AttributeError"),
+    ],
+)
+def test_faults_of_the_users_net_are_told_with_their_place(net, expected):
+    assert expected in refusal(net())
+
+
+def test_a_net_that_cannot_be_compiled_runs_as_it_is():
+    replica.prepare(LooksAtItsShape(), Config(model=Model(hybridize=False)), (1, 5, 5), mx.cpu())
+
+
+def test_batch_norm_that_cannot_be_synced_may_stay_local():
+    assert "or set batch_norm=local" in refusal(OfItsOwn(), batch_norm="sync")
+    replica.prepare(OfItsOwn(), Config(), (1, 5, 5), mx.cpu())
+
+
+def test_a_net_that_is_synced_already_is_not_taken_for_a_local_one():
+    """Where a rank gets no sample of the last batch, the others would wait for it."""
+    synced = batch_norm.convert_sync_batch_norm(nn.BatchNorm())
+    assert "set batch_norm=sync" in refusal(synced)
+    replica.prepare(synced, Config(batch_norm="sync"), (1, 5, 5), mx.cpu())
 
 
 @pytest.mark.parametrize(
