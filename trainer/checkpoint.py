@@ -179,7 +179,10 @@ def load_parameters(path: Path, net: gluon.Block) -> None:
         net.load_parameters(str(path / PARAMETERS), ctx=context)
     except (AssertionError, ValueError, mx.MXNetError) as error:
         first = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{path} does not fit this net: {first}") from error
+        raise CheckpointError(
+            f"{path} does not fit this net: {first}; name the one it was made with, by "
+            "model.factory and model.arguments"
+        ) from error
 
 
 def _check_arrays(path: Path) -> None:

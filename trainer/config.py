@@ -27,8 +27,9 @@ class Data(Checked, section="data."):
     dataset: str = setting(
         "fashion_mnist",
         "fashion_mnist; fashion_mnist_sample (2,000 + 500 of its images, in the repository); "
-        "idx (any set in the four IDX files of MNIST, in data.folder)",
-        choices=("fashion_mnist", "fashion_mnist_sample", "idx"),
+        "idx (any set in the four IDX files of MNIST, in data.folder); arrays (fit sets it, where "
+        "it is given train= and test=)",
+        choices=("fashion_mnist", "fashion_mnist_sample", "idx", "arrays"),
     )
     folder: Optional[str] = setting(None, "where the IDX files are; null looks in the usual places")
     image_size: Optional[int] = setting(

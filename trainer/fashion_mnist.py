@@ -133,6 +133,12 @@ def find_or_download(folder: Optional[str] = None, dataset: str = "fashion_mnist
     return place
 
 
+def class_names(dataset: str, num_classes: int) -> List[str]:
+    """A name for each class; its number where the data has none."""
+    known = CLASS_NAMES if dataset.startswith("fashion_mnist") else ()
+    return [*known, *map(str, range(len(known), num_classes))]
+
+
 def cache_folder() -> Path:
     """Return the folder that downloads go to, under $XDG_CACHE_HOME or ~/.cache."""
     from platformdirs import user_cache_path
@@ -144,6 +150,11 @@ def _search(
     splits: Sequence[str], folder: Optional[str], dataset: str
 ) -> Tuple[Path, List[Arrays]]:
     """Read the splits from the first place that holds them, and return that place with them."""
+    if dataset == "arrays":
+        raise DataError(
+            "data.dataset is arrays: images given to fit(), which are not kept; give them as "
+            "files, data.dataset=idx data.folder=FOLDER"
+        )
     _check_choice("dataset", dataset, SHA256)
     sums = SHA256[dataset]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 import mxnet as mx
 import numpy as np
@@ -36,8 +36,7 @@ class Report:
         self._config = config
         self._epoch_steps, self._first_step, self._last_step = epoch_steps, first_step, last_step
         self._began, self._started = time.monotonic(), runs.now()
-        known = () if config.data.dataset == "idx" else fashion_mnist.CLASS_NAMES
-        self._names: List[str] = [*known, *map(str, range(len(known), num_classes))]
+        self._names = fashion_mnist.class_names(config.data.dataset, num_classes)
         # A run that was complete before has told everything.
         writes = dist.is_root() and config.monitor.tensorboard and first_step < last_step
         self._monitor = Monitor(config.folder / "events", first_step, writes)

@@ -34,8 +34,7 @@ class Saved(NamedTuple):
     @property
     def class_names(self) -> List[str]:
         """A name for each class; its number where the data has none."""
-        known = () if self.config.data.dataset == "idx" else fashion_mnist.CLASS_NAMES
-        return [*known, *map(str, range(len(known), self.num_classes))]
+        return fashion_mnist.class_names(self.config.data.dataset, self.num_classes)
 
 
 def load(where: str, overrides: Sequence[str] = ()) -> Saved:

@@ -6,7 +6,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from trainer import feed
+from trainer import fashion_mnist, feed
 from trainer.config import Data
 from trainer.fashion_mnist import DataError
 
@@ -57,3 +57,10 @@ def test_sets_of_two_sizes_need_a_common_one():
     with pytest.raises(DataError, match=r"training images are \(4, 5\), test images \(4, 4\)"):
         feed.read(Data(), SET, other)
     assert feed.read(Data(image_size=4), SET, other)[1] is other
+
+
+def test_a_run_on_arrays_is_not_taken_for_one_on_fashion_mnist():
+    assert fashion_mnist.class_names("arrays", 2) == ["0", "1"]
+    assert fashion_mnist.class_names("fashion_mnist_sample", 11)[8:] == ["bag", "ankle boot", "10"]
+    with pytest.raises(DataError, match="given to fit"):
+        feed.read(Data(dataset="arrays"))
