@@ -1,17 +1,18 @@
-"""docs/quickstart.md, typed line by line; only the data, the net and the steps are smaller."""
+"""What the documents have the reader type: the quick start, line by line, and a script."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.documents import ROOT, typed
+from tests.documents import ROOT, blocks, typed
 
-from .commands import environment
+from .commands import HOROVODRUN, environment, run
 
 SMALL = (
     "data.dataset=fashion_mnist_sample model.factory=tests.integration.nets:small train.max_steps=3"
@@ -60,3 +61,15 @@ def test_the_quick_start_does_what_it_says(folder: Path) -> None:
 
 def _run_here(line: str) -> bool:
     return line.split()[0] not in ELSEWHERE
+
+
+def test_a_loop_of_ones_own_gives_the_same_losses_on_any_number_of_ranks(tmp_path: Path) -> None:
+    code = [b.text for b in blocks(ROOT / "docs" / "batch_norm.md") if "hvd.init()" in b.text]
+    script = tmp_path / "own.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n" + "\n".join(code))
+    losses = []
+    for launcher in ([], [HOROVODRUN, "-np", "3"]):
+        done = run([*launcher, sys.executable, str(script)])
+        assert done.code == 0, done.out + done.err
+        losses.append([float(x) for x in re.findall(r"loss of the last batch (\S+)", done.out)])
+    assert len(losses[0]) == 2 and losses[0] == pytest.approx(losses[1], abs=2e-4)
