@@ -43,7 +43,7 @@ def run() -> None:
         console.flush()
     except click.ClickException as error:
         _leave(error.format_message(), USER_ERROR)
-    except (UserError, dist.PeerError) as error:
+    except (UserError, dist.PeerError, dist.NotJoinedError) as error:
         # Raised on all ranks alike, or told to them (`dist.together`), so one of them prints.
         _leave(str(error), USER_ERROR)
     except click.Abort:
