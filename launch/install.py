@@ -133,6 +133,7 @@ def steps(gpu: bool, dev: bool, version: Tuple[int, int]) -> List[Step]:
     others = [pin for pin in pins if pin != horovod and pin not in tools]
     dev_pins = read_pins("requirements-export.txt") + read_pins("requirements-dev.txt")
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    operator = (ROOT / "trainer" / "batch_norm_native.cc").read_text(encoding="utf-8")
     key = functools.partial(digest, str(version))
 
     def install_packages() -> None:
@@ -152,6 +153,12 @@ def steps(gpu: bool, dev: bool, version: Tuple[int, int]) -> List[Step]:
             "installing this project into .venv, editable",
             key(pyproject),
             lambda: pip_install("-e", str(ROOT)),
+        ),
+        Step(
+            "batch_norm",
+            "compiling the operator of synced batch norm",
+            key(mxnet, operator),
+            compile_batch_norm,
         ),
         Step(
             "dev",
@@ -274,6 +281,13 @@ def build_horovod(pin: str, gpu: bool) -> None:
 
 def horovod_works() -> bool:
     return output_of([str(PYTHON), "-c", HOROVOD_CHECK]) is not None
+
+
+def compile_batch_norm() -> None:
+    """Save ranks from compiling at their first step. Where this fails, they run slower instead."""
+    failure = run_logged([str(PYTHON), "-m", "trainer.batch_norm_native"], find_compiler())
+    if failure:
+        say(f"synced batch norm will run in Python, which is slower: {failure}")
 
 
 def find_data() -> None:

@@ -21,6 +21,7 @@ from mxnet import autograd, gluon, nd
 from mxnet.gluon import nn
 
 from . import dist
+from .batch_norm_native import operator_type
 from .batch_norm_op import RankSum, empty_batch, moments_of_sums
 
 __all__ = [
@@ -102,8 +103,8 @@ class SyncBatchNorm(nn.BatchNorm):
             beta,
             running_mean,
             running_var,
-            op_type="sync_batch_norm_coefficients",
-            rank_sum=self._rank_sum.name,
+            op_type=operator_type(self._rank_sum, self.gamma.list_ctx()[0]),
+            rank_sum=self._rank_sum.serial,
             axis=self._kwargs["axis"],
             epsilon=self._kwargs["eps"],
             scale=not self._kwargs["fix_gamma"],
@@ -112,8 +113,8 @@ class SyncBatchNorm(nn.BatchNorm):
         # main kernel, with momentum 1, leaves them alone.
         running = running_mean, running_var
         kernel = {**self._kwargs, "fix_gamma": False}
-        moved = F.BatchNorm(pair, gamma, beta, *running, **{**kernel, "axis": 1})
-        gamma = gamma + 0 * F.sum(moved, axis=0)
+        moved = F.BatchNorm(pair, gamma, beta, *running, **{**kernel, "axis": 0})
+        gamma = F.slice_like(gamma, moved, axes=(0,))  # all of it; has backward pass by moved
         y = F.BatchNorm(x, gamma, beta, *running, name="fwd", **{**kernel, "momentum": 1})
         return F.relu(y) if self.fuse_relu else y
 

@@ -15,6 +15,7 @@ where those of all ranks are wanted. What is missing is linear in x: the operato
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import time
 import weakref
@@ -26,7 +27,9 @@ from mxnet import autograd, nd
 
 from . import dist, shared_memory
 
-_batch_is_empty = False
+OP_TYPE = "sync_batch_norm_coefficients"
+
+batch_is_empty = ctypes.c_int(0)  # as C++ reads it too
 
 
 @contextlib.contextmanager
@@ -36,14 +39,13 @@ def empty_batch() -> Iterator[None]:
     Wrap forward *and* backward, and give the loss the weight 0: the stand-in sample then counts
     for nothing in moments, gradients and running statistics. Waits for the device on both sides.
     """
-    global _batch_is_empty
     mx.nd.waitall()  # the flag is read when the engine runs a layer, not when it is called
-    _batch_is_empty = True
+    batch_is_empty.value = 1
     try:
         yield
         mx.nd.waitall()
     finally:
-        _batch_is_empty = False
+        batch_is_empty.value = 0
 
 
 class RankSum:
@@ -54,29 +56,33 @@ class RankSum:
     layer on one rank meets the n-th on the others, in whatever order the engine takes the layers.
 
     Attributes:
+        alive: those of this process, by ``serial``, the number that peers have in common.
         collected: running total of what forward summed, if set to an array by calibration.
-        seconds: what all sums of this process have taken, waiting for other ranks included.
+        shared: the memory that sums go through, from the first on; None for Horovod.
+        seconds: what all sums of this process have taken, waiting for other ranks included, but
+            for those that C++ did: see :func:`batch_norm_native.seconds_of_sums`.
     """
 
-    _serial = itertools.count()
-    _all: ClassVar[weakref.WeakValueDictionary[str, RankSum]] = weakref.WeakValueDictionary()
+    _serials = itertools.count()
+    alive: ClassVar[weakref.WeakValueDictionary[int, RankSum]] = weakref.WeakValueDictionary()
     seconds: ClassVar[float] = 0.0
 
     def __init__(self, process_set: Any):
-        self.name = f"batch_norm.{next(self._serial)}"
+        self.serial = next(self._serials)
         self.process_set = process_set
         self.collected: Optional[np.ndarray] = None
-        self._shared: Optional[shared_memory.SharedMemorySum] = None
+        self.shared: Optional[shared_memory.SharedMemorySum] = None
         self._connected = False
-        self._all[self.name] = self
-
-    @classmethod
-    def named(cls, name: str) -> RankSum:
-        return cls._all[name]
+        self.alive[self.serial] = self
 
     @property
     def size(self) -> int:
         return dist.world_size() if self.process_set is None else self.process_set.size()
+
+    @property
+    def crosses_nodes(self) -> bool:
+        """Whether its ranks are known to be on several nodes."""
+        return self.process_set is None and dist.local_size() < dist.world_size()
 
     @property
     def _index(self) -> int:
@@ -84,23 +90,22 @@ class RankSum:
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         if not self._connected:
-            self._shared = self._share(values.size)
+            self.shared = self._share(values.size)
             self._connected = True
         start = time.perf_counter()
-        total = self._allreduce(values) if self._shared is None else self._shared(values)
+        total = self._allreduce(values) if self.shared is None else self.shared(values)
         RankSum.seconds += time.perf_counter() - start
         return total
 
     def _share(self, capacity: int) -> Optional[shared_memory.SharedMemorySum]:
         """Memory shared with the other ranks, if they are on one node; forward's sum is longest."""
-        several_nodes = self.process_set is None and dist.local_size() < dist.world_size()
-        if several_nodes or self.size == 1:
+        if self.crosses_nodes or self.size == 1:
             return None
         return shared_memory.connect(capacity, self._index, self.size, self._allreduce)
 
     def _allreduce(self, values: np.ndarray) -> np.ndarray:
         tensor = nd.array(values, ctx=mx.cpu(), dtype=np.float64)
-        return dist.allreduce_sum_(tensor, self.name, self.process_set).asnumpy()
+        return dist.allreduce_sum_(tensor, f"batch_norm.{self.serial}", self.process_set).asnumpy()
 
 
 class _Moments(NamedTuple):
@@ -115,7 +120,7 @@ class _Moments(NamedTuple):
 class Coefficients(mx.operator.CustomOp):
     """(x, gamma, beta; running_mean, running_var) -> (gamma', beta', pair).
 
-    ``pair`` is two samples, (2, C), whose mean and variance are those over all ranks. The running
+    ``pair`` is two samples, (C, 2), whose mean and variance are those over all ranks. The running
     statistics are there for the engine: see :class:`RankSum`.
     """
 
@@ -144,7 +149,7 @@ class Coefficients(mx.operator.CustomOp):
             gamma, beta = gamma * self._ratio, beta + gamma * self._shift
             if whole.samples:
                 mean, variance = whole.mean, whole.variance
-        pair = mean + np.sqrt(variance) * [[-1], [1]]
+        pair = mean[:, None] + np.sqrt(variance)[:, None] * [-1, 1]
         _write(out_data, req, (gamma, beta, pair))
 
     def _local_moments(self, x: Any, gamma: Any, beta: Any, aux: Any) -> _Moments:
@@ -154,7 +159,7 @@ class Coefficients(mx.operator.CustomOp):
             )
         inverse = _float64(inverse)
         variance = np.maximum(inverse**-2 - self._epsilon, 0)
-        samples = 0 if _batch_is_empty else x.size // gamma.size
+        samples = 0 if batch_is_empty.value else x.size // gamma.size
         return _Moments(samples, _float64(mean), variance, inverse)
 
     def _sum_moments(self, local: _Moments) -> _Moments:
@@ -210,13 +215,13 @@ class Coefficients(mx.operator.CustomOp):
         return slope, offset
 
 
-@mx.operator.register("sync_batch_norm_coefficients")
+@mx.operator.register(OP_TYPE)
 class CoefficientsProp(mx.operator.CustomOpProp):
     """Declares :class:`Coefficients` to MXNet, which hands its arguments over as strings."""
 
     def __init__(self, rank_sum: str, axis: str, epsilon: str, scale: str):
         super().__init__(need_top_grad=True)
-        self._rank_sum = RankSum.named(rank_sum)
+        self._rank_sum = RankSum.alive[int(rank_sum)]
         self._axis = int(axis)
         self._arguments = float(epsilon), scale == "True"
 
@@ -231,7 +236,7 @@ class CoefficientsProp(mx.operator.CustomOpProp):
 
     def infer_shape(self, in_shape: List[Any]) -> Tuple[List[Any], List[Any], List[Any]]:
         channels = (in_shape[0][self._axis],)
-        pair = (2, *channels)
+        pair = (*channels, 2)
         return [in_shape[0], channels, channels], [channels, channels, pair], 2 * [channels]
 
     def infer_type(self, in_type: List[Any]) -> Tuple[List[Any], List[Any], List[Any]]:

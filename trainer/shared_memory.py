@@ -38,7 +38,7 @@ class SharedMemorySum:
     """
 
     def __init__(self, path: str, capacity: int, index: int, size: int):
-        self._index, self._size = index, size
+        self.index, self.size, self.capacity = index, size, capacity
         numbers = size * _CACHE_LINE + 2 * size * capacity
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
         self._file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115 - kept for its lock
@@ -50,7 +50,7 @@ class SharedMemorySum:
         self._slots = slots.reshape(2, size, capacity)
         # Held until this process ends, however it ends.
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, index)
-        self._calls = 0
+        self.calls = 0
         self.look: Callable[[], None] = self._look_for_the_dead
         self._enter()
 
@@ -58,13 +58,17 @@ class SharedMemorySum:
         """A copy in another process is None: the memory is these processes' alone."""
         return type(None), ()
 
+    def fileno(self) -> int:
+        """Of the file behind the memory, open as long as this lives."""
+        return self._file.fileno()
+
     def all_entered(self) -> bool:
         """Whether every process is in the present call; after construction: has opened the file."""
-        return bool((self._counters >= self._calls).all())
+        return bool((self._counters >= self.calls).all())
 
     def _enter(self) -> None:
-        self._calls += 1
-        self._counters[self._index] = self._calls
+        self.calls += 1
+        self._counters[self.index] = self.calls
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """The sum over processes; blocks until all have called.
@@ -72,8 +76,8 @@ class SharedMemorySum:
         Raises:
             RuntimeError: a process has ended without calling.
         """
-        slot = self._slots[self._calls % 2, :, : values.size]
-        slot[self._index] = values
+        slot = self._slots[self.calls % 2, :, : values.size]
+        slot[self.index] = values
         self._enter()
         self._wait()
         return slot.sum(axis=0)
@@ -87,8 +91,8 @@ class SharedMemorySum:
         piece = 2 * self._slots.shape[2]
         for start in range(0, values.size, piece):
             part = values[start : start + piece]
-            slot = self._slots[self._calls % 2].view(np.float32)[:, : part.size]
-            slot[self._index] = part
+            slot = self._slots[self.calls % 2].view(np.float32)[:, : part.size]
+            slot[self.index] = part
             self._enter()
             self._wait()
             np.add(slot[0], slot[1], out=part)
@@ -108,12 +112,12 @@ class SharedMemorySum:
                 self.look()
 
     def _look_for_the_dead(self) -> None:
-        for peer in np.flatnonzero(self._counters < self._calls):
+        for peer in np.flatnonzero(self._counters < self.calls):
             try:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(peer))
             except OSError:
                 continue  # its owner lives
-            raise RuntimeError(f"process {peer} of {self._size} on this node ended before its turn")
+            raise RuntimeError(f"process {peer} of {self.size} on this node ended before its turn")
 
 
 def connect(

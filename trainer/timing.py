@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 
 from . import dist
-from .batch_norm_op import RankSum
+from .batch_norm_native import seconds_of_sums
 from .optim import Mark, unmarked
 
 
@@ -26,12 +26,12 @@ class StepTimer:
         mx.nd.waitall()
         self.seconds: Dict[str, float] = {}  # of each part, less those of batch norm's sums in it
         self.sums = 0.0  # seconds in sums over ranks for synced batch norm: mostly waiting for them
-        self._since = time.perf_counter(), RankSum.seconds
+        self._since = time.perf_counter(), seconds_of_sums()
 
     def mark(self, part: str) -> None:
         """The device has done ``part``."""
         mx.nd.waitall()
-        before, self._since = self._since, (time.perf_counter(), RankSum.seconds)
+        before, self._since = self._since, (time.perf_counter(), seconds_of_sums())
         elapsed, sums = (now - then for now, then in zip(self._since, before))
         self.seconds[part] = elapsed - sums
         self.sums += sums

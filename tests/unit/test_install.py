@@ -29,6 +29,7 @@ FILES = (
     "requirements-export.txt",
     "requirements-dev.txt",
     "pyproject.toml",
+    "trainer/batch_norm_native.cc",
 )
 INSTALLED = ("requirements.txt", "requirements-export.txt", "requirements-dev.txt")
 
@@ -37,7 +38,8 @@ INSTALLED = ("requirements.txt", "requirements-export.txt", "requirements-dev.tx
 def tree(tmp_path, monkeypatch):
     """A project of its own: its requirement files, and an empty .venv."""
     root = tmp_path / "project"
-    (root / ".venv").mkdir(parents=True)
+    for folder in (".venv", "trainer"):
+        (root / folder).mkdir(parents=True)
     for name in FILES:
         shutil.copy(str(ROOT / name), str(root / name))
     monkeypatch.setattr(install, "ROOT", root)
@@ -73,6 +75,7 @@ def pip(tree, monkeypatch):
     monkeypatch.setattr(install, "usable_venv", lambda gpu: (3, 11))
     monkeypatch.setattr(install, "pip_install", lambda *args, env=None: calls.append((args, env)))
     monkeypatch.setattr(install, "horovod_works", lambda: True)
+    monkeypatch.setattr(install, "compile_batch_norm", lambda: None)
     monkeypatch.setattr(install, "find_compiler", lambda: {"CXX": "g++", "CC": "gcc"})
     return calls
 
@@ -256,10 +259,11 @@ def test_second_run_does_nothing(pip, capsys):
     [
         ("requirements-dev.txt", "pytest==", "pytest==0.", {"dev"}),
         ("requirements.txt", "PyYAML==", "PyYAML==0.", {"packages"}),
-        ("requirements.txt", "mxnet==", "mxnet==0.", {"packages", "horovod"}),
+        ("requirements.txt", "mxnet==", "mxnet==0.", {"packages", "horovod", "batch_norm"}),
         ("requirements.txt", "horovod==", "horovod==0.", {"horovod"}),
         ("requirements.txt", "# Building", "# Other words", set()),
         ("pyproject.toml", "version", "# changed\nversion", {"project"}),
+        ("trainer/batch_norm_native.cc", "int", "long", {"batch_norm"}),
     ],
 )
 def test_a_change_redoes_what_depends_on_it(pip, name, old, new, again):

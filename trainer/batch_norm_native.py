@@ -1,0 +1,186 @@
+"""The operator of :mod:`batch_norm_op` in C++, for arrays on the CPU of ranks on one node.
+
+It computes the same sums from the same arrays and writes the same outputs, but no Python runs in
+a step. Across nodes, on GPUs, without a compiler, or with ``BATCH_NORM_NATIVE=0`` in the
+environment, the operator in Python does the work; the ranks of one node may differ in it.
+
+    python -m trainer.batch_norm_native        compile it into this Python's environment
+
+is a part of ``make setup``; elsewhere the first layer that needs it compiles it, once for a user.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import traceback
+import weakref
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import mxnet as mx
+import numpy as np
+import platformdirs
+
+from . import batch_norm_op, dist
+from .batch_norm_op import RankSum, batch_is_empty
+from .shared_memory import SharedMemorySum
+
+_OP_TYPE = "sync_batch_norm_coefficients_native"
+
+_SOURCE = Path(__file__).with_suffix(".cc")
+# No -march: nodes of several kinds may share the library, and its sums are a small part of a step.
+_FLAGS = ("-std=c++14", "-O3", "-fopenmp-simd", "-shared", "-fPIC")
+_ENVIRONMENT = Path(sys.prefix, "lib")
+
+_PythonSum = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_int, ctypes.POINTER(ctypes.c_double), ctypes.c_int
+)
+_Look = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int64)
+
+
+class _Interface(ctypes.Structure):
+    """What the C++ file calls and reads; see ``Interface`` there."""
+
+    _fields_ = (
+        ("get_data", ctypes.c_void_p),
+        ("get_shape", ctypes.c_void_p),
+        ("get_dtype", ctypes.c_void_p),
+        ("free_array", ctypes.c_void_p),
+        ("python_sum", _PythonSum),
+        ("look", _Look),
+        ("batch_is_empty", ctypes.c_void_p),
+        ("nanoseconds", ctypes.c_void_p),
+    )
+
+
+_chosen: weakref.WeakKeyDictionary[RankSum, str] = weakref.WeakKeyDictionary()
+_needed: Dict[int, RankSum] = {}  # those that Python still adds up, for operators in flight
+_nanoseconds = ctypes.c_int64(0)  # of the sums that C++ did
+
+
+def seconds_of_sums() -> float:
+    """What all sums of this process have taken, waiting for other ranks included."""
+    return RankSum.seconds + 1e-9 * _nanoseconds.value
+
+
+def operator_type(rank_sum: RankSum, device: mx.Context) -> str:
+    """The name, for ``Custom``, of the operator for a layer's ``rank_sum``, the same ever after."""
+    if rank_sum not in _chosen:
+        near = device.device_type == "cpu" and not rank_sum.crosses_nodes
+        wanted = os.environ.get("BATCH_NORM_NATIVE", "1") != "0" and rank_sum.collected is None
+        native = near and wanted and _load() is not None
+        _chosen[rank_sum] = _OP_TYPE if native else batch_norm_op.OP_TYPE
+        if native:
+            _needed[rank_sum.serial] = rank_sum
+    return _chosen[rank_sum]
+
+
+@functools.lru_cache(maxsize=None)
+def _load() -> Optional[ctypes.CDLL]:
+    try:
+        library = ctypes.CDLL(str(_find() or compile_into(_cache())))
+    except (OSError, subprocess.CalledProcessError) as error:
+        if dist.local_rank() == 0:
+            detail = str(getattr(error, "stderr", None) or error).strip().splitlines()[0]
+            print(
+                f"sync batch norm runs in Python, which is slower: no C++ operator ({detail})",
+                file=sys.stderr,
+            )
+        return None
+    mxnet = mx.base._LIB
+    names = ("MXNDArrayGetData", "MXNDArrayGetShapeEx", "MXNDArrayGetDType", "MXNDArrayFree")
+    functions = [ctypes.cast(getattr(mxnet, name), ctypes.c_void_p) for name in names]
+    library.load.restype = ctypes.c_void_p
+    numbers = (ctypes.addressof(number) for number in (batch_is_empty, _nanoseconds))
+    interface = _Interface(*functions, _python_sum, _look, *numbers)
+    creator = library.load(ctypes.byref(interface))
+    mx.base.check_call(mxnet.MXCustomOpRegister(_OP_TYPE.encode(), ctypes.c_void_p(creator)))
+    return library
+
+
+def _cache() -> Path:
+    return Path(platformdirs.user_cache_dir("gluon-horovod-trainer"))
+
+
+def _file_name() -> str:
+    """Another for all that decides what is compiled, and what it may be loaded with."""
+    recipe = [*_FLAGS, mx.__version__, platform.machine()]
+    digest = hashlib.sha256(_SOURCE.read_bytes() + " ".join(recipe).encode())
+    return f"batch_norm-{digest.hexdigest()[:16]}.so"
+
+
+def _find() -> Optional[Path]:
+    """The library, compiled before."""
+    candidates = (folder / _file_name() for folder in (_ENVIRONMENT, _cache()))
+    return next((path for path in candidates if path.exists()), None)
+
+
+def compile_into(folder: Path) -> Path:
+    """Compile the library; whole or absent, also where several processes do it at once.
+
+    Raises:
+        OSError: there is no compiler, or ``folder`` cannot be written.
+        CalledProcessError: the compiler failed.
+    """
+    compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or "c++"]
+    library = folder / _file_name()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        fresh = Path(scratch) / library.name
+        command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(fresh)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        fresh.replace(library)
+    return library
+
+
+@_PythonSum
+def _python_sum(serial: int, numbers: Any, count: int) -> int:
+    """A sum that C++ cannot do: a RankSum's first, and all where memory cannot be shared."""
+    try:
+        rank_sum = RankSum.alive[serial]
+        values = np.ctypeslib.as_array(numbers, (count,))
+        values[:] = rank_sum(values)
+        if rank_sum.shared is not None:
+            share(rank_sum, rank_sum.shared)
+    except Exception:
+        traceback.print_exc()
+        return 0
+    return 1
+
+
+@_Look
+def _look(serial: int, calls: int) -> int:
+    """What a sum in C++ does that has waited long; ``calls`` it has made, this one included."""
+    rank_sum = RankSum.alive.get(serial)
+    if rank_sum is None or rank_sum.shared is None:
+        return 1  # its layer is gone
+    try:
+        rank_sum.shared.calls = calls
+        rank_sum.shared.look()
+    except RuntimeError as error:
+        print(f"sync batch norm: {error}", file=sys.stderr, flush=True)
+        return 0
+    return 1
+
+
+def share(rank_sum: RankSum, shared: SharedMemorySum) -> None:
+    """Have C++ do a RankSum's next sums, through the memory that it has."""
+    library = _load()
+    assert library is not None
+    calls, shape = ctypes.c_int64(shared.calls), (shared.index, shared.size, shared.capacity)
+    library.share(rank_sum.serial, shared.fileno(), calls, *shape)
+    weakref.finalize(rank_sum, library.forget, rank_sum.serial)
+    _needed.pop(rank_sum.serial, None)
+
+
+if __name__ == "__main__":
+    compile_into(_ENVIRONMENT)
