@@ -36,6 +36,14 @@ for _command in (
     main.add_command(_command)
 
 
+# What a rank's last wait says of it: Horovod once it has noticed, Gloo in the midst of a sum.
+_OF_A_LOST_RANK = (
+    "Horovod has been shut down",
+    "Connection reset by peer",
+    "Connection closed by peer",
+)
+
+
 def run() -> None:
     """Enter here: what the user can mend ends in one line, on rank 0; the rest names its rank."""
     try:
@@ -54,7 +62,7 @@ def run() -> None:
         if isinstance(error, TrainingError):
             _leave(str(error), USER_ERROR)
         where = dist.where()
-        if "Horovod has been shut down" in str(error):
+        if any(words in str(error) for words in _OF_A_LOST_RANK):
             said = f"{where}: another rank has ended; what it says is the cause"
         else:
             said = f"{traceback.format_exc()}{where} failed: {type(error).__name__}: {error}"
