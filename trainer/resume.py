@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 import sys
 from pathlib import Path
 from typing import Iterator, Optional
@@ -55,22 +56,39 @@ def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
     return path
 
 
-def take_folder(settings: Config, anew: bool) -> filelock.BaseFileLock:
+def take_folder(settings: Config, start: Optional[Path]) -> filelock.BaseFileLock:
     """Make the run's folder ready for it, with its config; :func:`claim` of it.
 
     Args:
-        anew: what an earlier run left there is set aside.
+        start: the checkpoint that the run goes on from; None: it begins anew. What an earlier run
+            left there that does not lead up to this one is set aside.
 
     Raises:
         ConfigError: another run is at work there.
     """
     folder = settings.folder
     lock = claim(folder)
-    if anew:
-        set_aside(folder)
-    checkpoint_folder(settings).mkdir(parents=True, exist_ok=True)
-    _keep_config(folder / "config.yaml", config.as_yaml(settings))
+    own = {folder.resolve(), checkpoint_folder(settings).resolve()}
+    if start is None or own.isdisjoint(start.resolve().parents):
+        _begin(folder, config.as_yaml(settings))
+    else:
+        _set_newer_aside(checkpoint_folder(settings), start)
+        checkpoint_folder(settings).mkdir(parents=True, exist_ok=True)
+        _keep_config(folder / "config.yaml", config.as_yaml(settings))
     return lock
+
+
+def _begin(folder: Path, config_text: str) -> None:
+    """Make ``folder`` one of a run that begins; without room for it nothing is set aside."""
+    made = folder.with_name(f".{folder.name}.begun")
+    shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
+    try:
+        (made / "checkpoints").mkdir(parents=True)
+        (made / "config.yaml").write_text(config_text)
+        set_aside(folder)
+        made.rename(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -101,8 +119,9 @@ def claim(folder: Path) -> filelock.BaseFileLock:
     Raises:
         ConfigError: another run is at work there.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(str(folder.parent / f".{folder.name}.lock"))
+    place = folder.resolve()  # one lock, whatever links lead there
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(str(place.parent / f".{place.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -116,7 +135,23 @@ def claim(folder: Path) -> filelock.BaseFileLock:
 def set_aside(folder: Path) -> None:
     """Keep what an earlier run left in ``folder`` under the next free name beside it."""
     if folder.exists():
-        number = next(n for n in itertools.count(1) if not Path(f"{folder}.{n}").exists())
-        folder.rename(f"{folder}.{number}")
+        aside = _free_name(folder)
+        folder.rename(aside)
         # Not on stdout, which may hold nothing but JSON.
-        print_line(f"{folder} held an earlier run; it is {folder}.{number} now", sys.stderr)
+        print_line(f"{folder} held an earlier run; it is {aside} now", sys.stderr)
+
+
+def _set_newer_aside(checkpoints: Path, start: Path) -> None:
+    """Keep what comes after ``start``, damaged or made on another way, out of this run's way."""
+    newer = [path for path in checkpoint.listing(checkpoints) if path.name > start.name]
+    if newer:
+        aside = _free_name(checkpoints / "aside")  # on the same device
+        aside.mkdir()
+        for path in newer:
+            path.rename(aside / path.name)
+        print_line(f"checkpoints after {start.name} are in {aside} now", sys.stderr)
+
+
+def _free_name(folder: Path) -> Path:
+    names = (Path(f"{folder}.{number}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())

@@ -359,8 +359,9 @@ def test_strange_things_in_the_run_folder(tmp_path, place):
     else:
         strange.write_text("mine")
     settings_ = Config(output=str(output), name="run")
+    start = resume.checkpoint_folder(settings_) / "step-00000001"
     with pytest.raises(ConfigError) as error, resume.usable(settings_.folder):
-        resume.take_folder(settings_, anew=False)
+        resume.take_folder(settings_, start)
         Monitor(settings_.folder / "events", 0, enabled=True)
     assert str(tmp_path) in one_line(error.value)
     assert (strange / "mine").is_dir() if strange.is_dir() else strange.read_text() == "mine"
@@ -386,7 +387,7 @@ def disk(tmp_path):
 def test_read_only_folder(run, disk):
     """Nothing is begun there; a run that is under way goes on, and has what it had."""
     settings_ = Config(output=str(disk.folder), name="run")
-    resume.take_folder(settings_, anew=False).release()
+    resume.take_folder(settings_, None).release()
     folder, told = resume.checkpoint_folder(settings_), []
     saver = Saver(folder, 1, told.append)
     content = checkpoint.snapshot(run.net, run.trainer, {**STATE, "step": 1})
@@ -400,7 +401,7 @@ def test_read_only_folder(run, disk):
     )
     assert checkpoint.find_latest(folder, pytest.fail).name == "step-00000001"
     with pytest.raises(ConfigError, match="Read-only file system"), resume.usable(folder):
-        resume.take_folder(settings_, anew=False)
+        resume.take_folder(settings_, folder / "step-00000001")
 
 
 def test_folders_on_other_devices(run, disk, tmp_path):
@@ -408,13 +409,14 @@ def test_folders_on_other_devices(run, disk, tmp_path):
     (tmp_path / "runs" / "linked").mkdir(parents=True)
     (tmp_path / "runs" / "linked" / "checkpoints").symlink_to(disk.folder)
     settings_ = Config(output=str(tmp_path / "runs"), name="linked")
-    resume.take_folder(settings_, anew=False).release()
+    start = resume.checkpoint_folder(settings_) / "step-00000001"
+    resume.take_folder(settings_, start).release()
     content = checkpoint.snapshot(run.net, run.trainer, {**STATE, "step": 1})
     path = checkpoint.write(resume.checkpoint_folder(settings_), content, keep=1)
     assert checkpoint.problem(path) is None and (disk.folder / path.name).is_dir()
     mounted = Config(output=str(tmp_path), name="disk")
     with pytest.raises(ConfigError) as error, resume.usable(mounted.folder):
-        resume.take_folder(mounted, anew=True)
+        resume.take_folder(mounted, None)
     assert "busy" in one_line(error.value) and (disk.folder / path.name).is_dir()
 
 
