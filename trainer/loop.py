@@ -71,10 +71,10 @@ def fit(
             or not. None builds what ``config.model`` says. It is trained in place.
         config: every setting; None takes the defaults.
         resume: ``auto`` goes on from the newest whole checkpoint of the run's folder, ``none``
-            starts anew (what the run's folder held is kept under another name), anything else
-            is a checkpoint to go on from. A launch that is started again after a fault goes on
-            from what it has saved itself, whatever is said here. Rank 0 alone needs to see that
-            folder.
+            starts anew, anything else is a checkpoint to go on from. What the run's folder held
+            that does not lead up to it is set aside. A launch that is started again after a fault
+            goes on from what it has saved itself, whatever is said here. Rank 0 alone needs to
+            see that folder.
         force: go on although settings differ from those the checkpoint was made with.
         train, test: images, uint8 (N, H, W), and labels, integer (N,), from 0, as NumPy arrays;
             both or neither, which reads what ``config.data`` says.
@@ -126,6 +126,7 @@ class _Run:
     def begin(self, resume_from: str, force: bool) -> None:
         """Put the ranks on the same weights and the same step: drawn, or from a checkpoint."""
         config = self.config
+        self.watchdog.beat("the start of the run")
         dist.node_process_set()  # collective, so before what each rank does on its own
         state: Dict[str, Any] = {"step": 0, "totals": [[0.0] * 3] * 2, "statistics": None}
         path: Optional[Path] = None
@@ -149,7 +150,7 @@ class _Run:
         self.metrics = TrainMetrics(self.ctx, state["totals"])
         with dist.together(), resume.usable(config.folder):
             if dist.is_root():
-                self.claim = resume.take_folder(config, anew=path is None)
+                self.claim = resume.take_folder(config, path)
             self.report = Report(
                 config, self.epoch_steps, self.step, self.last_step, self.num_classes
             )
@@ -250,6 +251,7 @@ class _Run:
         batches = self._watched(feed.test_loader(self.test, self.config, self.ctx))
         with replica.as_one_model(self.net, self.config):
             self.evaluation = evaluate(self.net, batches, self.num_classes)
+            self.watchdog.beat(f"the pictures of a pass after step {self.step}")
             if dist.is_root():
                 self._show_predictions()
         self.report.evaluation(self.step, self.evaluation)
@@ -261,6 +263,7 @@ class _Run:
             yield batch
 
     def _save(self, accuracy: Optional[float] = None) -> None:
+        self.watchdog.beat(f"the save after step {self.step}")
         # Every rank reads its sums here, so that a loss that is not finite is never saved.
         totals = self.metrics.totals()
         self.throughput.end()
@@ -282,6 +285,7 @@ class _Run:
                 self.saver.begin(checkpoint.snapshot(self.net, self.trainer, state, statistics))
 
     def _finish(self, stopped: bool) -> Result:
+        self.watchdog.beat("the end of the run")
         failure = dist.broadcast_object(self.saver.wait())
         if failure is not None:
             dist.shutdown()
