@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from typing import Any, Dict, Optional
+import threading
+from types import FrameType
+from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 
@@ -26,9 +29,13 @@ class StopRequest:
         self._previous: Dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        handlers: Dict[int, Callable[[int, Optional[FrameType]], Any]]
+        handlers = {signal.SIGTERM: self._ask, signal.SIGUSR1: self._ask}
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            handlers[signal.SIGINT] = _interrupt
+        for number, handler in handlers.items():
             try:
-                self._previous[number] = signal.signal(number, self._ask)
+                self._previous[number] = signal.signal(number, handler)
             except ValueError:  # not the main thread (a notebook's): signals are not ours there
                 break
         return self
@@ -50,3 +57,13 @@ class StopRequest:
         flag = mx.nd.array(np.array([self._asked], np.int32), dtype=np.int32)
         self._pending = dist.allreduce_sum_(flag, "stop_request")
         return stop
+
+
+def _interrupt(number: int, frame: Optional[FrameType]) -> None:
+    """Raise KeyboardInterrupt, as Python does; a moment later where a destructor would lose it."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":  # MXNet's arrays have one
+            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt

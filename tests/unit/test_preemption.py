@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 import pytest
 
@@ -47,10 +48,14 @@ def test_handlers_are_put_back_after_an_error():
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)) == before
 
 
-def test_interrupt_is_not_taken():
-    before = signal.getsignal(signal.SIGINT)
-    with StopRequest():
-        assert signal.getsignal(signal.SIGINT) is before
+def test_interrupt_is_none():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stop.agreed()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_outside_the_main_thread_signals_are_left_alone():
@@ -77,3 +82,22 @@ def test_runs_may_follow_each_other():
 
 def test_exit_code_is_none_that_a_failure_has():
     assert EXIT_CODE == 85
+
+
+class Interrupted:
+    """Like an array of MXNet's: it is given back while the interrupt comes."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)  # Python looks at signals between two calls
+
+
+def test_an_interrupt_within_a_destructor_is_not_lost(monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), StopRequest():
+            Interrupted()
+            time.sleep(60)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
