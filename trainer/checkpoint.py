@@ -95,9 +95,10 @@ def write(folder: Path, content: Snapshot, keep: int) -> Path:
     try:
         _write(partial, content)
         _put_in_place(partial, path)
-    except (OSError, mx.MXNetError) as error:
+    except OSError as error:
+        reason = _reason(error, folder)
         shutil.rmtree(partial, ignore_errors=True)  # what little room is left is others'
-        raise SaveError(f"{path} could not be written: {_reason(error, folder)}") from error
+        raise SaveError(f"{path} could not be written: {reason}") from error
     _prune(folder, keep)
     return path
 
@@ -119,9 +120,8 @@ def _write(partial: Path, content: Snapshot) -> None:
 
 
 def _write_arrays(path: Path, arrays: optimizer_state.Arrays) -> None:
-    mx.nd.save(str(path), arrays)
-    if params_file.problem(path):  # MXNet does not notice when the last block finds no room
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with params_file.whole(path):
+        mx.nd.save(str(path), arrays)
 
 
 def _put_in_place(partial: Path, path: Path) -> None:
@@ -135,15 +135,15 @@ def _put_in_place(partial: Path, path: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _reason(error: Exception, folder: Path) -> str:
+def _reason(error: OSError, folder: Path) -> str:
     """Why a checkpoint could not be written, in some words."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if error.errno not in (errno.ENOSPC, errno.EIO):
+        return str(error.strerror or error)
     try:
         room = f"{shutil.disk_usage(folder).free:,} bytes are free there"
     except OSError:
         room = "is the folder there?"
-    return f"MXNet could not write its arrays; {room}"
+    return f"{error.strerror}; {room}"
 
 
 def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Dict[str, Any]:

@@ -23,12 +23,13 @@ def alone(command: str) -> None:
 
 
 @contextlib.contextmanager
-def writing() -> Iterator[None]:
-    """What cannot be written is the user's to mend."""
+def writing(what: Any) -> Iterator[None]:
+    """That ``what`` cannot be written is the user's to mend."""
     try:
         yield
     except OSError as error:
-        raise click.UsageError(f"{error.filename} cannot be written: {error.strerror}") from error
+        place = error.filename or what
+        raise click.UsageError(f"{place} cannot be written: {error.strerror}") from error
 
 
 def show(what: Any) -> None:

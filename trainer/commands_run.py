@@ -83,10 +83,12 @@ def bench(
         alone("bench with --sweep or --ranks")
         if timeline is not None:
             raise click.UsageError("--timeline goes with one bench, not with --sweep or --ranks")
-    with writing():  # told now, not after the measurement
-        if json_path is not None and dist.launched_rank() == 0:
+    # What cannot be written is told now, not after the measurement.
+    if json_path is not None and dist.launched_rank() == 0:
+        with writing(json_path):
             open(json_path, "a").close()
-        if timeline is not None:
+    if timeline is not None:
+        with writing(timeline):
             os.makedirs(timeline, exist_ok=True)
     found: Any
     if several:
@@ -107,7 +109,8 @@ def bench(
         if dist.launched_rank() == 0:
             bench_table.show(settings, figures)
     if json_path is not None and dist.launched_rank() == 0:
-        Path(json_path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        with writing(json_path):
+            Path(json_path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 @click.command()

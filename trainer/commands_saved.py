@@ -39,14 +39,15 @@ def calibrate(
 ) -> None:
     """Measure the running statistics of CHECKPOINT's model anew and write its parameters."""
     saved = load_saved(checkpoint, overrides)
-    from .saved import calibrate_saved, evaluate_saved
+    from .saved import calibrate_saved, evaluate_saved, write_parameters
 
     before = evaluate_saved(saved)
     calibrate_saved(saved, samples)
     after = evaluate_saved(saved)
     if dist.is_root():
-        path = out or str(saved.path.resolve().parents[1] / "calibrated.params")
-        saved.net.save_parameters(path)
+        path = Path(out) if out else saved.path.resolve().parents[1] / "calibrated.params"
+        with writing(path):
+            write_parameters(saved, path)
         click.echo(f"accuracy {before.accuracy:.4f} -> {after.accuracy:.4f}; wrote {path}")
     dist.shutdown()
 
@@ -86,13 +87,14 @@ def predict(
     answers = predict.predict(saved, found)
     as_json = format_ == "json" or (format_ is None and str(output).endswith(".json"))
     text = predict.as_json(answers) if as_json else predict.as_csv(answers)
-    with writing():
-        if output is not None:
-            Path(output).write_text(text, encoding="utf-8")
-        if picture is not None:
-            predict.write_picture(answers, Path(picture))
     if output is None:
         click.echo(text, nl=False)
+    else:
+        with writing(output):
+            Path(output).write_text(text, encoding="utf-8")
+    if picture is not None:
+        with writing(picture):
+            predict.write_picture(answers, Path(picture))
 
 
 @click.command()
@@ -110,7 +112,7 @@ def export(checkpoint: str, overrides: Tuple[str, ...], output: str, no_onnx: bo
     export.check_possible(saved, onnx=not no_onnx)
     test, seen = test_set(saved), evaluate_saved(saved)
     folder = Path(output)
-    with writing():
+    with writing(folder):
         files = export.export(saved, test, folder, onnx=not no_onnx)
         command = f"python -m trainer {' '.join(map(shlex.quote, sys.argv[1:]))}"
         card = model_card.as_markdown(saved, seen, command, files)

@@ -20,7 +20,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from . import batch_norm, feed
+from . import batch_norm, feed, params_file
 from .fashion_mnist import Arrays
 from .loader import Batch
 from .saved import Saved
@@ -129,7 +129,6 @@ def _write_symbol(net: gluon.HybridBlock, batch: mx.nd.NDArray, folder: Path) ->
         net.hybridize()
         net(batch)
         mx.nd.waitall()
-        net.export(str(folder / "model"), epoch=0)
     # HybridBlocks of the user's own may fail in any way when they are given symbols.
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
@@ -137,6 +136,8 @@ def _write_symbol(net: gluon.HybridBlock, batch: mx.nd.NDArray, folder: Path) ->
             f"{type(net).__name__} cannot be made a symbol: {reason}; every part of its "
             "hybrid_forward must be an operator of F"
         ) from error
+    with params_file.whole(folder / PARAMETERS):
+        net.export(str(folder / "model"), epoch=0)
 
 
 def _load_symbol(folder: Path) -> Forward:

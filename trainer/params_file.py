@@ -7,10 +7,15 @@ each array's shape, device, type and values, then a name for each.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
+import os
 import struct
 from pathlib import Path
-from typing import BinaryIO, Optional, Tuple
+from typing import BinaryIO, Iterator, Optional, Tuple
+
+import mxnet as mx
 
 _LIST_MAGIC, _ARRAY_MAGIC = 0x112, 0xF993FAC9
 _DENSE = 0
@@ -29,6 +34,21 @@ def problem(path: Path) -> Optional[str]:
             return _walk(file, path.stat().st_size)
         except struct.error:
             return "it ends too early"
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """What MXNet saves at ``path`` meanwhile is all there.
+
+    Raises:
+        OSError: it is not; MXNet does not notice when the last block finds no room.
+    """
+    try:
+        yield
+    except mx.MXNetError as error:
+        raise OSError(errno.EIO, "MXNet could not write all of it", str(path)) from error
+    if problem(path) is not None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def _walk(file: BinaryIO, size: int) -> Optional[str]:

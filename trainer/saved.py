@@ -5,6 +5,7 @@ What is done with one from here: ``predict.py``, ``export.py``.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
@@ -12,7 +13,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from . import batch_norm, checkpoint, config, dist, fashion_mnist, feed, model, replica
+from . import batch_norm, checkpoint, config, dist, fashion_mnist, feed, model, params_file, replica
 from .config import Config
 from .device import choose
 from .evaluation import evaluate
@@ -133,3 +134,19 @@ def calibrate_saved(saved: Saved, samples: Optional[int]) -> None:
     first = settings.train.epochs * loader.steps_per_epoch
     batches = loader.from_step(first, first + steps)
     batch_norm.calibrate(saved.net, ((batch.data, batch.samples) for batch in batches))
+
+
+def write_parameters(saved: Saved, path: Path) -> None:
+    """Write the model's parameters for ``net.load_parameters``, whole or not at all.
+
+    Raises:
+        OSError: there is no room, ...
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with params_file.whole(partial):
+            saved.net.save_parameters(str(partial))
+        partial.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
