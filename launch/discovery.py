@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from typing import Optional
@@ -44,17 +45,17 @@ class Discovery:
         self._asked = time.monotonic()
         command = ["timeout", "--kill-after=5", str(TIMEOUT_SECONDS), "sh", "-c", self._command]
         self._running = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
         )
         return self._running
 
     def _answer(self) -> int:
         process = self._running or self._start()
-        out, _ = process.communicate()
+        out = process.communicate()[0].decode(errors="replace").strip()
         self._running = None
-        if process.returncode or not out.strip().isdigit():
+        if process.returncode or not re.fullmatch("[0-9]{1,4}", out):
             raise ValueError(
-                f"--discover {self._command!r} printed {out.strip()!r} and ended with exit code "
+                f"--discover {self._command!r} printed {out[:60]!r} and ended with exit code "
                 f"{process.returncode} (124: not within {TIMEOUT_SECONDS} s); it must print the "
                 "number of ranks that can run now, and end with 0"
             )

@@ -122,6 +122,8 @@ def test_a_lost_gpu_is_not_used_again(monkeypatch):
         (["-n", "2", "--min-ranks", "3"], "2 ranks are not between --min-ranks 3 and --max-"),
         (["-n", "2", "--max-ranks", "3"], "--max-ranks 3 is above -n 2, and nothing tells when"),
         (["-n", "1", "--discover", "echo many"], "--discover 'echo many' printed 'many'"),
+        (["-n", "1", "--discover", "printf '\\377'"], "printed '\ufffd' and ended"),
+        (["-n", "1", "--discover", "echo \u00b2"], "printed '\u00b2' and ended"),
         (["-n", "1", "--discover", "exit 3"], "ended with exit code 3"),
     ],
 )
