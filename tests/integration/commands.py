@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
@@ -67,13 +68,18 @@ def start(command: Sequence[str]) -> subprocess.Popen:
     )
 
 
-def read_until(process: subprocess.Popen, text: str) -> str:
-    """What ``process`` prints, up to the line that holds ``text``."""
+def read_until(process: subprocess.Popen, text: str, seconds: float = 120) -> str:
+    """What ``process`` prints, up to the line that holds ``text``; killed if that does not come."""
     lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if text in line:
-            return "".join(lines)
+    limit = threading.Timer(seconds, process.kill)
+    limit.start()
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if text in line:
+                return "".join(lines)
+    finally:
+        limit.cancel()
     raise AssertionError(f"{text!r} never came:\n{''.join(lines)}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -54,8 +55,12 @@ def _assert_same(found: Dict[str, np.ndarray], expected: Dict[str, np.ndarray]) 
 
 def _rank(launcher: subprocess.Popen, rank: int) -> psutil.Process:
     """The process that is that rank: the last that carries its number."""
-    family = psutil.Process(launcher.pid).children(recursive=True)
-    return [c for c in family if c.environ().get("HOROVOD_RANK") == str(rank)][-1]
+    found = []
+    for child in psutil.Process(launcher.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if child.environ().get("HOROVOD_RANK") == str(rank):
+                found.append(child)
+    return found[-1]
 
 
 def test_the_loss_of_rank_0_and_of_another_bends_nothing(

@@ -79,9 +79,9 @@ def test_a_full_disk_ends_no_run_and_costs_no_point_and_no_checkpoint(tmp_path: 
         try:
             read_until(process, "images/s")
             filling = fill(disk)
-            said = read_until(process, "points wait for room")
-            said += read_until(process, "epoch 2:")
-            assert "No space left on device" in said and "could not be written" in said
+            read_until(process, "points wait for room")
+            said = read_until(process, "could not be written")
+            assert "bytes are free there" in said
             assert checkpoint.find_latest(disk / "default" / "checkpoints", pytest.fail)
             filling.unlink()
             read_until(process, "test loss")
