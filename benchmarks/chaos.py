@@ -3,12 +3,15 @@
     python -m benchmarks.chaos --trials 52 --seed 0
 
 The trials are those of tests/integration/chaos.py. Needs root, for a tiny disk and for networks of
-its own. Exits with 1 when a trial did not hold.
+its own. After each trial the figures so far are in results/chaos.json and in the table of
+docs/reliability.md. Exits with 1 when a trial did not hold.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import statistics
 import sys
 import tempfile
@@ -18,6 +21,11 @@ from typing import Any, Dict, List
 
 from benchmarks import report
 from tests.integration import chaos
+
+FAILED = "failed"
+PAGE = report.RESULTS.parents[1] / "docs" / "reliability.md"
+_TABLE = re.compile(r"(?<=<!-- benchmarks.chaos -->\n).*?(?=<!-- end -->)", re.DOTALL)
+_LAST_WORDS = 4000  # characters that are kept of what a trial said that did not hold
 
 
 def main() -> int:
@@ -30,15 +38,45 @@ def main() -> int:
     before = report.machine()
     with tempfile.TemporaryDirectory() as folder:
         expected = chaos.straight(Path(folder))
-    rows = [
-        _row(chaos.choose(args.seed, number), expected)
-        for number in range(args.first, args.first + args.trials)
-    ]
-    summary = _summary(rows)
+    rows: List[Dict[str, Any]] = []
+    for number in range(args.first, args.first + args.trials):
+        rows.append(_row(chaos.choose(args.seed, number), expected))
+        summary = _summary(rows)
+        path = report.write("chaos", {**summary, "all": rows}, before)
+        PAGE.write_text(with_table(PAGE.read_text(), json.loads(path.read_text())))
     for name, figure in summary.items():
         print(f"{name}: {figure}")
-    report.write("chaos", {**summary, "all": rows}, before)
-    return int(any("failed" in row["outcome"] for row in rows))
+    return int(FAILED in summary)
+
+
+def with_table(page: str, results: Dict[str, Any]) -> str:
+    """The text of docs/reliability.md with the figures of ``results``, as chaos.json holds them."""
+    figures, machine = results["figures"], results["machine"]
+    again = [row["fault"] for row in figures["all"] if row["outcome"] == chaos.AGAIN]
+    kinds = "; ".join(f"{again.count(kind)} {kind}" for kind in sorted(set(again)))
+    rows = [
+        ("trials", figures["trials"]),
+        ("went on by themselves to the right weights", figures.get(chaos.WENT_ON, 0)),
+        (
+            f"ended with an error and were completed by the same command ({kinds})",
+            figures.get(chaos.AGAIN, 0),
+        ),
+        ("neither", figures.get(FAILED, 0)),
+        (
+            "seconds from the fault to the next step done, median and worst",
+            f"{figures['seconds to recover, median']} and {figures['seconds to recover, worst']}",
+        ),
+        (
+            "largest difference of a weight from the undisturbed run",
+            figures["largest difference of a weight"],
+        ),
+    ]
+    where = (
+        f"`{results['command']}` on {machine['cores']} cores, {machine['cpu']}, no GPU, "
+        f"{results['date']}; the load was {machine['load before']} before.\n"
+    )
+    table = report.table(["", ""], rows)
+    return _TABLE.sub(lambda _: f"{table}\n\n{where}", page)
 
 
 def _row(trial: chaos.Trial, expected: Dict[str, Any]) -> Dict[str, Any]:
@@ -47,10 +85,13 @@ def _row(trial: chaos.Trial, expected: Dict[str, Any]) -> Dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             result = chaos.run_trial(trial, Path(folder), expected)
-        except AssertionError as error:
-            row["outcome"] = f"failed: {error}"
+        except Exception as error:  # whatever it was, the other trials are to be made
+            row["outcome"] = FAILED
+            row["because"] = f"{type(error).__name__}: {error}"[-_LAST_WORDS:]
         else:
             row["outcome"] = result.outcome
+            if result.because:
+                row["because"] = result.because
             row["recovery s"] = result.recovery and round(result.recovery, 1)
             row["difference"] = float(f"{result.difference:.1e}")
     row["seconds"] = round(time.monotonic() - began, 1)
@@ -60,12 +101,14 @@ def _row(trial: chaos.Trial, expected: Dict[str, Any]) -> Dict[str, Any]:
 
 def _summary(rows: List[Dict[str, Any]]) -> Dict[str, Any]:
     recoveries = [row["recovery s"] for row in rows if row.get("recovery s") is not None]
-    outcomes = [row["outcome"].split(":")[0] for row in rows]
+    outcomes = [row["outcome"] for row in rows]
     return {
         "trials": len(rows),
         **{outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))},
-        "seconds to recover, median": round(statistics.median(recoveries), 1),
-        "seconds to recover, worst": max(recoveries),
+        "seconds to recover, median": round(statistics.median(recoveries), 1)
+        if recoveries
+        else None,
+        "seconds to recover, worst": max(recoveries, default=None),
         "largest difference of a weight": max(row.get("difference", 0.0) for row in rows),
     }
 

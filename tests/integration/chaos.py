@@ -79,11 +79,16 @@ class Trial(NamedTuple):
     step: int  # of faults that come from outside
 
 
+WENT_ON = "went on"
+AGAIN = "ended with an error, completed when started again"
+
+
 class Result(NamedTuple):
     """What came of a trial."""
 
     trial: Trial
-    outcome: str  # "went on" or "ended with an error, completed when started again"
+    outcome: str  # WENT_ON or AGAIN
+    because: Optional[str]  # the lines that told of the error
     recovery: Optional[float]  # seconds from the fault until the step it struck was done
     difference: float  # from the undisturbed weights, the largest
 
@@ -137,10 +142,11 @@ def run_trial(trial: Trial, folder: Path, expected: Dict[str, np.ndarray]) -> Re
             code, said = _cut(trial, folder, output)
         else:
             code, said = _end(_start(trial, folder, output))
-        outcome = "went on"
+        outcome, because = WENT_ON, None
         if code != 0:
-            assert _TOLD.search(said), said
-            outcome = "ended with an error, completed when started again"
+            told = [line for line in said.splitlines() if _TOLD.search(line)]
+            assert told, said
+            outcome, because = AGAIN, "\n".join(told[-6:])
             with contextlib.suppress(FileNotFoundError):
                 (output / "filler").unlink()
             code, again = _end(_start(trial, folder, output))
@@ -151,7 +157,7 @@ def run_trial(trial: Trial, folder: Path, expected: Dict[str, np.ndarray]) -> Re
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=1e-3, atol=1e-4, err_msg=said)
     difference = max(float(np.abs(found[name] - expected[name]).max()) for name in expected)
-    return Result(trial, outcome, _recovery(trial, folder), difference)
+    return Result(trial, outcome, because, _recovery(trial, folder), difference)
 
 
 def _command(folder: Path, output: Path) -> List[str]:

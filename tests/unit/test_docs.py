@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.chaos import with_table
 from tests.documents import DOCUMENTS, ROOT
 from trainer import settings_table
 from trainer.__main__ import main
@@ -43,3 +45,10 @@ def test_help_names_every_command() -> None:
     names = ("train", "evaluate", "predict", "export", "calibrate", "summary", "config", "runs")
     for name in (*names, "compare"):
         assert name in shown
+
+
+def test_the_table_of_the_trials_holds_their_figures() -> None:
+    results = json.loads((ROOT / "benchmarks" / "results" / "chaos.json").read_text())
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    assert page == with_table(page, results), "python -m benchmarks.chaos writes it"
+    assert str(results["figures"]["seconds to recover, worst"]) in page
