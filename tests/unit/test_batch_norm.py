@@ -114,7 +114,7 @@ def test_a_class_with_its_own_forward_is_refused_and_the_net_left_alone() -> Non
 
     net = nn.HybridSequential()
     net.add(nn.BatchNorm(), Scaled())
-    with pytest.raises(ValueError, match=r"scaled0 is a Scaled.*use mxnet\.gluon\.nn\.BatchNorm"):
+    with pytest.raises(ValueError, match=r"scaled\d+ is a Scaled.*use mxnet\.gluon\.nn\.BatchNorm"):
         batch_norm.convert_sync_batch_norm(net)
     assert norms(net) == [nn.BatchNorm, Scaled]
 
