@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Iterator
 
@@ -71,6 +72,14 @@ def fill(disk: Path) -> Path:
     return filling
 
 
+def wait_for_checkpoint(folder: Path, seconds: float = 60) -> None:
+    """Return when the first is in its place: they are written while training goes on."""
+    deadline = time.monotonic() + seconds
+    while not checkpoint.listing(folder):
+        assert time.monotonic() < deadline, f"no checkpoint in {folder}"
+        time.sleep(0.02)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 def test_a_full_disk_ends_no_run_and_costs_no_point_and_no_checkpoint(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
@@ -78,6 +87,7 @@ def test_a_full_disk_ends_no_run_and_costs_no_point_and_no_checkpoint(tmp_path: 
         process = start(trainer("train", *settings))
         try:
             read_until(process, "images/s")
+            wait_for_checkpoint(disk / "default" / "checkpoints")
             filling = fill(disk)
             read_until(process, "points wait for room")
             said = read_until(process, "could not be written")
