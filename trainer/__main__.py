@@ -36,11 +36,13 @@ for _command in (
     main.add_command(_command)
 
 
-# What a rank's last wait says of it: Horovod once it has noticed, Gloo in the midst of a sum.
+# What a rank's last wait says of it: Horovod once it has noticed, Gloo in the midst of a sum, and
+# shared_memory.py.
 _OF_A_LOST_RANK = (
     "Horovod has been shut down",
     "Connection reset by peer",
     "Connection closed by peer",
+    "on this node ended before its turn",
 )
 
 

@@ -44,6 +44,7 @@ class SharedGradients:
 
         Raises:
             MXNetError: another rank has ended or hangs.
+            RuntimeError: another rank has ended after it had come.
         """
         arrays = [p.list_grad()[0] for p in self._parameters if p.grad_req != "null"]
         if not self._connected:
@@ -52,6 +53,7 @@ class SharedGradients:
         if self._shared is None:
             self._otherwise()
             return
+        shared = self._shared
         self._presence = presence = Presence(self._presence)
         try:
             for array in arrays:
@@ -59,9 +61,14 @@ class SharedGradients:
         except mx.MXNetError:
             presence.wait()  # what failed may have missed a lost rank, which Horovod tells better
             raise
-        self._shared.look = presence.check
+
+        def look() -> None:
+            if presence.check():  # whoever is lost, is lost since
+                shared.look_for_the_dead()
+
+        shared.look = look
         for array in arrays:
-            self._shared.add_up(memory_of(array).reshape(-1))
+            shared.add_up(memory_of(array).reshape(-1))
 
     def _connect(self, arrays: List[mx.nd.NDArray]) -> Optional[shared_memory.SharedMemorySum]:
         if dist.local_size() < dist.world_size() or dist.world_size() > MAX_RANKS:
@@ -85,15 +92,17 @@ class Presence:
             mx.nd.zeros((1,)), "shared_gradients.presence"
         )
         self._waiting: Optional[threading.Thread] = None
+        self._all_came = False
         self._error: Optional[mx.MXNetError] = None
 
-    def check(self) -> None:
-        """Raise what Horovod has found, if it has given up a rank."""
+    def check(self) -> bool:
+        """Whether all ranks have come, as far as is known; raises if Horovod has given one up."""
         if self._waiting is None:
             self._waiting = threading.Thread(target=self._wait, daemon=True)
             self._waiting.start()
         if self._error is not None:
             raise self._error
+        return self._all_came
 
     def wait(self) -> None:
         """Return when all ranks have come, or raise what Horovod has found."""
@@ -102,6 +111,7 @@ class Presence:
     def _wait(self) -> None:
         try:
             self.wait()
+            self._all_came = True
         except mx.MXNetError as error:
             self._error = error
 

@@ -51,7 +51,7 @@ class SharedMemorySum:
         # Held until this process ends, however it ends.
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, index)
         self.calls = 0
-        self.look: Callable[[], None] = self._look_for_the_dead
+        self.look: Callable[[], None] = self.look_for_the_dead
         self._enter()
 
     def __reduce__(self) -> Any:
@@ -111,7 +111,8 @@ class SharedMemorySum:
                 looked = now
                 self.look()
 
-    def _look_for_the_dead(self) -> None:
+    def look_for_the_dead(self) -> None:
+        """Raise a RuntimeError if a process that has not entered the present call never will."""
         for peer in np.flatnonzero(self._counters < self.calls):
             try:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(peer))
