@@ -44,9 +44,7 @@ class Discovery:
     def _start(self) -> subprocess.Popen:
         self._asked = time.monotonic()
         command = ["timeout", "--kill-after=5", str(TIMEOUT_SECONDS), "sh", "-c", self._command]
-        self._running = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-        )
+        self._running = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         return self._running
 
     def _answer(self) -> int:

@@ -1,4 +1,4 @@
-"""A rank that is lost while gradients are added up; that sums come out right is tests/parallel's."""
+"""A rank lost while gradients are added up; that sums come out right is for tests/parallel."""
 
 from __future__ import annotations
 
