@@ -6,23 +6,26 @@ The seed's ResNet at 1 x 28 x 28, on ranks of one machine, SGD with momentum. A 
 with a reading, as the trainer's loop does. In every second block one step is timed in its parts,
 the ranks' times are gathered, and rank 0 reads the machine and writes its points; the others have
 loss and accuracy only. Blocks alternate, A B A B, so that whatever else the machine does falls on
-both. Beside it: how long rank 0 needs for histograms and pictures, once an epoch.
+both. What a reading costs does not depend on the steps since the last one, so blocks are short,
+where it weighs more against the noise, and the cost is told as a share of the default interval.
+Beside it: how long rank 0 needs for histograms and pictures, once an epoch.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence, Tuple
 
 import mxnet as mx
 import numpy as np
 
 from benchmarks import report
 from trainer import device, dist, replica
-from trainer.config import Config, from_dict
+from trainer.config import Config, Monitor, from_dict
 from trainer.loader import Batch
 from trainer.metrics import Evaluation, TrainMetrics
 from trainer.model import resnet18
@@ -50,7 +53,7 @@ class Work:
         )
 
     def block(self, timing: Timing, told: Any) -> float:
-        """Milliseconds a step, of ``monitor.every_steps`` steps and a reading after them."""
+        """Milliseconds for ``monitor.every_steps`` steps and a reading after them."""
         start = time.perf_counter()
         for _ in range(self.config.monitor.every_steps):
             mark = timing.of(self.step)
@@ -61,7 +64,7 @@ class Work:
         times = timing.read()
         if told:
             told.training(self.step, means, 0.1, None, 1.0, times)
-        return 1000 * (time.perf_counter() - start) / self.config.monitor.every_steps
+        return 1000 * (time.perf_counter() - start)
 
 
 def once_an_epoch(work: Work, told: Report) -> Dict[str, float]:
@@ -82,22 +85,30 @@ def once_an_epoch(work: Work, told: Report) -> Dict[str, float]:
     return taken
 
 
+def around_median(values: Sequence[float]) -> Tuple[float, float]:
+    """The median's confidence interval of 95 %: the values at its binomial bounds, by rank."""
+    ordered, count = sorted(values), len(values)
+    reach = 1.96 * math.sqrt(count) / 2
+    lower = max(0, math.floor(count / 2 - reach) - 1)
+    return ordered[lower], ordered[min(count - 1, math.ceil(count / 2 + reach))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=64, help="samples on each rank")
-    parser.add_argument("--blocks", type=int, default=10, help="of each kind")
-    parser.add_argument("--every", type=int, default=20, help="monitor.every_steps")
+    parser.add_argument("--blocks", type=int, default=80, help="of each kind")
+    parser.add_argument("--steps", type=int, default=5, help="of a block")
     arguments = parser.parse_args()
     before = report.machine()
     dist.init()
     with tempfile.TemporaryDirectory() as folder:
-        config = from_dict({"output": folder, "monitor": {"every_steps": arguments.every}})
+        config = from_dict({"output": folder, "monitor": {"every_steps": arguments.steps}})
         config.folder.mkdir()
         work = Work(config, arguments.batch)
         told = Report(config, 10**6, 0, 10**9, 10)
         kinds = {
             "without": (Timing(None, 0), None),
-            "with": (Timing(arguments.every, 0), told),
+            "with": (Timing(arguments.steps, 0), told),
         }
         taken: Dict[str, List[float]] = {kind: [] for kind in kinds}
         for number in range(arguments.blocks + 1):
@@ -107,20 +118,30 @@ def main() -> None:
                     taken[kind].append(milliseconds)
         epoch = once_an_epoch(work, told)
         told.close()
-    ratios = [b / a for a, b in zip(taken["without"], taken["with"])]
+    step = statistics.median(taken["without"]) / arguments.steps
+    interval = Monitor().every_steps
+    costs = [b - a for a, b in zip(taken["without"], taken["with"])]
+    cost, low, high = (round(v, 1) for v in (statistics.median(costs), *around_median(costs)))
+    share = 100 / (interval * step)
     figures = {
         "ranks": dist.world_size(),
         "samples on each rank": arguments.batch,
-        "steps between readings": arguments.every,
-        "milliseconds a step": {k: round(statistics.median(v), 1) for k, v in taken.items()},
-        "cost in percent, median of pairs": round(100 * (statistics.median(ratios) - 1), 2),
-        "cost in percent, each pair": [round(100 * (ratio - 1), 2) for ratio in ratios],
+        "steps of a block": arguments.steps,
+        "milliseconds a step, without": round(step, 1),
+        "milliseconds a reading costs, median of pairs": cost,
+        "its confidence interval of 95 %": [low, high],
+        f"percent of {interval} steps": round(cost * share, 2),
+        "its confidence interval, percent": [round(low * share, 2), round(high * share, 2)],
+        "milliseconds, each pair": [round(value, 1) for value in costs],
         "milliseconds once an epoch": epoch,
     }
     if dist.is_root():
         path = report.write("monitor", figures, before)
-        print(f"{figures['milliseconds a step']} ms a step; {path}")
-        print(f"cost: {figures['cost in percent, median of pairs']} % (median of pairs); {epoch}")
+        print(
+            f"a reading costs {cost} ms ({low} to {high}; median of {len(costs)} pairs), "
+            f"{cost * share:.2f} % ({low * share:.2f} to {high * share:.2f}) of {interval} steps "
+            f"of {step:.1f} ms; once an epoch, ms: {epoch}; {path}"
+        )
     dist.shutdown()
 
 
