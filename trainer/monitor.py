@@ -54,9 +54,7 @@ class Monitor:
 
             from . import event_file
 
-            # File names have seconds only; a second writer must not overwrite the first.
-            suffix = f".{time.time_ns()}"
-            self._writer = SummaryWriter(event_file.address(folder), filename_suffix=suffix)
+            self._writer = SummaryWriter(event_file.address(folder), filename_suffix=_suffix())
             # tensorboardX hands events to a thread that its flush() does not wait for: a killed
             # run would lose points that its last checkpoint has seen. They are written here.
             events = self._writer.file_writer.event_writer
@@ -147,7 +145,7 @@ class Monitor:
         # runs, and shows the settings in which they differ before the others.
         _, *session = hparams(_as_parameters({**settings, "ranks": ranks}), figures)
         folder = f"{self._writer.file_writer.get_logdir()}/hparams"
-        with SummaryWriter(folder) as writer:
+        with SummaryWriter(folder, filename_suffix=_suffix()) as writer:
             for summary in session:
                 writer.file_writer.add_summary(summary)
             for tag, value in figures.items():
@@ -162,6 +160,11 @@ class Monitor:
         """Write what is left and end the files."""
         if self._writer:
             self._writer.close()
+
+
+def _suffix() -> str:
+    """Of a file's name, which has seconds only: a second writer must not meet the first's file."""
+    return f".{time.time_ns()}"
 
 
 def _as_parameters(settings: Mapping[str, Any]) -> Dict[str, Any]:

@@ -185,7 +185,10 @@ class Report:
             self._write_result(state, step, **figures)
             if seen is not None:
                 final = {**seen.scalars(), "images_per_second": speed}
-                self._monitor.hyper_parameters(config, dist.world_size(), final)
+                try:
+                    self._monitor.hyper_parameters(config, dist.world_size(), final)
+                except OSError as error:  # a full disk, after all that counts is done
+                    self.warning(f"the HPARAMS tab has no figures of this run: {error}")
         self._tell(
             "end",
             state=state,

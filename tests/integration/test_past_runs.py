@@ -73,9 +73,10 @@ def test_compare_shows_in_what_they_differ(past_runs: PastRuns) -> None:
 
 
 def test_what_is_no_run_is_told_in_one_line(past_runs: PastRuns) -> None:
+    none = str(past_runs.folder / "none")
     for words, said in (
-        (["runs", "/nonexistent"], "there is no folder /nonexistent"),
-        (["compare", str(past_runs.folder / "two"), "/nonexistent"], "/nonexistent is no run"),
+        (["runs", none], f"there is no folder {none}"),
+        (["compare", str(past_runs.folder / "two"), none], f"{none} is no run"),
     ):
         done = run(trainer(*words))
         assert done.code == 2 and len(done.err.splitlines()) == 1
