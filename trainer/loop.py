@@ -23,7 +23,7 @@ from . import (
     resume,
     sharding,
 )
-from .config import Config, to_dict
+from .config import Config, ConfigError, to_dict
 from .device import choose
 from .evaluation import evaluate
 from .feed import Arrays
@@ -84,6 +84,11 @@ def fit(
         PeerError: bad input, but on another rank.
         TrainingError: the loss is not finite, or the last checkpoint could not be written.
     """
+    if net is not None and not isinstance(net, gluon.Block):
+        raise ConfigError(
+            f"the net is a {type(net).__name__}; it must be a Gluon Block (a config alone goes as "
+            "config=...)"
+        )
     config = config or Config()
     if train is not None:  # so that nobody takes the run for one on the set that config names
         config = replace(config, data=replace(config.data, dataset="arrays"))

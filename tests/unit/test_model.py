@@ -11,7 +11,8 @@ import pytest
 from mxnet import autograd
 from mxnet.gluon import Block, HybridBlock
 
-from trainer.config import ConfigError, Model
+from trainer import fit
+from trainer.config import Config, ConfigError, Model
 from trainer.model import Residual, build, resnet18, resnet_block
 
 
@@ -234,3 +235,8 @@ def test_what_is_wrong_with_a_factory_is_told_in_a_line(nets, factory, arguments
     assert "\n" not in text
     for part in expected:
         assert part in text
+
+
+def test_a_config_given_as_the_net_is_told():
+    with pytest.raises(ConfigError, match="the net is a Config; it must be a Gluon Block"):
+        fit(Config())
