@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
 
+from . import shared_memory
+
 if TYPE_CHECKING:
     import mxnet as mx
 
@@ -121,7 +123,8 @@ def init(fixed_groups: bool = True) -> None:
         # Fusing a group with whatever else is in flight would change the order of summation from
         # run to run on three ranks and more. Without groups Horovod would then fuse nothing.
         os.environ.setdefault("HOROVOD_DISABLE_GROUP_FUSION", "1")
-    if launched_local_size() == launched_size() and not hvd.cuda_built():
+    one_node = launched_local_size() == launched_size()
+    if one_node and shared_memory.possible() and not hvd.cuda_built():
         # Ranks on the CPUs of one node exchange gradients without Horovod (shared_gradients.py).
         # Its thread, which meets the others' each millisecond by default, takes the cores' time.
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "10")

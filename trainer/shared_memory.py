@@ -121,6 +121,14 @@ class SharedMemorySum:
             raise RuntimeError(f"process {peer} of {self.size} on this node ended before its turn")
 
 
+def possible() -> bool:
+    """Whether this processor shows its peers what it writes in the order in which it is written.
+
+    Others may show the counter before the slot that it announces.
+    """
+    return platform.machine() in ("x86_64", "AMD64")
+
+
 def connect(
     capacity: int,
     index: int,
@@ -140,8 +148,7 @@ def connect(
     token = int(sum_over_ranks(np.array([token], np.float64))[0])
     path = os.path.join(directory, f"ranks_{token:014x}")
     shared = None
-    # Other processors may show a peer the counter before the slot that it announces.
-    if platform.machine() in ("x86_64", "AMD64"):
+    if possible():
         with contextlib.suppress(OSError):
             shared = SharedMemorySum(path, capacity, index, size)
     sum_over_ranks(np.zeros(1))  # from here on all have opened the file
