@@ -102,7 +102,9 @@ def choose(seed: int, number: int) -> Trial:
 
 
 # The launcher's or the trainer's line; or Horovod's, in ranks on hosts that nobody supervises.
-_TOLD = re.compile("launch: |error: |Timed out waiting .* for recv|Connection closed by peer")
+_TOLD = re.compile(
+    "launch: |error: |Timed out waiting .* for recv|Connection closed by peer|caused pair closure"
+)
 _HOW = (*SIGNALS, "crash", "hang", "fill")
 
 
