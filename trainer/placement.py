@@ -1,4 +1,4 @@
-"""Float32 arrays on a device, written from the host."""
+"""Arrays on a device, written from the host; and the memory of those on the CPU."""
 
 from __future__ import annotations
 

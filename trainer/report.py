@@ -188,7 +188,7 @@ class Report:
                 try:
                     self._monitor.hyper_parameters(config, dist.world_size(), final)
                 except OSError as error:  # a full disk, after all that counts is done
-                    self.warning(f"the HPARAMS tab has no figures of this run: {error}")
+                    self.warning(f"warning: no figures for the HPARAMS tab: {error}")
         self._tell(
             "end",
             state=state,
