@@ -308,8 +308,13 @@ def broadcast_parameters(parameters: Iterable[mx.gluon.Parameter]) -> None:
     hvd = _horovod()
     if hvd is None:
         return
+    import mxnet as mx
+
     from .placement import memory_of
 
+    # A forward under way may still ask for new layouts. One rank whose broadcast fails of it would
+    # take the next parameter's numbers for this one's.
+    mx.nd.waitall()
     for index, parameter in enumerate(parameters):
         array = parameter.data()
         if array.context.device_type == "cpu":
