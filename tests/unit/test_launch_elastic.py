@@ -73,28 +73,35 @@ def test_without_elastic_options_every_end_is_the_end(capsys):
 
 
 def test_slots_follow_the_command_that_counts_them(tmp_path, capsys):
-    count = tmp_path / "slots"
+    count, asked = tmp_path / "slots", tmp_path / "asked"
     count.write_text("3")
-    elastic = Elastic(
-        2, 1, max_ranks=4, max_restarts=1, discovery=Discovery(f"cat {count}", 0.0), patience=5
-    )
+    discovery = Discovery(f"cat {count}; echo >> {asked}", 0.0)
+    elastic = Elastic(2, 1, max_ranks=4, max_restarts=1, discovery=discovery, patience=30)
     assert elastic.first_slots(Events()) == [0, 1, 2]
-    assert not outdated_after_an_answer(elastic)
+    assert not outdated_after_an_answer(elastic, asked)
     count.write_text("9")
-    assert outdated_after_an_answer(elastic)
+    assert outdated_after_an_answer(elastic, asked)
     assert elastic.next_slots(Outcome(85, outdated=True), Events()) == [0, 1, 2, 3]
     count.write_text("broken")
-    assert not outdated_after_an_answer(elastic)
+    assert not outdated_after_an_answer(elastic, asked)
     said = capsys.readouterr().err
     assert "the number of slots has changed; going on with 4 ranks\n" in said
     assert "printed 'broken' and ended with exit code 0" in said and "it stays at 9" in said
 
 
-def outdated_after_an_answer(elastic):
-    """Whether the job is outdated, once an answer that was asked for from now on has come."""
-    elastic.outdated()  # takes an old answer, or asks
-    answers = [elastic.outdated() for _ in range(40) if not time.sleep(0.02)]
-    return any(answers)
+def outdated_after_an_answer(elastic, asked):
+    """Whether the job is outdated, once an answer that was asked for from now on has come.
+
+    The first to come may be an old one, so the third question shows that the second was answered.
+    """
+    goal = len(asked.read_text()) + 3
+    deadline = time.monotonic() + 60
+    outdated = False
+    while len(asked.read_text()) < goal:
+        assert time.monotonic() < deadline
+        outdated |= elastic.outdated()
+        time.sleep(0.01)
+    return outdated
 
 
 def test_too_few_slots_are_waited_for_until_a_signal_comes(tmp_path):

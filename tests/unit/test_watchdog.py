@@ -16,7 +16,7 @@ from trainer.watchdog import Watchdog
 def waits_for_a_peer():
     threading.Event().wait()
 
-with Watchdog(0.3, "rank 5 on a") as watchdog:
+with Watchdog(1.0, "rank 5 on a") as watchdog:
     for step in range(3):
         watchdog.beat(f"step {step}")
         time.sleep(0.05)
@@ -34,7 +34,7 @@ def test_stuck_rank_exits_with_its_name_and_its_stacks():
     done = run(STUCK)
     assert done.returncode == EXIT_CODE == 70
     first = done.stderr.splitlines()[0]
-    for part in ("rank 5 on a", "stood still", "step 2", "train.watchdog_seconds is 0.3"):
+    for part in ("rank 5 on a", "stood still", "step 2", "train.watchdog_seconds is 1"):
         assert part in first
     assert "waits_for_a_peer" in done.stderr
     assert done.stdout == ""
@@ -60,10 +60,10 @@ def test_rank_that_moves_is_left_alone():
     done = run(
         "import time\n"
         "from trainer.watchdog import Watchdog\n"
-        "with Watchdog(1.0, 'rank 0 on a') as watchdog:\n"
-        "    for step in range(30):\n"
+        "with Watchdog(2.0, 'rank 0 on a') as watchdog:\n"
+        "    for step in range(25):\n"
         "        watchdog.beat(f'step {step}')\n"
-        "        time.sleep(0.05)\n"
+        "        time.sleep(0.1)\n"
         "print('done')"
     )
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
@@ -76,6 +76,6 @@ def test_leaving_ends_the_thread():
 
 
 def test_nothing_happens_after_leaving():
-    with Watchdog(0.05, "rank 0 on a"):
+    with Watchdog(0.5, "rank 0 on a"):
         pass
-    time.sleep(0.2)  # the process is still here
+    time.sleep(0.7)  # the process is still here
