@@ -9,7 +9,7 @@ import traceback
 
 import click
 
-from . import commands_run, commands_saved, console, dist
+from . import commands_run, commands_saved, console, dist, launched
 from .settings import UserError
 
 USER_ERROR = 2
@@ -63,7 +63,7 @@ def run() -> None:
 
         if isinstance(error, TrainingError):
             _leave(str(error), USER_ERROR)
-        where = dist.where()
+        where = launched.where()
         if any(words in str(error) for words in _OF_A_LOST_RANK):
             said = f"{where}: another rank has ended; what it says is the cause"
         else:
@@ -73,7 +73,7 @@ def run() -> None:
 
 
 def _leave(message: str, code: int) -> None:
-    if dist.launched_rank() == 0:
+    if launched.rank() == 0:
         # What was given may hold line breaks.
         console.print_line(f"error: {' '.join(message.split())}", sys.stderr)
     else:

@@ -17,7 +17,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from . import dist, feed, model, replica, sharding
+from . import dist, feed, launched, model, replica, sharding
 from .config import Config
 from .device import choose
 from .evaluation import evaluate
@@ -65,7 +65,7 @@ def measure(config: Config, steps: int, warmup: int, traces: Optional[Path] = No
     """
     if traces is not None:
         dist.allow_timeline()
-    with Watchdog(config.train.watchdog_seconds, dist.where()) as watchdog:
+    with Watchdog(config.train.watchdog_seconds, launched.where()) as watchdog:
         watchdog.beat("the meeting of all ranks")
         dist.init(fixed_groups=config.optimizer.groups > 0)
         bench = _Bench(config, watchdog)

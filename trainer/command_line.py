@@ -9,7 +9,7 @@ from typing import Any, Iterator, Tuple
 
 import click
 
-from . import device, dist
+from . import device, launched
 from .config import Config, load
 
 configured = click.argument("config", required=False, type=click.Path())
@@ -18,7 +18,7 @@ overridden = click.argument("overrides", nargs=-1)
 
 def alone(command: str) -> None:
     """Refuse to be one of several ranks."""
-    if dist.launched_size() > 1:
+    if launched.size() > 1:
         raise click.UsageError(f"{command} runs on one process: leave the launcher out")
 
 

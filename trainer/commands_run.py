@@ -11,7 +11,7 @@ from typing import Any, Optional, Tuple
 import click
 
 from . import config as config_module
-from . import console, dist
+from . import console, dist, launched
 from .command_line import alone, configured, load_config, overridden, show, split, writing
 
 
@@ -39,7 +39,7 @@ def train(
 
         result = fit(config=settings, resume=resume, force=force)
     except Exception as error:
-        if log_format == "json" and dist.launched_rank() == 0:
+        if log_format == "json" and launched.rank() == 0:
             from .progress import json_line
 
             console.print_line(json_line("error", {"message": str(error)}))
@@ -84,7 +84,7 @@ def bench(
         if timeline is not None:
             raise click.UsageError("--timeline goes with one bench, not with --sweep or --ranks")
     # What cannot be written is told now, not after the measurement.
-    if json_path is not None and dist.launched_rank() == 0:
+    if json_path is not None and launched.rank() == 0:
         with writing(json_path):
             open(json_path, "a").close()
     if timeline is not None:
@@ -106,9 +106,9 @@ def bench(
         figures = bench.measure(settings, steps, warmup, Path(timeline) if timeline else None)
         dist.shutdown()
         found = bench_table.as_dict(settings, figures)
-        if dist.launched_rank() == 0:
+        if launched.rank() == 0:
             bench_table.show(settings, figures)
-    if json_path is not None and dist.launched_rank() == 0:
+    if json_path is not None and launched.rank() == 0:
         with writing(json_path):
             Path(json_path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

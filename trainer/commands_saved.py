@@ -9,7 +9,7 @@ from typing import Optional, Tuple
 
 import click
 
-from . import dist
+from . import dist, launched
 from .command_line import alone, load_saved, overridden, writing
 
 
@@ -23,7 +23,7 @@ def evaluate(checkpoint: str, overrides: Tuple[str, ...]) -> None:
 
     seen = evaluate_saved(saved)
     dist.shutdown()
-    if dist.launched_rank() == 0:
+    if launched.rank() == 0:
         click.echo(f"{saved.path}: loss {seen.loss:.4f}  accuracy {seen.accuracy:.4f}")
         for name, share in zip(saved.class_names, seen.class_accuracy):
             click.echo(f"  {name:12} {share:.4f}")

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Optional, Set, Tuple
 
-from . import dist
+from . import dist, launched
 from .settings import ConfigError
 
 
@@ -17,11 +17,11 @@ def share_cores() -> None:
     are not bound to cores. OpenMP reads its variables once, when MXNet is loaded, and threads are
     bound as the one that starts them: call this before importing MXNet.
     """
-    ranks, allowed = dist.launched_local_size(), os.sched_getaffinity(0)
+    ranks, allowed = launched.local_size(), os.sched_getaffinity(0)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(allowed) // ranks)))
     threads = os.environ["OMP_NUM_THREADS"]
     if ranks > 1 and threads.isdigit() and "OMP_PROC_BIND" not in os.environ:
-        own = own_cores(allowed, dist.launched_local_rank(), ranks, int(threads))
+        own = own_cores(allowed, launched.local_rank(), ranks, int(threads))
         os.sched_setaffinity(0, own)
 
 

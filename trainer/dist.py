@@ -15,68 +15,20 @@ import functools
 import itertools
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional
 
 import numpy as np
 
-from . import shared_memory
+from . import launched, shared_memory
 
 if TYPE_CHECKING:
     import mxnet as mx
-
-# What horovodrun, `python -m launch`, mpirun and a bare srun set for each process they start.
-_SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-_RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-_LOCAL_RANK_VARIABLES = ("HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
-_LOCAL_SIZE_VARIABLES = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
-
-
-def _from_environment(variables: Tuple[str, ...], default: int) -> int:
-    for variable in variables:
-        if variable in os.environ:
-            return int(os.environ[variable])
-    return default
-
-
-def launched_rank() -> int:
-    """This process's rank as its launcher says, known before :func:`init`; 0 without one."""
-    return _from_environment(_RANK_VARIABLES, 0)
-
-
-def launched_size() -> int:
-    """How many ranks the launcher has started, known before :func:`init`; 1 without one."""
-    return _from_environment(_SIZE_VARIABLES, 1)
-
-
-def launched_local_rank() -> int:
-    """This process among those of its node as the launcher says; 0 without one."""
-    return _from_environment(_LOCAL_RANK_VARIABLES, 0)
-
-
-def launched_local_size() -> int:
-    """Ranks on this node as the launcher says, known before :func:`init`; 1 without one."""
-    return _from_environment(_LOCAL_SIZE_VARIABLES, 1)
-
-
-def hostname() -> str:
-    """This node's name as the launcher says, else the system's."""
-    return os.environ.get("HOROVOD_HOSTNAME") or os.uname().nodename
-
-
-def launch_id() -> Optional[str]:
-    """What the processes of one launch have in common over all its restarts; None without one."""
-    return os.environ.get("LAUNCH_ID")
-
-
-def where() -> str:
-    """``rank 3 on node2``, known before :func:`init`."""
-    return f"rank {launched_rank()} on {hostname()}"
 
 
 @functools.lru_cache(maxsize=None)
 def _horovod() -> Any:
     """``horovod.mxnet``, or None in a process that is alone."""
-    if launched_size() == 1:
+    if launched.size() == 1:
         return None
     import horovod.mxnet as hvd
 
@@ -123,14 +75,14 @@ def init(fixed_groups: bool = True) -> None:
         # Fusing a group with whatever else is in flight would change the order of summation from
         # run to run on three ranks and more. Without groups Horovod would then fuse nothing.
         os.environ.setdefault("HOROVOD_DISABLE_GROUP_FUSION", "1")
-    one_node = launched_local_size() == launched_size()
+    one_node = launched.local_size() == launched.size()
     if one_node and shared_memory.possible() and not hvd.cuda_built():
         # Ranks on the CPUs of one node exchange gradients without Horovod (shared_gradients.py).
         # Its thread, which meets the others' each millisecond by default, takes the cores' time.
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "10")
     hvd.init(process_sets="dynamic")
-    if hvd.size() != launched_size():
-        raise NotJoinedError(launched_size(), hvd.size())
+    if hvd.size() != launched.size():
+        raise NotJoinedError(launched.size(), hvd.size())
 
 
 def allow_timeline() -> None:
@@ -203,7 +155,7 @@ def node_process_set() -> Any:
     if local_size() == world_size():
         return None
     hvd = _horovod()
-    hosts = gather_objects(hostname())
+    hosts = gather_objects(launched.hostname())
     own = None
     for host in sorted(set(hosts)):
         ranks = [r for r, h in enumerate(hosts) if h == host]
@@ -258,7 +210,7 @@ def together() -> Iterator[None]:
     except Exception as own:
         error = own
     if any_rank(error is not None, "together"):
-        messages = gather_objects(error and f"{where()}: {error}")
+        messages = gather_objects(error and f"{launched.where()}: {error}")
         first = next(message for message in messages if message is not None)
         shutdown()
         raise error or PeerError(first)

@@ -17,6 +17,7 @@ from . import (
     checkpoint,
     dist,
     feed,
+    launched,
     model,
     optimizer_state,
     replica,
@@ -93,7 +94,7 @@ def fit(
     if train is not None:  # so that nobody takes the run for one on the set that config names
         config = replace(config, data=replace(config.data, dataset="arrays"))
     seconds = config.train.watchdog_seconds
-    with Watchdog(seconds, dist.where()) as watchdog, StopRequest() as stop:
+    with Watchdog(seconds, launched.where()) as watchdog, StopRequest() as stop:
         watchdog.beat("the meeting of all ranks")
         dist.init(fixed_groups=config.optimizer.groups > 0)
         run = _Run(net, config, train, test, watchdog)
@@ -277,7 +278,7 @@ class _Run:
             "totals": totals,
             "accuracy": accuracy,
             "config": to_dict(self.config),
-            "launch": dist.launch_id(),
+            "launch": launched.launch_id(),
         }
         self.saved_step = self.step
         statistics = replica.gather_statistics(self.net, self.config)

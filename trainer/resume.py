@@ -11,7 +11,7 @@ from typing import Iterator, Optional
 
 import filelock
 
-from . import checkpoint, config, dist
+from . import checkpoint, config, launched
 from .config import Config
 from .console import print_line, warn
 
@@ -35,7 +35,7 @@ def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
         CheckpointError: the one asked for is missing or damaged; or it was made with settings
             under which other weights would come out.
     """
-    folder, launch = checkpoint_folder(settings), dist.launch_id()
+    folder, launch = checkpoint_folder(settings), launched.launch_id()
     path: Optional[Path] = None
     if resume == "auto" or launch is not None:
         path = checkpoint.find_latest(folder, warn, None if resume == "auto" else launch)

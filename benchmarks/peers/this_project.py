@@ -10,7 +10,7 @@ import os
 from typing import Any, Callable
 
 from benchmarks.peers import workload
-from trainer import config, device, dist
+from trainer import config, device, dist, launched
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def clocked(train_step: Callable[..., Any], asked: argparse.Namespace) -> Callab
     """``train_step``, with its ends told to a clock."""
     import mxnet as mx
 
-    clock = workload.Clock(asked, dist.launched_rank(), dist.launched_local_size())
+    clock = workload.Clock(asked, launched.rank(), launched.local_size())
 
     def step(*args: Any, **kwargs: Any) -> Any:
         result = train_step(*args, **kwargs)

@@ -29,11 +29,11 @@ def _train(where: str, sync: bool = False, calls: int = 1, shift: bool = False) 
     from mxnet.gluon import data as gdata
     from mxnet.gluon import nn
 
-    from trainer import batch_norm, dist, fashion_mnist
+    from trainer import batch_norm, dist, fashion_mnist, launched
 
     def loader(split: str, shuffle: bool) -> gdata.DataLoader:
         images, labels = fashion_mnist.load(split, dataset="fashion_mnist_sample")
-        first = dist.launched_rank() if shift else 0
+        first = launched.rank() if shift else 0
         part = slice(first, first + SAMPLES)
         dataset = gdata.ArrayDataset(
             mx.nd.array(images[part, :, :, None], dtype=np.uint8), labels[part]
@@ -43,8 +43,8 @@ def _train(where: str, sync: bool = False, calls: int = 1, shift: bool = False) 
 
     train_iter, test_iter = loader("train", True), loader("test", False)
     # Rank 0 has the seeds of the one process; what the others have must not matter.
-    mx.random.seed(1 + dist.launched_rank())
-    np.random.seed(1 + dist.launched_rank())
+    mx.random.seed(1 + launched.rank())
+    np.random.seed(1 + launched.rank())
     net = nn.Sequential()
     net.add(
         nn.Conv2D(4, kernel_size=5, strides=4), nn.BatchNorm(), nn.Activation("relu"), nn.Dense(10)

@@ -111,7 +111,7 @@ def refusal(net: gluon.Block, **settings) -> str:
         (Broken, "KeyError: 'width' (test_replica.py, line "),
         (InAList, "_weight' has not been initialized"),
         (WithAHeadForTraining, "_weight in inference, which leaves their shapes unknown"),
-        (Scaled, "0_scale cannot be drawn: Xavier initializer cannot be applied"),
+        (Scaled, "_scale cannot be drawn: Xavier initializer cannot be applied"),
         (nn.Flatten, "the net has no parameter that is trained"),
         (Frozen, "the net has no parameter that is trained"),
         (Imported, "SymbolBlock"),
