@@ -109,12 +109,13 @@ def as_one_model(net: gluon.Block, config: Config) -> Iterator[None]:
 def gather_statistics(net: gluon.Block, config: Config) -> Optional[np.ndarray]:
     """Every rank's own running statistics, float32 (ranks, numbers); None where they are one.
 
-    Collective. What a run has to remember beside the merged ones to go on exactly.
+    Collective. What a run has to remember beside the merged ones to go on exactly. A net without
+    any (without batch norm) has none to remember.
     """
-    if config.batch_norm == "sync" or dist.world_size() == 1:
-        return None
     own = [p.data().asnumpy().ravel() for p in _running(net)]
-    return np.stack(dist.gather_objects(np.concatenate([np.zeros(0, np.float32), *own])))
+    if config.batch_norm == "sync" or dist.world_size() == 1 or not own:
+        return None
+    return np.stack(dist.gather_objects(np.concatenate(own)))
 
 
 def drift(net: gluon.Block, statistics: np.ndarray) -> Dict[str, float]:

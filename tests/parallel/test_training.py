@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, List, Tuple
 
 import mxnet as mx
@@ -9,7 +10,7 @@ import numpy as np
 from mxnet import gluon
 from mxnet.gluon import nn
 
-from trainer import config, dist, optim, replica
+from trainer import checkpoint, config, dist, optim, replica
 from trainer.evaluation import evaluate
 from trainer.loader import Batch, EvalLoader, TrainLoader, Transform
 from trainer.metrics import TrainMetrics
@@ -162,6 +163,18 @@ def test_weights_stay_alike_where_ranks_use_different_layers() -> None:
         own = parameter.data().asnumpy()
         others = dist.gather_objects(own)
         assert all((other == own).all() for other in others), parameter.name
+
+
+def test_a_net_without_batch_norm_can_be_saved(tmp_path: Path) -> None:
+    """Its ranks have no running statistics of their own, and MXNet saves no empty array."""
+    settings, net = config.Config(), _net()
+    replica.prepare(net, settings, (1, 8, 8), mx.cpu())
+    trainer = optim.make_trainer(net, settings.optimizer)
+    state = {"step": 1, "totals": [[0.0] * 3] * 2, "config": config.to_dict(settings)}
+    statistics = replica.gather_statistics(net, settings)
+    path = checkpoint.write(tmp_path, checkpoint.snapshot(net, trainer, state, statistics), 1)
+    assert checkpoint.problem(path) is None
+    assert checkpoint.restore(path, net, trainer)["statistics"] is None
 
 
 def test_evaluation_counts_each_sample_once() -> None:
