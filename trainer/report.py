@@ -188,7 +188,7 @@ class Report:
                 try:
                     self._monitor.hyper_parameters(config, dist.world_size(), final)
                 except OSError as error:  # a full disk, after all that counts is done
-                    self.warning(f"warning: no figures for the HPARAMS tab: {error}")
+                    self.warning(f"no figures for the HPARAMS tab: {error}")
         self._tell(
             "end",
             state=state,
@@ -235,7 +235,7 @@ class Report:
                 **figures,
             )
         except OSError as error:  # a full disk: the run itself can go on
-            self.warning(f"warning: {self._config.folder / runs.RESULT} cannot be written: {error}")
+            self.warning(f"{self._config.folder / runs.RESULT} cannot be written: {error}")
 
 
 def _next_commands(config: Config, state: str) -> Dict[str, str]:

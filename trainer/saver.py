@@ -64,7 +64,7 @@ class Saver:
                 self._saved(ended.result())
             except checkpoint.SaveError as error:
                 self._failure = str(error)
-                self._report(f"warning: {error}; the older ones are as they were")
+                self._report(f"{error}; the older ones are as they were")
         return self._failure
 
 

@@ -84,7 +84,7 @@ _TEXTS: Dict[str, Callable[[Figures], str]] = {
     "epoch": _epoch,
     "evaluation": _evaluation,
     "checkpoint": lambda figures: "",
-    "warning": lambda figures: str(figures["message"]),
+    "warning": lambda figures: f"warning: {figures['message']}",
     "end": _end,
 }
 

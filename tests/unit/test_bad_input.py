@@ -397,7 +397,7 @@ def test_read_only_folder(run, disk):
     saver.begin(content._replace(state={**content.state, "step": 2}))
     failure = saver.wait()
     assert (
-        failure and "Read-only file system" in failure and told == [f"warning: {failure}; " + KEPT]
+        failure and "Read-only file system" in failure and told == [f"{failure}; " + KEPT]
     )
     assert checkpoint.find_latest(folder, pytest.fail).name == "step-00000001"
     with pytest.raises(ConfigError, match="Read-only file system"), resume.usable(folder):

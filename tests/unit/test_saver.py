@@ -122,7 +122,7 @@ def test_a_failed_save_is_told_once_and_the_next_one_counts(tmp_path, held):
     failure = saver.wait()
     assert failure and "Not a directory" in failure and "\n" not in failure
     assert saver.wait() == failure
-    assert told == [f"warning: {failure}; the older ones are as they were"]
+    assert told == [f"{failure}; the older ones are as they were"]
     folder.unlink()
     saver.begin(content)
     held.release()
