@@ -187,7 +187,7 @@ class Config(Checked):
     @property
     def folder(self) -> Path:
         """Where the run keeps its checkpoints, events and resolved config."""
-        return Path(self.output) / self.name
+        return Path(self.output).expanduser() / self.name
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -261,12 +261,23 @@ def _build(cls: Any, values: Any, prefix: str) -> Any:
         name = f"{prefix}{key}"
         if key not in types:
             shown = name if name.isprintable() else repr(name)
-            hint = nearest(name, all_settings())
-            raise ConfigError(f"unknown setting {shown}{hint}; {section} holds {known}")
+            raise ConfigError(f"unknown setting {shown}{_meant(name)}; {section} holds {known}")
         if dataclasses.is_dataclass(types[key]):
             value = _build(types[key], {} if value is None else value, f"{name}.")
         chosen[key] = value
     return cls(**chosen)
+
+
+def _meant(name: str) -> str:
+    """What somebody may have meant by the ``name`` of no setting, for a message."""
+    known = all_settings()
+    if name in known:  # at the top of a file, written as on the command line
+        section, _, leaf = name.partition(".")
+        return f"; in a file it reads `{section}: {{{leaf}: ...}}`"
+    leaves = [k for k in known if re.search(rf"[._]{re.escape(name)}$", k)]
+    if leaves:  # the section was left out
+        return f"; did you mean {' or '.join(sorted(leaves, key=len)[:3])}?"
+    return nearest(name, [*(f.name for f in dataclasses.fields(Config)), *known])
 
 
 def all_settings(cls: Any = None, prefix: str = "") -> List[str]:

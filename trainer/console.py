@@ -21,7 +21,7 @@ def warn(message: str) -> None:
 
 def flush() -> None:
     """Write out what has been printed. What finds no room is dropped: Python would fail at exit."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # a shell may have closed them
         try:
             stream.flush()
         except OSError:

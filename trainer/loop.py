@@ -84,6 +84,7 @@ def fit(
         ConfigError, DataError, CheckpointError: bad input, before anything is written.
         PeerError: bad input, but on another rank.
         TrainingError: the loss is not finite, or the last checkpoint could not be written.
+        KeyboardInterrupt: after ctrl-C; a process that trains alone has saved first.
     """
     if net is not None and not isinstance(net, gluon.Block):
         raise ConfigError(
@@ -99,7 +100,10 @@ def fit(
         dist.init(fixed_groups=config.optimizer.groups > 0)
         run = _Run(net, config, train, test, watchdog)
         run.begin(resume, force)
-        return run.go(stop)
+        result = run.go(stop)
+    if result.stopped and stop.interrupted:
+        raise KeyboardInterrupt
+    return result
 
 
 class _Run:

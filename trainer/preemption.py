@@ -1,16 +1,21 @@
-"""Being told to stop: SIGTERM or SIGUSR1 to any rank stops all of them after the same step."""
+"""Being told to stop: SIGTERM or SIGUSR1 to any rank stops all of them after the same step.
+
+So does ctrl-C on a process that trains alone; launchers turn it into SIGTERM for their ranks.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 
-from . import dist
+from . import dist, launched
+from .console import print_line
 
 # What a rank that was stopped so, and saved, exits with: the job wants to be started again.
 EXIT_CODE = 85
@@ -24,7 +29,9 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
+        self.interrupted = False  # the first ctrl-C came, and asks for a stop
         self._asked = False
+        self._saves = False  # there is something to save, and somebody who looks at the flag
         self._pending: Optional[Any] = None
         self._previous: Dict[int, Any] = {}
 
@@ -32,7 +39,7 @@ class StopRequest:
         handlers: Dict[int, Callable[[int, Optional[FrameType]], Any]]
         handlers = {signal.SIGTERM: self._ask, signal.SIGUSR1: self._ask}
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            handlers[signal.SIGINT] = _interrupt
+            handlers[signal.SIGINT] = self._interrupt
         for number, handler in handlers.items():
             try:
                 self._previous[number] = signal.signal(number, handler)
@@ -47,8 +54,16 @@ class StopRequest:
     def _ask(self, *_: object) -> None:
         self._asked = True
 
+    def _interrupt(self, number: int, frame: Optional[FrameType]) -> None:
+        if self._saves and not self.interrupted and launched.size() == 1:
+            self._asked = self.interrupted = True
+            print_line("interrupted: saving after this step; ctrl-C again ends at once", sys.stderr)
+        else:
+            _raise_interrupt(number, frame)
+
     def agreed(self) -> bool:
         """Whether all ranks are to stop now; every rank calls it once a step."""
+        self._saves = True
         if dist.world_size() == 1:
             return self._asked
         import mxnet as mx
@@ -59,7 +74,7 @@ class StopRequest:
         return stop
 
 
-def _interrupt(number: int, frame: Optional[FrameType]) -> None:
+def _raise_interrupt(number: int, frame: Optional[FrameType]) -> None:
     """Raise KeyboardInterrupt, as Python does; a moment later where a destructor would lose it."""
     while frame is not None:
         if frame.f_code.co_name == "__del__":  # MXNet's arrays have one

@@ -6,6 +6,7 @@ Whatever is wrong is told in one line (:class:`ConfigError`): what was given, wh
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import json
 import math
@@ -72,7 +73,7 @@ class Checked:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """``; did you mean ...?`` with the most similar of ``known``; empty where none is similar."""
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     leaf = name.rsplit(".", 1)[-1]
     matches = matches or [k for k in known if k.rsplit(".", 1)[-1] == leaf]
     return f"; did you mean {matches[0]}?" if matches else ""
@@ -102,6 +103,8 @@ def show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+_NAMES = (int, float, datetime.date)  # as YAML reads them
+
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
 
@@ -113,6 +116,10 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
             return None
         kind = next(a for a in arguments if a is not type(None))
     if typing.get_origin(kind) is tuple:
+        if isinstance(value, str) and not _NUMBER.match(value):
+            raise ConfigError(
+                f"{name} is {show(value)}; it must be a list of numbers, e.g. [30, 60]"
+            )
         items = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_convert(name, typing.get_args(kind)[0], item) for item in items)
     if typing.get_origin(kind) is dict:
@@ -129,8 +136,8 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
             value = float(value)
         except OverflowError:
             value = math.inf  # refused below, as what is not finite
-    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)  # name=2024 is a name
+    if kind is str and isinstance(value, _NAMES) and not isinstance(value, bool):
+        value = str(value)  # name=2024 is a name, and so is name=2024-11-23
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
         raise ConfigError(f"{name} is {show(value)}; it must be {wanted[kind]}")

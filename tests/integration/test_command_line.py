@@ -125,11 +125,12 @@ def test_alone_a_stopped_run_exits_85(tmp_path: Path) -> None:
     assert "as asked; saved" in done.out
 
 
-def test_interrupted_it_leaves_without_a_traceback(tmp_path: Path) -> None:
+def test_interrupted_it_saves_and_leaves_without_a_traceback(tmp_path: Path) -> None:
     command = trainer("train", *SMALL, "train.epochs=50", f"output={tmp_path}")
     done = run_and_signal(command, "images/s", signal.SIGINT)
     assert done.code == 130
     assert "Traceback" not in done.out and "error: interrupted" in done.out
+    assert "as asked; saved" in done.out
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,9 @@ def message(*overrides: str) -> str:
 # Each: the overrides, then what the line must hold: what was given, what is allowed, the name.
 WRONG = {
     "misspelt setting": (["optimizer.learning_rte=1"], ["optimizer.learning_rte"]),
-    "misspelt section": (["optimzer.lr=1"], ["optimzer", "did you mean optimizer"]),
-    "section left out": (["lr=1"], ["lr", "did you mean optimizer.lr?"]),
+    "misspelt section": (["optimzer.lr=1"], ["optimzer", "did you mean optimizer?"]),
+    "section left out": (["lr=1"], ["lr", "did you mean optimizer.lr or"]),
+    "one of several leaves": (["batch_size=1"], ["train.global_batch_size", "evaluate.batch_size"]),
     "swapped letters": (["optimizer.momentmu=0.9"], ["did you mean optimizer.momentum?"]),
     "resembles nothing": (["data.zzzz=1"], ["data.zzzz", "pad_crop", "image_size"]),
     "resembles nothing at the top": (["zzzz=1"], ["zzzz", "seed", "optimizer"]),
@@ -71,7 +72,7 @@ WRONG = {
         ["schedule.name=step", "schedule.milestones=[1, .nan]"],
         ["schedule.milestones", "nan", "finite"],
     ),
-    "no such choice": (["device=cuda"], ["device", "'cuda'", "auto, cpu, gpu"]),
+    "no such choice": (["device=cuda"], ["device", "'cuda'", "one of auto, cpu, gpu"]),
     "nearly a choice": (["batch_norm=synch"], ["'synch'", "did you mean sync?"]),
     "nearly a data set": (["data.dataset=fashion-mnist"], ["did you mean fashion_mnist?"]),
     "section as a value": (["data=5"], ["data", "5", "section", "pad_crop"]),
@@ -91,6 +92,10 @@ WRONG = {
         ["schedule.milestones=[1, 2]"],
         ["schedule.milestones", "schedule.name=step", "cosine"],
     ),
+    "milestones without brackets": (
+        ["schedule.name=step", "schedule.milestones=1,2"],
+        ["schedule.milestones", "'1,2'", "a list of numbers", "[30, 60]"],
+    ),
     "milestones that fall": (
         ["schedule.name=step", "schedule.milestones=[2, 1]"],
         ["schedule.milestones", "rise"],
@@ -101,7 +106,6 @@ WRONG = {
     "relative factory": (["model.factory=.nets:make"], ["'.nets:make'", "module:function"]),
     "name with a slash": (["name=a/b"], ["'a/b'", "/"]),
     "name that is the parent": (["name=.."], ["'..'"]),
-    "name that is a date": (["name=2026-11-22"], ["name", "2026", "a text"]),
     "arguments that JSON does not know": (
         ["model.arguments={since: 2026-11-22}"],
         ["model.arguments", "since"],
@@ -118,6 +122,15 @@ def test_wrong_config_gives_one_clear_line(overrides, expected):
     text = message(*overrides)
     for part in expected:
         assert part in text
+
+
+def test_nothing_is_suggested_that_was_not_meant():
+    assert message("device=cuda").endswith("one of auto, cpu, gpu")
+
+
+def test_override_written_into_a_file_is_told_how_it_reads_there():
+    with pytest.raises(ConfigError, match=re.escape("it reads `optimizer: {lr: ...}`")):
+        from_dict({"optimizer.lr": 0.1})
 
 
 def test_line_break_in_a_name_stays_on_one_line():
@@ -217,6 +230,12 @@ def test_run_is_named_after_its_file_unless_it_says_otherwise(tmp_path):
     path.write_text("seed: 1")
     assert load(str(path)).folder == Path("runs/mine")
     assert load(str(path), ["name=2024", "output=elsewhere"]).folder == Path("elsewhere/2024")
+
+
+def test_a_date_is_a_name_and_a_tilde_the_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/somebody")
+    config = load(None, ["name=2026-11-23", "output=~/runs"])
+    assert config.folder == Path("/somebody/runs/2026-11-23")
 
 
 def test_overrides_win_over_the_file_and_the_last_over_the_first(tmp_path):

@@ -58,6 +58,24 @@ def test_interrupt_is_none():
         signal.signal(signal.SIGINT, before)
 
 
+def test_the_first_ctrl_c_asks_once_there_is_something_to_save_and_the_second_ends(capsys):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with StopRequest() as stop:
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(60)
+            assert not stop.agreed()
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.agreed() and stop.interrupted
+            assert "ctrl-C again" in capsys.readouterr().err
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(60)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_outside_the_main_thread_signals_are_left_alone():
     before = signal.getsignal(signal.SIGTERM)
     seen = []
