@@ -27,6 +27,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args.arguments = arguments
     try:
         return int(args.run(args, command))
+    except ModuleNotFoundError as error:
+        say(f"{error}: type `make setup` in a clone and use .venv/bin/python")
+        return 2
     except (ValueError, OSError) as error:
         say(str(error))
         return 2

@@ -164,6 +164,11 @@ def _search(
     if folder is not None:
         return read(Path(folder).expanduser())
     if dataset == "fashion_mnist_sample":
+        if not SAMPLE_FOLDER.is_dir():
+            raise DataError(
+                "the sample is in a clone of the repository alone, not in what pip installs: set "
+                "data.folder=CLONE/tests/sample, or data.dataset=fashion_mnist for the whole set"
+            )
         return read(SAMPLE_FOLDER)
     if dataset == "idx":
         raise DataError("dataset idx has no place of its own: set data.folder to its folder")

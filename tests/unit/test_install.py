@@ -477,3 +477,16 @@ def test_pins_are_closed_under_dependencies():
             if version is None or version not in needed.specifier:
                 missing.add(f"{name} needs {needed}, pinned {version}")
     assert missing == {"d2lzh needs jupyter, pinned None"}  # of which it imports IPython alone
+
+
+@pytest.mark.parametrize(
+    "command", [["trainer", "train"], ["launch", "local", "-n", "2", "--", "true"]]
+)
+def test_without_its_packages_a_command_says_how_to_get_them(command):
+    """As after a mere `pip install .`; -S keeps Python from its site-packages."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    assert done.returncode != 0
+    (line,) = done.stderr.splitlines()
+    assert "No module named" in line and "make setup" in line
