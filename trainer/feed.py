@@ -13,7 +13,10 @@ from .fashion_mnist import DataError
 from .loader import EvalLoader, TrainLoader
 from .placement import on_device
 
-Arrays = Tuple[np.ndarray, np.ndarray]  # images uint8 (N, H, W), labels integer (N,)
+Arrays = Tuple[np.ndarray, np.ndarray]  # images uint8 (N, H, W[, C]), labels integer (N,)
+
+# More are not known of any picture; a set with its channels first would seem to have them.
+MAX_CHANNELS = 4
 
 
 def read(
@@ -32,11 +35,16 @@ def read(
     else:
         _check("train", train)
         _check("test", test)
-    sizes = train[0].shape[1:], test[0].shape[1:]
+    sizes = train[0].shape[1:3], test[0].shape[1:3]
     if sizes[0] != sizes[1] and settings.image_size is None:
         raise DataError(
             f"training images are {sizes[0]}, test images {sizes[1]} (height, width); set "
             "data.image_size"
+        )
+    if train[0].shape[3:] != test[0].shape[3:]:
+        raise DataError(
+            f"training images are {train[0].shape}, test images {test[0].shape}; they must have "
+            "the same channels: (N, height, width, channels), or (N, height, width) of one"
         )
     return train, test
 
@@ -52,10 +60,12 @@ def _check(name: str, given: Arrays) -> None:
                 "(an MXNet array gives one by .asnumpy())"
             )
     images, labels = given
-    if images.dtype != np.uint8 or images.ndim != 3:
+    shaped = images.ndim == 3 or (images.ndim == 4 and images.shape[3] <= MAX_CHANNELS)
+    if images.dtype != np.uint8 or not shaped or 0 in images.shape[1:]:
         raise DataError(
             f"{name} images are {images.dtype} {images.shape}; they must be uint8 (N, height, "
-            "width), 0 to 255, of one channel"
+            f"width), or (N, height, width, channels) of up to {MAX_CHANNELS} channels, 0 to 255 "
+            "(.transpose(0, 2, 3, 1) brings channels to the end)"
         )
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or not labels.size:
         raise DataError(

@@ -32,16 +32,18 @@ def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
 def prediction_figure(
     images: np.ndarray, labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]
 ) -> Any:
-    """A Matplotlib figure of images in rows of eight under their true names.
+    """A Matplotlib figure of images, uint8 (N, H, W[, C]), in rows of eight under their true names.
 
     Wrong ones have a red frame, and the predicted name as well.
     """
     from matplotlib.patches import Rectangle
 
+    if images.ndim == 4 and images.shape[3] != 3:  # no colours that a screen has
+        images = images.mean(axis=3)
     # One picture of all, as axes for each would take most of a small run's time.
-    count, height, width = images.shape
+    count, height, width, *colours = images.shape
     rows, gap = -(-count // 8), -(-height // 3)  # room for two lines above each image
-    grid = np.full((rows * (gap + height), 8 * (width + 2)), 255, np.uint8)
+    grid = np.full((rows * (gap + height), 8 * (width + 2), *colours), 255, np.uint8)
     figure, axes = _figure(12, 12 * grid.shape[0] / grid.shape[1])
     for place, (image, label, guess) in enumerate(zip(images, labels, predicted)):
         bottom, left = (place // 8 + 1) * (gap + height), place % 8 * (width + 2)

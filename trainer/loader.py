@@ -23,7 +23,7 @@ from .resize import BilinearResize
 class Batch(NamedTuple):
     """One rank's share of a global batch."""
 
-    data: Any  # float32 (rows, 1, height, width)
+    data: Any  # float32 (rows, channels, height, width)
     label: Any  # float32 (rows,): Gluon's losses take class indices as floats
     samples: int  # that count: all rows, or 0 where this rank got none and there is a stand-in
     global_samples: int  # of the global batch, over all ranks
@@ -33,7 +33,7 @@ class Transform:
     """From sample indices to a normalised float32 array.
 
     Args:
-        images: uint8 (N, H, W), kept, not copied.
+        images: uint8 (N, H, W), or (N, H, W, C) of C channels; kept, not copied.
         settings: what to do; augmentation is drawn only where ``training``.
         seed: of the augmentation.
     """
@@ -42,10 +42,10 @@ class Transform:
         self._settings = settings
         self._seed = seed
         self._random = training and bool(settings.pad_crop or settings.flip or settings.erase)
-        self._images = images
-        height, width = images.shape[1:]
+        self._images = images[:, None] if images.ndim == 3 else np.moveaxis(images, -1, 1)
+        channels, height, width = self._images.shape[1:]
         side = settings.image_size
-        self._shape = (height, width) if side is None else (side, side)
+        self._shape = (channels, height, width) if side is None else (channels, side, side)
         self._resize = (
             BilinearResize(height, width, side)
             if side is not None and (side, side) != (height, width)
@@ -57,19 +57,20 @@ class Transform:
     @property
     def shape(self) -> Tuple[int, int, int]:
         """(channels, height, width) of what comes out."""
-        return (1, *self._shape)
+        return self._shape
 
     def __call__(
         self, indices: np.ndarray, epoch: int = 0, out: Optional[np.ndarray] = None
     ) -> np.ndarray:
-        """float32 (len(indices), 1, height, width), in ``out`` where that is given."""
+        """float32 (len(indices), channels, height, width), in ``out`` where that is given."""
         if out is None:
             out = np.empty((len(indices), *self.shape), np.float32)
         pixels = self._augment(indices, epoch) if self._random else self._images[indices]
         if self._resize is None:
-            _normalise(pixels, self._scale, self._shift, out=out[:, 0])
+            _normalise(pixels, self._scale, self._shift, out=out)
         else:
-            self._resize(_normalise(pixels, self._scale, self._shift), out=out[:, 0])
+            planes = _normalise(pixels, self._scale, self._shift).reshape(-1, *pixels.shape[2:])
+            self._resize(planes, out=out.reshape(-1, *out.shape[2:]))
         return out
 
     def _augment(self, indices: np.ndarray, epoch: int) -> np.ndarray:
@@ -80,7 +81,7 @@ class Transform:
             pixels = _crop(pixels, settings.pad_crop, draw[:, :2])
         if settings.flip:
             mirrored = draw[:, 2] < 0.5
-            pixels[mirrored] = pixels[mirrored][:, :, ::-1]
+            pixels[mirrored] = pixels[mirrored][..., ::-1]
         if settings.erase:
             _erase(pixels, draw[:, 3:], settings)
         return pixels
@@ -88,14 +89,14 @@ class Transform:
 
 def _crop(pixels: np.ndarray, pad: int, draw: np.ndarray) -> np.ndarray:
     """A window, of an image's own size, on each after black is put around it, ``pad`` wide."""
-    count, height, width = pixels.shape
+    count, channels, height, width = pixels.shape
     # Not by np.pad, which works in Python for each batch.
-    padded = np.zeros((count, height + 2 * pad, width + 2 * pad), pixels.dtype)
-    padded[:, pad : pad + height, pad : pad + width] = pixels
-    # windows[i, y, x] is image i shifted by (y - pad, x - pad): a view, nothing is copied.
-    windows = sliding_window_view(padded, (height, width), (1, 2))  # type: ignore[call-overload]
+    padded = np.zeros((count, channels, height + 2 * pad, width + 2 * pad), pixels.dtype)
+    padded[..., pad : pad + height, pad : pad + width] = pixels
+    # windows[i, :, y, x] is image i shifted by (y - pad, x - pad): a view, nothing is copied.
+    windows = sliding_window_view(padded, (height, width), (2, 3))  # type: ignore[call-overload]
     y, x = (draw * (2 * pad + 1)).astype(np.int64).T
-    return np.asarray(windows[np.arange(count), y, x])
+    return np.asarray(windows[np.arange(count), :, y, x])
 
 
 def _erase(pixels: np.ndarray, draw: np.ndarray, settings: Data) -> None:
@@ -104,7 +105,7 @@ def _erase(pixels: np.ndarray, draw: np.ndarray, settings: Data) -> None:
     Zhong et al., "Random erasing data augmentation", AAAI 2020, with the mean as the filling; a
     rectangle that would reach over the edge is cut there instead of drawn again.
     """
-    height, width = pixels.shape[1:]
+    height, width = pixels.shape[2:]
     area = (0.02 + 0.31 * draw[:, 1]) * height * width
     aspect = 0.3 * (3.3 / 0.3) ** draw[:, 2]
     half_height = np.minimum(np.sqrt(area * aspect), height)[:, None] / 2
@@ -112,9 +113,8 @@ def _erase(pixels: np.ndarray, draw: np.ndarray, settings: Data) -> None:
     rows = np.abs(np.arange(height) + 0.5 - draw[:, 3:4] * height) <= half_height
     columns = np.abs(np.arange(width) + 0.5 - draw[:, 4:5] * width) <= half_width
     chosen = draw[:, 0] < settings.erase
-    pixels[chosen[:, None, None] & rows[:, :, None] & columns[:, None, :]] = round(
-        255 * settings.mean
-    )
+    blank = chosen[:, None, None] & rows[:, :, None] & columns[:, None, :]
+    np.copyto(pixels, round(255 * settings.mean), where=blank[:, None])
 
 
 def _normalise(
@@ -142,7 +142,7 @@ class TrainLoader:
     """A rank's share of every global batch, epoch after epoch.
 
     Args:
-        images, labels: the whole training set, uint8 (N, H, W) and integer (N,).
+        images, labels: the whole training set, uint8 (N, H, W[, C]) and integer (N,).
         place: makes the arrays, e.g. ``placement.on_device(ctx)``.
     """
 

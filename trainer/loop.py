@@ -68,7 +68,7 @@ def fit(
     """Train ``net`` on every rank that the launcher started, or on this process alone.
 
     Args:
-        net: any Gluon block that takes float32 (B, 1, H, W) and gives logits (B, K); initialised
+        net: any Gluon block that takes float32 (B, C, H, W) and gives logits (B, K); initialised
             or not. None builds what ``config.model`` says. It is trained in place.
         config: every setting; None takes the defaults.
         resume: ``auto`` goes on from the newest whole checkpoint of the run's folder, ``none``
@@ -77,8 +77,8 @@ def fit(
             goes on from what it has saved itself, whatever is said here. Rank 0 alone needs to
             see that folder.
         force: go on although settings differ from those the checkpoint was made with.
-        train, test: images, uint8 (N, H, W), and labels, integer (N,), from 0, as NumPy arrays;
-            both or neither, which reads what ``config.data`` says.
+        train, test: images, uint8 (N, H, W), or (N, H, W, C) of C channels, and labels, integer
+            (N,), from 0, as NumPy arrays; both or neither, which reads what ``config.data`` says.
 
     Raises:
         ConfigError, DataError, CheckpointError: bad input, before anything is written.

@@ -125,7 +125,7 @@ class Monitor:
         names: Sequence[str],
         step: int,
     ) -> None:
-        """A grid of images, uint8 (N, H, W), with true and predicted names, wrong ones in red."""
+        """Images, uint8 (N, H, W[, C]), with true and predicted names, wrong ones in red."""
         if self._writer:
             figure = prediction_figure(images, labels, predicted, names)
             self._writer.add_figure("test/predictions", figure, step)

@@ -151,7 +151,7 @@ class Report:
     def predictions(
         self, step: int, images: np.ndarray, labels: np.ndarray, predicted: np.ndarray
     ) -> None:
-        """Some test images, uint8 (N, H, W), with what they are and what they were taken for."""
+        """Some test images, uint8 (N, H, W[, C]), what they are and what they were taken for."""
         self._monitor.predictions(images, labels, predicted, self._names, step)
 
     def drift(self, step: int, figures: Mapping[str, float]) -> None:

@@ -77,6 +77,15 @@ for name in ("first", "again"):
 assert not np.array_equal(before, net[0].weight.data().asnumpy()), "it is trained in place"
 assert net(nd.zeros((2, 1, 28, 28))).shape == (2, 10), "and still a net to call"
 print("trained twice")
+
+colours = draw.randint(0, 256, (24, 20, 16, 3)).astype(np.uint8)
+small = nn.HybridSequential()
+small.add(nn.Conv2D(4, kernel_size=3), nn.Dense(10))
+settings["data"].update(image_size=18, pad_crop=2, flip=True, erase=0.5)
+result = fit(small, from_dict({**settings, "name": "colours"}),
+             train=(colours, labels), test=(colours, labels))
+assert result.evaluation.samples == 24 and small[0].weight.shape == (4, 3, 3, 3)
+print("trained in colour")
 """
 
 
@@ -84,4 +93,4 @@ def test_the_seeds_net_trains_where_it_was_defined(tmp_path: Path) -> None:
     code = SEED + f"OUTPUT = {str(tmp_path)!r}\n" + OURS
     done = run([sys.executable, "-c", code])
     assert done.code == 0, done.err
-    assert "trained twice" in done.out
+    assert "trained twice" in done.out and "trained in colour" in done.out

@@ -26,6 +26,8 @@ def test_given_sets_are_taken_as_they_are():
         (IMAGES, "train is a ndarray; it must be (images, labels)"),
         ((IMAGES / 255, LABELS), "train images are float64 (6, 4, 5); they must be uint8"),
         ((IMAGES[:, None], LABELS), "(6, 1, 4, 5); they must be uint8 (N, height, width)"),
+        ((IMAGES[:, None], LABELS), ".transpose(0, 2, 3, 1) brings channels to the end"),
+        ((IMAGES[:, :0], LABELS), "train images are uint8 (6, 0, 5); they must be"),
         ((IMAGES.tolist(), LABELS), "train images are a list; they must be a NumPy array"),
         ((mx.nd.array(IMAGES), LABELS), "an MXNet array gives one by .asnumpy()"),
         ((IMAGES, LABELS.astype(np.float32)), "train labels are float32 (6,)"),
@@ -57,6 +59,13 @@ def test_sets_of_two_sizes_need_a_common_one():
     with pytest.raises(DataError, match=r"training images are \(4, 5\), test images \(4, 4\)"):
         feed.read(Data(), SET, other)
     assert feed.read(Data(image_size=4), SET, other)[1] is other
+
+
+def test_both_sets_have_the_same_channels():
+    red_green_blue = (np.zeros((6, 4, 5, 3), np.uint8), LABELS)
+    assert feed.read(Data(), red_green_blue, red_green_blue)[0] is red_green_blue
+    with pytest.raises(DataError, match=r"images are \(6, 4, 5, 3\), test images \(6, 4, 5\); "):
+        feed.read(Data(), red_green_blue, SET)
 
 
 def test_a_run_on_arrays_is_not_taken_for_one_on_fashion_mnist():

@@ -167,6 +167,18 @@ def test_resize_to_the_same_size_changes_nothing():
     assert (same(np.arange(3)) == plain).all()
 
 
+@pytest.mark.parametrize("settings", [Data(), BUSY, Data(pad_crop=1, flip=True, image_size=12)])
+@pytest.mark.parametrize("training", [False, True])
+def test_each_channel_of_an_image_goes_the_way_of_a_grey_one(settings, training):
+    images = RANDOM.randint(0, 256, (40, 9, 7, 3), np.uint8)
+    transform = Transform(images, settings, seed=3, training=training)
+    out = transform(np.arange(5, 40), epoch=2)
+    assert out.shape == (35, *transform.shape) and transform.shape[0] == 3
+    for channel in range(3):
+        alone = Transform(images[..., channel], settings, seed=3, training=training)
+        np.testing.assert_array_equal(out[:, channel : channel + 1], alone(np.arange(5, 40), 2))
+
+
 def test_no_samples_make_an_empty_batch():
     for settings in (BUSY, Data(image_size=14)):
         assert Transform(IMAGES, settings, 0, True)(np.arange(0)).shape[0] == 0

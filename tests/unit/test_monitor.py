@@ -158,6 +158,15 @@ def test_predictions_name_what_was_wrong():
     assert frame.get_xy() == (29.5, 9.5), "round the second image"
 
 
+@pytest.mark.parametrize(("channels", "shown"), [((), ()), ((3,), (3,)), ((1,), ()), ((4,), ())])
+def test_predictions_show_colours_where_there_are_three(channels, shown):
+    images = np.full((2, 28, 28, *channels), 7, np.uint8)
+    figure = prediction_figure(images, np.array([0, 1]), np.array([0, 2]), NAMES)
+    (picture,) = figure.axes[0].images
+    assert picture.get_array().shape[2:] == shown
+    assert (picture.get_array() == 7).sum() == 2 * 28 * 28 * (*shown, 1)[0]
+
+
 def test_confusion_is_in_percent_of_each_true_class():
     (axes,) = confusion_figure(evaluation().confusion, NAMES).axes
     shown = {text.get_position(): text.get_text() for text in axes.texts}
