@@ -11,9 +11,9 @@ try:
     import click
 except ModuleNotFoundError as missing:
     sys.exit(
-        f"error: {missing}. `pip install .` brings none of the packages that this project needs, as "
-        "Horovod has to be built: type `make setup` in a clone and use .venv/bin/python, or follow "
-        "the head of requirements.txt"
+        f"error: {missing}. `pip install .` brings none of the packages that this project needs, "
+        "as Horovod has to be built: type `make setup` in a clone and use .venv/bin/python, or "
+        "follow the head of requirements.txt"
     )
 
 from . import commands_run, commands_saved, console, dist, launched

@@ -214,12 +214,19 @@ def _are_totals(value: Any) -> bool:
         return False
 
 
+def _is_image_shape(value: Any) -> bool:
+    """Whether ``value`` is [height, width] or [height, width, channels]."""
+    sizes = isinstance(value, list) and all(type(n) is int and 0 < n < 2**16 for n in value)
+    return sizes and len(value) in (2, 3)
+
+
 # What a run that goes on takes from its state, and how to tell that it is that.
 _FITS: Dict[str, Callable[[Any], bool]] = {
     "step": lambda value: type(value) is int and 0 <= value < 2**53,
     "totals": _are_totals,
     "accuracy": lambda value: value is None or isinstance(value, float),
     "config": lambda value: isinstance(value, dict),
+    "image_shape": lambda value: value is None or _is_image_shape(value),  # None in older ones
     "optimizer": lambda value: isinstance(value, dict),
 }
 

@@ -77,7 +77,7 @@ def predict(
     from . import images, predict
 
     paths = [word for word in inputs if word not in overrides]
-    found = images.read(paths, saved.image_size, invert)
+    found = images.read(paths, saved.image_shape, invert)
     if saved.config.data.dataset != "idx" and found.light_backgrounds:
         click.echo(
             f"note: {found.light_backgrounds} of {len(found.names)} images have a light "

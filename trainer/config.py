@@ -42,7 +42,9 @@ class Data(Checked, section="data."):
     erase: float = setting(
         0.0, "training: share of images with a random rectangle blanked", minimum=0, maximum=1
     )
-    mean: float = setting(0.2860, "subtracted from pixels scaled to 0..1; the training set's own")
+    mean: float = setting(
+        0.2860, "subtracted from pixels scaled to 0..1, of all channels; the training set's own"
+    )
     std: float = setting(0.3530, "pixels are divided by it; the training set's own", above=0)
     prefetch: int = setting(4, "batches made ahead by the background thread", minimum=1)
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
+import hashlib
+from typing import Any, Tuple
 
 import mxnet as mx
-import numpy as np
 
-from . import dist, fashion_mnist
+from . import arrays, dist, fashion_mnist, launched
+from .arrays import Arrays
 from .config import Config, Data
 from .fashion_mnist import DataError
 from .loader import EvalLoader, TrainLoader
 from .placement import on_device
 
-Arrays = Tuple[np.ndarray, np.ndarray]  # images uint8 (N, H, W[, C]), labels integer (N,)
 
-# More are not known of any picture; a set with its channels first would seem to have them.
-MAX_CHANNELS = 4
-
-
-def read(
-    settings: Data, train: Optional[Arrays] = None, test: Optional[Arrays] = None
-) -> Tuple[Arrays, Arrays]:
+def read(settings: Data, train: Any = None, test: Any = None) -> Tuple[Arrays, Arrays]:
     """The training and the test set: the given ones, else those that ``settings`` name.
+
+    Args:
+        train, test: arrays or a dataset, see :func:`arrays.checked`.
 
     Raises:
         DataError: they cannot be had, are no such arrays, or differ in the size of their images.
@@ -33,9 +30,8 @@ def read(
     elif train is None or test is None:
         raise DataError("give both train=(images, labels) and test=(images, labels), or neither")
     else:
-        _check("train", train)
-        _check("test", test)
-    sizes = train[0].shape[1:3], test[0].shape[1:3]
+        train, test = arrays.checked("train", train), arrays.checked("test", test)
+    sizes = [images.shape[1:3] for images, _ in (train, test)]
     if sizes[0] != sizes[1] and settings.image_size is None:
         raise DataError(
             f"training images are {sizes[0]}, test images {sizes[1]} (height, width); set "
@@ -49,31 +45,21 @@ def read(
     return train, test
 
 
-def _check(name: str, given: Arrays) -> None:
-    """Refuse what training would stumble over later, or take for something else."""
-    if not isinstance(given, (tuple, list)) or len(given) != 2:
-        raise DataError(f"{name} is a {type(given).__name__}; it must be (images, labels)")
-    for what, array in zip(("images", "labels"), given):
-        if not isinstance(array, np.ndarray):
-            raise DataError(
-                f"{name} {what} are a {type(array).__name__}; they must be a NumPy array "
-                "(an MXNet array gives one by .asnumpy())"
-            )
-    images, labels = given
-    shaped = images.ndim == 3 or (images.ndim == 4 and images.shape[3] <= MAX_CHANNELS)
-    if images.dtype != np.uint8 or not shaped or 0 in images.shape[1:]:
+def check_alike(train: Arrays, test: Arrays) -> None:
+    """Refuse ranks with sets of their own, which would part or wait for each other; collective.
+
+    Raises:
+        DataError: on every rank.
+    """
+    seen = hashlib.sha256(train[1].tobytes() + test[1].tobytes()).hexdigest()
+    sizes = f"{len(train[1])} training and {len(test[1])} test images"
+    found = dist.gather_objects((seen, f"{sizes} on {launched.where()}"))
+    other = next((said for digest, said in found if digest != found[0][0]), None)
+    if other is not None:
         raise DataError(
-            f"{name} images are {images.dtype} {images.shape}; they must be uint8 (N, height, "
-            f"width), or (N, height, width, channels) of up to {MAX_CHANNELS} channels, 0 to 255 "
-            "(.transpose(0, 2, 3, 1) brings channels to the end)"
+            f"the ranks have different sets, or labels in another order: {found[0][1]}, {other}; "
+            "give each the whole set, as fit makes shards itself"
         )
-    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1] or not labels.size:
-        raise DataError(
-            f"{name} labels are {labels.dtype} {labels.shape}; they must be whole numbers, one "
-            f"for each of the {len(images)} images: labels.astype(int)"
-        )
-    if labels.min() < 0:
-        raise DataError(f"{name} labels hold {labels.min()}; classes are numbered from 0")
 
 
 def train_loader(train: Arrays, config: Config, ctx: mx.Context) -> TrainLoader:

@@ -24,7 +24,7 @@ class Images(NamedTuple):
     """What was found in some files."""
 
     names: List[str]  # the path of a file, or of an IDX file with the place in it: PATH[17]
-    pixels: np.ndarray  # uint8 (N, H, W)
+    pixels: np.ndarray  # uint8 (N, H, W), or (N, H, W, 3) in colour
 
     @property
     def light_backgrounds(self) -> int:
@@ -35,23 +35,26 @@ class Images(NamedTuple):
         return int((np.median(edge, axis=1) >= _LIGHT).sum())
 
 
-def read(paths: Sequence[str], size: Tuple[int, int], invert: bool = False) -> Images:
+def read(paths: Sequence[str], shape: Tuple[int, ...], invert: bool = False) -> Images:
     """The images in files, in folders (and folders below them), and in IDX files, gzipped or not.
 
     Args:
-        size: (height, width) that each is fitted into, its proportions kept; what is left free
-            becomes background.
+        shape: (height, width) that each is fitted into, its proportions kept, or (height, width, 3)
+            for a net that takes colours; what is left free becomes background.
         invert: for dark objects on a light ground. Transparent parts are background either way.
 
     Raises:
         DataError: a path is not there, is no image, or holds none; one line.
     """
+    if shape[2:] not in ((), (3,)):
+        raise DataError(f"the net takes {shape[2]} channels; files hold grey levels or 3 colours")
     names: List[str] = []
     pixels: List[np.ndarray] = []
+    mode = "RGB" if shape[2:] else "L"
     for path in _files(paths):
-        for name, image in _images(path, invert):
+        for name, image in _images(path, invert, mode):
             names.append(name)
-            pixels.append(_fit(image, size))
+            pixels.append(_fit(image, shape[:2]))
     return Images(names, np.stack(pixels))
 
 
@@ -68,14 +71,14 @@ def _files(paths: Sequence[str]) -> Iterator[Path]:
         yield from found
 
 
-def _images(path: Path, invert: bool) -> Iterator[Tuple[str, Image.Image]]:
-    """The images of one file, grey, light on dark."""
+def _images(path: Path, invert: bool, mode: str) -> Iterator[Tuple[str, Image.Image]]:
+    """The images of one file in Pillow's ``mode``, L (grey) or RGB, light on dark."""
     if _is_idx(path):
         for index, values in enumerate(read_idx(path, "images", {})):
-            image = Image.fromarray(values)
+            image = Image.fromarray(values).convert(mode)
             yield f"{path}[{index}]", ImageOps.invert(image) if invert else image
     else:
-        yield str(path), _open(path, invert)
+        yield str(path), _open(path, invert, mode)
 
 
 def _is_idx(path: Path) -> bool:
@@ -87,8 +90,8 @@ def _is_idx(path: Path) -> bool:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _open(path: Path, invert: bool) -> Image.Image:
-    """A picture file as grey levels on black."""
+def _open(path: Path, invert: bool, mode: str) -> Image.Image:
+    """A picture file as grey levels or colours on black."""
     try:
         with Image.open(path) as file:
             file.load()
@@ -104,15 +107,15 @@ def _open(path: Path, invert: bool) -> Image.Image:
     if image.mode not in _EIGHT_BIT:
         raise DataError(f"{path} has more than 8 bits a pixel (mode {image.mode}); convert it to 8")
     image = image.convert("RGBA")
-    grey, opacity = image.convert("L"), image.getchannel("A")
+    opaque, opacity = image.convert(mode), image.getchannel("A")
     if invert:
-        grey = ImageOps.invert(grey)
-    return Image.composite(grey, Image.new("L", image.size, 0), opacity)
+        opaque = ImageOps.invert(opaque)
+    return Image.composite(opaque, Image.new(mode, image.size), opacity)
 
 
-def _fit(image: Image.Image, size: Tuple[int, int]) -> np.ndarray:
-    """uint8 (H, W); an image that has this size already stays as it is."""
+def _fit(image: Image.Image, size: Tuple[int, ...]) -> np.ndarray:
+    """uint8 (H, W[, 3]); an image that has this size already stays as it is."""
     height, width = size
     if image.size != (width, height):
-        image = ImageOps.pad(image, (width, height), method=Image.Resampling.LANCZOS, color=0)
+        image = ImageOps.pad(image, (width, height), method=Image.Resampling.LANCZOS)
     return np.asarray(image, np.uint8)

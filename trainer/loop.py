@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, NamedTuple, Optional
+from typing import Any, Dict, Iterable, Iterator, NamedTuple, Optional, Union
 
 import mxnet as mx
 from mxnet import gluon
@@ -24,10 +24,10 @@ from . import (
     resume,
     sharding,
 )
+from .arrays import Arrays
 from .config import Config, ConfigError, to_dict
 from .device import choose
 from .evaluation import evaluate
-from .feed import Arrays
 from .loader import Batch, EvalLoader
 from .metrics import Evaluation, NonFiniteLossError, TrainMetrics
 from .optim import make_trainer, set_lr
@@ -62,8 +62,8 @@ def fit(
     *,
     resume: str = "auto",
     force: bool = False,
-    train: Optional[Arrays] = None,
-    test: Optional[Arrays] = None,
+    train: Union[Arrays, gluon.data.Dataset, None] = None,
+    test: Union[Arrays, gluon.data.Dataset, None] = None,
 ) -> Result:
     """Train ``net`` on every rank that the launcher started, or on this process alone.
 
@@ -77,8 +77,9 @@ def fit(
             goes on from what it has saved itself, whatever is said here. Rank 0 alone needs to
             see that folder.
         force: go on although settings differ from those the checkpoint was made with.
-        train, test: images, uint8 (N, H, W), or (N, H, W, C) of C channels, and labels, integer
-            (N,), from 0, as NumPy arrays; both or neither, which reads what ``config.data`` says.
+        train, test: images, uint8 (N, H, W), or (N, H, W, C) in colour, and labels, integer (N,),
+            from 0, as NumPy arrays; or a Gluon dataset of such pairs, which is read into memory.
+            The whole of it on each rank; both or neither, which reads what ``config.data`` says.
 
     Raises:
         ConfigError, DataError, CheckpointError: bad input, before anything is written.
@@ -113,8 +114,8 @@ class _Run:
         self,
         net: Optional[gluon.Block],
         config: Config,
-        train: Optional[Arrays],
-        test: Optional[Arrays],
+        train: Union[Arrays, gluon.data.Dataset, None],
+        test: Union[Arrays, gluon.data.Dataset, None],
         watchdog: Watchdog,
     ):
         self.config = config
@@ -125,9 +126,11 @@ class _Run:
             self.ctx = choose(config.device, dist.local_rank())
             train, self.test = feed.read(config.data, train, test)
             self.num_classes = 1 + int(max(train[1].max(), self.test[1].max()))
-            self.train_size = len(train[1])
+            self.train_size, self.image_shape = len(train[1]), train[0].shape[1:]
             self.loader = feed.train_loader(train, config, self.ctx)
             self.net = net if net is not None else model.build(config.model)
+        with dist.together():
+            feed.check_alike(train, self.test)
         self.epoch_steps = self.loader.steps_per_epoch
         self.last_step = config.train.epochs * self.epoch_steps
         if config.train.max_steps is not None:
@@ -282,6 +285,7 @@ class _Run:
             "totals": totals,
             "accuracy": accuracy,
             "config": to_dict(self.config),
+            "image_shape": self.image_shape,
             "launch": launched.launch_id(),
         }
         self.saved_step = self.step

@@ -30,7 +30,7 @@ def as_markdown(saved: Saved, seen: Evaluation, command: str, files: Sequence[Ch
     """
     settings = saved.config
     data, train = settings.data, settings.train
-    height, width = saved.image_size
+    height, width = saved.image_shape
     side = data.image_size
     resized = "" if side in (None, height) else f", resized (bilinear) to {side} x {side}"
     limits = (

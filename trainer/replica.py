@@ -85,8 +85,8 @@ def class_scores(
     if found is None or len(found) != 2 or found[1] < classes:
         raise ConfigError(
             f"the net gives {found or type(output).__name__} for one sample; the data has "
-            f"{classes} classes, so it must be (1, {classes}) or wider, e.g. "
-            f"model.arguments={{num_classes: {classes}}}"
+            f"{classes} classes (labels, counted from 0, go up to {classes - 1}), so it must be "
+            f"(1, {classes}) or wider, e.g. model.arguments={{num_classes: {classes}}}"
         )
     return int(found[1])
 

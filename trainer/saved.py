@@ -29,7 +29,7 @@ class Saved(NamedTuple):
     config: Config
     net: gluon.Block
     ctx: mx.Context
-    image_size: Tuple[int, int]  # (height, width) of the data's images, before any resizing
+    image_shape: Tuple[int, ...]  # of the data's images, before any resizing: (H, W) or (H, W, C)
     num_classes: int
 
     @property
@@ -50,15 +50,17 @@ def load(where: str, overrides: Sequence[str] = ()) -> Saved:
     dist.init()
     with dist.together():
         path = _find(Path(where))
-        settings = config.from_dict(checkpoint.read_state(path)["config"], overrides)
+        state = checkpoint.read_state(path)
+        settings = config.from_dict(state["config"], overrides)
         ctx = choose(settings.device, dist.local_rank())
         net = model.build(settings.model)
-        size = _image_size(settings.data)
-        shape = Transform(np.zeros((1, *size), np.uint8), settings.data, 0, training=False).shape
+        image_shape = tuple(state.get("image_shape") or _image_size(settings.data))
+        sample = np.zeros((1, *image_shape), np.uint8)
+        shape = Transform(sample, settings.data, 0, training=False).shape
         replica.prepare(net, settings, shape, ctx)
         classes = replica.class_scores(net, shape, ctx, classes=1)
         checkpoint.load_parameters(path, net)
-    return Saved(path, settings, net, ctx, size, classes)
+    return Saved(path, settings, net, ctx, image_shape, classes)
 
 
 def test_set(saved: Saved) -> Arrays:
@@ -81,7 +83,7 @@ def _source(data: config.Data) -> Tuple[Optional[str], str]:
 
 
 def _image_size(data: config.Data) -> Tuple[int, int]:
-    """(height, width) of the data's images; only a set of the user's own is looked at for it."""
+    """(height, width) of the images of a checkpoint that does not say."""
     if data.dataset != "idx":
         return fashion_mnist.IMAGE_SIZE
     height, width = fashion_mnist.load("test", *_source(data))[0].shape[1:]
@@ -110,7 +112,7 @@ def evaluate_saved(saved: Saved) -> Evaluation:
 
 
 def scores(saved: Saved, images: np.ndarray) -> np.ndarray:
-    """What the net gives for ``images``, uint8 (N, H, W): logits, float32 (N, K); on one process.
+    """Logits, float32 (N, K), of ``images``, uint8 (N, H, W[, C]); on one process.
 
     They are resized and normalised as in training.
     """

@@ -120,6 +120,42 @@ def test_proportions_are_kept_and_photos_turned_upright(trained: str, tmp_path: 
     assert pixels[:, 8:20].min() > 250 and pixels[:, :6].max() < 5
 
 
+def test_images_in_colour_are_read_for_a_net_that_takes_them(tmp_path: Path) -> None:
+    from trainer import images
+
+    red = np.zeros((10, 8, 4), np.uint8)
+    red[..., 0], red[..., 3] = 200, 255
+    red[0, 0] = 255, 255, 255, 0  # nothing, over which there is no colour
+    Image.fromarray(red).save(tmp_path / "red.png")
+    (pixels,) = images.read([str(tmp_path / "red.png")], (10, 8, 3)).pixels
+    assert pixels.shape == (10, 8, 3) and pixels[5, 5].tolist() == [200, 0, 0]
+    assert pixels[0, 0].tolist() == [0, 0, 0]
+    (pixels,) = images.read([IDX], (28, 28, 3)).pixels[:1]
+    np.testing.assert_array_equal(pixels, np.repeat(IMAGES[0][..., None], 3, axis=-1))
+    with pytest.raises(fashion_mnist.DataError, match="takes 2 channels"):
+        images.read([IDX], (28, 28, 2))
+
+
+def test_a_net_of_given_images_is_asked_in_their_size_and_colours(tmp_path: Path) -> None:
+    """Which are not kept: the checkpoint says how large they were."""
+    from trainer import images, predict, saved
+    from trainer.config import from_dict
+    from trainer.loop import fit
+
+    draw = np.random.RandomState(0)
+    train = draw.randint(0, 256, (8, 12, 16, 3)).astype(np.uint8), np.arange(8)
+    settings = {
+        "output": str(tmp_path),
+        "model": {"factory": "tests.integration.nets:smooth"},
+        "train": {"epochs": 1},
+    }
+    fit(config=from_dict(settings), train=train, test=train)
+    model = saved.load(str(tmp_path / "default"))
+    assert model.image_shape == (12, 16, 3)
+    answers = predict.predict(model, images.read([IDX], model.image_shape))
+    assert answers.probabilities.shape == (len(answers.images.names), 10)
+
+
 def test_light_backgrounds_are_told_of_never_guessed(trained: str, tmp_path: Path) -> None:
     Image.fromarray(255 - IMAGES[0]).save(tmp_path / "light.png")
     Image.fromarray(IMAGES[0]).save(tmp_path / "dark.png")

@@ -7,11 +7,13 @@ from typing import Any, List, Tuple
 
 import mxnet as mx
 import numpy as np
+import pytest
 from mxnet import gluon
 from mxnet.gluon import nn
 
-from trainer import checkpoint, config, dist, optim, replica
+from trainer import checkpoint, config, dist, feed, optim, replica
 from trainer.evaluation import evaluate
+from trainer.fashion_mnist import DataError
 from trainer.loader import Batch, EvalLoader, TrainLoader, Transform
 from trainer.metrics import TrainMetrics
 from trainer.placement import on_device
@@ -175,6 +177,14 @@ def test_a_net_without_batch_norm_can_be_saved(tmp_path: Path) -> None:
     path = checkpoint.write(tmp_path, checkpoint.snapshot(net, trainer, state, statistics), 1)
     assert checkpoint.problem(path) is None
     assert checkpoint.restore(path, net, trainer)["statistics"] is None
+
+
+def test_ranks_with_sets_of_their_own_are_refused_on_every_rank() -> None:
+    images, labels = _set()
+    feed.check_alike((images, labels), (images, labels))
+    own = labels[dist.rank() :: dist.world_size()]
+    with pytest.raises(DataError, match=r"images on rank 0.*images on rank 1.*the whole set"):
+        feed.check_alike((images, own), (images, labels))
 
 
 def test_evaluation_counts_each_sample_once() -> None:
