@@ -65,7 +65,7 @@ def snapshot(
 
     Args:
         state: ``step`` and whatever else :func:`read_state` is to give back.
-        statistics: each rank's own running statistics, float32 (ranks, numbers), where they have.
+        statistics: each rank's own running statistics, of (ranks, numbers), where they have.
     """
     mx.nd.waitall()  # a forward under way may be laying weights out anew
     parameters = net._collect_params_with_prefix().items()
@@ -76,7 +76,7 @@ def snapshot(
         {**state, "optimizer": counters},
     )
     if statistics is not None:
-        content.optimizer[_STATISTICS] = mx.nd.array(statistics)
+        content.optimizer[_STATISTICS] = mx.nd.array(statistics, dtype=statistics.dtype)
     mx.nd.waitall()  # the copies are then nobody else's
     return content
 

@@ -33,6 +33,7 @@ def prepare(
     mx.random.seed(config.seed)
     np.random.seed(config.seed)
     net.apply(_refuse_symbols)
+    _check_names(net)
     _initialize(net, ctx)
     _convert_batch_norm(net, config.batch_norm)
     # Deferred shapes are settled here, on all ranks: Horovod would broadcast them at the first
@@ -51,7 +52,8 @@ def prepare(
     if config.model.hybridize and isinstance(net, gluon.HybridBlock):
         net.hybridize(static_alloc=True)
         try:
-            net(sample).wait_to_read()
+            net(sample)
+            mx.nd.waitall()
         except Exception as error:
             raise ConfigError(
                 f"the net runs, but not compiled: {told(error)}; mend it, or set "
@@ -107,7 +109,7 @@ def as_one_model(net: gluon.Block, config: Config) -> Iterator[None]:
 
 
 def gather_statistics(net: gluon.Block, config: Config) -> Optional[np.ndarray]:
-    """Every rank's own running statistics, float32 (ranks, numbers); None where they are one.
+    """Every rank's own running statistics, (ranks, numbers); None where they are one.
 
     Collective. What a run has to remember beside the merged ones to go on exactly. A net without
     any (without batch norm) has none to remember.
@@ -169,6 +171,16 @@ def _refuse_symbols(block: gluon.Block) -> None:
             f"{block.name} is a SymbolBlock, whose batch norm cannot be seen, synced or merged; "
             "make the net in Python and take the weights by its load_parameters"
         )
+
+
+def _check_names(net: gluon.Block) -> None:
+    try:
+        net.collect_params()
+    except AssertionError as error:
+        raise ConfigError(
+            f"two layers of the net have parameters of one name ({error}); give them other "
+            "prefixes, or none"
+        ) from error
 
 
 def _convert_batch_norm(net: gluon.Block, kind: str) -> None:

@@ -19,6 +19,7 @@ from .metrics import Evaluation, Means
 from .monitor import Monitor
 from .progress import make_display
 from .system import System
+from .users_code import told
 
 
 class Report:
@@ -61,7 +62,7 @@ class Report:
         if self._system:
             compiled = config.model.hybridize and isinstance(net, gluon.HybridBlock)
             # A run that goes on has been drawn.
-            drawn = graph.graph_def(net) if compiled and not self._first_step else None
+            drawn = self._draw(net) if compiled and not self._first_step else None
             self._monitor.start(config, summary.as_markdown(layers), drawn)
         if self._first_step < self._last_step:
             self._write_result("unfinished", self._first_step)
@@ -81,6 +82,14 @@ class Report:
             mxnet=mx.__version__,
             resumed_from=str(path) if path else None,
         )
+
+    def _draw(self, net: gluon.HybridBlock) -> Any:
+        try:
+            return graph.graph_def(net)
+        # A forward of the user's own may run compiled, or look so, and know no symbols.
+        except Exception as error:
+            self.warning(f"no graph of the net in TensorBoard: {told(error)}")
+            return None
 
     def step(self, step: int) -> None:
         """``step`` steps are done."""

@@ -9,7 +9,7 @@ import mxnet as mx
 from mxnet import autograd, gluon
 
 from . import batch_norm, dist
-from .config import Config
+from .config import Config, ConfigError
 from .loader import Batch
 from .optim import Mark, reduce_and_update, unmarked
 
@@ -35,6 +35,22 @@ def cross_entropy(
     if smoothing:
         loss = (1 - smoothing) * loss - smoothing * log_probability.mean(axis=-1)
     return loss
+
+
+def forward(net: gluon.Block, data: mx.nd.NDArray) -> mx.nd.NDArray:
+    """Logits, float32 (B, K) whatever the net computes in, of ``data``, float32 (B, C, H, W).
+
+    Raises:
+        ConfigError: the net gives something else, as some do in training alone.
+    """
+    logits = net(data)
+    if not isinstance(logits, mx.nd.NDArray):
+        mode = "training" if autograd.is_training() else "inference"
+        raise ConfigError(
+            f"in {mode} the net gives a {type(logits).__name__}; it must be one array of scores, "
+            "(batch, classes): have its forward return the first, or their sum"
+        )
+    return logits.astype("float32", copy=False)
 
 
 def train_step(
@@ -91,7 +107,7 @@ def _forward_backward(
     context = batch_norm.empty_batch() if empty and synced else contextlib.nullcontext()
     with context:
         with autograd.record(train_mode=synced or not empty):
-            logits = net(data)
+            logits = forward(net, data)
             loss = cross_entropy(logits, label, config.train.label_smoothing)
         loss.backward(mx.nd.full(loss.shape, weight, ctx=loss.context, dtype=loss.dtype))
     hits = mx.nd.equal(logits.detach().argmax(axis=-1), label)
@@ -101,5 +117,5 @@ def _forward_backward(
 
 def eval_step(net: gluon.Block, batch: Batch) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
     """Cross entropy, float32 (B,), and logits, float32 (B, K), of each sample of a batch."""
-    logits = net(batch.data)
+    logits = forward(net, batch.data)
     return cross_entropy(logits, batch.label), logits

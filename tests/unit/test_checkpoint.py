@@ -153,14 +153,15 @@ def test_parameter_that_gluon_would_not_save_is_told():
         optimizer_state.broadcast(net, make_trainer(net, Optimizer()))
 
 
-def test_running_statistics_of_each_rank_come_back(tmp_path, trained):
-    statistics = np.random.RandomState(0).normal(size=(3, 8)).astype(np.float32)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_running_statistics_of_each_rank_come_back(tmp_path, trained, dtype):
+    statistics = np.random.RandomState(0).normal(size=(3, 8)).astype(dtype)
     state = {"step": 1, "totals": TOTALS, "accuracy": None, "config": {}}
     content = checkpoint.snapshot(trained.net, trained.trainer, state, statistics)
     path = checkpoint.write(tmp_path, content, keep=1)
     other = Run(seed=1)
     restored = restore(path, other.net, other.trainer)["statistics"]
-    assert restored.dtype == np.float32 and restored.tobytes() == statistics.tobytes()
+    assert restored.dtype == dtype and restored.tobytes() == statistics.tobytes()
     assert_same(other.arrays(), trained.arrays())
 
 

@@ -82,6 +82,21 @@ class Imported(gluon.SymbolBlock):
         super().__init__(mx.sym.FullyConnected(data, num_hidden=10, name="dense"), data)
 
 
+class NamedAlike(nn.HybridSequential):
+    def __init__(self):
+        super().__init__()
+        self.add(nn.Dense(10, prefix="dense_"), nn.Dense(10, prefix="dense_"))
+
+
+class Pair(gluon.HybridBlock):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Dense(10)
+
+    def hybrid_forward(self, F, x):
+        return self.head(x), x
+
+
 class LooksAtItsShape(gluon.HybridBlock):
     """It runs as it is, but not as a symbol, which has no shape."""
 
@@ -115,6 +130,7 @@ def refusal(net: gluon.Block, **settings) -> str:
         (nn.Flatten, "the net has no parameter that is trained"),
         (Frozen, "the net has no parameter that is trained"),
         (Imported, "SymbolBlock"),
+        (NamedAlike, "two layers of the net have parameters of one name"),
         (LooksAtItsShape, "the net runs, but not compiled: AttributeError"),
     ],
 )
@@ -136,6 +152,13 @@ def test_a_net_that_is_synced_already_is_not_taken_for_a_local_one():
     synced = batch_norm.convert_sync_batch_norm(nn.BatchNorm())
     assert "set batch_norm=sync" in refusal(synced)
     replica.prepare(synced, Config(batch_norm="sync"), (1, 5, 5), mx.cpu())
+
+
+def test_two_answers_are_told_compiled_or_not():
+    net = Pair()
+    replica.prepare(net, Config(), (1, 5, 5), mx.cpu())
+    with pytest.raises(ConfigError, match="the net gives .* for one sample"):
+        replica.class_scores(net, (1, 5, 5), mx.cpu(), classes=10)
 
 
 @pytest.mark.parametrize(
