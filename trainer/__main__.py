@@ -55,6 +55,7 @@ _OF_A_LOST_RANK = (
 
 def run() -> None:
     """Enter here: what the user can mend ends in one line, on rank 0; the rest names its rank."""
+    console.escape_what_is_missing(sys.stdout)
     try:
         main(standalone_mode=False)
         console.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
 from typing import Any, Iterator, Tuple
 
@@ -32,15 +33,26 @@ def writing(what: Any) -> Iterator[None]:
         raise click.UsageError(f"{place} cannot be written: {error.strerror}") from error
 
 
+def say(text: str) -> None:
+    """Print to the standard output; who has closed it (``| head``) wants no more."""
+    with writing("the standard output"), contextlib.suppress(BrokenPipeError):
+        click.echo(text)
+
+
+def table_width() -> int:
+    """Characters in a row of a table; wide where nobody watches."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+
+
 def show(what: Any) -> None:
-    """Print a table, as wide as it must be where nobody watches, or anything else as JSON."""
+    """Print a table, or anything else as JSON."""
     from rich.console import Console
     from rich.table import Table
 
     if isinstance(what, Table):
-        Console(width=None if sys.stdout.isatty() else 200).print(what, highlight=False)
+        Console(width=table_width()).print(what, highlight=False)
     else:
-        click.echo(json.dumps(what, indent=1))
+        say(json.dumps(what, indent=1))
 
 
 def split(config: Any, overrides: Tuple[str, ...]) -> Tuple[Any, Tuple[str, ...]]:

@@ -12,7 +12,17 @@ import click
 
 from . import config as config_module
 from . import console, dist, launched
-from .command_line import alone, configured, load_config, overridden, show, split, writing
+from .command_line import (
+    alone,
+    configured,
+    load_config,
+    overridden,
+    say,
+    show,
+    split,
+    table_width,
+    writing,
+)
 
 
 @click.command()
@@ -127,7 +137,7 @@ def summary(config: str, overrides: Tuple[str, ...]) -> None:
     net = model.build(settings.model)
     net.initialize()
     side = settings.data.image_size or 28
-    click.echo(layers.as_text(layers.summarize(net, mx.nd.zeros((1, 1, side, side)))))
+    say(layers.as_text(layers.summarize(net, mx.nd.zeros((1, 1, side, side)))))
 
 
 @click.command()
@@ -135,7 +145,7 @@ def summary(config: str, overrides: Tuple[str, ...]) -> None:
 @overridden
 def config(config: str, overrides: Tuple[str, ...]) -> None:
     """Check a config and show it with every default."""
-    click.echo(config_module.as_yaml(load_config(config, overrides)), nl=False)
+    say(config_module.as_yaml(load_config(config, overrides)).rstrip("\n"))
 
 
 @click.command()
@@ -146,7 +156,7 @@ def runs(folder: Path, as_json: bool) -> None:
     from . import runs as past
 
     found = past.find(folder)
-    show([run._asdict() for run in found] if as_json else past.as_table(found))
+    show([run._asdict() for run in found] if as_json else past.as_table(found, table_width()))
 
 
 @click.command()

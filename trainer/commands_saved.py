@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import TYPE_CHECKING, Iterator, Optional, Tuple
 
 import click
 
-from . import dist, launched
-from .command_line import alone, load_saved, overridden, writing
+from . import dist, launched, whole_file
+from .command_line import alone, load_saved, overridden, say, writing
+
+if TYPE_CHECKING:
+    from .images import Images
+    from .saved import Saved
+
+FILE = click.Path(dir_okay=False, writable=True)
 
 
 @click.command()
@@ -24,9 +32,9 @@ def evaluate(checkpoint: str, overrides: Tuple[str, ...]) -> None:
     seen = evaluate_saved(saved)
     dist.shutdown()
     if launched.rank() == 0:
-        click.echo(f"{saved.path}: loss {seen.loss:.4f}  accuracy {seen.accuracy:.4f}")
-        for name, share in zip(saved.class_names, seen.class_accuracy):
-            click.echo(f"  {name:12} {share:.4f}")
+        lines = [f"{saved.path}: loss {seen.loss:.4f}  accuracy {seen.accuracy:.4f}"]
+        pairs = zip(saved.class_names, seen.class_accuracy)
+        say("\n".join([*lines, *(f"  {name:12} {share:.4f}" for name, share in pairs)]))
 
 
 @click.command()
@@ -48,16 +56,16 @@ def calibrate(
         path = Path(out) if out else saved.path.resolve().parents[1] / "calibrated.params"
         with writing(path):
             write_parameters(saved, path)
-        click.echo(f"accuracy {before.accuracy:.4f} -> {after.accuracy:.4f}; wrote {path}")
+        say(f"accuracy {before.accuracy:.4f} -> {after.accuracy:.4f}; wrote {path}")
     dist.shutdown()
 
 
 @click.command()
 @click.argument("checkpoint", type=click.Path())
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT... [SETTING=VALUE]...")
-@click.option("--output", type=click.Path(dir_okay=False), help="Default: standard output.")
+@click.option("--output", type=FILE, help="Default: standard output.")
 @click.option("--format", "format_", type=click.Choice(["csv", "json"]), help="Default: --output's")
-@click.option("--picture", type=click.Path(dir_okay=False), help="PNG with the images and answers.")
+@click.option("--picture", type=FILE, help="PNG with the images and answers.")
 @click.option("--invert", is_flag=True, help="The images are dark objects on a light ground.")
 def predict(
     checkpoint: str,
@@ -72,29 +80,42 @@ def predict(
     INPUT is an image file, a folder of them, or an IDX file (gzipped or not).
     """
     alone("predict")
-    overrides = tuple(word for word in inputs if "=" in word and not Path(word).exists())
-    saved = load_saved(checkpoint, overrides)
-    from . import images, predict
-
+    overrides = tuple(word for word in inputs if "=" in word and not os.path.exists(word))
     paths = [word for word in inputs if word not in overrides]
-    found = images.read(paths, saved.image_shape, invert)
+    with _written(output) as answers_file, _written(picture) as picture_file:
+        saved = load_saved(checkpoint, overrides)
+        from . import images, predict
+
+        found = images.read(paths, saved.image_shape, invert)
+        _tell_of_light_backgrounds(saved, found, invert)
+        answers = predict.predict(saved, found)
+        as_json = format_ == "json" or (format_ is None and str(output).endswith(".json"))
+        text = predict.as_json(answers) if as_json else predict.as_csv(answers)
+        if answers_file is not None:
+            answers_file.write_text(text, encoding="utf-8")
+        if picture_file is not None:
+            predict.write_picture(answers, picture_file)
+    if output is None:
+        say(text.rstrip("\n"))
+
+
+@contextlib.contextmanager
+def _written(path: Optional[str]) -> Iterator[Optional[Path]]:
+    """Where to write what becomes the file at ``path``; None for none."""
+    if path is None:
+        yield None
+        return
+    with writing(path), whole_file.replaced(Path(path)) as partial:
+        yield partial
+
+
+def _tell_of_light_backgrounds(saved: Saved, found: Images, invert: bool) -> None:
     if saved.config.data.dataset != "idx" and found.light_backgrounds:
         click.echo(
             f"note: {found.light_backgrounds} of {len(found.names)} images have a light "
             f"background, the training images a dark one{'' if invert else ': --invert?'}",
             err=True,
         )
-    answers = predict.predict(saved, found)
-    as_json = format_ == "json" or (format_ is None and str(output).endswith(".json"))
-    text = predict.as_json(answers) if as_json else predict.as_csv(answers)
-    if output is None:
-        click.echo(text, nl=False)
-    else:
-        with writing(output):
-            Path(output).write_text(text, encoding="utf-8")
-    if picture is not None:
-        with writing(picture):
-            predict.write_picture(answers, Path(picture))
 
 
 @click.command()
@@ -105,18 +126,17 @@ def predict(
 def export(checkpoint: str, overrides: Tuple[str, ...], output: str, no_onnx: bool) -> None:
     """Write CHECKPOINT's model for MXNet and ONNX, check both, and describe it (model_card.md)."""
     alone("export")
-    saved = load_saved(checkpoint, overrides)
-    from . import export, model_card
-    from .saved import evaluate_saved, test_set
-
-    export.check_possible(saved, onnx=not no_onnx)
-    test, seen = test_set(saved), evaluate_saved(saved)
     folder = Path(output)
-    with writing(folder):
-        files = export.export(saved, test, folder, onnx=not no_onnx)
+    with writing(folder), whole_file.filled(folder) as partial:
+        saved = load_saved(checkpoint, overrides)
+        from . import export, model_card
+        from .saved import evaluate_saved, test_set
+
+        export.check_possible(saved, onnx=not no_onnx)
+        test, seen = test_set(saved), evaluate_saved(saved)
+        files = export.export(saved, test, partial, onnx=not no_onnx)
         command = f"python -m trainer {' '.join(map(shlex.quote, sys.argv[1:]))}"
         card = model_card.as_markdown(saved, seen, command, files)
-        (folder / "model_card.md").write_text(card, encoding="utf-8")
-    for checked in files:
-        click.echo(str(checked))
-    click.echo(f"wrote {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+        (partial / "model_card.md").write_text(card, encoding="utf-8")
+        written = sorted(file.name for file in partial.iterdir())
+    say("\n".join([*map(str, files), f"wrote {folder}: {', '.join(written)}"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from typing import Optional, TextIO
@@ -12,6 +13,12 @@ def print_line(text: str, stream: Optional[TextIO] = None) -> None:
     """Print a line at once, to ``stream`` or the standard output."""
     with contextlib.suppress(OSError):
         print(text, file=stream or sys.stdout, flush=True)
+
+
+def escape_what_is_missing(stream: TextIO) -> None:
+    """Have letters that the stream's encoding (``LC_ALL=C``) lacks written as ``\\u4e2d``."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def warn(message: str) -> None:

@@ -70,6 +70,8 @@ CLASS_NAMES = (
     "ankle boot",
 )
 
+IDX_TYPES = {8: "uint8", 9: "int8", 11: "int16", 12: "int32", 13: "float32", 14: "float64"}
+
 IMAGE_SIZE = (28, 28)  # (height, width)
 
 MIRRORS = (
@@ -222,12 +224,15 @@ def read_idx(path: Path, name: str, sums: Dict[str, str]) -> np.ndarray:
     magic, start = bytes((0, 0, 8, ndim)), 4 + 4 * ndim
     if content[:4] != magic:
         raise DataError(
-            f"{path} begins with {content[:4].hex() or 'nothing'}, expected {magic.hex()} ({kind})"
+            f"{path} begins with {content[:4].hex() or 'nothing'}{_told(content[:4])}, "
+            f"expected {magic.hex()} ({kind}: uint8, {ndim}-D)"
         )
     if len(content) < start:
         raise DataError(f"{path} is truncated: {len(content)} bytes, expected {start} and more")
     shape = struct.unpack_from(f">{ndim}I", content, 4)
-    if 0 in shape or len(content) - start != math.prod(shape):
+    if 0 in shape:
+        raise DataError(f"{path} is empty: {' x '.join(map(str, shape))} {kind} by its header")
+    if len(content) - start != math.prod(shape):
         size = " x ".join(map(str, shape))
         raise DataError(
             f"{path} is truncated or corrupt: {len(content) - start} bytes of {kind},"
@@ -238,15 +243,23 @@ def read_idx(path: Path, name: str, sums: Dict[str, str]) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
+def _told(magic: bytes) -> str:
+    """What the first four bytes of an IDX file say."""
+    known = len(magic) == 4 and magic[:2] == b"\0\0" and magic[2] in IDX_TYPES
+    return f" ({IDX_TYPES[magic[2]]}, {magic[3]}-D)" if known else ""
+
+
 def _decompress(path: Path) -> bytes:
     try:
         content = path.read_bytes()
         # Told by content, because some download tools unpack a file and leave it its name.
         return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
             f"{path} is truncated or corrupt, expected a gzipped IDX file: {error}"
         ) from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _check_sum(path: Path, name: str, found: str, sums: Dict[str, str]) -> None:

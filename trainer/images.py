@@ -7,6 +7,8 @@ question whether to negate: an image does not say whether its bright parts are t
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import Iterator, List, NamedTuple, Sequence, Tuple
 
@@ -54,21 +56,43 @@ def read(paths: Sequence[str], shape: Tuple[int, ...], invert: bool = False) -> 
     for path in _files(paths):
         for name, image in _images(path, invert, mode):
             names.append(name)
-            pixels.append(_fit(image, shape[:2]))
+            try:
+                pixels.append(_fit(image, shape[:2]))
+            except ValueError:  # it would have no pixel left in one direction
+                raise DataError(
+                    f"{name} is {image.width} x {image.height} pixels, too narrow to be fitted "
+                    f"into {shape[1]} x {shape[0]}; crop it"
+                ) from None
     return Images(names, np.stack(pixels))
 
 
 def _files(paths: Sequence[str]) -> Iterator[Path]:
     for given in map(Path, paths):
-        if not given.exists():
-            raise DataError(f"there is no file or folder {given}")
-        if not given.is_dir():
-            yield given
-            continue
-        found = sorted(p for p in given.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not found:
-            raise DataError(f"folder {given} holds no image (*{', *'.join(SUFFIXES)})")
-        yield from found
+        try:
+            is_folder = stat.S_ISDIR(given.stat().st_mode)
+        except FileNotFoundError:
+            raise DataError(f"there is no file or folder {given}") from None
+        except OSError as error:
+            raise DataError(f"{given} cannot be read: {error.strerror}") from None
+        yield from _in_folder(given) if is_folder else [given]
+
+
+def _in_folder(folder: Path) -> List[Path]:
+    """The images in a folder and those below it, but hidden ones, by path."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"folder {error.filename} cannot be read: {error.strerror}")
+
+    found = [
+        Path(place, name)
+        for place, _, names in os.walk(folder, onerror=refuse)
+        for name in names
+        if name.lower().endswith(SUFFIXES) and not name.startswith(".")  # as of macOS: ._photo.jpg
+    ]
+    found = sorted(path for path in found if os.path.isfile(path))
+    if not found:
+        raise DataError(f"folder {folder} holds no image (*{', *'.join(SUFFIXES)})")
+    return found
 
 
 def _images(path: Path, invert: bool, mode: str) -> Iterator[Tuple[str, Image.Image]]:
@@ -76,9 +100,14 @@ def _images(path: Path, invert: bool, mode: str) -> Iterator[Tuple[str, Image.Im
     if _is_idx(path):
         for index, values in enumerate(read_idx(path, "images", {})):
             image = Image.fromarray(values).convert(mode)
-            yield f"{path}[{index}]", ImageOps.invert(image) if invert else image
+            yield f"{_shown(path)}[{index}]", ImageOps.invert(image) if invert else image
     else:
-        yield str(path), _open(path, invert, mode)
+        yield _shown(path), _open(path, invert, mode)
+
+
+def _shown(path: Path) -> str:
+    """The path as text that can be written: names of files are bytes, which may be no UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _is_idx(path: Path) -> bool:
@@ -105,7 +134,9 @@ def _open(path: Path, invert: bool, mode: str) -> Image.Image:
     except Exception as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if image.mode not in _EIGHT_BIT:
-        raise DataError(f"{path} has more than 8 bits a pixel (mode {image.mode}); convert it to 8")
+        raise DataError(
+            f"{path} has pixels of Pillow's mode {image.mode}; convert it to grey or RGB of 8 bits"
+        )
     image = image.convert("RGBA")
     opaque, opacity = image.convert(mode), image.getchannel("A")
     if invert:

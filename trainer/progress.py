@@ -14,10 +14,10 @@ import time
 from typing import TYPE_CHECKING, Any, Mapping, Optional, TextIO, Union
 
 from . import wording
-from .console import print_line
+from .console import escape_what_is_missing, print_line
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.console import Console
 
 _BAR = 20  # characters of the bar in plain lines
 
@@ -45,9 +45,10 @@ class _Pace:
 
 
 class ProgressDisplay:
-    """A bar over the steps of a run, with the last figures beside it.
+    """A bar over the steps of a run, with the last figures below it.
 
-    Logs and pipes (horovodrun prefixes every line with its rank) get a line at each reading.
+    Logs, pipes (horovodrun prefixes every line with its rank) and terminals that cannot move their
+    cursor (``TERM=dumb``) get a line at each reading.
     """
 
     def __init__(
@@ -56,13 +57,14 @@ class ProgressDisplay:
         self._stream = stream or sys.stdout
         self._last = last_step
         self._pace = _Pace(first_step, last_step)
-        self._live: Optional[Progress] = None
+        self._live: Optional[_LiveBar] = None
+        escape_what_is_missing(self._stream)
         if self._stream.isatty():
-            self._live = _bar(self._stream)
-            self._task = self._live.add_task(
-                wording.of_ranks(ranks), total=last_step, completed=first_step, figures=""
-            )
-            self._live.start()
+            from rich.console import Console  # late: logs and pipes need none of it
+
+            console = Console(file=self._stream)
+            if console.is_interactive:
+                self._live = _LiveBar(console, wording.of_ranks(ranks), first_step, last_step)
 
     def tell(self, event: str, figures: Mapping[str, Any]) -> None:
         """Show what happened, in words; what has none is not shown."""
@@ -75,12 +77,12 @@ class ProgressDisplay:
     def step(self, step: int) -> None:
         """``step`` steps are done."""
         if self._live:
-            self._live.update(self._task, completed=step)
+            self._live.update(step)
 
     def figures(self, step: int, text: str) -> None:
         """Show the figures read after ``step`` steps."""
         if self._live:
-            self._live.update(self._task, completed=step, figures=text)
+            self._live.update(step, text)
             return
         bar = "=" * round(_BAR * step / self._last)
         seconds = self._pace.seconds_left(step)
@@ -90,38 +92,60 @@ class ProgressDisplay:
     def line(self, text: str) -> None:
         """Print a line that stays."""
         if self._live:
-            self._live.console.print(text, markup=False, highlight=False)
+            self._live.print(text)
         else:
             self._print(text)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._live:
-            self._live.stop()
+            self._live.close()
 
     def _print(self, text: str) -> None:
         print_line(text, self._stream)
 
 
-def _bar(stream: TextIO) -> Progress:
-    # Imported late: logs and pipes need none of it.
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+class _LiveBar:
+    """Two rows at the terminal's foot, so that a narrow one has room for both: the bar, figures."""
 
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-        console=Console(file=stream),
-    )
+    def __init__(self, console: Console, ranks: str, first_step: int, last_step: int):
+        from rich.console import Group
+        from rich.live import Live
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+        from rich.text import Text
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),  # what the others leave
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            expand=True,
+        )
+        self._task = self._bar.add_task(ranks, total=last_step, completed=first_step)
+        self._figures = Text(no_wrap=True, overflow="crop")
+        self._console = console
+        self._live = Live(Group(self._bar, self._figures), console=console, refresh_per_second=10)
+        self._live.start()
+
+    def update(self, step: int, figures: Optional[str] = None) -> None:
+        """``step`` steps are done; the figures stay if none are given."""
+        self._bar.update(self._task, completed=step)
+        if figures is not None:
+            self._figures.plain = figures
+
+    def print(self, text: str) -> None:
+        """Print lines above; the terminal folds long ones, so that they are copied whole."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave both rows as they are."""
+        self._live.stop()
 
 
 class JsonDisplay:

@@ -11,7 +11,7 @@ from typing import Iterator, Optional
 
 import filelock
 
-from . import checkpoint, config, launched
+from . import checkpoint, config, launched, whole_file
 from .config import Config
 from .console import print_line, warn
 
@@ -108,9 +108,8 @@ def _keep_config(path: Path, text: str) -> None:
     """Have the file hold ``text``; if it does already, a full disk is no error."""
     if path.is_file() and path.read_text(errors="replace") == text:
         return
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    with whole_file.replaced(path) as partial:
+        partial.write_text(text)
 
 
 def claim(folder: Path) -> filelock.BaseFileLock:

@@ -9,19 +9,19 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional
 
 import yaml
 
-from . import checkpoint, wording
+from . import checkpoint, console, whole_file, wording
 from .settings import UserError, flat
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 RESULT = "result.json"
+UNREADABLE = "unreadable"
 
 
 class RunsError(UserError):
@@ -33,7 +33,7 @@ class Run(NamedTuple):
 
     name: str
     started: Optional[str]  # ISO 8601, UTC
-    state: str  # done, stopped (as asked; it goes on when trained again) or unfinished
+    state: str  # done, stopped (as asked; goes on when trained again), unfinished or unreadable
     step: int  # steps made and saved
     last_step: Optional[int]  # where it ends
     epochs: Optional[int]  # that it is to make
@@ -47,9 +47,8 @@ class Run(NamedTuple):
 
 def write_result(folder: Path, **figures: Any) -> None:
     """Replace a run's ``result.json``, whole."""
-    partial = folder / f".{RESULT}.partial"
-    partial.write_text(json.dumps(figures, indent=1) + "\n")
-    os.replace(partial, folder / RESULT)
+    with whole_file.replaced(folder / RESULT) as partial:
+        partial.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def now() -> str:
@@ -72,47 +71,78 @@ def read(folder: Path) -> Run:
         figures.update(_json(folder / RESULT))
     if figures["state"] == "unfinished":
         figures.update(_saved(folder / "checkpoints"))
-    known = {name: figures.get(name) for name in Run._fields}
-    return Run(**{**known, "name": folder.name, "step": figures.get("step", 0)})
+    known: Dict[str, Any] = {name: figures.get(name) for name in Run._fields}
+    for name, value in known.items():
+        expected = str if name in ("name", "started", "state") else (int, float)
+        if value is not None and not isinstance(value, expected):
+            raise RunsError(f"{folder / RESULT} cannot be read: {name} is {value!r}")
+    return Run(**{**known, "name": folder.name, "step": known["step"] or 0})
 
 
 def find(folder: Path) -> List[Run]:
-    """The runs below ``folder``, oldest first.
+    """The runs below ``folder``, oldest first; one that cannot be read is listed as such.
 
     Raises:
         RunsError: there is none.
     """
     if not folder.is_dir():
         raise RunsError(f"there is no folder {folder}; runs lie in the folder that `output` says")
-    runs = [read(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
-    if not runs:
+    places = [path.parent for path in sorted(folder.glob("*/config.yaml")) if path.is_file()]
+    if not places:
         raise RunsError(f"{folder} holds no run; `python -m trainer train` makes one")
-    return sorted(runs, key=lambda run: run.started or "")
+    return sorted(map(_read_or_warn, places), key=lambda run: run.started or "")
 
 
-def as_table(runs: List[Run]) -> Table:
-    """A row for each run."""
+def _read_or_warn(folder: Path) -> Run:
+    try:
+        return read(folder)
+    except RunsError as error:
+        console.warn(str(error))
+        figures: Dict[str, Any] = dict.fromkeys(Run._fields)
+        figures.update(name=folder.name, state=UNREADABLE, step=0)
+        return Run(**figures)
+
+
+def as_table(runs: List[Run], width: int) -> Table:
+    """A row for each run, in as many columns as have room in ``width`` characters."""
+    from rich.cells import cell_len
     from rich.table import Table  # late: a run that writes its result needs none
 
+    rows = [_cells(run) for run in runs]
+    widths = {
+        title: max(cell_len(row[title]) for row in (*rows, {title: title})) for title in rows[0]
+    }
+    widths["run"] = min(widths["run"], _FOLDED_NAME)
+    for title in _LEFT_OUT_FIRST:
+        if sum(widths.values()) + _BETWEEN * (len(widths) - 1) > width:
+            del widths[title]
     table = Table(box=None, pad_edge=False)
-    for title in ("run", "started (UTC)", "state", "steps", "epochs", "ranks", "accuracy", "best"):
-        table.add_column(title, justify="left" if title in ("run", "state") else "right")
-    table.add_column("images/s", justify="right")
-    table.add_column("minutes", justify="right")
-    for run in runs:
-        table.add_row(
-            run.name,
-            _shown(run.started and run.started[:16].replace("T", " ")),
-            run.state,
-            f"{run.step}/{_shown(run.last_step)}",
-            _shown(run.epochs),
-            _shown(run.ranks),
-            _shown(run.accuracy, ".4f"),
-            _shown(run.best_accuracy, ".4f"),
-            _shown(run.images_per_second, ".0f"),
-            "" if run.seconds is None else wording.minutes(run.seconds),
-        )
+    for title in widths:
+        justify: Any = "left" if title in ("run", "state") else "right"
+        table.add_column(title, justify=justify, overflow="fold", no_wrap=title != "run")
+    for row in rows:
+        table.add_row(*(row[title] for title in widths))
     return table
+
+
+_LEFT_OUT_FIRST = ("started (UTC)", "epochs", "images/s", "ranks", "minutes", "best")
+_FOLDED_NAME = 20  # characters of a name, at least, that stay in one line
+_BETWEEN = 2  # blanks between columns
+
+
+def _cells(run: Run) -> Dict[str, str]:
+    return {
+        "run": run.name,
+        "started (UTC)": _shown(run.started and run.started[:16].replace("T", " ")),
+        "state": run.state,
+        "steps": f"{run.step}/{_shown(run.last_step)}",
+        "epochs": _shown(run.epochs),
+        "ranks": _shown(run.ranks),
+        "accuracy": _shown(run.accuracy, ".4f"),
+        "best": _shown(run.best_accuracy, ".4f"),
+        "images/s": _shown(run.images_per_second, ".0f"),
+        "minutes": "" if run.seconds is None else wording.minutes(run.seconds),
+    }
 
 
 class Comparison(NamedTuple):
@@ -137,7 +167,10 @@ def comparison_table(comparison: Comparison, first: Path, second: Path) -> Table
     """Settings, then results, a row for each that differs."""
     from rich.table import Table
 
-    table = Table("", str(first), str(second), box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    for folder in (first, second):
+        table.add_column(str(folder), overflow="fold")
     for name, values in {**comparison.settings, **comparison.results}.items():
         table.add_row(name, *(_shown(v, ".4g" if isinstance(v, float) else "") for v in values))
     return table
@@ -150,9 +183,12 @@ def _different(first: Dict[str, Any], second: Dict[str, Any]) -> Dict[str, List[
 
 def _settings(folder: Path) -> Dict[str, Any]:
     try:
-        return flat(yaml.safe_load((folder / "config.yaml").read_text()))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        settings = yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RunsError(f"{folder / 'config.yaml'} cannot be read: {error}") from None
+    if not isinstance(settings, dict):
+        raise RunsError(f"{folder / 'config.yaml'} holds no settings")
+    return flat(settings)
 
 
 def _json(path: Path) -> Dict[str, Any]:

@@ -5,7 +5,6 @@ What is done with one from here: ``predict.py``, ``export.py``.
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
@@ -13,7 +12,18 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from . import batch_norm, checkpoint, config, dist, fashion_mnist, feed, model, params_file, replica
+from . import (
+    batch_norm,
+    checkpoint,
+    config,
+    dist,
+    fashion_mnist,
+    feed,
+    model,
+    params_file,
+    replica,
+    whole_file,
+)
 from .config import Config
 from .device import choose
 from .evaluation import evaluate
@@ -91,6 +101,10 @@ def _image_size(data: config.Data) -> Tuple[int, int]:
 
 
 def _find(where: Path) -> Path:
+    if not where.is_dir():
+        raise checkpoint.CheckpointError(
+            f"there is no folder {where}; give a run's folder or a whole checkpoint"
+        )
     path: Optional[Path] = where
     if (where / "checkpoints").is_dir():
         path = checkpoint.find_best(where / "checkpoints")
@@ -144,11 +158,5 @@ def write_parameters(saved: Saved, path: Path) -> None:
     Raises:
         OSError: there is no room, ...
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with params_file.whole(partial):
-            saved.net.save_parameters(str(partial))
-        partial.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    with whole_file.replaced(path) as partial, params_file.whole(partial):
+        saved.net.save_parameters(str(partial))

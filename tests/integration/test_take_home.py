@@ -7,6 +7,8 @@ import gzip
 import importlib.util
 import io
 import json
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Dict, List, Tuple
@@ -190,6 +192,10 @@ def test_what_cannot_be_read_is_told_in_one_line(trained: str, tmp_path: Path) -
     half = (tmp_path / "whole.png").read_bytes()[:200]
     (tmp_path / "half.png").write_bytes(half)
     Image.fromarray(IMAGES[0].astype(np.uint16) << 8).save(tmp_path / "deep.png")
+    Image.new("LAB", (28, 28)).save(tmp_path / "lab.tif")
+    Image.new("L", (1, 5000)).save(tmp_path / "thin.png")
+    header = b"\0\0\x0c\x03" + np.array([1, 28, 28], ">u4").tobytes()
+    (tmp_path / "int32").write_bytes(header + IMAGES[0].astype(">i4").tobytes())
     labels = IDX.replace("images-idx3", "labels-idx1")
     for given, words in (
         ("missing.png", "there is no file or folder"),
@@ -197,8 +203,11 @@ def test_what_cannot_be_read_is_told_in_one_line(trained: str, tmp_path: Path) -
         ("text.png", "neither an image that Pillow knows nor an IDX file"),
         ("nothing.png", "neither an image"),
         ("half.png", "cannot be read: image file is truncated"),
-        ("deep.png", "more than 8 bits a pixel"),
-        (labels, "00000801, expected 00000803 (images)"),
+        ("deep.png", "pixels of Pillow's mode I;16; convert it to grey or RGB of 8 bits"),
+        ("lab.tif", "pixels of Pillow's mode LAB"),
+        ("thin.png", "is 1 x 5000 pixels, too narrow to be fitted into 28 x 28; crop it"),
+        ("int32", "00000c03 (int32, 3-D), expected 00000803 (images: uint8, 3-D)"),
+        (labels, "00000801 (uint8, 1-D), expected 00000803 (images: uint8, 3-D)"),
     ):
         with pytest.raises(fashion_mnist.DataError) as caught:
             _ask(trained, str(tmp_path / given))
@@ -206,15 +215,42 @@ def test_what_cannot_be_read_is_told_in_one_line(trained: str, tmp_path: Path) -
         assert Path(given).name in str(caught.value)
 
 
+def test_files_with_odd_names_are_answered_for_and_hidden_ones_left_out(
+    trained: str, tmp_path: Path
+) -> None:
+    names = ["a b,c.png", "line\nbreak.png", "中文.png", os.fsdecode(b"no-utf8-\xff.png")]
+    for name in (*names, "._a b,c.png"):  # the last one as macOS leaves them, no image
+        Image.fromarray(IMAGES[0]).save(tmp_path / "x.png")
+        (tmp_path / "x.png").rename(tmp_path / name)
+    (tmp_path / "._a b,c.png").write_bytes(b"Mac OS X")
+    shown = {str(tmp_path / name) for name in (*names[:3], "no-utf8-\\xff.png")}
+    out = tmp_path / "answers.csv"
+    assert {answer["image"] for answer in _answers(trained, str(tmp_path))} == shown
+    assert _ask(trained, str(tmp_path), "--output", str(out)).exit_code == 0
+    with out.open(newline="", encoding="utf-8") as file:
+        assert {row["image"] for row in csv.DictReader(file)} == shown
+
+
 def test_by_the_real_command_line(trained: str) -> None:
     done = run(trainer("predict", trained, "missing.png"))
     assert (done.code, done.err) == (2, "error: there is no file or folder missing.png\n")
+    quoted = shlex.join(trainer("config"))
+    done = run(["bash", "-c", f"{quoted} > /dev/full"])
+    said = "error: the standard output cannot be written: No space left on device\n"
+    assert (done.code, done.err) == (2, said)
+    done = run(["bash", "-c", f"{quoted} >&-"])
+    assert (done.code, done.err) == (0, "")
 
 
-def test_what_cannot_be_written_is_told_in_one_line(trained: str, tmp_path: Path) -> None:
-    output = str(tmp_path / "no" / "where.csv")
-    with pytest.raises(click.UsageError, match=f"^{output} cannot be written: No such file"):
-        main(["predict", trained, IDX, "--output", output], standalone_mode=False)
+def test_what_cannot_be_written_is_told_in_one_line_and_nothing_is_lost(
+    trained: str, tmp_path: Path
+) -> None:
+    nowhere, kept = tmp_path / "no" / "where", tmp_path / "kept.csv"
+    kept.write_text("as it was")
+    for options in (["--output", nowhere], ["--output", kept, "--picture", nowhere]):
+        with pytest.raises(click.UsageError, match=f"^{nowhere} cannot be written: No such file"):
+            main(["predict", trained, IDX, *map(str, options)], standalone_mode=False)
+    assert kept.read_text() == "as it was" and list(tmp_path.iterdir()) == [kept]
 
 
 @pytest.fixture(scope="module")
@@ -262,10 +298,12 @@ def test_without_onnx_nothing_of_it_is_needed(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)  # importing it fails
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    (tmp_path / "mine.txt").touch()
     done = CliRunner().invoke(main, ["export", trained, "--output", str(tmp_path), "--no-onnx"])
     assert done.exit_code == 0, done.output
-    left = {"model-0000.params", "model-symbol.json", "model_card.md"}
-    assert {path.name for path in tmp_path.iterdir()} == left
+    left = ["model-0000.params", "model-symbol.json", "model_card.md"]
+    assert done.output.endswith(f"wrote {tmp_path}: {', '.join(left)}\n")
+    assert {path.name for path in tmp_path.iterdir()} == {*left, "mine.txt"}
 
 
 def test_a_model_card_stands_beside_it(trained: str, exported: Tuple[Path, str]) -> None:
@@ -321,7 +359,8 @@ def test_a_file_that_computes_something_else_is_refused(
     with pytest.raises(
         export.ExportError, match="model-symbol.json: .* difference of a score 1.0e"
     ):
-        export.export(saved.load(trained), (IMAGES, LABELS), tmp_path)
+        main(["export", trained, "--output", str(tmp_path / "new")], standalone_mode=False)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_set_of_ones_own_has_numbers_for_names(trained: str, tmp_path: Path) -> None:

@@ -205,12 +205,12 @@ def test_damaged_file_is_named(tmp_path, name, damage, says):
         (
             "train-labels-idx1-ubyte",
             "train-images-idx3-ubyte",
-            r"begins with 00000801, expected 00000803 \(images\)",
+            r"begins with 00000801 \(uint8, 1-D\), expected 00000803 \(images: uint8, 3-D\)",
         ),
         (
             "train-images-idx3-ubyte",
             "train-labels-idx1-ubyte",
-            r"begins with 00000803, expected 00000801 \(labels\)",
+            r"begins with 00000803 \(uint8, 3-D\), expected 00000801 \(labels: uint8, 1-D\)",
         ),
         (
             "t10k-images-idx3-ubyte",
@@ -246,7 +246,7 @@ def test_idx_refuses_unequal_counts(tmp_path):
 
 def test_idx_refuses_an_empty_set(tmp_path):
     write_set(tmp_path, np.zeros((0, 5, 7)), np.zeros(0))
-    with pytest.raises(DataError, match="0 bytes of images, expected 0 x 5 x 7"):
+    with pytest.raises(DataError, match="is empty: 0 x 5 x 7 images by its header"):
         load("train", str(tmp_path), "idx")
 
 

@@ -79,16 +79,21 @@ def test_lines_are_flushed_at_once():
     assert stream.flushed == 2
 
 
-def test_terminal_gets_a_live_bar_and_lines_that_stay(monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
+FIGURES = "epoch 19/20  loss 0.1234  accuracy 0.9123  12345 images/s"
+LINE = (
+    "a [red]line[/red] with brackets [0.5], a name 中文, that goes on for more than sixty columns"
+)
+
+
+def on_terminal(encoding: str) -> str:
+    """What a terminal is sent of a run of 9380 steps."""
     main, terminal = pty.openpty()
-    with os.fdopen(terminal, "w") as stream:
-        display = ProgressDisplay(0, 4, stream)
-        for step in range(1, 5):
+    with os.fdopen(terminal, "w", encoding=encoding) as stream:
+        display = ProgressDisplay(0, 9380, stream, ranks=16)
+        for step in range(1, 9381):
             display.step(step)
-        display.figures(4, "loss 0.1234")
-        display.line("a [red]line[/red] with brackets [0.5]")
+        display.figures(9380, FIGURES)
+        display.line(LINE)
         display.close()
         stream.flush()
         shown = b""
@@ -99,10 +104,23 @@ def test_terminal_gets_a_live_bar_and_lines_that_stay(monkeypatch):
             except OSError:
                 break
     os.close(main)
-    text = shown.decode()
-    assert "4/4" in text and "loss 0.1234" in text
-    assert "a [red]line[/red] with brackets [0.5]" in text
+    return shown.decode(encoding).replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("columns", [60, 200])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_terminal_gets_a_live_bar_and_lines_that_stay(monkeypatch, columns, encoding):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = on_terminal(encoding)
+    assert "16 ranks" in text and "9380/9380" in text and FIGURES in text, "nothing is cut off"
+    assert LINE.encode(encoding, "backslashreplace").decode(encoding) in text, "in one piece"
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is back
+
+
+def test_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    assert on_terminal("utf-8") == f"[====================] 9380/9380 {FIGURES}\n{LINE}\n"
 
 
 def test_json_is_one_object_a_line_and_strict():

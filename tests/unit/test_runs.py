@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from trainer import runs
 from trainer.__main__ import main
@@ -110,6 +112,33 @@ def test_a_damaged_result_is_named(tmp_path, content):
     (folder / "result.json").write_text(content)
     with pytest.raises(runs.RunsError, match=r"result.json cannot be read"):
         runs.read(folder)
+
+
+def test_a_damaged_run_hides_no_other(tmp_path, capsys):
+    make(tmp_path / "whole", Config(), **DONE)
+    make(tmp_path / "types", Config(), **{**DONE, "accuracy": "high"})
+    (make(tmp_path / "cut", Config()) / "result.json").write_text('{"a')
+    (tmp_path / "foreign" / "config.yaml").mkdir(parents=True)
+    found = {run.name: run for run in runs.find(tmp_path)}
+    assert found.keys() == {"whole", "types", "cut"}
+    assert (found["cut"].state, found["types"].state) == ("unreadable", "unreadable")
+    said = capsys.readouterr().err
+    assert said.count("warning: ") == 2 and "types/result.json cannot be read: accuracy is" in said
+    assert "unreadable" in CliRunner().invoke(main, ["runs", str(tmp_path)]).output
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_narrow_table_has_fewer_columns_and_cuts_no_figure(width):
+    past = [runs.Run(name, **DONE) for name in ("short", "a-name-of-more-than-twenty-letters")]
+    console = Console(width=width, file=io.StringIO())
+    console.print(runs.as_table(past, width))
+    lines = console.file.getvalue().splitlines()
+    titles = lines[0].split()
+    assert {"run", "state", "steps", "accuracy"} < set(titles)
+    assert ("started" in titles, "minutes" in titles) == (width == 120, width >= 80)
+    assert lines[1].split()[1:] and "…" not in console.file.getvalue()
+    for figure in ("32/32", "0.8000", "0.9000"):
+        assert all(figure in line for line in lines[1:3])
 
 
 def test_where_there_is_no_run_one_line_says_so(tmp_path):
