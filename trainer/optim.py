@@ -141,13 +141,22 @@ def reduce_and_update(
         arrays = gradients(trainer)
         # Where Horovod leaves a sum (without NCCL) the trainer keeps 1 / world_size in _scale to
         # apply it in the update, where it leaves a mean _scale is 1: right in either case.
-        norm = mx.nd.multi_sum_sq(*arrays, num_arrays=len(arrays)).sum().sqrt() * trainer._scale
+        norm = _norm(arrays) * trainer._scale
         if clip_norm is not None:
             shrink = mx.nd.minimum(clip_norm / (norm + 1e-12), 1.0)
             for array in arrays:
-                array *= shrink
+                array *= shrink.astype(array.dtype, copy=False)
     trainer.update(1)
     return norm
+
+
+def _norm(arrays: list[mx.nd.NDArray]) -> mx.nd.NDArray:
+    """The L2 norm of all of them, float32 (1,); those of one dtype by one operator."""
+    by_dtype: Dict[Any, list[mx.nd.NDArray]] = {}
+    for array in arrays:  # Gluon leaves a net's batch norm in float32 where it is cast to float16
+        by_dtype.setdefault(array.dtype, []).append(array)
+    squares = [mx.nd.multi_sum_sq(*alike, num_arrays=len(alike)) for alike in by_dtype.values()]
+    return mx.nd.concat(*squares, dim=0).sum().sqrt()
 
 
 def set_lr(trainer: gluon.Trainer, config: Config, step: int, steps_per_epoch: int) -> float:

@@ -163,6 +163,30 @@ def test_gradients_of_one_step_do_not_reach_into_the_next():
     assert norms[0] == norms[1] == norms[2] > 0
 
 
+def test_parameters_of_several_precisions_are_clipped_as_one():
+    """As of a net that is cast to float16, whose batch norm Gluon leaves in float32."""
+    net = nn.Dense(4, in_units=25)
+    net.bias.cast("float64")
+
+    class Mixed(Block):
+        def __init__(self):
+            super().__init__()
+            self.dense = net
+
+        def forward(self, x):
+            weight, bias = net.weight.data(), net.bias.data().astype("float32")
+            return mx.nd.FullyConnected(x, weight, bias, num_hidden=4)
+
+    mixed = Mixed()
+    mixed.initialize()
+    config = settings(clip_norm=0.01)
+    trainer = make_trainer(mixed, config.optimizer)
+    result = train_step(mixed, trainer, batch_of(7, 7), config)
+    clipped = [p.grad().asnumpy().astype(np.float64) for p in (net.weight, net.bias)]
+    assert result.gradient_norm.asscalar() > 0.01
+    assert np.sqrt(sum((c**2).sum() for c in clipped)) == pytest.approx(0.01, rel=1e-4)
+
+
 def test_norm_is_left_out_unless_asked_for():
     net, config = make_net(), settings()
     trainer = make_trainer(net, config.optimizer)
