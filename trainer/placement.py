@@ -46,3 +46,12 @@ def memory_of(array: mx.nd.NDArray) -> np.ndarray:
     size = array.size * np.dtype(array.dtype).itemsize
     memory = (ctypes.c_char * size).from_address(address.value or 0)
     return np.frombuffer(memory, array.dtype).reshape(array.shape)
+
+
+def on_cpu_in_float32(array: mx.nd.NDArray) -> bool:
+    """Whether it is a dense float32 array on the CPU."""
+    return (
+        array.context.device_type == "cpu"
+        and array.dtype == np.float32
+        and array.stype == "default"
+    )

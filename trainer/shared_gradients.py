@@ -16,7 +16,7 @@ import mxnet as mx
 import numpy as np
 
 from . import dist, shared_memory
-from .placement import memory_of
+from .placement import memory_of, on_cpu_in_float32
 
 MAX_RANKS = 8  # each reads what all others wrote: with more, a ring moves less
 _PIECE = 2**17  # float64 numbers; 1 MiB
@@ -73,7 +73,7 @@ class SharedGradients:
     def _connect(self, arrays: List[mx.nd.NDArray]) -> Optional[shared_memory.SharedMemorySum]:
         if dist.local_size() < dist.world_size() or dist.world_size() > MAX_RANKS:
             return None
-        if not all(map(_is_plain, arrays)):
+        if not all(map(on_cpu_in_float32, arrays)):
             return None
         return shared_memory.connect(_PIECE, dist.rank(), dist.world_size(), _sum_by_horovod)
 
@@ -114,14 +114,6 @@ class Presence:
             self._all_came = True
         except mx.MXNetError as error:
             self._error = error
-
-
-def _is_plain(array: Any) -> bool:
-    return (
-        array.context.device_type == "cpu"
-        and array.dtype == np.float32
-        and array.stype == "default"
-    )
 
 
 def _sum_by_horovod(values: np.ndarray) -> np.ndarray:

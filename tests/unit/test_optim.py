@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from mxnet import autograd
+from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
 from trainer.config import Config, ConfigError, Optimizer, Schedule, Train
@@ -221,6 +221,33 @@ def test_momentum(nesterov):
             expected[name] = expected[name] - 0.5 * step
     for name, value in values(net).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("aggregated", [0, 4])
+@pytest.mark.parametrize("arguments", [{}, {"clip_gradient": 0.2}, {"multi_precision": True}])
+def test_momentum_is_mxnets_to_the_last_bit(monkeypatch, aggregated, arguments):
+    """However it hands arrays over: large ones and small ones."""
+    monkeypatch.setenv("MXNET_OPTIMIZER_AGGREGATION_SIZE", str(aggregated))
+    settings = Optimizer(lr=0.3, momentum=0.9, weight_decay=0.01, arguments=arguments)
+    moved = []
+    for own in (True, False):
+        mx.random.seed(1)
+        net = nn.Dense(150, in_units=100)
+        net.initialize(mx.init.Uniform(0.5))
+        trainer = make_trainer(net, settings)
+        if not own:
+            sgd = mx.optimizer.SGD(learning_rate=0.3, momentum=0.9, wd=0.01, **arguments)
+            trainer = gluon.Trainer(net.collect_params(), sgd, kvstore=None)
+        for step in range(3):
+            with autograd.record():
+                loss = net(mx.nd.random.uniform(-1, 1, (2, 100))) ** 2
+            loss.backward()
+            trainer.set_learning_rate(0.3 / (1 + step))
+            trainer.step(2)
+        moved.append((net.weight.data().asnumpy(), net.bias.data().asnumpy()))
+        assert trainer.optimizer.num_update == 3
+    np.testing.assert_array_equal(*(weight for weight, _ in moved))
+    np.testing.assert_array_equal(*(bias for _, bias in moved))
 
 
 def test_norm_is_told_before_clipping():
