@@ -5,9 +5,10 @@ config -> ranks -> device -> data -> net -> checkpoint -> steps -> evaluation ->
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, NamedTuple, Optional, Union
+from typing import Any, Dict, Iterable, Iterator, NamedTuple, Optional, Tuple, Union
 
 import mxnet as mx
 from mxnet import gluon
@@ -98,8 +99,10 @@ def fit(
     seconds = config.train.watchdog_seconds
     with Watchdog(seconds, launched.where()) as watchdog, StopRequest() as stop:
         watchdog.beat("the meeting of all ranks")
-        dist.init(fixed_groups=config.optimizer.groups > 0)
-        run = _Run(net, config, train, test, watchdog)
+        with ThreadPoolExecutor(1) as reader:  # while the ranks wait for each other
+            data = reader.submit(feed.read, config.data, train, test)
+            dist.init(fixed_groups=config.optimizer.groups > 0)
+        run = _Run(net, config, data, watchdog)
         run.begin(resume, force)
         result = run.go(stop)
     if result.stopped and stop.interrupted:
@@ -114,8 +117,7 @@ class _Run:
         self,
         net: Optional[gluon.Block],
         config: Config,
-        train: Union[Arrays, gluon.data.Dataset, None],
-        test: Union[Arrays, gluon.data.Dataset, None],
+        data: Future[Tuple[Arrays, Arrays]],
         watchdog: Watchdog,
     ):
         self.config = config
@@ -124,7 +126,7 @@ class _Run:
         self.throughput = Throughput()
         with dist.together():
             self.ctx = choose(config.device, dist.local_rank())
-            train, self.test = feed.read(config.data, train, test)
+            train, self.test = data.result()
             self.num_classes = 1 + int(max(train[1].max(), self.test[1].max()))
             self.train_size, self.image_shape = len(train[1]), train[0].shape[1:]
             self.loader = feed.train_loader(train, config, self.ctx)
