@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Tuple
+
 import numpy as np
 
 
@@ -13,8 +15,12 @@ class BilinearResize:
     """
 
     def __init__(self, height: int, width: int, side: int):
-        columns = _centres(width, side)[:, None] - np.arange(width)
-        self._columns = np.maximum(0, 1 - np.abs(columns)).T.astype(np.float32)
+        distance = _centres(width, side) - np.arange(width)[:, None]
+        weights = np.maximum(0, 1 - np.abs(distance)).astype(np.float32)
+        # Most weights are zero: half of the new columns need but half of the old ones.
+        middle = side // 2
+        halves = [(0, middle), (middle, side)] if middle else [(0, side)]
+        self._halves = [_without_zeros(weights, start, stop) for start, stop in halves]
         centres = _centres(height, side)
         self._above = centres.astype(np.intp)  # the row of the input at or above each centre
         share = (centres - self._above).astype(np.float32)
@@ -24,15 +30,26 @@ class BilinearResize:
     def __call__(self, pixels: np.ndarray, out: np.ndarray) -> None:
         """Write resized ``pixels`` into ``out``."""
         height, width = pixels.shape[1:]
-        wide = pixels.reshape(-1, width) @ self._columns  # one product is faster than N
-        wide = wide.reshape(-1, height, wide.shape[1])
-        rise = np.zeros_like(wide)  # from each row to the one below; none from the last
+        rows = pixels.reshape(-1, width)  # one product is faster than N
+        wide = np.empty((len(rows), out.shape[2]), np.float32)
+        for old, new, weights in self._halves:
+            np.matmul(rows[:, old], weights, out=wide[:, new])
+        wide = wide.reshape(-1, height, out.shape[2])
+        rise = np.empty_like(wide)  # from each row to the one below; none from the last
         np.subtract(wide[:, 1:], wide[:, :-1], out=rise[:, :-1])
+        rise[:, -1] = 0
         # A mode other than "raise" takes without a buffer between.
         np.take(wide, self._above, axis=1, out=out, mode="clip")
         risen = np.take(rise, self._above, axis=1, mode="clip")
         risen *= self._share
         out += risen
+
+
+def _without_zeros(weights: np.ndarray, start: int, stop: int) -> Tuple[slice, slice, np.ndarray]:
+    """Columns ``start`` to ``stop`` of a matrix: its rows that are not all zero there, and they."""
+    rows = np.flatnonzero(weights[:, start:stop].any(axis=1))
+    used, columns = slice(rows[0], rows[-1] + 1), slice(start, stop)
+    return used, columns, np.ascontiguousarray(weights[used, columns])
 
 
 def _centres(size: int, new_size: int) -> np.ndarray:
