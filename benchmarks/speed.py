@@ -76,6 +76,8 @@ def measure(commands: List[List[str]], data: Path, environment: Dict[str, str]) 
             log = (out / "log").open("w")
             command = [*command, "--data", str(data), "--out", str(out)]
             variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+            # Installed libraries are compiled to bytecode; what lies here is so by the first run.
+            variables.pop("PYTHONDONTWRITEBYTECODE", None)
             running.append(
                 subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log)
             )
