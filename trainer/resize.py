@@ -1,4 +1,4 @@
-"""Bilinear resizing of whole batches: columns by a matrix product, rows by interpolation."""
+"""Bilinear resizing of whole batches: columns by matrix products, rows by interpolation."""
 
 from __future__ import annotations
 
