@@ -1,4 +1,4 @@
-"""The book's ``train_ch5`` on every rank: ``from trainer.d2l import train_ch5``.
+"""The book's ``train_ch5`` on every rank, and its loaders: ``from trainer.d2l import train_ch5``.
 
 For the notebooks of *Dive into Deep Learning* (d2lzh), with their own loaders and Gluon trainers.
 ``trainer.fit`` does more: it reads each image once rather than once a rank, saves, goes on, shows.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import time
-from typing import Iterable, Tuple
+from typing import Iterable, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from . import batch_norm, dist, replica, sharding
+from . import batch_norm, dist, fashion_mnist, replica, sharding
 from .config import Config, Train
 from .loader import Batch
 from .metrics import TrainMetrics
@@ -85,6 +85,36 @@ def train_ch5(
         )
     replica.merge_running_statistics(net, config)
     mx.nd.waitall()
+
+
+def load_data_fashion_mnist(
+    batch_size: int, resize: Optional[int] = None, root: Optional[str] = None
+) -> Tuple[gluon.data.DataLoader, gluon.data.DataLoader]:
+    """The book's loaders of that name, from files that can still be had.
+
+    d2lzh's own downloads from a server of MXNet's that is gone where this was written.
+
+    Args:
+        batch_size: samples of a batch over all ranks.
+        resize: side in pixels.
+        root: folder of the four IDX files; None: see ``fashion_mnist.find_or_download``.
+
+    Returns:
+        Of the training set, shuffled by ``np.random``, and of the test set: batches of float32
+        (B, 1, H, W) in 0..1, and int32 (B,).
+    """
+    steps = [] if resize is None else [gluon.data.vision.transforms.Resize(resize)]
+    transform = gluon.data.vision.transforms.Compose(
+        [*steps, gluon.data.vision.transforms.ToTensor()]
+    )
+
+    def loader(split: str, shuffle: bool) -> gluon.data.DataLoader:
+        images, labels = fashion_mnist.load(split, root)
+        dataset = gluon.data.ArrayDataset(mx.nd.array(images[..., None], dtype=np.uint8), labels)
+        # No workers: they would be forked from a process that has threads of Horovod's.
+        return gluon.data.DataLoader(dataset.transform_first(transform), batch_size, shuffle)
+
+    return loader("train", True), loader("test", False)
 
 
 def _over_ranks(trainer: gluon.Trainer) -> gluon.Trainer:

@@ -1,4 +1,4 @@
-"""The real TensorBoard, and headless Chromium to look at it; docs/screenshot.py uses them too."""
+"""The real TensorBoard, and headless Chromium to look at it; docs/screenshots.py uses them too."""
 
 from __future__ import annotations
 
@@ -86,9 +86,10 @@ def tensorboard(
         port = free.getsockname()[1]
     server = subprocess.Popen(
         [
-            *(sys.executable, "-m", "tensorboard.main", "--logdir", str(folder)),
+            *(sys.executable, "-m", "tensorboard.main", "--logdir", folder.name),
             *("--host", "127.0.0.1", "--port", str(port), "--load_fast=false"),
         ],
+        cwd=folder.parent,  # it shows what it was given
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -117,6 +118,10 @@ class Browser:
 
     def __init__(self, driver: webdriver.Chrome):
         self._driver = driver
+
+    def resize(self, width: int, height: int) -> None:
+        """Give the window that many pixels."""
+        self._driver.set_window_rect(width=width, height=height)
 
     def open(self, address: str) -> None:
         """Load a page anew, although only what follows its # may differ."""

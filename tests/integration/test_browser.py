@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Iterator, List, Sequence
 
 import pytest
+from PIL import Image
+
+from docs import screenshots
+from trainer import config
 
 from .board import Browser, TensorBoard, chromium, missing_packages
+from .commands import run
+
+DOCS = Path(screenshots.__file__).parent
 
 pytestmark = pytest.mark.skipif(
     bool(missing_packages()), reason=f"apt-get install {' '.join(missing_packages())}"
@@ -70,6 +78,24 @@ def _wait_for_rows(browser: Browser, order: List[str], seconds: float = 20) -> N
             return
         assert time.monotonic() < until, f"{rows} instead of {order}"
         time.sleep(0.2)
+
+
+@pytest.mark.parametrize("picture", screenshots.PICTURES, ids=lambda picture: picture.file)
+def test_the_pictures_of_the_docs_can_be_taken(
+    board: TensorBoard, browser: Browser, picture: screenshots.Picture, tmp_path: Path
+) -> None:
+    """As `python -m docs.screenshots` takes them, of other runs."""
+    screenshots.take(picture, board, browser, tmp_path, settle=0)
+    with Image.open(tmp_path / picture.file) as taken, Image.open(DOCS / picture.file) as kept:
+        assert taken.size == kept.size and len(taken.getcolors()) > 5
+
+
+def test_the_runs_on_the_pictures_can_be_made(tmp_path: Path) -> None:
+    """Three steps of one; the settings of the others are checked."""
+    for name in screenshots.RUNS:
+        config.load(None, [w for w in screenshots.command(name, tmp_path) if "=" in w])
+    done = run([*screenshots.command("lr-1.0-sync", tmp_path), "train.max_steps=3"])
+    assert done.code == 0, done.err
 
 
 def test_an_error_in_the_page_is_noticed(board: TensorBoard, browser: Browser) -> None:

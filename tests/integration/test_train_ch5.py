@@ -10,10 +10,12 @@ from typing import Dict, List, Tuple
 import mxnet as mx
 import numpy as np
 import pytest
+from mxnet.gluon.data.vision import transforms
 
 import launch
 from launch.function import RankError
-from trainer.d2l import train_ch5
+from trainer import fashion_mnist
+from trainer.d2l import load_data_fashion_mnist, train_ch5
 
 # 193 samples in batches of 64 leave one for the last batch: on two ranks one of them gets none.
 SAMPLES, BATCH = 193, 64
@@ -106,6 +108,23 @@ def test_with_plain_norm_the_ranks_end_with_one_model(capfd: pytest.CaptureFixtu
 def test_loaders_that_differ_are_refused() -> None:
     with pytest.raises(RankError, match="ValueError: the ranks' loaders give different batches"):
         launch.run(_train, ("trainer.d2l", False, 1, True), ranks=2)
+
+
+def test_its_loaders_give_the_books_batches() -> None:
+    train_iter, test_iter = load_data_fashion_mnist(4, resize=56)
+    images, labels = fashion_mnist.load("test")
+    data, label = next(iter(test_iter))
+    first = mx.nd.array(images[0, :, :, None], dtype=np.uint8)
+    expected = transforms.ToTensor()(transforms.Resize(56)(first))
+    np.testing.assert_array_equal(data[0].asnumpy(), expected.asnumpy())
+    assert data.shape == (4, 1, 56, 56) and list(label.asnumpy()) == list(labels[:4])
+    assert len(train_iter) == 15_000
+
+    def drawn() -> List[int]:
+        np.random.seed(3)
+        return list(next(iter(train_iter))[1].asnumpy())
+
+    assert drawn() == drawn() != list(fashion_mnist.load("train")[1][:4])
 
 
 def test_several_devices_in_one_process_are_refused() -> None:
