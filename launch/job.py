@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import queue
 import signal
-import sys
 import time
 from types import FrameType
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, Union
@@ -26,7 +25,7 @@ class Events(queue.SimpleQueue):
     """What a job waits for: ranks that have ended, and the signals that the launcher got."""
 
     def on_signal(self, signum: int, frame: Optional[FrameType]) -> None:
-        self.put(signum)
+        self.put(signal.SIGTERM if signum == signal.SIGHUP else signum)
 
 
 class Failure(NamedTuple):
@@ -40,9 +39,8 @@ class Failure(NamedTuple):
 def tell(failure: Failure, then: str = "all other ranks have been ended") -> None:
     """Repeats what the rank last said, so that nobody has to scroll for it."""
     if failure.last_lines:
-        say(f"last lines of rank {failure.rank}, which failed:")
-        for line in failure.last_lines:
-            print(f"    {line}", file=sys.stderr)
+        lines = [f"last lines of rank {failure.rank}, which failed:", *failure.last_lines]
+        say("\n    ".join(lines))
     say(f"rank {failure.rank} {failure.cause}; {then}")
 
 

@@ -40,14 +40,18 @@ def run_local(
     That is 0, the first failing rank's, 85 when ranks were warned and saved, or 130 after ctrl-C.
     When a rank fails the others get SIGTERM, and SIGKILL `kill_after` seconds later; `elastic`
     says whether, and with how many ranks, the command is then started again. SIGTERM and SIGUSR1
-    are passed on to all ranks. With `quiet` rank 0 has the terminal for itself; otherwise each
-    line is prefixed with its rank. `on_failure` is told of the failure that ended the job.
+    are passed on to all ranks; they get SIGTERM too when the terminal is closed. With `quiet` rank
+    0 has the terminal for itself; otherwise each line is prefixed with its rank. `on_failure` is
+    told of the failure that ended the job.
     """
     named = os.environ.get("HOROVOD_GLOO_IFACE")
     interface = check_interface(named) if named else interface_of(LOOPBACK)
     launch_id = secrets.token_hex(16)
     events = Events()
-    previous = {s: signal.signal(s, events.on_signal) for s in (signal.SIGINT, *FORWARDED)}
+    heard = [signal.SIGINT, *FORWARDED]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup has it ignored
+        heard.append(signal.SIGHUP)
+    previous = {s: signal.signal(s, events.on_signal) for s in heard}
     try:
         slots = elastic.first_slots(events)
         while slots:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import signal
 import sys
@@ -13,8 +14,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def say(message: str) -> None:
-    """One line of the launcher's own, on stderr."""
-    print(f"launch: {message}", file=sys.stderr, flush=True)
+    """What the launcher itself has to tell, on stderr; lost where the terminal was closed."""
+    with contextlib.suppress(OSError):
+        print(f"launch: {message}", file=sys.stderr, flush=True)
 
 
 def die_with_parent() -> None:

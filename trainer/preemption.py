@@ -1,6 +1,7 @@
 """Being told to stop: SIGTERM or SIGUSR1 to any rank stops all of them after the same step.
 
-So does ctrl-C on a process that trains alone; launchers turn it into SIGTERM for their ranks.
+So does the end of the terminal (SIGHUP, unless nohup is in front), and ctrl-C on a process that
+trains alone; launchers turn both into SIGTERM for their ranks.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         handlers: Dict[int, Callable[[int, Optional[FrameType]], Any]]
         handlers = {signal.SIGTERM: self._ask, signal.SIGUSR1: self._ask}
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup has it ignored
+            handlers[signal.SIGHUP] = self._ask
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             handlers[signal.SIGINT] = self._interrupt
         for number, handler in handlers.items():

@@ -1,10 +1,13 @@
 """`python -m launch local` with real Horovod, and with ranks that fail in each way."""
 
+import fcntl
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -180,6 +183,25 @@ def test_warned_ranks_save_and_the_same_command_goes_on(tmp_path):
     assert f"from step {saved} with 2 ranks" in out
     steps = [line.split()[0] for line in (tmp_path / "losses").read_text().splitlines()]
     assert steps == [str(step) for step in range(25)]
+
+
+def test_ranks_save_when_their_terminal_is_closed(tmp_path):
+    """As at the end of an ssh connection: the kernel sends SIGHUP, and no line can be written."""
+    keyboard, terminal = pty.openpty()
+    command = [sys.executable, "-m", "launch", "local", "-n", "2", "--"]
+    process = subprocess.Popen(
+        [*command, "python", str(STANDIN), str(tmp_path), "600", "0.05"],
+        cwd=ROOT,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
+    )
+    os.close(terminal)
+    wait_for(tmp_path / "losses")
+    os.close(keyboard)
+    assert process.wait(timeout=60) == 85
+    assert (tmp_path / "checkpoint").exists()
 
 
 def test_no_rank_outlives_a_killed_launcher(tmp_path):

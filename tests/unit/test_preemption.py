@@ -12,7 +12,7 @@ import pytest
 from trainer.preemption import EXIT_CODE, StopRequest
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_signal_asks_for_a_stop(number):
     with StopRequest() as stop:
         assert not stop.agreed()
@@ -56,6 +56,16 @@ def test_interrupt_is_none():
             assert not stop.agreed()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_under_nohup_the_end_of_the_terminal_is_none():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.agreed()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_first_ctrl_c_asks_once_there_is_something_to_save_and_the_second_ends(capsys):
