@@ -181,7 +181,8 @@ def load_parameters(path: Path, net: gluon.Block) -> None:
         first = str(error).strip().splitlines()[0]
         raise CheckpointError(
             f"{path} does not fit this net: {first}; name the one it was made with, by "
-            "model.factory and model.arguments"
+            "model.factory and model.arguments, or have the run of another net begin anew, by "
+            "another name=... or --resume none"
         ) from error
 
 

@@ -12,10 +12,12 @@ from . import dist
 from .loader import Batch
 from .metrics import Evaluation
 from .precision_recall import THRESHOLDS, count_scores
-from .step import eval_step
+from .step import Loss, cross_entropy, eval_step
 
 
-def evaluate(net: gluon.Block, batches: Iterable[Batch], num_classes: int) -> Evaluation:
+def evaluate(
+    net: gluon.Block, batches: Iterable[Batch], num_classes: int, loss_of: Loss = cross_entropy
+) -> Evaluation:
     """Run ``net`` over this rank's share of a set and add up over ranks; collective.
 
     A rank waits for its device a batch behind, so that making batches, the forward and reading
@@ -39,7 +41,7 @@ def evaluate(net: gluon.Block, batches: Iterable[Batch], num_classes: int) -> Ev
         score_counts += count_scores(probability, label)
 
     for batch in batches:
-        loss, logits = eval_step(net, batch)
+        loss, logits = eval_step(net, batch, loss_of)
         probability = mx.nd.softmax(logits, axis=-1)
         current = [loss, logits.argmax(axis=-1), batch.label, probability]
         take(pending)

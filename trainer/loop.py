@@ -35,7 +35,7 @@ from .optim import make_trainer, set_lr
 from .preemption import StopRequest
 from .report import Report
 from .saver import Saver
-from .step import train_step
+from .step import Loss, cross_entropy, train_step
 from .throughput import WARMUP_STEPS, Throughput
 from .timing import Timing
 from .watchdog import Watchdog
@@ -61,6 +61,7 @@ def fit(
     net: Optional[gluon.Block] = None,
     config: Optional[Config] = None,
     *,
+    loss: Optional[Loss] = None,
     resume: str = "auto",
     force: bool = False,
     train: Union[Arrays, gluon.data.Dataset, None] = None,
@@ -72,6 +73,8 @@ def fit(
         net: any Gluon block that takes float32 (B, C, H, W) and gives logits (B, K); initialised
             or not. None builds what ``config.model`` says. It is trained in place.
         config: every setting; None takes the defaults.
+        loss: from logits (B, K) and labels, float32 (B,), to the loss of each sample, (B,): one of
+            Gluon's, or any function of arrays. None takes softmax cross entropy.
         resume: ``auto`` goes on from the newest whole checkpoint of the run's folder, ``none``
             starts anew, anything else is a checkpoint to go on from. What the run's folder held
             that does not lead up to it is set aside. A launch that is started again after a fault
@@ -94,6 +97,8 @@ def fit(
             "config=...)"
         )
     config = config or Config()
+    if loss is not None and config.train.label_smoothing:
+        raise ConfigError("train.label_smoothing is of the usual loss; leave it out, or loss=")
     if train is not None:  # so that nobody takes the run for one on the set that config names
         config = replace(config, data=replace(config.data, dataset="arrays"))
     seconds = config.train.watchdog_seconds
@@ -102,7 +107,7 @@ def fit(
         with ThreadPoolExecutor(1) as reader:  # while the ranks wait for each other
             data = reader.submit(feed.read, config.data, train, test)
             dist.init(fixed_groups=config.optimizer.groups > 0)
-        run = _Run(net, config, data, watchdog)
+        run = _Run(net, config, loss, data, watchdog)
         run.begin(resume, force)
         result = run.go(stop)
     if result.stopped and stop.interrupted:
@@ -117,10 +122,11 @@ class _Run:
         self,
         net: Optional[gluon.Block],
         config: Config,
+        loss: Optional[Loss],
         data: Future[Tuple[Arrays, Arrays]],
         watchdog: Watchdog,
     ):
-        self.config = config
+        self.config, self.loss = config, loss
         self.watchdog = watchdog
         self.evaluation: Optional[Evaluation] = None
         self.throughput = Throughput()
@@ -150,6 +156,8 @@ class _Run:
             self.num_classes = replica.class_scores(
                 self.net, self.loader.shape, self.ctx, self.num_classes
             )
+            if self.loss is not None:
+                replica.check_loss(self.loss, self.num_classes, self.ctx)
             self.trainer = make_trainer(self.net, config.optimizer)
             # Rank 0 alone looks and reads, so that all take the same one and need no shared disk.
             if dist.is_root():
@@ -208,7 +216,7 @@ class _Run:
             lr = set_lr(self.trainer, config, self.step, self.epoch_steps)
             due = self._due(config.monitor.every_steps, offset=1)
             mark = self.timing.of(self.step)
-            result = train_step(self.net, self.trainer, batch, config, due, mark)
+            result = train_step(self.net, self.trainer, batch, config, due, mark, self.loss)
             self.metrics.add(self.step, result, batch.samples)
             self.step += 1
             self.throughput.step(batch.global_samples)
@@ -265,7 +273,8 @@ class _Run:
         """Look at the test set; its accuracy."""
         batches = self._watched(feed.test_loader(self.test, self.config, self.ctx))
         with replica.as_one_model(self.net, self.config):
-            self.evaluation = evaluate(self.net, batches, self.num_classes)
+            loss_of = self.loss or cross_entropy
+            self.evaluation = evaluate(self.net, batches, self.num_classes, loss_of)
             self.watchdog.beat(f"the pictures of a pass after step {self.step}")
             if dist.is_root():
                 self._show_predictions()
@@ -321,9 +330,13 @@ class _Run:
         return Result(self.config.folder, self.step, evaluation, speed, stopped)
 
     def _non_finite(self, error: NonFiniteLossError) -> TrainingError:
-        return TrainingError(
-            f"the loss was not finite at step {error.step}; {self._last_good()}. "
+        way_out = (
             "Lower optimizer.lr, lengthen schedule.warmup_epochs or set optimizer.clip_norm"
+            if error.step
+            else "Nothing was learnt before it: look at the net's own arithmetic and weights"
+        )
+        return TrainingError(
+            f"the loss was not finite at step {error.step}; {self._last_good()}. {way_out}"
         )
 
     def _last_good(self) -> str:

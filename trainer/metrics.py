@@ -103,7 +103,7 @@ def _means(totals: Sequence[float]) -> Means:
 class Evaluation(NamedTuple):
     """A set seen once, over all ranks."""
 
-    loss: float  # mean cross entropy, in nats
+    loss: float  # mean cross entropy, in nats, or that of the loss given to fit
     accuracy: float  # share of samples, 0 to 1
     confusion: np.ndarray  # int64 (K, K): samples of class row that were taken for class column
     samples: int

@@ -12,6 +12,7 @@ from mxnet import gluon
 from . import batch_norm, dist, sharding, summary
 from .config import Config
 from .settings import ConfigError
+from .step import Loss
 from .users_code import told
 
 
@@ -91,6 +92,27 @@ def class_scores(
             f"(1, {classes}) or wider, e.g. model.arguments={{num_classes: {classes}}}"
         )
     return int(found[1])
+
+
+def check_loss(loss_of: Loss, scores: int, ctx: mx.Context) -> None:
+    """Refuse a loss that cannot be added up over the samples of all ranks.
+
+    Raises:
+        ConfigError: it fails, or gives no number for each sample.
+    """
+    try:
+        found = loss_of(mx.nd.zeros((2, scores), ctx=ctx), mx.nd.zeros((2,), ctx=ctx))
+        mx.nd.waitall()
+    except Exception as error:
+        raise ConfigError(
+            f"the loss cannot take scores (2, {scores}) and labels (2,): {told(error)}"
+        ) from error
+    shape = getattr(found, "shape", None)
+    if shape != (2,):
+        raise ConfigError(
+            f"the loss gives {shape or type(found).__name__} for 2 samples; it must be (2,), one "
+            "number for each, as Gluon's losses give"
+        )
 
 
 @contextlib.contextmanager

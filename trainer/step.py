@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from typing import NamedTuple, Optional, Tuple
+import functools
+from typing import Callable, NamedTuple, Optional, Tuple
 
 import mxnet as mx
 from mxnet import autograd, gluon
@@ -12,6 +13,9 @@ from . import batch_norm, dist
 from .config import Config, ConfigError
 from .loader import Batch
 from .optim import Mark, reduce_and_update, unmarked
+
+# From logits, (B, K), and labels, (B,), to the loss of each sample, (B,).
+Loss = Callable[[mx.nd.NDArray, mx.nd.NDArray], mx.nd.NDArray]
 
 
 class StepResult(NamedTuple):
@@ -60,6 +64,7 @@ def train_step(
     config: Config,
     want_norm: bool = False,
     mark: Mark = unmarked,
+    loss_of: Optional[Loss] = None,
 ) -> StepResult:
     """One step of every rank: forward, backward, average over ranks, update.
 
@@ -70,7 +75,9 @@ def train_step(
     Args:
         mark: called with the name of each part when it is handed to the device: ``compute``
             (forward and backward), ``allreduce``.
+        loss_of: None takes cross entropy, smoothed as ``config`` says.
     """
+    loss_of = loss_of or functools.partial(cross_entropy, smoothing=config.train.label_smoothing)
     parts = config.optimizer.accumulate
     if parts > 1:
         for parameter in trainer._params:
@@ -80,7 +87,7 @@ def train_step(
     loss_sum, correct = 0.0, 0.0
     for part in range(parts):
         start, stop = part * rows // parts, (part + 1) * rows // parts
-        part_loss, part_correct = _forward_backward(net, batch, start, stop, config)
+        part_loss, part_correct = _forward_backward(net, batch, start, stop, config, loss_of)
         loss_sum, correct = loss_sum + part_loss, correct + part_correct
     mark("compute")
     norm = reduce_and_update(trainer, config.optimizer.clip_norm, want_norm, mark)
@@ -88,7 +95,7 @@ def train_step(
 
 
 def _forward_backward(
-    net: gluon.Block, batch: Batch, start: int, stop: int, config: Config
+    net: gluon.Block, batch: Batch, start: int, stop: int, config: Config, loss_of: Loss
 ) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
     """Gradients of samples ``start`` to ``stop`` of a rank's batch; their loss and correct sums.
 
@@ -108,14 +115,16 @@ def _forward_backward(
     with context:
         with autograd.record(train_mode=synced or not empty):
             logits = forward(net, data)
-            loss = cross_entropy(logits, label, config.train.label_smoothing)
+            loss = loss_of(logits, label)
         loss.backward(mx.nd.full(loss.shape, weight, ctx=loss.context, dtype=loss.dtype))
     hits = mx.nd.equal(logits.detach().argmax(axis=-1), label)
     counts = 0.0 if empty else 1.0
     return loss.detach().sum() * counts, hits.sum() * counts
 
 
-def eval_step(net: gluon.Block, batch: Batch) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
-    """Cross entropy, float32 (B,), and logits, float32 (B, K), of each sample of a batch."""
+def eval_step(
+    net: gluon.Block, batch: Batch, loss_of: Loss = cross_entropy
+) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
+    """The loss, float32 (B,), and logits, float32 (B, K), of each sample of a batch."""
     logits = forward(net, batch.data)
-    return cross_entropy(logits, batch.label), logits
+    return loss_of(logits, batch.label), logits

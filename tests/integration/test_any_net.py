@@ -12,15 +12,15 @@ from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
 from trainer.config import ConfigError, from_dict
-from trainer.loop import Result, fit
+from trainer.loop import Result, TrainingError, fit
 
 DRAW = np.random.RandomState(0)
 SET = DRAW.randint(0, 256, (12, 6, 6)).astype(np.uint8), np.arange(12) % 4
 
 
-def trained(net: gluon.Block, folder: Path, **settings: Any) -> Result:
+def trained(net: gluon.Block, folder: Path, loss: Any = None, **settings: Any) -> Result:
     config = {"output": str(folder), "train": {"epochs": 1, "global_batch_size": 4}, **settings}
-    return fit(net, from_dict(config), train=SET, test=SET)
+    return fit(net, from_dict(config), loss=loss, train=SET, test=SET)
 
 
 class OwnForward(gluon.HybridBlock):
@@ -69,7 +69,47 @@ def test_a_net_may_compute_in_float64(tmp_path: Path) -> None:
     assert net.head.weight.data().dtype == np.float64
 
 
+class Logarithm(gluon.HybridBlock):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Dense(4)
+
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
+        return F.log(self.head(x) - 1e9)
+
+
+def test_a_net_that_computes_no_number_is_not_told_to_learn_more_slowly(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="not finite at step 0; .* own arithmetic"):
+        trained(Logarithm(), tmp_path)
+
+
 def test_two_answers_in_training_are_told_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="in training the net gives a tuple") as raised:
         trained(TwoHeads(), tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def test_a_loss_of_ones_own_is_what_is_lowered(tmp_path: Path) -> None:
+    """Three times the usual one takes steps three times as long."""
+    usual, net = nn.Dense(4), nn.Dense(4)
+    loss = gluon.loss.SoftmaxCrossEntropyLoss(weight=3)
+    whole = trained(usual, tmp_path, name="usual", optimizer={"lr": 0.03})
+    own = trained(net, tmp_path, loss, name="own", optimizer={"lr": 0.01})
+    assert whole.evaluation is not None and own.evaluation is not None
+    assert own.evaluation.loss == pytest.approx(3 * whole.evaluation.loss, rel=1e-4)
+    np.testing.assert_allclose(net.weight.data().asnumpy(), usual.weight.data().asnumpy(), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (lambda scores, label: scores.sum(), r"the loss gives \(1,\) for 2 samples"),
+        (lambda scores, label: label[5], r"the loss cannot take .*: IndexError.*test_any_net\.py"),
+    ],
+)
+def test_a_loss_that_is_none_is_told_before_anything_starts(
+    tmp_path: Path, loss: Any, expected: str
+) -> None:
+    with pytest.raises(ConfigError, match=expected) as raised:
+        trained(nn.Dense(4), tmp_path, loss)
+    assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
