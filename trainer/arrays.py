@@ -62,8 +62,12 @@ def _read(name: str, dataset: gluon.data.Dataset) -> Arrays:
                 f"{images[0].shape}; make them alike, by dataset.transform_first"
             )
         images.append(image)
-        labels.append(label.reshape(()))
-    return np.array(images), np.array(labels)
+        labels.append(label.reshape(()) if label.size == 1 else label)
+    classes = np.array(labels)
+    # An image record has its label as a float.
+    if classes.dtype.kind == "f" and (classes == np.rint(classes)).all():
+        classes = classes.astype(np.int64)
+    return np.array(images), classes
 
 
 def _on_host(value: Any) -> np.ndarray:

@@ -34,6 +34,7 @@ def test_given_sets_are_taken_as_they_are():
         ((IMAGES[:, 0], LABELS), "(6, 5); they must be uint8 (N, height, width)"),
         (DataLoader(ArrayDataset(*SET), 2), "train is a DataLoader; .*: give what it reads"),
         (mx.io.NDArrayIter(*SET), "train is a NDArrayIter; .*: give what it reads"),
+        (ArrayDataset(IMAGES, np.eye(6)), "train labels are int64 (6, 6); .*: labels.argmax"),
         (ArrayDataset(IMAGES), "train[0] is a ndarray; a dataset must give (image, label)"),
         (ArrayDataset([IMAGES[0], IMAGES[0, 1:]], [0, 1]), "train[1] has an image of (3, 5)"),
         (
@@ -78,7 +79,7 @@ def test_images_in_colour_and_with_an_axis_of_one_channel():
 def test_a_gluon_dataset_is_read():
     draw = np.random.RandomState(0)
     images = draw.randint(0, 256, (6, 4, 5, 3)).astype(np.uint8)
-    dataset = ArrayDataset(mx.nd.array(images, dtype="uint8"), LABELS.astype(np.int32))
+    dataset = ArrayDataset(mx.nd.array(images, dtype="uint8"), LABELS.astype(np.float32))
     (found, labels), _ = feed.read(Data(), dataset, dataset.transform_first(lambda image: image))
     np.testing.assert_array_equal(found, images)
     np.testing.assert_array_equal(labels, LABELS)
