@@ -5,8 +5,9 @@
 The seed's ResNet at 1 x 28 x 28, SGD with momentum, gradients averaged over ranks. One process
 holds one net for each way of normalizing and for each form, and steps them in turn, so that
 whatever else the machine does falls on all alike. With all ranks on one node, group and sync do
-the same work. ``--through horovod`` sums by Horovod's collectives instead of shared memory.
-Beside it: what one small sum over ranks takes either way.
+the same work; ``--forms hybridized`` leaves the other form out. ``--through horovod`` sums by
+Horovod's collectives instead of shared memory. Beside it: what one small sum over ranks takes
+either way.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from trainer.model import resnet18
 
 IN_PYTHON = "sync, in Python"  # by the operator that serves where the one in C++ does not
 WAYS = ("local", "group", "sync", IN_PYTHON)
+FORMS = ("imperative", "hybridized")
 LATENCIES = ("shared memory", "horovod")
 Seconds = Tuple[float, float]  # on the clock, and of this process's processor time
 
@@ -104,6 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=64, help="samples on each rank")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     parser.add_argument("--through", choices=("shared-memory", "horovod"), default="shared-memory")
     arguments = parser.parse_args()
     before = report.machine()
@@ -113,7 +116,7 @@ def main() -> None:
     latency = {way: microseconds_of_a_sum(way == "shared memory") for way in LATENCIES}
     figures = {
         form: measure(form == "hybridized", arguments.batch, arguments.rounds)
-        for form in ("imperative", "hybridized")
+        for form in arguments.forms
     }
     if dist.is_root():
         rows = [

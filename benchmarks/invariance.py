@@ -1,6 +1,6 @@
 """Losses of one config on 1, 2 and 4 ranks, step by step, beside what reordering alone does.
 
-    python -m benchmarks.invariance
+    python -m benchmarks.invariance [--steps 30] [--ranks 1,2,4]
 
 Thirty steps of the seed's net with augmentation, warm-up and ``batch_norm: sync``, each on the
 2,000 images of the sample, by the real command line under horovodrun. The floor is the same run
@@ -9,6 +9,7 @@ on one rank with every global batch in the opposite order: the same sums, rounde
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -18,8 +19,7 @@ from typing import Dict, List
 
 from benchmarks import report
 
-RANKS = (1, 2, 4)
-STEPS = 30
+SHOWN = (1, 2, 3, 5, 10, 15, 20, 25, 30)  # steps, in the table
 SETTINGS = [
     "data.dataset=fashion_mnist_sample",
     "data.pad_crop=2",
@@ -31,18 +31,17 @@ SETTINGS = [
     "schedule.warmup_epochs=1",
     "train.epochs=3",
     "train.global_batch_size=100",
-    f"train.max_steps={STEPS}",
     "monitor.every_steps=1",
 ]
 
 
-def losses(output: Path, ranks: int, reverse: bool = False) -> List[float]:
+def losses(output: Path, steps: int, ranks: int, reverse: bool = False) -> List[float]:
     """The training loss of each step, as the event files hold it."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     name = f"{ranks}-ranks{'-reversed' if reverse else ''}"
     module = "benchmarks.reversed_order" if reverse else "trainer"
-    command = [sys.executable, "-m", module, "train", *SETTINGS]
+    command = [sys.executable, "-m", module, "train", *SETTINGS, f"train.max_steps={steps}"]
     command += [f"output={output}", f"name={name}"]
     if ranks > 1:
         horovodrun = str(Path(sys.executable).with_name("horovodrun"))
@@ -56,10 +55,10 @@ def losses(output: Path, ranks: int, reverse: bool = False) -> List[float]:
     return [point.value for point in events.Scalars("train/loss")]
 
 
-def all_losses(output: Path) -> Dict[str, List[float]]:
+def all_losses(output: Path, steps: int, numbers: List[int]) -> Dict[str, List[float]]:
     """One list of losses for each number of ranks, and for the floor."""
-    runs = {f"{ranks}": losses(output, ranks) for ranks in RANKS}
-    runs["1, reversed"] = losses(output, 1, reverse=True)
+    runs = {f"{ranks}": losses(output, steps, ranks) for ranks in numbers}
+    runs["1, reversed"] = losses(output, steps, 1, reverse=True)
     return runs
 
 
@@ -75,13 +74,19 @@ def differences(runs: Dict[str, List[float]]) -> Dict[str, List[float]]:
 
 def main() -> None:
     """Run, print the table, write results/invariance.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=SHOWN[-1])
+    parser.add_argument("--ranks", default="1,2,4", help="numbers of ranks, 1 among them")
+    asked = parser.parse_args()
+    steps, numbers = asked.steps, [int(number) for number in asked.ranks.split(",")]
     before = report.machine()
     with tempfile.TemporaryDirectory() as folder:
-        runs = all_losses(Path(folder))
+        runs = all_losses(Path(folder), steps, numbers)
     apart = differences(runs)
     rows = [
         (step, f"{runs['1'][step - 1]:.6f}", *(f"{apart[name][step - 1]:.1e}" for name in apart))
-        for step in (1, 2, 3, 5, 10, 15, 20, 25, STEPS)
+        for step in SHOWN
+        if step <= steps
     ]
     head = ("step", "loss on 1 rank", *(f"{name}: relative difference" for name in apart))
     print(report.table(head, rows))

@@ -1,6 +1,6 @@
 """Forward and backward seconds of each layer of a net, with its gradient's bytes.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.layer_times
+    OMP_NUM_THREADS=1 python -m benchmarks.layer_times [--rounds 7] [--images 4]
 
 Measures the seed's ResNet-18 at 28 x 28 and ResNet-50 at 224 x 224 for ``scaling_model.py``. A net
 is taken as a chain: sequential blocks are opened up, all other blocks are layers. Each layer runs
@@ -9,6 +9,7 @@ alone, compiled, waited for; the median over rounds counts.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import statistics
 import time
@@ -23,8 +24,6 @@ from benchmarks import report
 from benchmarks.scaling_model import Layer
 from trainer.model import resnet18
 
-ROUNDS = 7
-
 
 def chain(net: gluon.Block) -> List[gluon.Block]:
     """The layers of ``net`` in the order they run, sequential blocks opened up."""
@@ -35,7 +34,7 @@ def chain(net: gluon.Block) -> List[gluon.Block]:
     return [net]
 
 
-def measure(layers: List[gluon.Block], data: mx.nd.NDArray, rounds: int = ROUNDS) -> List[Layer]:
+def measure(layers: List[gluon.Block], data: mx.nd.NDArray, rounds: int) -> List[Layer]:
     """Each layer's times on ``data``, of which the first takes no gradient."""
     found = []
     for number, layer in enumerate(layers):
@@ -77,15 +76,19 @@ def prepared(net: gluon.HybridBlock, data: mx.nd.NDArray) -> List[gluon.Block]:
 
 def main() -> None:
     """Measure, print, write results/layer_times.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", type=int, default=4, help="of 224 x 224, in a batch")
+    asked = parser.parse_args()
     before = report.machine()
     nets = {
         "resnet18_28": (resnet18(), (64, 1, 28, 28)),
-        "resnet50_224": (vision.resnet50_v1(), (4, 3, 224, 224)),
+        "resnet50_224": (vision.resnet50_v1(), (asked.images, 3, 224, 224)),
     }
     figures: Dict[str, Any] = {}
     for name, (net, shape) in nets.items():
         data = mx.nd.random.normal(shape=shape)
-        layers = measure(prepared(net, data), data)
+        layers = measure(prepared(net, data), data, asked.rounds)
         figures[name] = {
             "shape": shape,
             "layers": [dataclasses.asdict(layer) for layer in layers],

@@ -1,6 +1,6 @@
 """The input pipeline beside Gluon's DataLoader, the same transforms, alternating, medians.
 
-    python -m benchmarks.loader
+    python -m benchmarks.loader [--rounds 5] [--images 6400]
 
 One epoch's worth of batches from the real training set is made by this project's loader (one
 background thread, as in training) and by ``gluon.data.DataLoader`` with 0, 2 and 4 workers; at
@@ -31,7 +31,6 @@ from trainer.placement import on_device
 
 BATCH = 64
 WORKERS = (0, 2, 4)
-GLUON_IMAGES = 6_400  # Gluon's is timed over fewer: at its speed they take seconds
 
 
 def ours(images: np.ndarray, labels: np.ndarray, settings: Data) -> Iterable[Any]:
@@ -46,13 +45,13 @@ def gluons(images: np.ndarray, labels: np.ndarray, size: int, workers: int) -> I
     """Gluon's batches, transformed as its own examples do it."""
     steps = [transforms.ToTensor(), transforms.Normalize(0.2860, 0.3530)]
     if size == 28:
-        images = np.pad(images[:GLUON_IMAGES], ((0, 0), (2, 2), (2, 2)))  # once, as ours is
+        images = np.pad(images, ((0, 0), (2, 2), (2, 2)))  # once, as ours is
         steps = [RandomCrop(), transforms.RandomFlipLeftRight(), *steps]
     else:
         steps = [transforms.Resize(size), *steps]
     dataset = gluon.data.ArrayDataset(
-        [mx.nd.array(image[:, :, None], dtype=np.uint8) for image in images[:GLUON_IMAGES]],
-        labels[:GLUON_IMAGES],
+        [mx.nd.array(image[:, :, None], dtype=np.uint8) for image in images],
+        labels,
     ).transform_first(transforms.Compose(steps))
     return gluon.data.DataLoader(dataset, BATCH, shuffle=True, num_workers=workers)
 
@@ -80,21 +79,25 @@ def main() -> None:
     """Measure, print the table, write results/loader.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--images", type=int, default=6_400, help="that Gluon's is timed over")
+    asked = parser.parse_args()
     before = report.machine()
     images, labels = fashion_mnist.load("train")
+    few = asked.images
     figures: Dict[str, Any] = {}
     rows = []
     for size in (28, 96):
         settings = Data(pad_crop=2, flip=True) if size == 28 else Data(image_size=96)
-        peers = {f"Gluon, {n} workers": gluons(images, labels, size, n) for n in WORKERS}
+        peers = {
+            f"Gluon, {n} workers": gluons(images[:few], labels[:few], size, n) for n in WORKERS
+        }
         runs: Dict[str, Callable[[], float]] = {
             "this project": lambda settings=settings: speed(ours(images, labels, settings))
         }
         for name, loader in peers.items():
             runs[name] = lambda loader=loader: speed(loader)
         speeds: Dict[str, list] = {name: [] for name in runs}
-        for _ in range(rounds):
+        for _ in range(asked.rounds):
             for name, measure in runs.items():
                 speeds[name].append(measure())
         medians = {name: statistics.median(values) for name, values in speeds.items()}

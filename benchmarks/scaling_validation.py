@@ -33,14 +33,14 @@ NAME = "scaling_validation"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
 
 
-def measure(ranks: int, rate: str, folder: Path) -> Dict[str, Any]:
+def measure(ranks: int, rate: str, rounds: int, folder: Path) -> Dict[str, Any]:
     """What rank 0 told."""
     result = folder / f"{rate}-{ranks}.json"
     with Hosts(ranks, folder) as hosts:
         if RATES[rate]:
             hosts.throttle(rate)
         command = [sys.executable, "-m", "launch", "slurm-rank", "--", "python", "-m"]
-        command += ["benchmarks.scaling_rank", str(result), f"--rounds={ROUNDS[rate]}"]
+        command += ["benchmarks.scaling_rank", str(result), f"--rounds={rounds}"]
         command += ["--probe"] if rate == "none" else []
         running = [
             hosts.start(name, command, slurm_variables(number, ranks))
@@ -153,6 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rates", default=",".join(RATES))
     parser.add_argument("--ranks", default="2,3,4")
+    parser.add_argument("--rounds", type=int, help=f"default: by the rate, {ROUNDS}")
     asked = parser.parse_args()
     if why_not():
         parser.error(str(why_not()))
@@ -162,7 +163,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for rate in asked.rates.split(",") if asked.rates else []:
             for ranks in asked.ranks.split(","):
-                runs.setdefault(rate, {})[ranks] = measure(int(ranks), rate, Path(folder))
+                runs.setdefault(rate, {})[ranks] = measure(
+                    int(ranks), rate, asked.rounds or ROUNDS[rate], Path(folder)
+                )
                 print(f"measured {rate}, {ranks} ranks", flush=True)
     rows = compare(runs)
     print(summary(rows))

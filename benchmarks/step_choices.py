@@ -1,6 +1,6 @@
 """What makes a step faster and what does not: a run as it is beside one that differs in one thing.
 
-    python -m benchmarks.step_choices [--only "tcmalloc,jemalloc"] [--rounds 5]
+    python -m benchmarks.step_choices [--only "tcmalloc,jemalloc"] [--rounds 5] [--steps 40]
 
 28 x 28, 64 images a rank, 2 ranks, the project's own loop with real data. Every measurement is a
 job of its own; each round measures the run as it is and then every other, so that whatever else the
@@ -23,21 +23,24 @@ from benchmarks import report, speed
 
 NAME = "step_choices"
 AS_IS = "as it is"
-SIZE = ("--size=28", "--steps=40")
 TCMALLOC, JEMALLOC = "libtcmalloc_minimal.so.4", "libjemalloc.so.2"
 
 
-def run(*settings: str, **environment: str) -> Callable[..., speed.Figures]:
-    """The project's loop on 2 ranks with some settings and variables; measured when called."""
-    options = [*SIZE, "--settings", *speed.SILENT, *settings]
-    contender: Callable[..., speed.Figures] = speed.peer(
-        "this_project", speed.OWN_LAUNCHER, *options, **environment
-    )
-    return contender
+def run(*settings: str, **environment: str) -> Callable[[int], Callable[..., speed.Figures]]:
+    """The project's loop on 2 ranks with some settings and variables, for a number of steps."""
+
+    def of_steps(steps: int) -> Callable[..., speed.Figures]:
+        options = ["--size=28", f"--steps={steps}", "--settings", *speed.SILENT, *settings]
+        contender: Callable[..., speed.Figures] = speed.peer(
+            "this_project", speed.OWN_LAUNCHER, *options, **environment
+        )
+        return contender
+
+    return of_steps
 
 
 HOROVOD = "optimizer.shared_memory=false"
-CHOICES: Dict[str, Callable[..., speed.Figures]] = {
+CHOICES: Dict[str, Callable[[int], Callable[..., speed.Figures]]] = {
     "ranks not kept to cores (`OMP_PROC_BIND=false`)": run(OMP_PROC_BIND="false"),
     f"gradients through Horovod (`{HOROVOD}`)": run(HOROVOD),
     "through Horovod, as they come (`optimizer.groups=0`)": run(HOROVOD, "optimizer.groups=0"),
@@ -64,13 +67,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A run as it is beside others.")
     parser.add_argument("--only", help="parts of choices' names, with commas between")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
     parts = options.only.split(",") if options.only else [""]
     asked = [name for name in CHOICES if any(part in name for part in parts) and not missing(name)]
     if not asked:
         parser.error(f"nothing to measure; the choices are: {'; '.join(CHOICES)}")
     before, found = report.machine(), results()
-    contenders = {AS_IS: run(), **{name: CHOICES[name] for name in asked}}
+    runs = {AS_IS: run(), **{name: CHOICES[name] for name in asked}}
+    contenders = {name: of_steps(options.steps) for name, of_steps in runs.items()}
     with speed.unpacked_data() as data:
         rounds = speed.alternate(NAME, contenders, data, options.rounds)
     for name in asked:

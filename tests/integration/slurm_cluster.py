@@ -1,7 +1,8 @@
 """A real two-node Slurm on this machine, for the tests: munged, slurmctld and two slurmd.
 
-Both nodes are this host; each has its own port and pretends to have `CPUS` cores, so nothing here
-needs systemd, cgroups or a configured site. Only root can run it (slurmd starts tasks as users).
+Both nodes are this host; each has its own port and pretends to have `CPUS` cores and as many GPUs
+(empty files that Slurm counts), so nothing here needs systemd, cgroups or a configured site.
+Only root can run it (slurmd starts tasks as users).
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 MpiDefault=none
 SelectType=select/cons_tres
+GresTypes=gpu
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0,sched_min_interval=100000
@@ -63,6 +65,7 @@ SlurmctldParameters=preempt_send_user_signal
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE \
 GraceTime={grace_time} MaxTime=INFINITE State=UP
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
+PartitionName=gpu Nodes=ALL PriorityTier=1 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
 
 
@@ -101,7 +104,7 @@ class SlurmCluster:
         (self.root / "state").mkdir(parents=True)
         nodes = "\n".join(
             f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} "
-            "RealMemory=2000 State=UNKNOWN"
+            f"RealMemory=2000 Gres=gpu:{CPUS} State=UNKNOWN"
             for name, port in zip(NODES, ports)
         )
         config = CONFIG.format(
@@ -115,6 +118,9 @@ class SlurmCluster:
             nodes=nodes,
         )
         (self.root / "slurm.conf").write_text(config)
+        (self.root / "gres.conf").write_text(f"Name=gpu File={self.root}/gpu[0-{CPUS - 1}]\n")
+        for number in range(CPUS):
+            (self.root / f"gpu{number}").touch()
         self._start_munge()
         self._spawn("slurmctld", "slurmctld", "-c", "-D")
         for name in NODES:

@@ -1,6 +1,7 @@
 """Runs in which something goes wrong end complete and right, or with an error and can be resumed.
 
-A few of the trials that `make chaos` makes in full (tests/integration/chaos.py).
+A few of the trials that `make chaos` makes in full (tests/integration/chaos.py);
+test_docs_commands.py makes another by the real command.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, np.ndarra
     return chaos.straight(tmp_path_factory.mktemp("undisturbed"))
 
 
-@pytest.mark.parametrize("kind", ["kill save", "stop step, kill step", "damage", "short cut"])
+@pytest.mark.parametrize("kind", ["kill save", "stop step, kill step", "short cut"])
 def test_a_trial_holds(kind: str, tmp_path: Path, undisturbed: Dict[str, np.ndarray]) -> None:
     if kind == "short cut" and hosts.why_not() is not None:
         pytest.skip(str(hosts.why_not()))

@@ -1,8 +1,4 @@
-"""What the documents have the reader type: the quick start, line by line, a script, and the rest.
-
-Lines that need what a test cannot have (a cluster, a container, an hour) are read by the parsers in
-tests/unit/test_docs_commands.py; the launchers' own tests run their like.
-"""
+"""What README and docs have the reader type is typed here: tests/documented.py says what where."""
 
 from __future__ import annotations
 
@@ -10,27 +6,27 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Dict
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.documented import ELSEWHERE, kind_of, lines
 from tests.documents import ROOT, blocks, typed
 from trainer import fashion_mnist
 
+from . import hosts
 from .commands import HOROVODRUN, environment, run
 
 SAMPLE = "fashion_mnist_sample"
 FEW = f"data.dataset={SAMPLE} train.max_steps=3"
 SMALL = f"{FEW} model.factory=tests.integration.nets:small"
-PAGES = ("bench", "monitoring", "take_home")
 TAKEN_FOR_GRANTED = ("quickstart", "fashion_mnist")  # runs that the pages' commands look at
-# What the unit tests or other commands here cover, or what would install packages or never end.
-ELSEWHERE = ("make", "source", "pip", "tensorboard", "jupyter")
-
 LEFT = {
     "train configs/quickstart.yaml name=two": "runs/two/checkpoints/step-00000003/model.params",
     "--picture": "answers.png",
@@ -46,16 +42,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def shell(line: str, folder: Path) -> str:
+def shell_environment(project: Path = ROOT) -> Dict[str, str]:
+    """What `source .venv/bin/activate` leaves; ``project`` is the one whose modules are taken."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**environment(), "PATH": path, "PYTHONPATH": str(project)}
+
+
+def shell(line: str, folder: Path, project: Path = ROOT) -> str:
     """What a line says that is typed in ``folder``, with the environment activated."""
     done = subprocess.run(
         ["bash", "-c", line],
         cwd=folder,
-        env={
-            **environment(),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-        },
+        env=shell_environment(project),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -66,12 +64,12 @@ def shell(line: str, folder: Path) -> str:
 
 
 def test_the_quick_start_does_what_it_says(folder: Path) -> None:
-    lines = [line for line in typed(ROOT / "docs" / "quickstart.md") if _run_here(line)]
-    assert [word for line in lines for word in line.split()].count("train") == 2
-    for line in lines:
+    page = [line for line in typed(ROOT / "docs" / "quickstart.md") if " -m " in line]
+    assert [word for line in page for word in line.split()].count("train") == 2
+    for line in page:
         shell(f"{line} {SMALL}" if " train " in line else line, folder)
     for words, path in LEFT.items():
-        assert any(words in line for line in lines)
+        assert any(words in line for line in page)
         assert (folder / path).is_file()
 
 
@@ -85,8 +83,8 @@ for words in json.loads(sys.argv[1]):
 """
 
 
-def test_the_commands_of_other_pages_run(folder: Path) -> None:
-    """README's, monitoring's, take_home's and bench's, with a small net on the sample."""
+def test_all_that_train_look_and_launch_run(folder: Path) -> None:
+    """Those of all pages, with a small net on the sample."""
     (folder / "photos").mkdir()
     images, _ = fashion_mnist.load("test", None, SAMPLE)
     for path in (folder / "photos" / "coat.png", folder / "shoe.jpg"):
@@ -95,20 +93,38 @@ def test_the_commands_of_other_pages_run(folder: Path) -> None:
     nets = folder / "mypackage" / "nets.py"
     nets.write_text("from tests.integration.nets import small as make\n")
 
-    pages = [ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in PAGES)]
-    lines = dict.fromkeys(line for page in pages for line in typed(page) if _run_here(line))
-    alone = [line for line in lines if line.startswith("python -m trainer")]
-    launched = [line for line in lines if line not in alone]
-    assert len(alone) >= 12 and len(launched) >= 6
+    alone = [line for line in lines("alone") if "runs/two" not in line]  # of the quick start
+    launched = list(dict.fromkeys(re.sub(r" name=\w+", "", line) for line in lines("launched")))
+    assert len(alone) >= 15 and len(launched) >= 10
     first = [f"python -m trainer train configs/{name}.yaml" for name in TAKEN_FOR_GRANTED]
     words = [shlex.split(_small(line))[3:] for line in [*first, *alone]]
     said = shell(shlex.join(["python", "-c", IN_TURN, json.dumps(words)]), folder)
     assert said.count("$ ") == len(words)
-    for line in launched:
-        shell(_small(line), folder)
+    for number, line in enumerate(launched):
+        name = "" if " train " not in line else f" name=launched{number}"
+        if line.startswith("mpirun"):
+            _mpirun(_small(line) + name, folder)
+        else:
+            shell(_small(line) + name, folder)
+            assert not name or list(
+                (folder / "runs" / name.split("=")[1]).glob("checkpoints/step*")
+            )
     for left in ("answers.png", "exported/model_card.md", "runs/quickstart/calibrated.params"):
         assert (folder / left).is_file()
     assert list((folder / "traces").iterdir())
+
+
+def _mpirun(line: str, folder: Path) -> None:
+    """It trains where Horovod has MPI, and is refused in one line where it has not, as here."""
+    if shutil.which("mpirun") is None:
+        return
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=folder, env=shell_environment(), capture_output=True, text=True
+    )
+    if "[X] MPI" in shell("horovodrun --check-build", folder):
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.stderr.count("error: 2 processes were started, but Horovod joins only 1") == 1
 
 
 def _small(line: str) -> str:
@@ -120,8 +136,81 @@ def _small(line: str) -> str:
     return f"{line} {SMALL}" if " train " in line else line
 
 
-def _run_here(line: str) -> bool:
-    return line.split()[0] not in ELSEWHERE and "--sweep" not in line  # test_bench.py sweeps
+def test_what_sets_up_does_so(folder: Path) -> None:
+    """Nothing is left to install where tests run, so pip says so without an index."""
+    (folder / ".venv").symlink_to(sys.prefix)
+    for name in ("requirements-export.txt",):
+        (folder / name).symlink_to(ROOT / name)
+    for line in lines("set-up"):
+        shell(f"{line} --no-index" if line.startswith("pip") else line, folder)
+
+
+# What each measures at the least; scaling_validation predicts anew what was measured before. They
+# write into docs/ and results/, so into those of a copy.
+LEAST = {
+    "batch_norm": "--rounds 1 --batch 2 --forms hybridized",
+    "chaos": "--trials 1 --first 2",
+    "invariance": "--steps 1 --ranks 1",
+    "layer_times": "--rounds 1 --images 1",
+    "loader": "--rounds 1 --images 128",
+    "monitor": "--batch 32 --blocks 1 --steps 1",
+    "record_run": "runs/kept typed by a test",
+    "scaling": "",
+    "scaling_validation": "--rates ''",
+    "step_choices": "--only groups=0 --rounds 1 --steps 1",
+}
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's files, and a finished run."""
+    place = tmp_path_factory.mktemp("copy") / "project"
+    unwanted = shutil.ignore_patterns(".*", "runs", "__pycache__", "build", "*.egg-info")
+    shutil.copytree(ROOT, place, ignore=unwanted)
+    shell(f"python -m trainer train {SMALL} name=kept", place, place)
+    return place
+
+
+@pytest.mark.parametrize("line", lines("benchmark"))
+def test_benchmarks_run_and_keep_what_they_measure(line: str, copy: Path) -> None:
+    (name,) = re.findall(r"benchmarks\.(\w+)", line)
+    if name == "scaling_validation" and hosts.why_not() is not None:
+        pytest.skip(str(hosts.why_not()))
+    if name in ("loader", "step_choices") and not fashion_mnist.DEBIAN_FOLDER.is_dir():
+        pytest.skip("apt-get install dataset-fashion-mnist")
+    kept = copy / "benchmarks" / "results" / f"{'kept' if name == 'record_run' else name}.json"
+    before = kept.stat().st_mtime_ns if kept.exists() else 0
+    shell(f"{line} {LEAST[name]}", copy, copy)
+    assert kept.stat().st_mtime_ns > before
+    assert json.loads(kept.read_text())["figures"]
+
+
+def test_make_runs_these_commands() -> None:
+    """`make` would set up in ROOT/.venv; what it does after that is shown, and run by others."""
+    for line in lines("make"):
+        done = subprocess.run(
+            ["bash", "-c", f"{line} -n"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert "python3 launch/install.py" in done.stdout
+        goal = {
+            "train": f"launch local -n {'4' if 'RANKS=4' in line else '2'} --quiet",
+            "test": "-m pytest -n 2 --dist loadfile",
+            "chaos": "-m benchmarks.chaos --trials 52 --seed 0",
+            "bench": "-m benchmarks.speed",
+            "setup": "",
+        }
+        assert goal[line.split()[1]] in done.stdout
+
+
+def test_those_that_run_elsewhere_do() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for names in ELSEWHERE.values():
+        for name in names:
+            assert f"def {name}(" in tests
+    assert lines("slurm") and lines("cannot"), "test_slurm.py has the former"
+    with pytest.raises(KeyError, match="no test runs 'python -m benchmark.nothing'"):
+        kind_of("python -m benchmark.nothing")
 
 
 def test_a_loop_of_ones_own_gives_the_same_losses_on_any_number_of_ranks(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from unittest import mock
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests import documented
+
 from .commands import SMALL
 from .slurm_cluster import SlurmCluster, why_not
 
@@ -235,11 +237,64 @@ def test_refused_partition_and_missing_sbatch_are_one_line(cluster):
     done = launch(cluster, "slurm", "--partition", "hihg", "--", "true", check=False)
     assert done.returncode == 2
     assert done.stdout == (
-        "launch: there is no partition 'hihg', only high, low; did you mean high?\n"
+        "launch: there is no partition 'hihg', only gpu, high, low; did you mean high?\n"
     )
     done = launch(cluster, "slurm", "--", "true", env={"PATH": "/nonexistent"}, check=False)
     assert done.returncode == 2
     assert "sbatch is not on this machine" in done.stdout
+
+
+# ------------------------------------------------------------------------------ the documents' own
+
+
+def test_the_documents_commands_train(cluster, tmp_path):
+    """Each line as it stands there (tests/documented.py lowers numbers), all jobs at once."""
+    fake = tmp_path / "bin" / "apptainer"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/bash\nwhile [[ $1 != *.sif ]]; do shift; done; shift; exec "$@"\n')
+    fake.chmod(0o755)
+    for name in ("configs", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    paths = [fake.parent, Path(sys.executable).parent, os.environ["PATH"]]
+    environment = {
+        **cluster.environment,
+        "PATH": os.pathsep.join(map(str, paths)),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    small = "data.dataset=fashion_mnist_sample model.factory=tests.integration.nets:small"
+    lines = documented.lines("slurm")
+    assert {line.split()[0] for line in lines} == {"srun", "python"} and len(lines) >= 3
+    typed = []
+    for number, line in enumerate(lines):
+        line = f"{line} {small} train.max_steps=3 name=run{number}"
+        line = f"salloc --quiet -N2 -n2 {line}" if line.startswith("srun") else line
+        typed.append(
+            subprocess.Popen(
+                ["bash", "-c", line],
+                cwd=tmp_path,
+                env=environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        )
+    said = [process.communicate(timeout=120)[0] for process in typed]
+    for number, (process, text) in enumerate(zip(typed, said)):
+        assert process.returncode == 0, text
+        log = re.search(r"^job (\d+) is submitted; its log: (.+)", text, re.M)
+        if log:
+            _wait_for(
+                lambda path=Path(log[2]): path.exists() and "done: " in path.read_text(), log[2]
+            )
+        assert list((tmp_path / "runs" / f"run{number}").glob("checkpoints/step-00000003"))
+
+
+def _wait_for(is_so, log, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, Path(log).read_text()
+        time.sleep(0.1)
 
 
 # ---------------------------------------------------------------- warned, saved, requeued or not

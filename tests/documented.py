@@ -1,0 +1,101 @@
+"""Which test runs which command of README and docs, in whose small form.
+
+Numbers of ranks and nodes are lowered to what two cores bear, placeholders are filled in. What the
+lines do then is real. ``tests/integration/test_docs_commands.py`` runs most, those for Slurm are in
+``test_slurm.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Dict, List, Sequence, Tuple
+
+from tests.documents import DOCUMENTS, mentioned, typed
+
+# No machine without GPUs, containers and an hour can run these.
+CANNOT: Dict[str, str] = {
+    r"^docker ": "needs an image with MXNet and Horovod, and GPUs",
+    r"^make .*GPU=1": "installs MXNet for GPUs; tests/unit/test_install.py has its steps",
+    r"benchmarks\.fresh_clone": "sets up and runs all tests: the network, a quarter of an hour",
+}
+
+# Run by tests of their own, word for word or by the library behind them.
+ELSEWHERE: Dict[str, Tuple[str, ...]] = {
+    r"^jupyter execute": ("test_it_runs_from_top_to_bottom_on_two_ranks",),
+    r"^tensorboard ": ("test_scalars_have_each_step_once_although_the_run_was_stopped",),
+    r"^python -m docs\.screenshots": (
+        "test_the_pictures_of_the_docs_can_be_taken",
+        "test_the_runs_on_the_pictures_can_be_made",
+    ),
+    r"^python -m launch doctor": ("test_doctor_of_this_machine",),
+    r"^srun .*launch doctor": ("test_doctor_shows_a_row_for_each_node",),
+    r"^horovodrun .*--host-discovery-script": (  # with other numbers, on hosts that come and go
+        "test_elastic_horovodrun_takes_in_a_host_and_loses_rank_0",
+    ),
+    r"^python -m trainer\.settings_table": ("test_configuration_page_is_what_the_settings_say",),
+}
+
+# Parts of a command in a sentence, and short forms of what is typed in full below.
+FRAGMENT = "|".join(
+    (
+        r"^(mpirun|horovodrun) -np 2$",
+        r"^srun --\S+$",
+        r"^python -m (benchmarks\.monitor|launch (local|slurm|elastic-rank --))$",
+        r"python -m trainer (train|bench)$",
+    )
+)
+
+_SHORT_FORM = re.compile(r" CONFIG| FILE| RUN|INPUT\.\.\.| \.\.\. ")
+
+KINDS: Sequence[Tuple[str, str]] = (
+    ("|".join(CANNOT), "cannot"),
+    ("|".join(ELSEWHERE), "elsewhere"),
+    (FRAGMENT, "fragment"),
+    (r"^srun |^python -m launch slurm ", "slurm"),
+    (r"^make ", "make"),
+    (r"^(pip|source) ", "set-up"),
+    (r"benchmarks\.", "benchmark"),
+    (r"^python -m trainer ", "alone"),
+    (r"^(python -m launch local|horovodrun|mpirun) ", "launched"),
+)
+
+_IN_PLACE: Sequence[Tuple[str, str]] = (
+    (r" \[[^]]*\]", ""),
+    (r"( CONFIG| \.\.\.)$", " configs/quickstart.yaml"),
+    (r"^mpirun ", "mpirun --allow-run-as-root --oversubscribe "),
+    (r"(local -n|run -np|oversubscribe -np) \d+", r"\1 2"),
+    (r"--ranks 1,2", "--ranks 1"),
+    (r"--nodes 4", "--nodes 2"),
+    (r"--gpus-per-node 8", "--gpus-per-node 1"),
+)
+
+
+def lines(kind: str) -> List[str]:
+    """The lines of that kind in all documents, each once, ready to be typed."""
+    found: Dict[str, None] = {}
+    for document in DOCUMENTS:
+        in_blocks = typed(document)
+        for line in mentioned(document):
+            line = re.sub(r"^\.venv/bin/", "", line)
+            short = line not in in_blocks and _SHORT_FORM.search(line)
+            if ("fragment" if short else kind_of(line)) == kind:
+                found[_filled_in(line)] = None
+    return list(found)
+
+
+def kind_of(line: str) -> str:
+    """Which test is for the line.
+
+    Raises:
+        KeyError: none.
+    """
+    for pattern, kind in KINDS:
+        if re.search(pattern, line):
+            return kind
+    raise KeyError(f"no test runs {line!r}: see {__name__}")
+
+
+def _filled_in(line: str) -> str:
+    for pattern, text in _IN_PLACE:
+        line = re.sub(pattern, text, line)
+    return line
