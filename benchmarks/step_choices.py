@@ -47,6 +47,7 @@ CHOICES: Dict[str, Callable[[int], Callable[..., speed.Figures]]] = {
     "through Horovod, in 8 groups": run(HOROVOD, "optimizer.groups=8"),
     "`HOROVOD_CYCLE_TIME=1` instead of 10": run(HOROVOD_CYCLE_TIME="1"),
     "`HOROVOD_CYCLE_TIME=4`": run(HOROVOD_CYCLE_TIME="4"),
+    "`HOROVOD_CYCLE_TIME=25`": run(HOROVOD_CYCLE_TIME="25"),
     "`HOROVOD_CYCLE_TIME=0.1`": run(HOROVOD_CYCLE_TIME="0.1"),
     "small arrays updated by 45 instead of 4 (`MXNET_OPTIMIZER_AGGREGATION_SIZE`)": run(
         MXNET_OPTIMIZER_AGGREGATION_SIZE="45"
