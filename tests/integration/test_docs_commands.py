@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict
+from typing import Dict, List
 
 import numpy as np
 import pytest
@@ -63,17 +64,7 @@ def shell(line: str, folder: Path, project: Path = ROOT) -> str:
     return done.stdout
 
 
-def test_the_quick_start_does_what_it_says(folder: Path) -> None:
-    page = [line for line in typed(ROOT / "docs" / "quickstart.md") if " -m " in line]
-    assert [word for line in page for word in line.split()].count("train") == 2
-    for line in page:
-        shell(f"{line} {SMALL}" if " train " in line else line, folder)
-    for words, path in LEFT.items():
-        assert any(words in line for line in page)
-        assert (folder / path).is_file()
-
-
-# One process for all of a page's commands that need no launcher: each would start for seconds.
+# One process for commands that need no launcher: each would start for seconds.
 IN_TURN = """
 import json, sys
 from trainer.__main__ import main
@@ -81,6 +72,27 @@ for words in json.loads(sys.argv[1]):
     print("$", *words, flush=True)
     main(words, standalone_mode=False)
 """
+
+
+def in_turn(commands: List[str], folder: Path) -> None:
+    """Type lines that begin with `python -m trainer`."""
+    words = [shlex.split(line)[3:] for line in commands]
+    said = shell(shlex.join(["python", "-c", IN_TURN, json.dumps(words)]), folder)
+    assert said.count("$ ") == len(words)
+
+
+def test_the_quick_start_does_what_it_says(folder: Path) -> None:
+    page = [line for line in typed(ROOT / "docs" / "quickstart.md") if " -m " in line]
+    assert [word for line in page for word in line.split()].count("train") == 2
+    for is_launched, group in itertools.groupby(map(_small, page), lambda line: "launch" in line):
+        if is_launched:
+            for line in group:
+                shell(line, folder)
+        else:
+            in_turn(list(group), folder)
+    for words, path in LEFT.items():
+        assert any(words in line for line in page)
+        assert (folder / path).is_file()
 
 
 def test_all_that_train_look_and_launch_run(folder: Path) -> None:
@@ -97,9 +109,7 @@ def test_all_that_train_look_and_launch_run(folder: Path) -> None:
     launched = list(dict.fromkeys(re.sub(r" name=\w+", "", line) for line in lines("launched")))
     assert len(alone) >= 15 and len(launched) >= 10
     first = [f"python -m trainer train configs/{name}.yaml" for name in TAKEN_FOR_GRANTED]
-    words = [shlex.split(_small(line))[3:] for line in [*first, *alone]]
-    said = shell(shlex.join(["python", "-c", IN_TURN, json.dumps(words)]), folder)
-    assert said.count("$ ") == len(words)
+    in_turn([_small(line) for line in [*first, *alone]], folder)
     for number, line in enumerate(launched):
         name = "" if " train " not in line else f" name=launched{number}"
         if line.startswith("mpirun"):
