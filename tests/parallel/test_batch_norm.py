@@ -373,26 +373,69 @@ def delayed(F: Any, x: Any) -> Any:
     return F.Custom(x, op_type="delay")
 
 
+def undelayed(F: Any, x: Any) -> Any:
+    return F.identity(x)
+
+
 class Branches(nn.HybridBlock):
     """Parallel branches that the engine may run in any order, and a layer used twice."""
 
-    def __init__(self, **kwargs: Any):
+    def __init__(self, between: Any, **kwargs: Any):
         super().__init__(**kwargs)
+        self._between = between
         with self.name_scope():
             self.branches = nn.HybridSequential()
             for _ in range(20):
                 branch = nn.HybridSequential()
-                branch.add(nn.Dense(4), nn.HybridLambda(delayed), nn.BatchNorm())
+                branch.add(nn.Dense(4), nn.HybridLambda(between), nn.BatchNorm())
                 self.branches.add(branch)
             self.twice = nn.BatchNorm()
             self.last = nn.Dense(4)
 
     def hybrid_forward(self, F: Any, x: Any) -> Any:
-        parts = [
-            self.twice(delayed(F, branch(x))) for branch in (self.branches[0], self.branches[1])
-        ]
+        first = (self.branches[0], self.branches[1])
+        parts = [self.twice(self._between(F, branch(x))) for branch in first]
         parts += [branch(x) for branch in self.branches]
         return self.last(F.add_n(*parts))
+
+
+def two_nets(data: np.ndarray, between: Any) -> List[gluon.Block]:
+    return [build(functools.partial(Branches, between), data, "float64") for _ in range(2)]
+
+
+def train_both(
+    nets: List[gluon.Block], data: np.ndarray, steps: int, make_trainer: Any, scale: float
+) -> List[Dict[str, np.ndarray]]:
+    """Two nets in flight at once, one called twice before backward, and one within a recording."""
+    both = gluon.ParameterDict()
+    for net in nets:
+        both.update(net.collect_params())
+    trainer, x = make_trainer(both), nd.array(data, dtype="float64")
+    for _ in range(steps):
+        with autograd.record():
+            loss = (nets[0](x) - nets[1](2 * x)) ** 2
+            with autograd.pause(), autograd.record():
+                nets[0](5 * x)  # recorded within, and never differentiated
+            loss = loss + nets[0](3 * x) ** 2  # the same net again, before any backward
+        loss.backward()
+        trainer.step(scale)
+    return [parameters(net) for net in nets]
+
+
+def slow_sgd() -> mx.optimizer.Optimizer:
+    return mx.optimizer.create("sgd", learning_rate=1e-6)
+
+
+@functools.lru_cache(maxsize=None)
+def reference_of_both(steps: int) -> List[Dict[str, np.ndarray]]:
+    """With plain batch norm on all samples, without delays, by rank 0; see seed_reference."""
+    data, alone = (
+        samples((5,)),
+        functools.partial(gluon.Trainer, optimizer=slow_sgd(), kvstore=None),
+    )
+    nets = two_nets(data, undelayed)
+    trained = train_both(nets, data, steps, alone, 1) if dist.is_root() else None
+    return dist.broadcast_object(trained)
 
 
 @pytest.mark.parametrize(
@@ -407,36 +450,20 @@ class Branches(nn.HybridBlock):
 def test_engine_may_take_layers_in_any_order_and_ends_exact(
     form: Any, native: str, through: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two nets in flight at once, each sum delayed by a random time that differs between ranks."""
+    """Each sum is delayed by a random time that differs between ranks."""
     monkeypatch.setenv("BATCH_NORM_NATIVE", native)
     if through == "horovod":
         monkeypatch.setattr(RankSum, "_share", lambda self, capacity: None)
     data, steps = samples((5,)), int(os.environ.get("STRESS_STEPS", "2"))
-    references = [build(Branches, data, "float64") for _ in range(2)]
-    nets = [batch_norm.convert_sync_batch_norm(build(Branches, data, "float64")) for _ in range(2)]
+    nets = [batch_norm.convert_sync_batch_norm(net) for net in two_nets(data, delayed)]
     if form.values[0]:
         for net in nets:
             net.hybridize(**form.values[0])
-    rows = shard(unequal())
-    for pair, x in ((references, data), (nets, data[rows])):
-        x = nd.array(x, dtype="float64")
-        for _ in range(steps):
-            with autograd.record():
-                loss = (pair[0](x) - pair[1](2 * x)) ** 2
-                with autograd.pause(), autograd.record():
-                    pair[0](5 * x)  # recorded within, and never differentiated
-                loss = loss + pair[0](3 * x) ** 2  # the same net again, before any backward
-            loss.backward()
-            for net in pair:
-                for parameter in net.collect_params().values():
-                    if parameter.grad_req != "null":
-                        gradient = parameter.grad()
-                        if pair is nets:
-                            gradient = dist.allreduce_sum_(gradient, parameter.name)
-                        parameter.set_data(parameter.data() - 1e-6 * gradient)
+    trainer = functools.partial(dist.gluon_trainer, optimizer=slow_sgd())
+    results = train_both(nets, data[shard(unequal())], steps, trainer, 1 / dist.world_size())
     mx.nd.waitall()
-    for net, reference in zip(nets, references):
-        assert largest_difference(parameters(net), parameters(reference)) < 1e-11
+    for result, reference in zip(results, reference_of_both(steps)):
+        assert largest_difference(result, reference) < 1e-11
 
 
 def two_layers(momentum: float = 0.9) -> Any:
