@@ -95,10 +95,12 @@ class SyncBatchNorm(nn.BatchNorm):
         alone = self._rank_sum.size == 1 and self._rank_sum.collected is None
         if inference or alone or self._kwargs["use_global_stats"]:
             return super().hybrid_forward(F, x, gamma, beta, running_mean, running_var)
+        # In a graph MXNet would reshape x itself: both kernels would get it in the slower layout.
+        copy = x if F is nd else F.add_n(x)
         gamma, beta, pair = F.Custom(
-            # A copy in MXNet's own layout. From one in oneDNN's, MXNet would make a temporary
-            # array for the operator, which is gone before the operator's thread reads it.
-            F.reshape(x, shape=(-2,)),
+            # In MXNet's own layout. From an array in oneDNN's, MXNet would make a temporary one
+            # for the operator, which is gone before the operator's thread reads it.
+            F.reshape(copy, shape=(-2,)),
             gamma,
             beta,
             running_mean,
