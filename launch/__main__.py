@@ -26,6 +26,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         parser.error(f"what to run is missing: python -m launch {args.action} ... -- COMMAND")
     args.arguments = arguments
     try:
+        _look_for_the_folder()
         return int(args.run(args, command))
     except ModuleNotFoundError as error:
         say(f"{error}: type `make setup` in a clone and use .venv/bin/python")
@@ -33,6 +34,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except (ValueError, OSError) as error:
         say(str(error))
         return 2
+
+
+def _look_for_the_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ValueError("the current folder was removed; cd to one that is there") from None
 
 
 def _split_command(arguments: List[str]) -> Tuple[List[str], List[str]]:

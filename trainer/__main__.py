@@ -57,6 +57,7 @@ def run() -> None:
     """Enter here: what the user can mend ends in one line, on rank 0; the rest names its rank."""
     console.escape_what_is_missing(sys.stdout)
     try:
+        _look_for_the_folder()
         main(standalone_mode=False)
         console.flush()
     except click.ClickException as error:
@@ -78,6 +79,13 @@ def run() -> None:
             said = f"{traceback.format_exc()}{where} failed: {type(error).__name__}: {error}"
         console.print_line(said, sys.stderr)
         _exit(1)
+
+
+def _look_for_the_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder was removed; cd to one that is there") from None
 
 
 def _leave(message: str, code: int) -> None:

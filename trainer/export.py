@@ -136,6 +136,11 @@ def _write_symbol(net: gluon.HybridBlock, batch: mx.nd.NDArray, folder: Path) ->
             f"{type(net).__name__} cannot be made a symbol: {reason}; every part of its "
             "hybrid_forward must be an operator of F"
         ) from error
+    if not net._cached_graph:
+        raise ExportError(
+            f"{type(net).__name__} has a forward of its own, which only Python can run; write it "
+            "as a hybrid_forward, whose every part is an operator of F"
+        )
     with params_file.whole(folder / PARAMETERS):
         net.export(str(folder / "model"), epoch=0)
 
@@ -192,7 +197,12 @@ def _properties(saved: Saved) -> dict[str, str]:
 def _load_onnx(folder: Path) -> Forward:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(folder / ONNX), providers=["CPUExecutionProvider"])
+    path = str(folder / ONNX)
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # each of its own kind, without a base
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(f"ONNX Runtime cannot run this net: {reason}; --no-onnx") from error
     return lambda data: np.asarray(session.run(None, {INPUT: data})[0])
 
 

@@ -11,6 +11,7 @@ import pytest
 from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
+from trainer import export, saved
 from trainer.config import ConfigError, from_dict
 from trainer.loop import Result, TrainingError, fit
 
@@ -39,11 +40,12 @@ class Double(gluon.HybridBlock):
 
     def __init__(self) -> None:
         super().__init__()
+        self.conv = nn.Conv2D(2, kernel_size=3)
         self.norm, self.head = nn.BatchNorm(), nn.Dense(4)
         self.cast("float64")
 
     def hybrid_forward(self, F: Any, x: Any) -> Any:
-        return self.head(self.norm(F.cast(x, "float64")))
+        return self.head(self.norm(self.conv(F.cast(x, "float64"))))
 
 
 class TwoHeads(gluon.Block):
@@ -59,7 +61,9 @@ class TwoHeads(gluon.Block):
 
 def test_a_net_that_cannot_be_drawn_is_trained(tmp_path: Path, capsys: Any) -> None:
     assert trained(OwnForward(), tmp_path).steps == 3
-    assert "no graph of the net in TensorBoard: AttributeError" in "".join(capsys.readouterr())
+    said = "".join(capsys.readouterr())
+    assert "no graph of the net in TensorBoard: AttributeError" in said
+    assert "compare:" in said and "configs/fashion_mnist.yaml" not in said, "it has other images"
 
 
 def test_a_net_may_compute_in_float64(tmp_path: Path) -> None:
@@ -76,6 +80,24 @@ class Logarithm(gluon.HybridBlock):
 
     def hybrid_forward(self, F: Any, x: Any) -> Any:
         return F.log(self.head(x) - 1e9)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (OwnForward, "OwnForward has a forward of its own, .* hybrid_forward"),
+        (Double, "ONNX Runtime cannot run this net: .*; --no-onnx"),
+    ],
+)
+def test_what_cannot_be_exported_is_told_in_a_line(
+    tmp_path: Path, make: Any, expected: str
+) -> None:
+    net = make()
+    trained(net, tmp_path / "runs")
+    model = saved.Saved(tmp_path, from_dict({}), net, mx.cpu(), (6, 6), 4)
+    with pytest.raises(export.ExportError, match=expected) as raised:
+        export.export(model, SET, tmp_path / "exported")
+    assert "\n" not in str(raised.value)
 
 
 def test_a_net_that_computes_no_number_is_not_told_to_learn_more_slowly(tmp_path: Path) -> None:

@@ -490,3 +490,13 @@ def test_without_its_packages_a_command_says_how_to_get_them(command):
     assert done.returncode != 0
     (line,) = done.stderr.splitlines()
     assert "No module named" in line and "make setup" in line
+
+
+@pytest.mark.parametrize("command", ["trainer train", "launch local -n 2 -- true"])
+def test_a_current_folder_that_is_gone_is_told_in_a_line(tmp_path, command):
+    lines = f"cd {tmp_path}; mkdir gone; cd gone; rmdir ../gone; {sys.executable} -m {command}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", lines], stderr=subprocess.PIPE, text=True, env=environment)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "current folder was removed" in line
