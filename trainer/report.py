@@ -254,6 +254,6 @@ def _next_commands(config: Config, state: str) -> Dict[str, str]:
         commands["go on"] = "the same command"
     else:
         commands["compare"] = f"python -m trainer runs {config.output}"
-        if config.name != "fashion_mnist" and config.data.dataset == "fashion_mnist":
+        if config.name != "fashion_mnist" and config.data.dataset.startswith("fashion_mnist"):
             commands["higher accuracy"] = "the same command with configs/fashion_mnist.yaml"
     return commands
