@@ -187,7 +187,7 @@ def test_benchmarks_run_and_keep_what_they_measure(line: str, copy: Path) -> Non
     if name == "scaling_validation" and hosts.why_not() is not None:
         pytest.skip(str(hosts.why_not()))
     if name in ("loader", "step_choices") and not fashion_mnist.DEBIAN_FOLDER.is_dir():
-        pytest.skip("apt-get install dataset-fashion-mnist")
+        pytest.skip("it reads the whole set: apt-get install dataset-fashion-mnist")
     kept = copy / "benchmarks" / "results" / f"{'kept' if name == 'record_run' else name}.json"
     before = kept.stat().st_mtime_ns if kept.exists() else 0
     shell(f"{line} {LEAST[name]}", copy, copy)

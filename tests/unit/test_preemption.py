@@ -48,24 +48,16 @@ def test_handlers_are_put_back_after_an_error():
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)) == before
 
 
-def test_interrupt_is_none():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background
+@pytest.mark.parametrize("ignored", [signal.SIGINT, signal.SIGHUP])
+def test_what_a_shell_has_ignored_is_no_request(ignored):
+    """Ctrl-C is in a shell's background, the terminal's end under nohup."""
+    before = signal.signal(ignored, signal.SIG_IGN)
     try:
         with StopRequest() as stop:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), ignored)
             assert not stop.agreed()
     finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_under_nohup_the_end_of_the_terminal_is_none():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with StopRequest() as stop:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert not stop.agreed()
-    finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(ignored, before)
 
 
 def test_the_first_ctrl_c_asks_once_there_is_something_to_save_and_the_second_ends(capsys):
