@@ -133,7 +133,8 @@ def steps(gpu: bool, dev: bool, version: Tuple[int, int]) -> List[Step]:
     others = [pin for pin in pins if pin != horovod and pin not in tools]
     dev_pins = read_pins("requirements-export.txt") + read_pins("requirements-dev.txt")
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    operator = (ROOT / "trainer" / "batch_norm_native.cc").read_text(encoding="utf-8")
+    sources = sorted((ROOT / "trainer" / "native").iterdir())
+    operator = [path.read_text(encoding="utf-8") for path in sources]
     key = functools.partial(digest, str(version))
 
     def install_packages() -> None:
@@ -157,7 +158,7 @@ def steps(gpu: bool, dev: bool, version: Tuple[int, int]) -> List[Step]:
         Step(
             "batch_norm",
             "compiling the operator of synced batch norm",
-            key(mxnet, operator),
+            key(mxnet, *operator),
             compile_batch_norm,
         ),
         Step(

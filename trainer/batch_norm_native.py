@@ -4,7 +4,7 @@ It computes the same sums from the same arrays and writes the same outputs, but 
 a step. Across nodes, on GPUs, without a compiler, or with ``BATCH_NORM_NATIVE=0`` in the
 environment, the operator in Python does the work; the ranks of one node may differ in it.
 
-    python -m trainer.batch_norm_native        compile it into this Python's environment
+    python -m trainer.batch_norm_native        compile native/ into this Python's environment
 
 is a part of ``make setup``; elsewhere the first layer that needs it compiles it, once for a user.
 """
@@ -36,9 +36,10 @@ from .shared_memory import SharedMemorySum
 
 _OP_TYPE = "sync_batch_norm_coefficients_native"
 
-_SOURCE = Path(__file__).with_suffix(".cc")
+_SOURCES = Path(__file__).with_name("native")
+_MAIN = "batch_norm.cc"  # includes the others
 # No -march: nodes of several kinds may share the library, and its sums are a small part of a step.
-_FLAGS = ("-std=c++14", "-O3", "-fopenmp-simd", "-shared", "-fPIC")
+_FLAGS = ("-std=c++14", "-O3", "-fopenmp-simd", "-shared", "-fPIC", "-fvisibility=hidden")
 _ENVIRONMENT = Path(sys.prefix, "lib")
 
 _PythonSum = ctypes.CFUNCTYPE(
@@ -48,7 +49,7 @@ _Look = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int64)
 
 
 class _Interface(ctypes.Structure):
-    """What the C++ file calls and reads; see ``Interface`` there."""
+    """What C++ calls and reads; see ``Interface`` in native/interface.h."""
 
     _fields_ = (
         ("get_data", ctypes.c_void_p),
@@ -114,7 +115,8 @@ def _cache() -> Path:
 def _file_name() -> str:
     """Another for all that decides what is compiled, and what it may be loaded with."""
     recipe = [*_FLAGS, mx.__version__, platform.machine()]
-    digest = hashlib.sha256(_SOURCE.read_bytes() + " ".join(recipe).encode())
+    sources = (path.read_bytes() for path in sorted(_SOURCES.iterdir()))
+    digest = hashlib.sha256(b"".join(sources) + " ".join(recipe).encode())
     return f"batch_norm-{digest.hexdigest()[:16]}.so"
 
 
@@ -136,7 +138,7 @@ def compile_into(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         fresh = Path(scratch) / library.name
-        command = [*compiler, *_FLAGS, str(_SOURCE), "-o", str(fresh)]
+        command = [*compiler, *_FLAGS, str(_SOURCES / _MAIN), "-o", str(fresh)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         fresh.replace(library)
     return library

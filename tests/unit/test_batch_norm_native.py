@@ -6,6 +6,7 @@ import concurrent.futures
 import ctypes
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any, List, Tuple
@@ -145,6 +146,19 @@ def test_two_may_compile_at_once(fresh: Path) -> None:
         paths = list(pool.map(batch_norm_native.compile_into, [fresh, fresh]))
     assert set(paths) == set(fresh.iterdir()) == {batch_norm_native._find()}
     assert ctypes.CDLL(str(paths[0])).load
+
+
+def test_a_change_of_any_source_is_compiled_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = tmp_path / "native"
+    shutil.copytree(batch_norm_native._SOURCES, sources)
+    monkeypatch.setattr(batch_norm_native, "_SOURCES", sources)
+    names = {batch_norm_native._file_name()}
+    for path in sources.iterdir():
+        path.write_text(path.read_text() + "\n")
+        names.add(batch_norm_native._file_name())
+    assert len(names) == 1 + len(list(sources.iterdir())) > 2
 
 
 def wait_for_ever(path: str, entered: Any) -> None:

@@ -58,6 +58,8 @@ def test_the_table_of_the_trials_holds_their_figures() -> None:
 def test_every_file_has_its_place_on_the_map(package: str) -> None:
     page = (ROOT / "docs" / "how_it_works.md").read_text()
     part = page.split(f"In `{package}/`:")[1].split("In `")[0]
-    placed = re.findall(r"`(\w+)`", "".join(re.findall(r"^\|[^|]*(\|.*)", part, re.MULTILINE)))
-    modules = [path.stem for path in (ROOT / package).glob("*.py") if path.stem != "__init__"]
-    assert sorted(placed) == sorted(modules)
+    table = "".join(re.findall(r"^\|[^|]*(\|.*)", part, re.MULTILINE))
+    placed = re.findall(r"`(\w+|\w+\.(?:cc|h))`", table)
+    files = [path.stem for path in (ROOT / package).glob("*.py") if path.stem != "__init__"]
+    files += [path.name for path in (ROOT / package).glob("native/*")]
+    assert sorted(placed) == sorted(files)

@@ -29,7 +29,8 @@ FILES = (
     "requirements-export.txt",
     "requirements-dev.txt",
     "pyproject.toml",
-    "trainer/batch_norm_native.cc",
+    "trainer/native/batch_norm.cc",
+    "trainer/native/sums.h",
 )
 INSTALLED = ("requirements.txt", "requirements-export.txt", "requirements-dev.txt")
 
@@ -38,7 +39,7 @@ INSTALLED = ("requirements.txt", "requirements-export.txt", "requirements-dev.tx
 def tree(tmp_path, monkeypatch):
     """A project of its own: its requirement files, and an empty .venv."""
     root = tmp_path / "project"
-    for folder in (".venv", "trainer"):
+    for folder in (".venv", "trainer/native"):
         (root / folder).mkdir(parents=True)
     for name in FILES:
         shutil.copy(str(ROOT / name), str(root / name))
@@ -263,7 +264,8 @@ def test_second_run_does_nothing(pip, capsys):
         ("requirements.txt", "horovod==", "horovod==0.", {"horovod"}),
         ("requirements.txt", "# Building", "# Other words", set()),
         ("pyproject.toml", "version", "# changed\nversion", {"project"}),
-        ("trainer/batch_norm_native.cc", "int", "long", {"batch_norm"}),
+        ("trainer/native/batch_norm.cc", "int", "long", {"batch_norm"}),
+        ("trainer/native/sums.h", "int", "long", {"batch_norm"}),
     ],
 )
 def test_a_change_redoes_what_depends_on_it(pip, name, old, new, again):

@@ -1,0 +1,170 @@
+// The operator of batch_norm_op.py in C++: same sums, same outputs, without Python in a step.
+//
+// MXNet's C API takes a custom operator as a list of C callbacks; mx.operator.register hands it
+// Python's, this file its own. MXNet calls forward and backward on threads that it makes as they
+// are needed, so one that waits for other ranks holds up nothing else.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "arrays.h"
+#include "interface.h"
+#include "operator.h"
+#include "sums.h"
+
+namespace batch_norm {
+
+Interface api;
+
+namespace {
+
+Sums sums;
+
+// ---- what MXNet calls: 1 for success, 0 for failure
+
+struct MXCallbackList {
+  int num_callbacks;
+  void (**callbacks)(void);
+  void** contexts;
+};
+
+// Of one layer, as its arguments say; MXNet makes operators from it.
+struct Property {
+  std::shared_ptr<Sum> sum;
+  int axis = 1;
+  double epsilon = 1e-5;
+  bool scale = true;
+  // What infer_shape and declare_backward_dependency answer: MXNet reads it after the call.
+  int dims[8][2];
+  int dependencies[4];
+  void* contexts[8];
+};
+
+template <typename F>
+void (*callback(F function))(void) {
+  return reinterpret_cast<void (*)(void)>(function);
+}
+
+int delete_property(void* property) {
+  delete static_cast<Property*>(property);
+  return 1;
+}
+
+template <int which>
+int list_names(const char*** names, void*) {
+  static const char* lists[][4] = {{"x", "gamma", "beta"},
+                                   {"kernel_gamma", "kernel_beta", "pair"},
+                                   {"running_mean", "running_var"}};
+  *names = lists[which];
+  return 1;
+}
+
+int infer_shape(int, int* dimensions, int** shapes, void* self) {
+  Property* property = static_cast<Property*>(self);
+  const int axis = property->axis < 0 ? property->axis + dimensions[0] : property->axis;
+  if (axis < 0 || axis >= dimensions[0]) return 0;  // MXNet says of which operator
+  for (int i = 1; i < 8; ++i) {
+    property->dims[i][0] = shapes[0][axis];
+    property->dims[i][1] = 2;
+    dimensions[i] = i == 5 ? 2 : 1;  // pair has a row of two for each channel
+    shapes[i] = property->dims[i];
+  }
+  return 1;
+}
+
+int infer_type(int, int* types, void*) {
+  for (int i : {3, 4, 5, 6, 7}) types[i] = types[2];
+  return 1;
+}
+
+// Backward reads the outputs' gradients and x.
+int declare_backward_dependency(const int* out_grad, const int* in_data, const int*, int* count,
+                                int** list, void* self) {
+  int* dependencies = static_cast<Property*>(self)->dependencies;
+  std::copy(out_grad, out_grad + 3, dependencies);
+  dependencies[3] = in_data[0];
+  *count = 4;
+  *list = dependencies;
+  return 1;
+}
+
+// An operator, with itself as the context of each of its callbacks.
+struct OperatorInContext : Operator {
+  using Operator::Operator;
+  void* contexts[3] = {this, this, this};
+};
+
+int delete_operator(void* self) {
+  delete static_cast<OperatorInContext*>(self);
+  return 1;
+}
+
+int forward(int count, void** handles, const int*, const int* requests, int is_train, void* self) {
+  const Arrays arrays(handles, count);
+  return static_cast<OperatorInContext*>(self)->forward(arrays, requests, is_train);
+}
+
+int backward(int count, void** handles, const int*, const int* requests, int, void* self) {
+  const Arrays arrays(handles, count);
+  return static_cast<OperatorInContext*>(self)->backward(arrays, requests);
+}
+
+int create_operator(const char*, int, unsigned**, const int* dimensions, const int*,
+                    MXCallbackList* list, void* self) {
+  static void (*callbacks[])(void) = {callback(delete_operator), callback(forward),
+                                      callback(backward)};
+  const Property* p = static_cast<Property*>(self);
+  const int axis = p->axis < 0 ? p->axis + dimensions[0] : p->axis;
+  auto* made = new OperatorInContext(p->sum, axis, p->epsilon, p->scale);
+  *list = MXCallbackList{3, callbacks, made->contexts};
+  return 1;
+}
+
+int create_property(const char*, int count, const char** keys, const char** values,
+                    MXCallbackList* list) {
+  static void (*callbacks[])(void) = {
+      callback(delete_property), callback(list_names<0>), callback(list_names<1>),
+      callback(list_names<2>), callback(infer_shape),
+      callback(declare_backward_dependency), callback(create_operator), callback(infer_type)};
+  Property* property = new Property;
+  for (int i = 0; i < count; ++i) {
+    const std::string key = keys[i];
+    if (key == "rank_sum") property->sum = sums.of(std::atoi(values[i]));
+    if (key == "axis") property->axis = std::atoi(values[i]);
+    if (key == "epsilon") property->epsilon = std::strtod(values[i], nullptr);
+    if (key == "scale") property->scale = !std::strcmp(values[i], "True");
+  }
+  for (void*& context : property->contexts) context = property;
+  *list = MXCallbackList{8, callbacks, property->contexts};
+  return 1;
+}
+
+}  // namespace
+
+// ---- what batch_norm_native.py calls
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+void* load(const Interface* given) {
+  api = *given;
+  return reinterpret_cast<void*>(create_property);
+}
+
+// Have a RankSum's sums take this way, from within one of them or before the first.
+void share(int serial, int file, int64_t calls, int index, int size, int capacity) {
+  std::unique_ptr<SharedSum> shared(new SharedSum(serial, file, calls, index, size, capacity));
+  if (shared->mapped()) sums.of(serial)->shared = std::move(shared);
+}
+
+void forget(int serial) { sums.forget(serial); }
+
+}  // extern "C"
+#pragma GCC visibility pop
+
+}  // namespace batch_norm

@@ -1,0 +1,117 @@
+// Sums of vectors over ranks: through memory that the ranks of a node share, or else by Python.
+
+#pragma once
+
+#include <sched.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "interface.h"
+
+namespace batch_norm {
+
+constexpr int64_t kMicrosecond = 1000, kSecond = 1000000000;  // nanoseconds, as all times here
+
+inline int64_t now() {
+  return std::chrono::steady_clock::now().time_since_epoch().count();
+}
+
+// SharedMemorySum of shared_memory.py, which says how it works; ranks may mix the two.
+class SharedSum {
+ public:
+  SharedSum(int serial, int file, int64_t calls, int index, int size, int capacity)
+      : serial_(serial), calls_(calls), index_(index), size_(size), capacity_(capacity) {
+    bytes_ = 8 * int64_t(size) * (kCacheLine + 2 * capacity);
+    memory_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  }
+  ~SharedSum() {
+    if (mapped()) munmap(memory_, bytes_);
+  }
+  bool mapped() const { return memory_ != MAP_FAILED; }
+
+  bool operator()(std::vector<double>* values) {
+    double* slots = reinterpret_cast<double*>(&counter(size_)) + calls_ % 2 * (size_ * capacity_);
+    std::copy(values->begin(), values->end(), slots + index_ * capacity_);
+    counter(index_).store(++calls_, std::memory_order_release);
+    for (int peer = 0; peer < size_; ++peer)
+      if (!wait_for(peer)) return false;
+    std::fill(values->begin(), values->end(), 0);
+    for (int peer = 0; peer < size_; ++peer, slots += capacity_)
+      for (size_t i = 0; i < values->size(); ++i) (*values)[i] += slots[i];
+    return true;
+  }
+
+ private:
+  static constexpr int kCacheLine = 8;  // numbers
+
+  std::atomic<int64_t>& counter(int peer) {
+    return static_cast<std::atomic<int64_t>*>(memory_)[peer * kCacheLine];
+  }
+
+  bool wait_for(int peer) {
+    const int64_t start = now();
+    int64_t look_at = start + kSecond;
+    while (counter(peer).load(std::memory_order_acquire) < calls_) {
+      const int64_t time = now();
+      if (time - start < 100 * kMicrosecond) {
+        sched_yield();
+        continue;
+      }
+      // An eighth longer than the others take, at most.
+      usleep(std::min<int64_t>((time - start) / (8 * kMicrosecond), 1000));
+      if (time < look_at) continue;
+      if (!api.look(serial_, calls_)) return false;
+      look_at = time + kSecond / 5;
+    }
+    return true;
+  }
+
+  const int serial_;
+  int64_t calls_;
+  const int index_, size_, capacity_;
+  int64_t bytes_;
+  void* memory_;
+};
+
+// Of one RankSum. Operators in flight hold it, whether or not the RankSum still lives.
+struct Sum {
+  bool operator()(std::vector<double>* values) {
+    if (!shared) return api.python_sum(serial, values->data(), values->size());
+    const int64_t start = now();
+    const bool done = (*shared)(values);
+    __atomic_fetch_add(api.nanoseconds, now() - start, __ATOMIC_RELAXED);
+    return done;
+  }
+  int serial;
+  std::unique_ptr<SharedSum> shared;
+};
+
+// All that are in use, by the RankSum's serial.
+class Sums {
+ public:
+  std::shared_ptr<Sum> of(int serial) {
+    std::lock_guard<std::mutex> guard(mutex_);
+    std::shared_ptr<Sum>& sum = sums_[serial];
+    if (!sum) sum.reset(new Sum{serial, nullptr});
+    return sum;
+  }
+  void forget(int serial) {
+    std::lock_guard<std::mutex> guard(mutex_);
+    sums_.erase(serial);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<int, std::shared_ptr<Sum>> sums_;
+};
+
+}  // namespace batch_norm
