@@ -9,7 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import mxnet as mx
+import numpy as np
 import pytest
+
+from trainer import checkpoint
 
 from .commands import SMALL
 from .hosts import Hosts, why_not
@@ -85,22 +89,41 @@ def test_three_hosts_train(hosts, tmp_path):
     assert [out for _, out in results[1:]] == ["", ""]
 
 
-def test_batch_norm_over_the_ranks_of_each_of_two_hosts(hosts, tmp_path):
-    """Two ranks share statistics on the first host; the second's rank has its own, until merged."""
+def trained_with_group_norm(hosts, output, ranks_of_hosts):
+    """The merged model after four steps of four samples, and each rank's running statistics."""
+    tasks = ",".join(map(str, ranks_of_hosts))
+    shape = {
+        "SLURM_STEP_NUM_TASKS": str(sum(ranks_of_hosts)),
+        "SLURM_STEP_TASKS_PER_NODE": tasks,
+        "SLURM_STEP_NODELIST": "h[1-2]",
+        "OMP_NUM_THREADS": "1",
+    }
     command = ["python", "-m", "trainer", "train", *SMALL, "batch_norm=group"]
-    command += ["train.max_steps=4", f"output={tmp_path}"]
-    two = {"SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_STEP_NODELIST": "h[1-2]"}
-    places = [(0, "0"), (0, "1"), (1, "0")]  # host, local rank
+    command += ["model.factory=tests.integration.nets:smooth", "train.global_batch_size=4"]
+    command += ["train.max_steps=4", f"output={output}"]
+    places = [(host, local) for host in (0, 1) for local in range(ranks_of_hosts[host])]
     ranks = [
-        start(
-            *(hosts, host, command),
-            **{**two, "SLURM_PROCID": str(rank), "SLURM_LOCALID": local, "OMP_NUM_THREADS": "1"},
-        )
+        start(hosts, host, command, **shape, SLURM_PROCID=str(rank), SLURM_LOCALID=str(local))
         for rank, (host, local) in enumerate(places)
     ]
     results = ends(ranks, seconds=120)
-    assert [code for code, _ in results] == [0, 0, 0], results
-    assert "(500 images)" in results[0][1]
+    assert [code for code, _ in results] == [0] * len(ranks), results
+    path = output / "default" / "checkpoints" / "step-00000004"
+    weights = mx.nd.load(str(path / checkpoint.PARAMETERS))
+    own = mx.nd.load(str(path / checkpoint.OPTIMIZER))["statistics"]
+    return {name: array.asnumpy() for name, array in weights.items()}, own.asnumpy()
+
+
+def test_batch_norm_over_the_ranks_of_each_of_two_hosts(hosts, tmp_path):
+    """Two samples a host, whether a rank has both or two ranks share them: nothing else changes."""
+    weights, own = trained_with_group_norm(hosts, tmp_path / "four", (2, 2))
+    expected, expected_own = trained_with_group_norm(hosts, tmp_path / "three", (2, 1))
+    first, second = own[0], own[2]
+    assert (own == [first, first, second, second]).all()
+    assert not np.allclose(first, second, rtol=0.01)
+    np.testing.assert_allclose(own[:3], expected_own, rtol=1e-4, atol=1e-5)
+    for name, array in expected.items():
+        np.testing.assert_allclose(weights[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_late_host_is_waited_for_and_each_offers_the_address_others_reach(hosts, tmp_path):
