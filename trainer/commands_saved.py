@@ -110,7 +110,7 @@ def _written(path: Optional[str]) -> Iterator[Optional[Path]]:
 
 
 def _tell_of_light_backgrounds(saved: Saved, found: Images, invert: bool) -> None:
-    if saved.config.data.dataset != "idx" and found.light_backgrounds:
+    if saved.config.data.dataset.startswith("fashion_mnist") and found.light_backgrounds:
         click.echo(
             f"note: {found.light_backgrounds} of {len(found.names)} images have a light "
             f"background, the training images a dark one{'' if invert else ': --invert?'}",
@@ -133,7 +133,8 @@ def export(checkpoint: str, overrides: Tuple[str, ...], output: str, no_onnx: bo
         from .saved import evaluate_saved, test_set
 
         export.check_possible(saved, onnx=not no_onnx)
-        test, seen = test_set(saved), evaluate_saved(saved)
+        test = None if saved.on_given_images else test_set(saved)
+        seen = None if test is None else evaluate_saved(saved, test)
         files = export.export(saved, test, partial, onnx=not no_onnx)
         command = f"python -m trainer {' '.join(map(shlex.quote, sys.argv[1:]))}"
         card = model_card.as_markdown(saved, seen, command, files)

@@ -3,7 +3,7 @@
 - ``model-symbol.json`` and ``model-0000.params``: MXNet's own, for ``gluon.SymbolBlock.imports``;
 - ``model.onnx``: for ONNX Runtime and whatever else reads ONNX, any number of images at once.
 
-Both take float32 (N, 1, H, W), resized and normalised as in training, and give logits (N, K).
+Both take float32 (N, C, H, W), resized and normalised as in training, and give logits (N, K).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, NamedTuple
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -34,8 +34,9 @@ INPUT = "data"
 OPERATOR_SET, IR_VERSION = 13, 7
 
 TOLERANCE = 1e-3  # of a logit, absolute and relative: other orders of summation in float32
+NOISE_IMAGES = 64  # to compare by, where there is no test set
 
-Forward = Callable[[np.ndarray], np.ndarray]  # float32 (N, 1, H, W) -> (N, K)
+Forward = Callable[[np.ndarray], np.ndarray]  # float32 (N, C, H, W) -> (N, K)
 
 
 class ExportError(UserError):
@@ -43,15 +44,20 @@ class ExportError(UserError):
 
 
 class Checked(NamedTuple):
-    """A file's model beside the original one, over a whole test set."""
+    """A file's model beside the original one, over a whole test set, or over noise."""
 
     name: str
     samples: int
-    accuracy: float  # share of samples
-    original_accuracy: float
     difference: float  # the largest of any logit
+    accuracy: Optional[float] = None  # share of samples; None of noise
+    original_accuracy: Optional[float] = None
 
     def __str__(self) -> str:
+        if self.accuracy is None:
+            return (
+                f"{self.name}: largest difference of a score {self.difference:.1e}, on "
+                f"{self.samples} images of noise (the test set was given to fit and is not kept)"
+            )
         return (
             f"{self.name}: accuracy {self.accuracy:.4f} on {self.samples} test images, "
             f"the checkpoint's {self.original_accuracy:.4f}; largest difference of a score "
@@ -80,8 +86,10 @@ def check_possible(saved: Saved, onnx: bool) -> None:
         )
 
 
-def export(saved: Saved, test: Arrays, folder: Path, onnx: bool = True) -> List[Checked]:
+def export(saved: Saved, test: Optional[Arrays], folder: Path, onnx: bool = True) -> List[Checked]:
     """Write the files into ``folder`` and run the whole of ``test`` through each of them.
+
+    None takes noise instead, which shows whether they compute the same, but no accuracy.
 
     Raises:
         ExportError: the net or one of its operators cannot be exported, or a file computes
@@ -89,14 +97,22 @@ def export(saved: Saved, test: Arrays, folder: Path, onnx: bool = True) -> List[
     """
     check_possible(saved, onnx)
     folder.mkdir(parents=True, exist_ok=True)
-    original = _scores(saved, test, _gluon(saved.net, saved.ctx))
-    batch = next(iter(_batches(saved, test))).data
+    labels = None if test is None else test[1]
+    shown = test or _noise(saved.image_shape)
+    original = _scores(saved, shown, _gluon(saved.net, saved.ctx))
+    batch = next(_batches(saved, shown)).data
     _write_symbol(saved.net, batch, folder)
-    checked = [_check(SYMBOL, _scores(saved, test, _load_symbol(folder)), original, test[1])]
+    checked = [_check(SYMBOL, _scores(saved, shown, _load_symbol(folder)), original, labels)]
     if onnx:
         _write_onnx(saved, batch.shape[1:], folder)
-        checked.append(_check(ONNX, _scores(saved, test, _load_onnx(folder)), original, test[1]))
+        checked.append(_check(ONNX, _scores(saved, shown, _load_onnx(folder)), original, labels))
     return checked
+
+
+def _noise(shape: Tuple[int, ...]) -> Arrays:
+    draw = np.random.RandomState(0)
+    images = draw.randint(0, 256, (NOISE_IMAGES, *shape)).astype(np.uint8)
+    return images, np.zeros(NOISE_IMAGES, np.int32)
 
 
 def _batches(saved: Saved, test: Arrays) -> Iterator[Batch]:
@@ -108,12 +124,14 @@ def _scores(saved: Saved, test: Arrays, forward: Forward) -> np.ndarray:
     return np.concatenate([forward(batch.data.asnumpy()) for batch in _batches(saved, test)])
 
 
-def _check(name: str, found: np.ndarray, original: np.ndarray, labels: np.ndarray) -> Checked:
-    def accuracy(scores: np.ndarray) -> float:
-        return float((scores.argmax(axis=1) == labels).mean())
+def _check(
+    name: str, found: np.ndarray, original: np.ndarray, labels: Optional[np.ndarray]
+) -> Checked:
+    def accuracy(scores: np.ndarray) -> Optional[float]:
+        return None if labels is None else float((scores.argmax(axis=1) == labels).mean())
 
     difference = float(np.abs(found - original).max())
-    checked = Checked(name, len(labels), accuracy(found), accuracy(original), difference)
+    checked = Checked(name, len(found), difference, accuracy(found), accuracy(original))
     if not np.allclose(found, original, rtol=TOLERANCE, atol=TOLERANCE):
         raise ExportError(f"{checked}: it does not compute what the checkpoint does; do not use it")
     return checked
@@ -189,7 +207,7 @@ def _properties(saved: Saved) -> dict[str, str]:
     return {
         "mean": str(data.mean),
         "std": str(data.std),
-        "input": "grey, light on dark, (pixel / 255 - mean) / std",
+        "input": f"{saved.pixels}, (pixel / 255 - mean) / std",
         "classes": json.dumps(saved.class_names),
     }
 

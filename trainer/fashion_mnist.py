@@ -154,8 +154,8 @@ def _search(
     """Read the splits from the first place that holds them, and return that place with them."""
     if dataset == "arrays":
         raise DataError(
-            "data.dataset is arrays: images given to fit(), which are not kept; give them as "
-            "files, data.dataset=idx data.folder=FOLDER"
+            "data.dataset is arrays: images given to fit(), which are not kept; give them to it "
+            "again, or grey ones as files, data.dataset=idx data.folder=FOLDER"
         )
     _check_choice("dataset", dataset, SHA256)
     sums = SHA256[dataset]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from typing import Any, List, Sequence
+from typing import Any, List, Optional, Sequence
 
 import mxnet as mx
 import numpy as np
@@ -20,24 +20,32 @@ from .saved import Saved
 PACKAGES = ("mxnet", "horovod", "numpy", "onnx", "onnxruntime")
 
 
-def as_markdown(saved: Saved, seen: Evaluation, command: str, files: Sequence[Checked]) -> str:
+def as_markdown(
+    saved: Saved, seen: Optional[Evaluation], command: str, files: Sequence[Checked]
+) -> str:
     """The card of ``saved``.
 
     Args:
-        seen: the model on its test set.
+        seen: the model on its test set; None where that was given to ``fit`` and is not kept.
         command: that made the files.
         files: with what they were found to compute.
     """
     settings = saved.config
     data, train = settings.data, settings.train
-    height, width = saved.image_shape
+    height, width = saved.image_shape[:2]
+    channels = saved.image_shape[2] if saved.image_shape[2:] else 1
     side = data.image_size
     resized = "" if side in (None, height) else f", resized (bilinear) to {side} x {side}"
     limits = (
         "Trained on shop photographs of single garments, light on a black ground, trimmed and "
         "centred. On anything else, photographs on white included, its answers mean nothing."
-        if data.dataset != "idx"
+        if data.dataset.startswith("fashion_mnist")
         else "It knows images such as those it was trained on."
+    )
+    again = (
+        "fit(config=trainer.config.load(FILE), train=..., test=...)"
+        if saved.on_given_images
+        else "python -m trainer train FILE"
     )
     lines = [
         f"# {settings.name}",
@@ -47,11 +55,11 @@ def as_markdown(saved: Saved, seen: Evaluation, command: str, files: Sequence[Ch
         "",
         "| | |",
         "| --- | --- |",
-        f"| input | float32 (N, 1, {side or height}, {side or width}): grey, {height} x {width} "
-        f"pixels{resized}, (pixel / 255 - {data.mean:g}) / {data.std:g} |",
+        f"| input | float32 (N, {channels}, {side or height}, {side or width}): "
+        f"{saved.pixels}, {height} x {width} pixels{resized}, "
+        f"(pixel / 255 - {data.mean:g}) / {data.std:g} |",
         f"| output | logits, float32 (N, {saved.num_classes}); softmax gives probabilities |",
-        f"| accuracy | **{seen.accuracy:.4f}** on the {seen.samples} images of the test set |",
-        f"| test loss | {seen.loss:.4f} (cross entropy, nats) |",
+        *_result_rows(seen),
         f"| checkpoint | {saved.path.name}; {train.epochs} epochs of global batch "
         f"{train.global_batch_size}, batch norm {settings.batch_norm} |",
         f"| seed | {settings.seed} |",
@@ -59,13 +67,10 @@ def as_markdown(saved: Saved, seen: Evaluation, command: str, files: Sequence[Ch
         "",
         f"**Limits.** {limits} Nothing else was measured: no other data, no robustness, no bias.",
         "",
-        "## Each class",
-        "",
         *_class_table(seen, saved.class_names),
-        "",
         "## Files",
         "",
-        "Each was run over the whole test set and compared with the checkpoint:",
+        "Each was run beside the checkpoint, over the whole test set where there is one:",
         "",
         *(f"- {checked}" for checked in files),
         "",
@@ -73,8 +78,7 @@ def as_markdown(saved: Saved, seen: Evaluation, command: str, files: Sequence[Ch
         "",
         "## Training",
         "",
-        "Put this into a file and train again with `python -m trainer train FILE`; the number of "
-        "ranks is free.",
+        f"Put this into a file and train again with `{again}`; the number of ranks is free.",
         "",
         "```yaml",
         config.as_yaml(settings).rstrip("\n"),
@@ -93,9 +97,22 @@ def _parameters(saved: Saved) -> int:
     return sum(int(np.prod(p.shape)) for p in parameters if p.grad_req != "null")
 
 
-def _class_table(seen: Evaluation, names: Sequence[str]) -> List[str]:
+def _result_rows(seen: Optional[Evaluation]) -> List[str]:
+    if seen is None:
+        return ["| accuracy | not measured: the test set was given to `fit` and is not kept |"]
+    return [
+        f"| accuracy | **{seen.accuracy:.4f}** on the {seen.samples} images of the test set |",
+        f"| test loss | {seen.loss:.4f} (cross entropy, nats) |",
+    ]
+
+
+def _class_table(seen: Optional[Evaluation], names: Sequence[str]) -> List[str]:
     """Recall, precision and what it is most often taken for instead."""
+    if seen is None:
+        return []
     lines = [
+        "## Each class",
+        "",
         "| class | images | recognised | right when named | most often taken for |",
         "| --- | --: | --: | --: | --- |",
     ]
@@ -109,7 +126,7 @@ def _class_table(seen: Evaluation, names: Sequence[str]) -> List[str]:
             f"| {name} | {row.sum()} | {_percent(hits, row.sum())} "
             f"| {_percent(hits, named[label])} | {other} |"
         )
-    return lines
+    return [*lines, ""]
 
 
 def _percent(part: int, whole: int) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from mxnet import gluon
 
 from . import (
+    arrays,
     batch_norm,
     checkpoint,
     config,
@@ -47,6 +48,18 @@ class Saved(NamedTuple):
         """A name for each class; its number where the data has none."""
         return fashion_mnist.class_names(self.config.data.dataset, self.num_classes)
 
+    @property
+    def on_given_images(self) -> bool:
+        """Whether its images were given to ``fit``, which keeps none."""
+        return self.config.data.dataset == "arrays"
+
+    @property
+    def pixels(self) -> str:
+        """What a pixel of its images is, for whoever is to make some."""
+        channels = "".join(f"{count} channels" for count in self.image_shape[2:]) or "grey"
+        fashion = self.config.data.dataset.startswith("fashion_mnist")
+        return f"{channels}, light on dark" if fashion else channels
+
 
 def load(where: str, overrides: Sequence[str] = ()) -> Saved:
     """The model at ``where``: a checkpoint, or a run's folder (its best checkpoint); collective.
@@ -73,17 +86,38 @@ def load(where: str, overrides: Sequence[str] = ()) -> Saved:
     return Saved(path, settings, net, ctx, image_shape, classes)
 
 
-def test_set(saved: Saved) -> Arrays:
-    """The test set that the config names: images uint8 (N, H, W), labels int32 (N,).
+def test_set(saved: Saved, given: Optional[Arrays] = None) -> Arrays:
+    """``given``, or the test set that the config names.
+
+    Images are uint8 (N, H, W[, C]), labels integer (N,).
 
     Raises:
-        DataError: it is not there, or has more classes than the net.
+        DataError: it is not there, or does not fit the net.
     """
-    images, labels = fashion_mnist.load("test", *_source(saved.config.data))
+    images, labels = _read(saved, "test", given)
     if labels.max() >= saved.num_classes:
         raise fashion_mnist.DataError(
             f"the test set has {1 + labels.max()} classes, the net of {saved.path} "
             f"{saved.num_classes}; give the set it was trained on (data.dataset, data.folder)"
+        )
+    return images, labels
+
+
+def _read(saved: Saved, split: str, given: Optional[Arrays]) -> Arrays:
+    if given is not None:
+        images, labels = arrays.checked(split, given)
+    elif saved.on_given_images:
+        raise fashion_mnist.DataError(
+            f"{saved.path} was trained on images given to fit(), which are not kept; give them "
+            "again in Python: from trainer import saved; saved.evaluate_saved(saved.load("
+            f"{str(saved.path)!r}), test=(images, labels)); calibrate_saved takes train=..."
+        )
+    else:
+        images, labels = fashion_mnist.load(split, *_source(saved.config.data))
+    if images.shape[3:] != saved.image_shape[2:]:
+        raise fashion_mnist.DataError(
+            f"the {split} set has images of {images.shape[1:]}, the net of {saved.path} takes "
+            f"{saved.image_shape} (height, width[, channels]); give the set it was trained on"
         )
     return images, labels
 
@@ -117,10 +151,14 @@ def _find(where: Path) -> Path:
     return path
 
 
-def evaluate_saved(saved: Saved) -> Evaluation:
-    """The model on the whole test set; collective."""
+def evaluate_saved(saved: Saved, test: Optional[Arrays] = None) -> Evaluation:
+    """The model on the whole test set; collective.
+
+    Args:
+        test: in place of the set that the config names; alike on every rank.
+    """
     with dist.together():
-        test = test_set(saved)
+        test = test_set(saved, test)
     batches = feed.test_loader(test, saved.config, saved.ctx)
     return evaluate(saved.net, batches, saved.num_classes)
 
@@ -135,13 +173,18 @@ def scores(saved: Saved, images: np.ndarray) -> np.ndarray:
     return np.concatenate([saved.net(batch.data).asnumpy() for batch in batches])
 
 
-def calibrate_saved(saved: Saved, samples: Optional[int]) -> None:
+def calibrate_saved(
+    saved: Saved, samples: Optional[int] = None, train: Optional[Arrays] = None
+) -> None:
     """Measure the running statistics anew over ``samples`` of the training set; collective.
 
     None takes all of it. The samples are augmented as in training.
+
+    Args:
+        train: in place of the set that the config names; alike on every rank.
     """
     settings = saved.config
-    train = fashion_mnist.load("train", *_source(settings.data))
+    train = _read(saved, "train", train)
     loader = feed.train_loader(train, settings, saved.ctx)
     steps = loader.steps_per_epoch
     if samples is not None:

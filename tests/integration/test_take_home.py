@@ -138,24 +138,65 @@ def test_images_in_colour_are_read_for_a_net_that_takes_them(tmp_path: Path) -> 
         images.read([IDX], (28, 28, 2))
 
 
-def test_a_net_of_given_images_is_asked_in_their_size_and_colours(tmp_path: Path) -> None:
-    """Which are not kept: the checkpoint says how large they were."""
-    from trainer import images, predict, saved
-    from trainer.config import from_dict
-    from trainer.loop import fit
+COLOURED = np.random.RandomState(0).randint(0, 256, (8, 12, 16, 3)).astype(np.uint8), np.arange(8)
 
-    draw = np.random.RandomState(0)
-    train = draw.randint(0, 256, (8, 12, 16, 3)).astype(np.uint8), np.arange(8)
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a run on images given to fit, which are not kept."""
     settings = {
-        "output": str(tmp_path),
+        "output": str(tmp_path_factory.mktemp("runs")),
         "model": {"factory": "tests.integration.nets:smooth"},
         "train": {"epochs": 1},
     }
-    fit(config=from_dict(settings), train=train, test=train)
-    model = saved.load(str(tmp_path / "default"))
-    assert model.image_shape == (12, 16, 3)
-    answers = predict.predict(model, images.read([IDX], model.image_shape))
-    assert answers.probabilities.shape == (len(answers.images.names), 10)
+    return str(fit(config=config.from_dict(settings), train=COLOURED, test=COLOURED).folder)
+
+
+def test_a_net_of_given_images_is_asked_in_their_size_and_colours(
+    coloured: str, tmp_path: Path
+) -> None:
+    """The checkpoint says how large they were; nobody knows that they were dark."""
+    assert saved.load(coloured).image_shape == (12, 16, 3)
+    Image.new("RGB", (16, 12), (250, 240, 230)).save(tmp_path / "light.png")
+    done = _ask(coloured, str(tmp_path / "light.png"))
+    (answer,) = csv.DictReader(io.StringIO(done.stdout))
+    assert sum(float(answer[str(n)]) for n in range(10)) == pytest.approx(1, abs=1e-4)
+    assert not done.stderr
+
+
+def test_images_that_are_not_kept_can_be_given_again(coloured: str) -> None:
+    for command in ("evaluate", "calibrate"):
+        with pytest.raises(fashion_mnist.DataError, match="given to fit") as caught:
+            main([command, coloured], standalone_mode=False)
+        assert "saved.evaluate_saved(saved.load('" in str(caught.value)
+    model, (images, labels) = saved.load(coloured), COLOURED
+    right = saved.scores(model, images).argmax(axis=1) == labels
+    assert saved.evaluate_saved(model, test=COLOURED).accuracy == right.mean()
+    before = model.net[1].running_mean.data().asnumpy()
+    saved.calibrate_saved(model, train=COLOURED)
+    assert np.abs(model.net[1].running_mean.data().asnumpy() - before).max() > 1e-3
+    with pytest.raises(fashion_mnist.DataError, match=r"images of \(28, 28\), the net of .* takes"):
+        saved.evaluate_saved(model, (IMAGES, LABELS))
+
+
+@pytest.mark.filterwarnings("ignore:Cannot decide type")  # MXNet's, of a symbol's input
+def test_without_the_test_set_files_are_compared_on_noise(coloured: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        main, ["export", coloured, "--output", str(tmp_path)], catch_exceptions=False
+    )
+    assert done.exit_code == 0 and done.output.count("on 64 images of noise") == 2, done.output
+    model = saved.load(coloured)
+    session = onnxruntime.InferenceSession(f"{tmp_path}/model.onnx")
+    data = COLOURED[0].transpose(0, 3, 1, 2) / 255 - model.config.data.mean
+    (found,) = session.run(None, {"data": (data / model.config.data.std).astype(np.float32)})
+    np.testing.assert_allclose(found, saved.scores(model, COLOURED[0]), rtol=1e-4, atol=1e-4)
+    assert session.get_modelmeta().custom_metadata_map["input"].startswith("3 channels, (pixel")
+    card = (tmp_path / "model_card.md").read_text()
+    assert "float32 (N, 3, 12, 16): 3 channels, 12 x 16 pixels" in card
+    assert "| accuracy | not measured" in card and "shop photographs" not in card
+    checked = export.export(model, COLOURED, tmp_path / "again")
+    assert [file.samples for file in checked] == [8, 8]
+    assert "on 8 test images" in str(checked[1])
 
 
 def test_light_backgrounds_are_told_of_never_guessed(trained: str, tmp_path: Path) -> None:
