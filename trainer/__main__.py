@@ -62,6 +62,8 @@ def run() -> None:
         console.flush()
     except click.ClickException as error:
         _leave(error.format_message(), USER_ERROR)
+    except launched.LaunchError as error:
+        _end(str(error), USER_ERROR)  # whatever rank it is taken for, nobody else would tell
     except (UserError, dist.PeerError, dist.NotJoinedError) as error:
         # Raised on all ranks alike, or told to them (`dist.together`), so one of them prints.
         _leave(str(error), USER_ERROR)
@@ -90,10 +92,14 @@ def _look_for_the_folder() -> None:
 
 def _leave(message: str, code: int) -> None:
     if launched.rank() == 0:
-        # What was given may hold line breaks.
-        console.print_line(f"error: {' '.join(message.split())}", sys.stderr)
-    else:
-        time.sleep(SPEAK_SECONDS)
+        _end(message, code)
+    time.sleep(SPEAK_SECONDS)
+    _exit(code)
+
+
+def _end(message: str, code: int) -> None:
+    # What was given may hold line breaks.
+    console.print_line(f"error: {' '.join(message.split())}", sys.stderr)
     _exit(code)
 
 

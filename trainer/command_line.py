@@ -19,6 +19,7 @@ overridden = click.argument("overrides", nargs=-1)
 
 def alone(command: str) -> None:
     """Refuse to be one of several ranks."""
+    launched.check()
     if launched.size() > 1:
         raise click.UsageError(f"{command} runs on one process: leave the launcher out")
 

@@ -67,7 +67,9 @@ def init(fixed_groups: bool = True) -> None:
 
     Raises:
         NotJoinedError: the launcher has started several processes which do not find each other.
+        LaunchError: no launcher has, whatever the environment says.
     """
+    launched.check()
     hvd = _horovod()
     if hvd is None or hvd.is_initialized():
         return

@@ -1,6 +1,7 @@
 """What this process's launcher says of it, known before any library is there.
 
-A process that no launcher started is rank 0 of 1.
+A process that no launcher started is rank 0 of 1. Variables that somebody else has set are refused
+(:func:`check`): Horovod would look for ranks that there are not.
 """
 
 from __future__ import annotations
@@ -8,17 +9,51 @@ from __future__ import annotations
 import os
 from typing import Optional, Tuple
 
+from .settings import UserError, show
+
 # What horovodrun, `python -m launch`, mpirun and a bare srun set for each process they start.
 _SIZE = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _RANK = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 _LOCAL_SIZE = ("HOROVOD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 _LOCAL_RANK = ("HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 
+# One of them says how ranks meet: in horovodrun's or `python -m launch`'s store, or by MPI.
+_MEETING = ("HOROVOD_GLOO_RENDEZVOUS_ADDR", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
+
+
+class LaunchError(UserError):
+    """The environment speaks of ranks that no launcher has started; told on every one."""
+
+
+def check() -> None:
+    """Refuse to look for other ranks where nothing says how to find them.
+
+    Raises:
+        LaunchError: HOROVOD_SIZE or HOROVOD_RANK is set, but not by a launcher.
+    """
+    alone = size() == 1 and rank() == 0
+    if alone or any(variable in os.environ for variable in _MEETING):
+        return
+    names = [v for v in ("HOROVOD_SIZE", "HOROVOD_RANK") if v in os.environ]
+    if names:
+        raise LaunchError(
+            f"{' and '.join(f'{v}={os.environ[v]}' for v in names)} in the environment, without "
+            f"{_MEETING[0]}, which launchers set as well: to train on one process, `unset "
+            f"{' '.join(names)}`; on several, put `horovodrun -np N` or `python -m launch local "
+            "-n N --` before the command"
+        )
+
 
 def _first_set(variables: Tuple[str, ...], default: int) -> int:
     for variable in variables:
         if variable in os.environ:
-            return int(os.environ[variable])
+            try:
+                return int(os.environ[variable])
+            except ValueError:
+                raise LaunchError(
+                    f"{variable} is {show(os.environ[variable])}; it must be a whole number, as "
+                    f"launchers set it: `unset {variable}`"
+                ) from None
     return default
 
 

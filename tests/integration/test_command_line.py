@@ -257,6 +257,15 @@ def test_ranks_that_do_not_find_each_other_refuse_to_train(tmp_path: Path) -> No
     assert "`python -m launch local -n 2 --`" in done.err
 
 
+def test_variables_that_no_launcher_set_are_named_at_once(tmp_path: Path) -> None:
+    """Left in a shell, say: Gloo would wait half a minute for the other rank."""
+    command = trainer("train", *SMALL, f"output={tmp_path}/runs")
+    done = run(["env", "HOROVOD_SIZE=2", *command])
+    assert done.code == 2 and len(done.err.splitlines()) == 1, done.err
+    assert done.err.startswith("error: HOROVOD_SIZE=2 in the environment, without ")
+    assert "`unset HOROVOD_SIZE`" in done.err and not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     "model",
     [

@@ -27,7 +27,7 @@ from launch import __main__ as launch_entry
 from launch import job_script, local
 from launch.job import Outcome
 from trainer import __main__ as entry
-from trainer import checkpoint, fashion_mnist, params_file, resume
+from trainer import checkpoint, fashion_mnist, launched, params_file, resume
 from trainer.config import Config, ConfigError, Optimizer, as_yaml, load, to_dict
 from trainer.monitor import Monitor
 from trainer.optim import make_trainer
@@ -320,6 +320,47 @@ def test_any_command_line(tmp_path_factory, monkeypatch, capsys, command, rest):
         assert error.startswith("error: ") and error.endswith("\n")
         assert len(error.splitlines()) == 1 and len(error) > 10
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"HOROVOD_SIZE": "2"}, "HOROVOD_SIZE=2 in the environment"),
+        ({"HOROVOD_RANK": "1"}, "HOROVOD_RANK=1 in the environment"),
+        ({"HOROVOD_SIZE": "2", "HOROVOD_RANK": "1"}, "`unset HOROVOD_SIZE HOROVOD_RANK`"),
+        ({"HOROVOD_SIZE": "two"}, "HOROVOD_SIZE is 'two'; it must be a whole number"),
+        ({"HOROVOD_RANK": ""}, "`unset HOROVOD_RANK`"),
+    ],
+)
+def test_variables_that_no_launcher_set_are_told_whatever_rank_they_name(
+    monkeypatch, capsys, variables, words
+):
+    def leave(code: int) -> None:
+        raise EndError(code)
+
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(entry, "_exit", leave)
+    monkeypatch.setattr("sys.argv", ["trainer", "export", "nowhere", "--output", "nowhere"])
+    with pytest.raises(EndError, match=str(entry.USER_ERROR)):
+        entry.run()
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and words in one_line(error.rstrip("\n"))
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"HOROVOD_SIZE": "1", "HOROVOD_RANK": "0"},
+        {"HOROVOD_SIZE": "2", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1"},
+        {"HOROVOD_SIZE": "2", "PMI_SIZE": "2"},
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"},
+    ],
+)
+def test_what_launchers_set_is_left_alone(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    launched.check()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
