@@ -2,13 +2,17 @@
 
 tensorboardX opens what begins with a registered prefix through our factory; given the plain path
 it would raise in the middle of a record, end the run, and leave a file that no reader can finish.
+Nor does it need /dev/shm here, where its own queue between threads has a semaphore.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 from pathlib import Path
+from types import SimpleNamespace
 
+from tensorboardX import event_file_writer
 from tensorboardX.record_writer import register_writer_factory
 
 from .console import warn
@@ -19,7 +23,15 @@ _PREFIX = "waiting"
 def address(folder: Path) -> str:
     """What to give tensorboardX as the folder of its event files."""
     register_writer_factory(_PREFIX, _Factory())
+    event_file_writer.multiprocessing = SimpleNamespace(Queue=_Queue)
     return f"{_PREFIX}:{folder}"
+
+
+class _Queue(queue.Queue):
+    """In place of multiprocessing's, which fails where /dev/shm is full or read-only."""
+
+    def close(self) -> None:
+        """As that one has it."""
 
 
 class _Factory:

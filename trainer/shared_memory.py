@@ -154,6 +154,6 @@ def connect(
     sum_over_ranks(np.zeros(1))  # from here on all have opened the file
     met = shared is not None and shared.all_entered()
     everyone_met = sum_over_ranks(np.array([met], np.float64))[0] == size
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):  # another was first, or there is none to remove
         os.unlink(path)
     return shared if everyone_met else None

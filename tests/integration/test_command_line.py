@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Iterator, List
@@ -264,6 +265,17 @@ def test_variables_that_no_launcher_set_are_named_at_once(tmp_path: Path) -> Non
     assert done.code == 2 and len(done.err.splitlines()) == 1, done.err
     assert done.err.startswith("error: HOROVOD_SIZE=2 in the environment, without ")
     assert "`unset HOROVOD_SIZE`" in done.err and not (tmp_path / "runs").exists()
+
+
+def test_ranks_train_where_dev_shm_cannot_be_written(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a file system")
+    settings = [*SMALL, "train.max_steps=2", f"output={tmp_path}"]
+    read_only = 'mount -t tmpfs -o ro tmpfs /dev/shm && exec "$@"'
+    ranks = [sys.executable, "-m", "launch", "local", "-n", "2", "--quiet", "--"]
+    train = trainer("train", *settings)
+    done = run(["unshare", "--mount", "bash", "-c", read_only, "bash", *ranks, *train])
+    assert done.code == 0 and "(500 images)" in done.out, done.out + done.err
 
 
 @pytest.mark.parametrize(
