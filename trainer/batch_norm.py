@@ -32,6 +32,7 @@ __all__ = [
     "forget_graphs",
     "merge_running_statistics",
     "revert_sync_batch_norm",
+    "running_statistics",
 ]
 
 _PlainBatchNorm = (
@@ -191,6 +192,14 @@ def forget_graphs(net: gluon.Block) -> None:
     net.apply(
         lambda block: block._clear_cached_op() if isinstance(block, gluon.HybridBlock) else None
     )
+
+
+def running_statistics(net: gluon.Block) -> List[gluon.Parameter]:
+    """The parameters that follow the data: which Gluon marks as not differentiable.
+
+    Frozen weights (``grad_req`` null) are not among them: they are the same on every rank.
+    """
+    return [p for p in net.collect_params().values() if not p._differentiable]
 
 
 def merge_running_statistics(net: gluon.Block, count: int) -> None:

@@ -25,7 +25,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from . import optimizer_state, params_file
+from . import batch_norm, optimizer_state, params_file
 from .settings import UserError, show
 
 PARAMETERS, OPTIMIZER, STATE, MANIFEST = (
@@ -161,7 +161,7 @@ def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Dict[str, A
     arrays.pop(_NOTHING, None)
     statistics = arrays.pop(_STATISTICS, None)
     state["statistics"] = None if statistics is None else statistics.asnumpy()
-    running = [p for p in net.collect_params().values() if p.grad_req == "null"]
+    running = batch_norm.running_statistics(net)
     if statistics is not None and statistics.shape[1:] != (sum(p.data().size for p in running),):
         raise CheckpointError(f"{path}: its running statistics do not fit this net")
     try:

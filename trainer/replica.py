@@ -121,12 +121,13 @@ def as_one_model(net: gluon.Block, config: Config) -> Iterator[None]:
 
     So what is evaluated and saved is one model, and how often it is does not change the run.
     """
-    own = [p.data().asnumpy() for p in _running(net)]
+    running = batch_norm.running_statistics(net)
+    own = [p.data().asnumpy() for p in running]
     merge_running_statistics(net, config)
     try:
         yield
     finally:
-        for parameter, values in zip(_running(net), own):
+        for parameter, values in zip(running, own):
             parameter.set_data(mx.nd.array(values, dtype=values.dtype))
 
 
@@ -136,7 +137,7 @@ def gather_statistics(net: gluon.Block, config: Config) -> Optional[np.ndarray]:
     Collective. What a run has to remember beside the merged ones to go on exactly. A net without
     any (without batch norm) has none to remember.
     """
-    own = [p.data().asnumpy().ravel() for p in _running(net)]
+    own = [p.data().asnumpy().ravel() for p in batch_norm.running_statistics(net)]
     if config.batch_norm == "sync" or dist.world_size() == 1 or not own:
         return None
     return np.stack(dist.gather_objects(np.concatenate(own)))
@@ -153,7 +154,7 @@ def drift(net: gluon.Block, statistics: np.ndarray) -> Dict[str, float]:
     """
     own: Dict[str, np.ndarray] = {}
     start = 0
-    for parameter in _running(net):
+    for parameter in batch_norm.running_statistics(net):
         stop = start + int(np.prod(parameter.shape))
         own[parameter.name] = statistics[:, start:stop].astype(np.float64)
         start = stop
@@ -175,16 +176,11 @@ def take_statistics(net: gluon.Block, statistics: Optional[np.ndarray]) -> None:
     if statistics is None or len(statistics) != dist.world_size():
         return
     start = 0
-    for parameter in _running(net):
+    for parameter in batch_norm.running_statistics(net):
         stop = start + int(np.prod(parameter.shape))
         values = statistics[dist.rank(), start:stop].reshape(parameter.shape)
         parameter.set_data(mx.nd.array(values, dtype=parameter.dtype))
         start = stop
-
-
-def _running(net: gluon.Block) -> List[gluon.Parameter]:
-    """The parameters that no gradient moves: running statistics."""
-    return [p for p in net.collect_params().values() if p.grad_req == "null"]
 
 
 def _refuse_symbols(block: gluon.Block) -> None:

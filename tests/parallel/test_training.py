@@ -179,6 +179,15 @@ def test_a_net_without_batch_norm_can_be_saved(tmp_path: Path) -> None:
     assert checkpoint.restore(path, net, trainer)["statistics"] is None
 
 
+def test_weights_that_are_frozen_are_not_gathered() -> None:
+    net = nn.HybridSequential()
+    net.add(nn.Dense(100, in_units=50), nn.BatchNorm(in_channels=100))
+    net[0].collect_params().setattr("grad_req", "null")
+    net.initialize()
+    statistics = replica.gather_statistics(net, config.Config(batch_norm="local"))
+    assert statistics.shape == (dist.world_size(), 2 * 100)
+
+
 def test_ranks_with_sets_of_their_own_are_refused_on_every_rank() -> None:
     images, labels = _set()
     feed.check_alike((images, labels), (images, labels))
