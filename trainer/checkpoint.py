@@ -163,7 +163,10 @@ def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Dict[str, A
     state["statistics"] = None if statistics is None else statistics.asnumpy()
     running = batch_norm.running_statistics(net)
     if statistics is not None and statistics.shape[1:] != (sum(p.data().size for p in running),):
-        raise CheckpointError(f"{path}: its running statistics do not fit this net")
+        raise CheckpointError(
+            f"{path}: its running statistics do not fit this net; give the run another name=..., "
+            "or start it anew with --resume none"
+        )
     try:
         optimizer_state.write(net, trainer, arrays, state.pop("optimizer"))
     except ValueError as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import mxnet as mx
+import numpy as np
 import pytest
 import yaml
 from hypothesis import example, given, settings
@@ -183,6 +184,15 @@ def test_any_value_in_a_state_under_right_sums(run, newest, data, value):
         use(run, newest)
     finally:
         (newest / checkpoint.STATE).write_text(text)
+
+
+def test_statistics_of_another_net_are_told_with_the_way_out(run, tmp_path):
+    """Such as those of a run with frozen weights, which once were among them."""
+    content = checkpoint.snapshot(run.net, run.trainer, {**STATE, "step": 1}, np.zeros((2, 99)))
+    path = checkpoint.write(tmp_path, content, keep=1)
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        checkpoint.restore(path, run.net, run.trainer)
+    assert "anew with --resume none" in one_line(error.value)
 
 
 def test_file_that_would_end_the_process_is_refused(run, newest):
