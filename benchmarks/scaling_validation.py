@@ -23,10 +23,12 @@ from typing import Any, Dict, List, Sequence
 from benchmarks import report
 from benchmarks.scaling_model import Cluster, Horovod, Layer, Link, compute, scaled, step
 from benchmarks.scaling_rank import LARGE, WAYS
-from tests.integration.hosts import Hosts, why_not
+from tests.integration.hosts import Hosts, slurm_variables, why_not
 
 RATES = {"none": None, "10gbit": 10e9, "1gbit": 1e9, "100mbit": 100e6}  # bits a second
 ROUNDS = {"none": 3, "10gbit": 3, "1gbit": 2, "100mbit": 1}
+# trainer/dist.py disables fusion for the sake of fixed groups; single gradients are to be fused.
+SETTINGS = {"OMP_NUM_THREADS": "1", "HOROVOD_DISABLE_GROUP_FUSION": "0"}
 SECONDS = 340
 NEAR = 0.2  # a prediction's error
 NAME = "scaling_validation"
@@ -43,31 +45,13 @@ def measure(ranks: int, rate: str, rounds: int, folder: Path) -> Dict[str, Any]:
         command += ["benchmarks.scaling_rank", str(result), f"--rounds={rounds}"]
         command += ["--probe"] if rate == "none" else []
         running = [
-            hosts.start(name, command, slurm_variables(number, ranks))
+            hosts.start(name, command, {**slurm_variables(number, ranks), **SETTINGS})
             for number, name in enumerate(hosts.names)
         ]
         said = [process.communicate(timeout=SECONDS)[0] for process in running]
     if not result.exists():
         raise SystemExit(f"{rate}, {ranks} ranks failed:\n" + "\n".join(said))
     return dict(json.loads(result.read_text()))
-
-
-def slurm_variables(number: int, ranks: int) -> Dict[str, str]:
-    """What Slurm would tell task ``number`` of as many nodes, and settings of the measurement."""
-    return {
-        "SLURM_JOB_ID": "1",
-        "SLURM_STEP_ID": "0",
-        "SLURM_PROCID": str(number),
-        "SLURM_LOCALID": "0",
-        "SLURM_NODEID": str(number),
-        "SLURM_STEP_NUM_TASKS": str(ranks),
-        "SLURM_STEP_TASKS_PER_NODE": f"1(x{ranks})",
-        "SLURM_STEP_NODELIST": f"h[1-{ranks}]",
-        "SLURM_CPUS_PER_TASK": "1",
-        "OMP_NUM_THREADS": "1",
-        # trainer/dist.py sets it for the sake of fixed groups; single gradients are not fused then.
-        "HOROVOD_DISABLE_GROUP_FUSION": "0",
-    }
 
 
 def predictions(found: Dict[str, Any], probe: Dict[str, float], rate: str, ranks: int) -> Any:

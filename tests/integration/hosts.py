@@ -33,6 +33,21 @@ def why_not() -> Optional[str]:
     return None
 
 
+def slurm_variables(number: int, count: int) -> Dict[str, str]:
+    """What Slurm tells the task of host ``number`` (from 0) of ``count`` with a task each."""
+    return {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": str(number),
+        "SLURM_STEP_NUM_TASKS": str(count),
+        "SLURM_STEP_TASKS_PER_NODE": f"1(x{count})",
+        "SLURM_STEP_NODELIST": f"h[1-{count}]",
+        "SLURM_CPUS_PER_TASK": "1",
+    }
+
+
 def ip(*arguments: str, namespace: Optional[str] = None) -> None:
     """The `ip` command, in a namespace."""
     where = ["-n", namespace] if namespace else []

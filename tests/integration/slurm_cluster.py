@@ -12,11 +12,12 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Callable, Dict, List, Optional
 
 import psutil
+
+from tests.waiting import wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 NODES = ("node1", "node2")
@@ -224,10 +225,9 @@ class SlurmCluster:
 
         self._wait_for("two idle nodes", idle)
 
-    def _wait_for(self, what: str, ready, seconds: float = 20) -> None:
-        deadline = time.monotonic() + seconds
-        while not ready():
-            if time.monotonic() > deadline:
-                logs = "\n".join(p.read_text()[-1000:] for p in sorted(self.root.glob("*.out")))
-                raise RuntimeError(f"no {what} within {seconds} s:\n{logs}")
-            time.sleep(0.1)
+    def _wait_for(self, what: str, ready: Callable[[], bool]) -> None:
+        def otherwise() -> str:
+            logs = "\n".join(p.read_text()[-1000:] for p in sorted(self.root.glob("*.out")))
+            return f"no {what}:\n{logs}"
+
+        wait_until(ready, otherwise)

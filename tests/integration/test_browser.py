@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Iterator, List, Sequence
 
@@ -11,6 +10,7 @@ import pytest
 from PIL import Image
 
 from docs import screenshots
+from tests.waiting import wait_until
 from trainer import config, model
 
 from .board import Browser, TensorBoard, chromium, missing_packages
@@ -70,14 +70,11 @@ def test_the_runs_sort_by_their_final_accuracy(board: TensorBoard, browser: Brow
     assert browser.errors() == []
 
 
-def _wait_for_rows(browser: Browser, order: List[str], seconds: float = 20) -> None:
-    until = time.monotonic() + seconds
-    while True:
-        rows = [text for text in browser.texts("vaadin-grid-cell-content") if text in order]
-        if rows == order:
-            return
-        assert time.monotonic() < until, f"{rows} instead of {order}"
-        time.sleep(0.2)
+def _wait_for_rows(browser: Browser, order: List[str]) -> None:
+    def rows() -> List[str]:
+        return [text for text in browser.texts("vaadin-grid-cell-content") if text in order]
+
+    wait_until(lambda: rows() == order, lambda: f"{rows()} instead of {order}")
 
 
 @pytest.mark.parametrize("picture", screenshots.PICTURES, ids=lambda picture: picture.file)

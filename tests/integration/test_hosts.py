@@ -13,10 +13,11 @@ import mxnet as mx
 import numpy as np
 import pytest
 
+from tests.waiting import wait_until
 from trainer import checkpoint
 
 from .commands import SMALL
-from .hosts import Hosts, why_not
+from .hosts import Hosts, slurm_variables, why_not
 
 STANDIN = Path(__file__).with_name("standin.py")
 GLOO_TIMEOUT = 5
@@ -33,20 +34,9 @@ def hosts(tmp_path):
 
 def start(hosts, number, command, *options, **environment):
     """Starts the rank of host `number` (0, 1, 2)."""
-    slurm = {
-        "SLURM_JOB_ID": "1",
-        "SLURM_STEP_ID": "0",
-        "SLURM_PROCID": str(number),
-        "SLURM_LOCALID": "0",
-        "SLURM_NODEID": str(number),
-        "SLURM_STEP_NUM_TASKS": "3",
-        "SLURM_STEP_TASKS_PER_NODE": "1(x3)",
-        "SLURM_STEP_NODELIST": "h[1-3]",
-        "SLURM_CPUS_PER_TASK": "1",
-        "HOROVOD_GLOO_TIMEOUT_SECONDS": str(GLOO_TIMEOUT),
-    }
+    told = {**slurm_variables(number, 3), "HOROVOD_GLOO_TIMEOUT_SECONDS": str(GLOO_TIMEOUT)}
     rank = [sys.executable, "-m", "launch", "slurm-rank", *options, "--", *command]
-    return hosts.start(hosts.names[number], rank, {**slurm, **environment})
+    return hosts.start(hosts.names[number], rank, {**told, **environment})
 
 
 def start_all(hosts, command, *options, **environment):
@@ -75,10 +65,7 @@ def wait_for_steps(folder, count=1):
         return len(path.read_text().splitlines()) if path.exists() else 0
 
     goal = done() + count
-    deadline = time.monotonic() + 60
-    while done() < goal:
-        assert time.monotonic() < deadline, f"stands at step {done()}"
-        time.sleep(0.05)
+    wait_until(lambda: done() >= goal, lambda: f"stands at step {done()}")
 
 
 def test_three_hosts_train(hosts, tmp_path):

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import termios
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 STANDIN = Path(__file__).with_name("standin.py")
@@ -45,11 +46,8 @@ def python(code):
     ]
 
 
-def wait_for(path, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < deadline, f"no {path}"
-        time.sleep(0.05)
+def wait_for(path):
+    wait_until(path.exists, lambda: f"no {path}")
 
 
 def test_ranks_train_together_and_lines_carry_their_rank(tmp_path):

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Iterator
 
@@ -14,6 +13,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
+from tests.waiting import wait_until
 from trainer import checkpoint
 
 from .commands import ROOT, SMALL, curves, environment, read_until, run, start, trainer
@@ -72,14 +72,6 @@ def fill(disk: Path) -> Path:
     return filling
 
 
-def wait_for_checkpoint(folder: Path, seconds: float = 60) -> None:
-    """Return when the first is in its place: they are written while training goes on."""
-    deadline = time.monotonic() + seconds
-    while not checkpoint.listing(folder):
-        assert time.monotonic() < deadline, f"no checkpoint in {folder}"
-        time.sleep(0.02)
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 def test_a_full_disk_ends_no_run_and_costs_no_point_and_no_checkpoint(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
@@ -87,12 +79,14 @@ def test_a_full_disk_ends_no_run_and_costs_no_point_and_no_checkpoint(tmp_path: 
         process = start(trainer("train", *settings))
         try:
             read_until(process, "images/s")
-            wait_for_checkpoint(disk / "default" / "checkpoints")
+            # It is written while training goes on.
+            checkpoints = disk / "default" / "checkpoints"
+            wait_until(lambda: checkpoint.listing(checkpoints), lambda: "there is no checkpoint")
             filling = fill(disk)
             read_until(process, "points wait for room")
             said = read_until(process, "could not be written")
             assert "bytes are free there" in said
-            assert checkpoint.find_latest(disk / "default" / "checkpoints", pytest.fail)
+            assert checkpoint.find_latest(checkpoints, pytest.fail)
             filling.unlink()
             read_until(process, "test loss")
             process.send_signal(signal.SIGTERM)
@@ -100,7 +94,7 @@ def test_a_full_disk_ends_no_run_and_costs_no_point_and_no_checkpoint(tmp_path: 
         finally:
             process.kill()
         assert process.returncode == 85
-        path = checkpoint.find_latest(disk / "default" / "checkpoints", pytest.fail)
+        path = checkpoint.find_latest(checkpoints, pytest.fail)
         assert path is not None
         step = checkpoint.read_state(path)["step"]
         points = [point for point, _ in curves(disk / "default")["train/loss"]]
@@ -128,4 +122,4 @@ def test_a_full_disk_ends_no_run_and_costs_no_point_and_no_checkpoint(tmp_path: 
         assert done.code == 2 and "No space left on device" in done.err
         assert len(done.err.splitlines()) == 1
         assert (disk / "default" / "config.yaml").read_text() == before
-        assert checkpoint.find_latest(disk / "default" / "checkpoints", pytest.fail)
+        assert checkpoint.find_latest(checkpoints, pytest.fail)

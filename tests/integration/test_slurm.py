@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from unittest import mock
 
@@ -16,6 +15,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests import documented
+from tests.waiting import wait_until
 
 from .commands import SMALL
 from .slurm_cluster import SlurmCluster, why_not
@@ -68,29 +68,24 @@ class Job:
 
     def wait_for(self, pattern, seconds=90):
         """Waits until the log matches; the match."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            found = re.search(pattern, self.text(), re.M)
-            if found:
-                return found
-            time.sleep(0.1)
-        queue = self.cluster.run("squeue", "-o", "%i %j %T %r", check=False)
-        pytest.fail(f"no {pattern!r} in the log of job {self.id}:\n{self.text()}\n{queue}")
+
+        def otherwise():
+            queue = self.cluster.run("squeue", "-o", "%i %j %T %r", check=False)
+            return f"no {pattern!r} in the log of job {self.id}:\n{self.text()}\n{queue}"
+
+        return wait_until(lambda: re.search(pattern, self.text(), re.M), otherwise, seconds)
 
     def wait_for_step(self, steps=1):
         """Waits until so many more steps are done than now."""
-        before = len(self.losses())
-        deadline = time.monotonic() + 60
-        while len(self.losses()) < before + steps:
-            assert time.monotonic() < deadline, self.text()
-            time.sleep(0.05)
+        goal = len(self.losses()) + steps
+        wait_until(lambda: len(self.losses()) >= goal, self.text)
 
-    def wait_for_state(self, *states, seconds=60):
-        deadline = time.monotonic() + seconds
-        while self.cluster.state(self.id) not in states:
-            assert time.monotonic() < deadline, (self.cluster.state(self.id), self.text())
-            time.sleep(0.1)
-        return self.cluster.state(self.id)
+    def wait_for_state(self, state):
+        """Waits until Slurm says that the job is that."""
+        wait_until(
+            lambda: self.cluster.state(self.id) == state,
+            lambda: (self.cluster.state(self.id), self.text()),
+        )
 
     def losses(self):
         path = self.folder / "losses"
@@ -112,14 +107,15 @@ def said_by_tasks(shown):
 
 
 @pytest.mark.parametrize(
-    ("distribution", "options", "places"),
+    ("options", "places"),
     [
-        ("block, unequal", ["-N2", "-n3"], ["node1 0/2", "node1 1/2", "node2 0/1"]),
-        ("cyclic, unequal", ["-N2", "-n3", "-mcyclic"], ["node1 0/2", "node2 0/1", "node1 1/2"]),
-        ("one node", ["-N1", "-n2", "-wnode2"], ["node2 0/2", "node2 1/2"]),
+        (["-N2", "-n3"], ["node1 0/2", "node1 1/2", "node2 0/1"]),
+        (["-N2", "-n3", "-mcyclic"], ["node1 0/2", "node2 0/1", "node1 1/2"]),
+        (["-N1", "-n2", "-wnode2"], ["node2 0/2", "node2 1/2"]),
     ],
+    ids=["block, unequal", "cyclic, unequal", "one node"],
 )
-def test_srun_gives_each_task_its_rank(cluster, distribution, options, places):
+def test_srun_gives_each_task_its_rank(cluster, options, places):
     shown = cluster.run(
         "srun", *options, "--label", sys.executable, "-m", "launch", "slurm-rank", "--",
         "bash", "-c", SHOW_FACTS,
@@ -211,7 +207,7 @@ def test_two_jobs_share_a_node(cluster, tmp_path):
     jobs = [Job(cluster, tmp_path / name, 10, *options) for name in ("a", "b")]
     for job in jobs:
         job.wait_for("done: 165.0")
-        assert job.wait_for_state("COMPLETED")
+        job.wait_for_state("COMPLETED")
 
 
 def test_failing_rank_ends_the_job_and_is_named(cluster, tmp_path):
@@ -284,17 +280,11 @@ def test_the_documents_commands_train(cluster, tmp_path):
         assert process.returncode == 0, text
         log = re.search(r"^job (\d+) is submitted; its log: (.+)", text, re.M)
         if log:
-            _wait_for(
-                lambda path=Path(log[2]): path.exists() and "done: " in path.read_text(), log[2]
+            path = Path(log[2])
+            wait_until(
+                lambda path=path: path.exists() and "done: " in path.read_text(), path.read_text, 90
             )
         assert list((tmp_path / "runs" / f"run{number}").glob("checkpoints/step-00000003"))
-
-
-def _wait_for(is_so, log, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, Path(log).read_text()
-        time.sleep(0.1)
 
 
 # ---------------------------------------------------------------- warned, saved, requeued or not
@@ -324,7 +314,7 @@ def test_scancel_saves_and_does_not_requeue(cluster, jobs, tmp_path):
     job.wait_for_step(3)
     cluster.run("scancel", job.id)
     job.wait_for(rf"launch: job {job.id}: cancelled; saved; not requeued")
-    assert job.wait_for_state("CANCELLED") == "CANCELLED"
+    job.wait_for_state("CANCELLED")
     saved = int(job.wait_for(r"saved at step (\d+)")[1])
     assert job.losses() == uninterrupted(saved)
     assert cluster.field(job.id, "Restarts") == "0"
@@ -336,7 +326,7 @@ def test_requeues_are_capped(cluster, jobs):
     job.wait_for(r"from step [1-9]\d* with 2 ranks")
     cluster.run("scancel", "--signal=USR1", job.id)
     job.wait_for(r"not requeued, as it was 1 times already \(--max-requeues 1\)")
-    assert job.wait_for_state("FAILED") == "FAILED"
+    job.wait_for_state("FAILED")
     assert cluster.field(job.id, "ExitCode") == "85:0"
 
 
@@ -415,7 +405,7 @@ def test_killed_rank_ends_the_job_and_is_named(cluster, tmp_path):
     job.wait_for_step(3)
     cluster.rank_process(job.id, 1).kill()
     job.wait_for("launch: rank 1 on node2: Killed", seconds=30)
-    assert job.wait_for_state("FAILED") == "FAILED"
+    job.wait_for_state("FAILED")
 
 
 def test_dead_node_ends_the_job_and_is_named(cluster, tmp_path):

@@ -2,11 +2,11 @@
 
 import socket
 import threading
-import time
 
 import pytest
 
 from launch.rendezvous import CHECK_IN, Endpoint, Rendezvous, ranks_text
+from tests.waiting import wait_until
 
 
 class Store(Rendezvous):
@@ -95,9 +95,7 @@ def test_a_rank_that_never_comes_is_named_to_all():
         thread.join()
     words = "2 of 4 ranks checked in within 2 s; missing: ranks 1, 2"
     assert [answers for _, answers in waiting] == [[(408, words.encode())]] * 2
-    while not store.said:
-        time.sleep(0.01)
-    assert store.said == [words]
+    assert wait_until(lambda: store.said, lambda: "nothing was said") == [words]
     store.close()
 
 

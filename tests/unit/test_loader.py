@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.waiting import wait_until
 from trainer import sharding
 from trainer.config import Data
 from trainer.loader import EvalLoader, TrainLoader, Transform, prefetched
@@ -294,14 +295,6 @@ def test_evaluation_can_be_repeated():
 # ---------------------------------------------------------------- the background thread
 
 
-def wait_until(condition, seconds=10.0):
-    """A generous limit on what must happen soon; nothing depends on how soon."""
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
-    return condition()
-
-
 def test_everything_comes_in_order_and_the_thread_ends():
     assert list(prefetched(iter(range(50)), 3)) == list(range(50))
     assert not prefetch_threads()
@@ -321,9 +314,10 @@ def test_no_more_is_made_ahead_than_asked_for(depth):
     for taken in range(1, 4):
         next(batches)
         # The thread fills the queue and then holds one more that does not fit.
-        assert wait_until(lambda most=taken + depth + 1: len(made) == most)
+        most = taken + depth + 1
+        wait_until(lambda most=most: len(made) >= most, lambda: made)
         time.sleep(0.05)
-        assert len(made) == taken + depth + 1
+        assert len(made) == most
     batches.close()
     assert not prefetch_threads()
 
@@ -356,7 +350,7 @@ def test_leaving_early_stops_the_thread():
 
     for _ in prefetched(forever(), 2):
         break
-    assert wait_until(lambda: not prefetch_threads())
+    wait_until(lambda: not prefetch_threads(), prefetch_threads)
 
     batches = train_loader(BUSY).from_step(0, 10**9)
     next(batches)
@@ -369,7 +363,7 @@ def test_error_in_the_loop_stops_the_thread():
     with pytest.raises(KeyError):
         for _ in prefetched(iter(range(10**6)), 2):
             raise KeyError
-    assert wait_until(lambda: not prefetch_threads())
+    wait_until(lambda: not prefetch_threads(), prefetch_threads)
 
 
 def test_nothing_starts_before_the_first_batch_is_asked_for():

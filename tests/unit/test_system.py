@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
+from tests.waiting import wait_until
 from trainer.system import System, gpu_figures
 
 
@@ -38,10 +37,8 @@ def test_a_reading_does_not_wait_for_nvidia_smi(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     system = System()
     assert "gpu0_percent" not in system.read(), "asked, not waited for"
-    while not asked.exists():
-        time.sleep(0.01)
-    figures = system.read()
-    while "gpu0_percent" not in figures:  # the process has answered, and is about to end
-        figures = system.read()
-    assert figures["gpu0_percent"] == 55
+    wait_until(asked.exists, lambda: "nvidia-smi was not asked")
+    # The process has answered, and is about to end.
+    percent = wait_until(lambda: system.read().get("gpu0_percent"), lambda: "its answer is lost")
+    assert percent == 55
     system.close()
