@@ -86,12 +86,14 @@ def _plain_step(net: gluon.Block, trainer: gluon.Trainer, batch: Batch) -> float
     return float(loss.mean().asscalar())
 
 
-def _agree(settings: config.Config, rtol: float = 1e-5) -> None:
+def _agree(settings: config.Config, rtol: float = 1e-5) -> float:
+    """The largest difference of a weight from one process's, if all are that close."""
     weights, losses = _train(settings, dist.rank(), dist.world_size())
     expected, expected_losses = _train(settings, 0, 1)
     np.testing.assert_allclose(losses, expected_losses, rtol=rtol)
-    for ours, theirs in zip(weights, expected):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=rtol)
+    difference = np.max([np.abs(ours - theirs).max() for ours, theirs in zip(weights, expected)])
+    assert difference < rtol
+    return difference
 
 
 def test_ranks_visit_each_sample_exactly_once_an_epoch() -> None:
@@ -135,9 +137,9 @@ def test_accumulation_does_not_change_the_step() -> None:
     _agree(config.from_dict({**SETTINGS, "optimizer": optimizer}))
 
 
-def test_fp16_on_the_wire_stays_close() -> None:
+def test_fp16_on_the_wire_is_seen_and_stays_close() -> None:
     optimizer = {**SETTINGS["optimizer"], "fp16_allreduce": True}
-    _agree(config.from_dict({**SETTINGS, "optimizer": optimizer}), rtol=5e-3)
+    assert _agree(config.from_dict({**SETTINGS, "optimizer": optimizer}), rtol=5e-3) > 1e-5
 
 
 class _OneWayOrAnother(gluon.Block):
