@@ -2,7 +2,7 @@
 #
 #   make train    train on Fashion-MNIST: CONFIG, RANKS, and overrides in ARGS ("optimizer.lr=0.1")
 #   make test     every test, two files at a time; ARGS go to pytest ("-k sharding", "-n 0")
-#   make chaos    50 runs in which ranks die, disks fill and links break (TRIALS, SEED; as root)
+#   make chaos    52 runs in which ranks die, disks fill and links break (TRIALS, SEED; as root)
 #   make lint     ruff and mypy
 #   make bench    speed beside other ways, with figures for the docs; TORCH=1 installs PyTorch for it
 #   make setup    set up alone; GPU=1 for machines with NVIDIA GPUs

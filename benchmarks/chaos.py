@@ -71,8 +71,9 @@ def with_table(page: str, results: Dict[str, Any]) -> str:
             figures["largest difference of a weight"],
         ),
     ]
+    gpu = "no GPU" if machine["gpu"] == "none" else machine["gpu"]
     where = (
-        f"`{results['command']}` on {machine['cores']} cores, {machine['cpu']}, no GPU, "
+        f"`{results['command']}` on {machine['cores']} cores, {machine['cpu']}, {gpu}, "
         f"{results['date']}; the load was {machine['load before']} before.\n"
     )
     table = report.table(["", ""], rows)

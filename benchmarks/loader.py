@@ -43,7 +43,7 @@ def ours(images: np.ndarray, labels: np.ndarray, settings: Data) -> Iterable[Any
 
 def gluons(images: np.ndarray, labels: np.ndarray, size: int, workers: int) -> Iterable[Any]:
     """Gluon's batches, transformed as its own examples do it."""
-    steps = [transforms.ToTensor(), transforms.Normalize(0.2860, 0.3530)]
+    steps = [transforms.ToTensor(), transforms.Normalize(Data().mean, Data().std)]
     if size == 28:
         images = np.pad(images, ((0, 0), (2, 2), (2, 2)))  # once, as ours is
         steps = [RandomCrop(), transforms.RandomFlipLeftRight(), *steps]

@@ -6,6 +6,8 @@ import datetime
 import json
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
@@ -23,12 +25,21 @@ def machine() -> Dict[str, Any]:
     return {
         "cpu": models[0] if models else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
-        "gpu": "none",
+        "gpu": _gpus(),
         "load before": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "mxnet": mxnet.__version__,
         "numpy": numpy.__version__,
     }
+
+
+def _gpus() -> str:
+    """Their names as the driver has them; "none" without one."""
+    if shutil.which("nvidia-smi") is None:
+        return "none"
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    named = subprocess.run(query, stdout=subprocess.PIPE, text=True)
+    return ", ".join(named.stdout.splitlines()) if named.returncode == 0 else "none"
 
 
 def write(name: str, figures: Any, before: Dict[str, Any]) -> Path:

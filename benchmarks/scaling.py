@@ -111,10 +111,11 @@ def main() -> None:
     ]
     print(report.table(("GPUs", *map(str, SHOWN)), rows))
     on_256 = {s.title: s.speed(layers, 256) for s in SCENARIOS[:2]}
+    published = PUBLISHED[256]
     for title, speed in on_256.items():
-        error = speed / PUBLISHED[256] - 1
-        print(f"256 GPUs, {title}: {speed:,.0f} images/s, published 89,858: {100 * error:+.1f} %")
-    plot(efficiencies, PUBLISHED[256] / 256 / alone)
+        told = f"{speed:,.0f} images/s, published {published:,.0f}"
+        print(f"256 GPUs, {title}: {told}: {100 * (speed / published - 1):+.1f} %")
+    plot(efficiencies, published / 256 / alone)
     figures = {
         "alone": alone,
         "gpus": GPUS,
