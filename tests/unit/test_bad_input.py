@@ -26,6 +26,7 @@ from mxnet.gluon import nn
 
 from launch import __main__ as launch_entry
 from launch import job_script, local
+from launch.blame import tells_no_cause
 from launch.job import Outcome
 from trainer import __main__ as entry
 from trainer import checkpoint, fashion_mnist, launched, params_file, resume
@@ -373,27 +374,43 @@ def test_what_launchers_set_is_left_alone(monkeypatch, variables):
     launched.check()
 
 
+@pytest.fixture
+def said_of(monkeypatch, capsys):
+    """What a rank says, and that it exits with 1, when training raises an error."""
+
+    def run(error: Exception, rank: int) -> str:
+        def leave(code: int) -> None:
+            raise EndError(code)
+
+        def train(**options: object) -> None:
+            raise error
+
+        monkeypatch.setenv("HOROVOD_RANK", str(rank))
+        monkeypatch.setattr(entry, "_exit", leave)
+        monkeypatch.setattr(entry.commands_run.train, "callback", train)
+        monkeypatch.setattr("sys.argv", ["trainer", "train"])
+        with pytest.raises(EndError) as end:
+            entry.run()
+        assert end.value.args == (1,)
+        return capsys.readouterr().err
+
+    return run
+
+
 @pytest.mark.parametrize("rank", [0, 1])
-def test_an_error_that_is_no_users_fault_is_told_with_its_place_on_any_rank(
-    monkeypatch, capsys, rank
-):
+def test_an_error_that_is_no_users_fault_is_told_with_its_place_on_any_rank(said_of, rank):
     """Such as a ValueError from NumPy, or from the user's own net, in the middle of a run."""
-
-    def leave(code: int) -> None:
-        raise EndError(code)
-
-    def train(**options: object) -> None:
-        raise ValueError("operands could not be broadcast together")
-
-    monkeypatch.setenv("HOROVOD_RANK", str(rank))
-    monkeypatch.setattr(entry, "_exit", leave)
-    monkeypatch.setattr(entry.commands_run.train, "callback", train)
-    monkeypatch.setattr("sys.argv", ["trainer", "train"])
-    with pytest.raises(EndError, match="1"):
-        entry.run()
-    error = capsys.readouterr().err
+    error = said_of(ValueError("operands could not be broadcast together"), rank)
     assert "Traceback" in error and "test_bad_input.py" in error
     assert f"rank {rank} on" in error and "operands could not" in error
+
+
+@pytest.mark.parametrize("words", entry._OF_A_LOST_RANK)
+def test_a_rank_that_lost_another_says_so_in_words_that_the_launcher_knows(said_of, words):
+    """Or it would be named for the cause: see launch/blame.py."""
+    error = said_of(RuntimeError(f"...: {words}"), 1)
+    assert len(error.splitlines()) == 1 and "rank 1 on" in error
+    assert tells_no_cause(True, error.splitlines()) and tells_no_cause(True, [words])
 
 
 # ---------------------------------------------------------------- the run's folder

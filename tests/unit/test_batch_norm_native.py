@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from mxnet import autograd, nd
 
+from launch.blame import tells_no_cause
 from trainer import batch_norm_native, batch_norm_op
 from trainer.batch_norm_native import operator_type
 from trainer.batch_norm_op import RankSum, empty_batch
@@ -87,17 +88,28 @@ def test_same_numbers_as_in_python(
     )
     assert own[3].any()
     for a, b in zip(own, other):
-        assert a.dtype == b.dtype
+        assert a.dtype == b.dtype and np.isfinite(a).all()
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-def test_an_empty_batch_counts_for_nothing() -> None:
+def test_an_empty_batch_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the sums over ranks, of moments and of gradients, nor in its own gradient."""
     arguments: Any = ((4, 3, 5), 1, "float64", True, "write")
+    summed: List[np.ndarray] = []
+
+    def noted(self: RankSum, values: np.ndarray) -> np.ndarray:
+        summed.append(values.copy())
+        return add_a_peer(self, values)
+
+    monkeypatch.setattr(RankSum, "_allreduce", noted)
     for op_type in (native(), batch_norm_op.OP_TYPE):
         with empty_batch():
             gradient_of_x = outputs_and_gradients(op_type, *arguments)[3]
-        assert not gradient_of_x.any()
+        assert not gradient_of_x.any() and len(summed) == 2
+        assert not any(values.any() for values in summed)
         assert outputs_and_gradients(op_type, *arguments)[3].any()
+        assert all(values.any() for values in summed[2:])
+        summed.clear()
 
 
 def test_the_environment_and_the_device_choose(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +182,7 @@ def wait_for_ever(path: str, entered: Any) -> None:
 def test_a_dead_peer_is_noticed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     context = multiprocessing.get_context("spawn")
     entered, path = context.Event(), str(tmp_path / "sum")
-    peer = context.Process(target=wait_for_ever, args=(path, entered))
+    peer = context.Process(target=wait_for_ever, args=(path, entered), daemon=True)
     peer.start()
     assert entered.wait(60)
     native()
@@ -182,5 +194,7 @@ def test_a_dead_peer_is_noticed(tmp_path: Path, capfd: pytest.CaptureFixture[str
     arguments = {"rank_sum": rank_sum.serial, "axis": 1, "epsilon": 1e-5, "scale": True}
     with pytest.raises(mx.MXNetError), autograd.train_mode():
         nd.Custom(nd.ones((2, 3)), *[vector] * 4, op_type=native(), **arguments)[0].asnumpy()
-    assert "process 1 of 2 on this node ended before its turn" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "process 1 of 2 on this node ended before its turn" in said
+    assert tells_no_cause(True, said.splitlines()), "the launcher names the one that died"
     peer.join()

@@ -5,9 +5,11 @@ import queue
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from launch import elastic_rank
 from launch.__main__ import main
 from launch.discovery import Discovery
 from launch.elastic import Elastic, visible_devices
@@ -84,9 +86,11 @@ def test_slots_follow_the_command_that_counts_them(tmp_path, capsys):
     assert elastic.next_slots(Outcome(85, outdated=True), Events()) == [0, 1, 2, 3]
     count.write_text("broken")
     assert not outdated_after_an_answer(elastic, asked)
+    assert elastic.next_slots(KILLED, Events()) == [0, 1, 2, 3]
     said = capsys.readouterr().err
     assert "the number of slots has changed; going on with 4 ranks\n" in said
     assert "printed 'broken' and ended with exit code 0" in said and "it stays at 9" in said
+    assert said.endswith("going on with 4 ranks (restart 1 of 1)\n"), "the change was none"
 
 
 def outdated_after_an_answer(elastic, asked):
@@ -104,7 +108,7 @@ def outdated_after_an_answer(elastic, asked):
     return outdated
 
 
-def test_too_few_slots_are_waited_for_until_a_signal_comes(tmp_path):
+def test_too_few_slots_are_waited_for_until_a_signal_comes():
     elastic = Elastic(1, 1, discovery=Discovery("echo 0", 60.0), max_restarts=1, patience=600)
     events = Events()
     events.put(signal.SIGINT)
@@ -112,6 +116,13 @@ def test_too_few_slots_are_waited_for_until_a_signal_comes(tmp_path):
         elastic.first_slots(events)
     with pytest.raises(queue.Empty):
         events.get_nowait()
+
+
+def test_too_few_slots_are_waited_for_until_there_are_enough(tmp_path):
+    one_more_each_time = f"cd {tmp_path}; echo >> asked; wc -l < asked"
+    discovery = Discovery(one_more_each_time, 0.01)
+    elastic = Elastic(3, 1, discovery=discovery, max_restarts=1, patience=60)
+    assert elastic.first_slots(Events()) == [0, 1, 2]
 
 
 def test_a_lost_gpu_is_not_used_again(monkeypatch):
@@ -138,6 +149,25 @@ def test_wrong_use_is_one_line_before_anything_is_started(capsys, options, words
     assert main(["local", *options, "--", "false"]) == 2
     said = capsys.readouterr().err
     assert words in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("outcome", "lost_a_peer", "goes_on"),
+    [
+        (KILLED, False, False),
+        (KILLED, True, True),
+        (Outcome(85), False, True),
+        (Outcome(143, outdated=True), False, True),
+        (Outcome(0), False, False),
+        (Outcome(2, KILLED.failure), True, False),
+        (Outcome(130, told_to_end=True), True, False),
+    ],
+)
+def test_under_elastic_horovodrun_a_rank_comes_again_unless_its_end_was_its_own(
+    outcome, lost_a_peer, goes_on
+):
+    child = SimpleNamespace(rank=1, tells_no_cause=lambda: lost_a_peer)
+    assert elastic_rank._goes_on(outcome, child) is goes_on
 
 
 def test_outside_of_elastic_horovodrun_elastic_rank_says_what_it_is_for(monkeypatch, capsys):
