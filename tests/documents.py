@@ -37,7 +37,7 @@ class Block(NamedTuple):
 
 
 def blocks(document: Path) -> List[Block]:
-    """The code of a document, in its order."""
+    """The code of a document: its fenced blocks, then its indented ones."""
     text = document.read_text(encoding="utf-8")
     found = [Block(*match.groups()) for match in _FENCED.finditer(text)]
     rest = _FENCED.sub("", text)

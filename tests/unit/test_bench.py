@@ -1,3 +1,7 @@
+"""`trainer bench`: what it measures in turn, its clock, and how figures are told."""
+
+from __future__ import annotations
+
 import dataclasses
 import json
 

@@ -13,10 +13,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trainer.config import (
+    Checkpoint,
     Config,
     ConfigError,
     Data,
+    Evaluate,
     Model,
+    Monitor,
     Optimizer,
     Schedule,
     Train,
@@ -271,6 +274,17 @@ def test_preset_loads(path):
 # ---------------------------------------------------------------- round trips
 
 
+def flat(values: dict, prefix: str = "") -> dict:
+    """A nested config by the dotted names of its settings."""
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and key != "arguments":
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            found[prefix + key] = value
+    return found
+
+
 def test_round_trip_of_a_config_that_sets_everything():
     config = Config(
         seed=3,
@@ -281,10 +295,29 @@ def test_round_trip_of_a_config_that_sets_everything():
         calibrate_samples=5,
         data=Data("idx", "f", 96, 2, True, 0.25, 0.1, 0.2, 9),
         model=Model("a.b:c", {"x": [1, {"y": None}], "z": "w"}, False),
-        optimizer=Optimizer("adam", arguments={"beta1": 0.8}, clip_norm=2.0, accumulate=3),
-        schedule=Schedule("step", 0.5, (1.0, 2.5), 0.2),
+        optimizer=Optimizer(
+            "adam",
+            lr=0.2,
+            base_batch_size=8,
+            momentum=0.5,
+            weight_decay=0.1,
+            decay_norm_and_bias=True,
+            arguments={"beta1": 0.8},
+            clip_norm=2.0,
+            accumulate=3,
+            fp16_allreduce=True,
+            groups=2,
+            shared_memory=False,
+        ),
+        schedule=Schedule("step", 0.5, (1.0, 2.5), 0.2, 0.3),
         train=Train(4, 7, 5, 0.1, 8.0),
+        evaluate=Evaluate(2, 99),
+        checkpoint=Checkpoint(9, 4),
+        monitor=Monitor(3, False, 2, "json"),
     )
+    chosen, default = flat(to_dict(config)), flat(to_dict(Config()))
+    left = [name for name in default if chosen[name] == default[name]]
+    assert left == ["optimizer.nesterov"], "which does not go with adam"
     assert from_dict(to_dict(config)) == config
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
     assert from_dict(yaml.safe_load(as_yaml(config))) == config
@@ -292,14 +325,7 @@ def test_round_trip_of_a_config_that_sets_everything():
 
 
 def test_to_dict_holds_every_setting():
-    def names(values, prefix=""):
-        for key, value in values.items():
-            if isinstance(value, dict) and key != "arguments":
-                yield from names(value, f"{prefix}{key}.")
-            else:
-                yield prefix + key
-
-    assert sorted(names(to_dict(Config()))) == sorted(all_settings())
+    assert sorted(flat(to_dict(Config()))) == sorted(all_settings())
 
 
 def test_every_setting_says_what_it_means():

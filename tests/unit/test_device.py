@@ -35,7 +35,12 @@ def test_cpu_is_the_cpu_whatever_there_is(gpus):
 
 def test_auto_without_gpus_is_the_cpu():
     assert device.choose("auto", 0, 0) == mx.cpu()
-    assert device.choose("auto", 0) == mx.cpu()  # asks this machine's MXNet, which has none
+
+
+def test_auto_asks_mxnet_what_there_is(usable, monkeypatch):
+    for gpus, chosen in ((0, mx.cpu()), (1, mx.gpu(0))):
+        monkeypatch.setattr(mx.context, "num_gpus", lambda gpus=gpus: gpus)
+        assert device.choose("auto", 0) == chosen
 
 
 def test_gpu_without_gpus_says_what_to_do():

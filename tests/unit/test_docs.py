@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Set
 
 import pytest
 from click.testing import CliRunner
@@ -20,11 +21,20 @@ def test_configuration_page_is_what_the_settings_say() -> None:
     assert page == settings_table.as_markdown(), "python -m trainer.settings_table > docs/..."
 
 
+def anchors(page: Path) -> Set[str]:
+    """Of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
-        if "://" not in target:
-            assert (document.parent / target).exists(), target
+    for link in re.findall(r"\]\(([^)]+)\)", document.read_text(encoding="utf-8")):
+        if "://" not in link:
+            target, _, anchor = link.partition("#")
+            page = document.parent / target if target else document
+            assert page.exists(), link
+            assert not anchor or anchor in anchors(page), link
 
 
 def test_readme_is_short() -> None:
@@ -40,11 +50,11 @@ def test_each_test_that_proves_a_promise_is_there() -> None:
         assert f"def {name}(" in tests, name
 
 
-def test_help_names_every_command() -> None:
-    shown = CliRunner().invoke(main, ["--help"]).output
-    names = ("train", "evaluate", "predict", "export", "calibrate", "summary", "config", "runs")
-    for name in (*names, "compare"):
-        assert name in shown
+def test_readme_and_help_tell_of_every_command() -> None:
+    readme, shown = (ROOT / "README.md").read_text(), CliRunner().invoke(main, ["--help"]).output
+    for name in main.commands:
+        assert f"python -m trainer {name}" in readme, name
+        assert re.search(rf"^  {name}  +\w", shown, re.MULTILINE), f"{name} says what it does"
 
 
 def test_the_table_of_the_trials_holds_their_figures() -> None:

@@ -218,7 +218,7 @@ def test_no_network_is_one_line(tree):
     ],
 )
 def test_log_is_condensed_to_one_line(log, line):
-    assert re.match(f"(.*){line}", install.explain(log))
+    assert re.search(line, install.explain(log))
     assert "\n" not in install.explain(log)
 
 

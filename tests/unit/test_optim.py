@@ -332,8 +332,9 @@ def test_parameter_that_one_step_does_not_use_has_no_gradient_in_it(accumulate):
     trainer = make_trainer(net, Optimizer(lr=0.1, momentum=0.5, accumulate=accumulate))
     one = mx.nd.ones((1, 1))
     for block in (net, layers[0]):
-        for layer in layers:
-            layer.weight.zero_grad() if accumulate > 1 else None
+        if accumulate > 1:  # as a step begins that adds up micro-batches
+            for layer in layers:
+                layer.weight.zero_grad()
         with autograd.record():
             block(one).backward()
         norm = reduce_and_update(trainer, None, want_norm=True)

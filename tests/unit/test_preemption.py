@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from launch.ranks import EXIT_SAVED
 from trainer.preemption import EXIT_CODE, StopRequest
 
 
@@ -100,8 +101,8 @@ def test_runs_may_follow_each_other():
             assert stop.agreed()
 
 
-def test_exit_code_is_none_that_a_failure_has():
-    assert EXIT_CODE == 85
+def test_launchers_know_the_exit_code_of_a_rank_that_saved():
+    assert EXIT_CODE == EXIT_SAVED
 
 
 class Interrupted:
@@ -112,7 +113,7 @@ class Interrupted:
         time.sleep(0)  # Python looks at signals between two calls
 
 
-def test_an_interrupt_within_a_destructor_is_not_lost(monkeypatch):
+def test_an_interrupt_within_a_destructor_is_not_lost():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt), StopRequest():

@@ -56,7 +56,7 @@ def test_resumed_run_reckons_with_the_steps_it_made_itself(monkeypatch):
     display = ProgressDisplay(90, 100, stream)
     now[0] = 10.0
     display.figures(95, "x")
-    assert lines(stream) == ["[===================] 95/100 x  0:10 left".replace("=]", "= ]")]
+    assert lines(stream) == ["[=================== ] 95/100 x  0:10 left"]
 
 
 def test_first_line_of_a_resumed_run_guesses_nothing():

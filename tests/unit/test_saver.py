@@ -101,6 +101,7 @@ def test_training_goes_on_while_a_save_is_under_way(tmp_path, held):
     saver = Saver(tmp_path, 1, pytest.fail)
     before = run.snapshot(1)
     saver.begin(before)
+    assert held.wait()
     for step in range(1, 4):
         run.step(step)
         saver.look()
@@ -135,7 +136,7 @@ def test_looking_waits_for_nothing_and_tells_of_a_failure(tmp_path, held):
     folder = tmp_path / "checkpoints"
     saver = Saver(folder, 1, told.append)
     saver.begin(Run().snapshot(1))
-    held.wait()
+    assert held.wait()
     saver.look()
     folder.rename(tmp_path / "moved away")
     held.release()

@@ -1,3 +1,7 @@
+"""The model of scaling, held against sums done by hand."""
+
+from __future__ import annotations
+
 import math
 
 import pytest
