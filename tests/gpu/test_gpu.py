@@ -16,8 +16,7 @@ import pytest
 from mxnet.gluon import nn
 
 from trainer import Config, checkpoint, feed, fit
-from trainer.batch_norm import calibrate, convert_sync_batch_norm
-from trainer.batch_norm_op import RankSum
+from trainer.batch_norm import _batch_norm_layers, calibrate, convert_sync_batch_norm
 from trainer.config import from_dict
 from trainer.optim import make_trainer
 from trainer.step import train_step
@@ -99,7 +98,7 @@ def test_synced_batch_norm_is_plain_batch_norm_on_one_rank(ctx, hybridize):
         net = drawn(ctx)
         if synced:
             convert_sync_batch_norm(net)
-            for layer in _batch_norms(net):
+            for layer in _batch_norm_layers(net):
                 layer._rank_sum.collected = np.zeros(1)
         if hybridize:
             net.hybridize(static_alloc=True)
@@ -108,17 +107,10 @@ def test_synced_batch_norm_is_plain_batch_norm_on_one_rank(ctx, hybridize):
             loss = net(data).square().sum()
         loss.backward()
         mx.nd.waitall()
-        moved = net._collect_params_with_prefix().items()
-        found = {k: p.grad().asnumpy() for k, p in moved if p.grad_req != "null"}
-        return found
+        parameters = net._collect_params_with_prefix().items()
+        return {k: p.grad().asnumpy() for k, p in parameters if p.grad_req != "null"}
 
     assert_alike(gradients(synced=True), gradients(synced=False))
-
-
-def _batch_norms(net: mx.gluon.Block) -> list:
-    layers: list = []
-    net.apply(lambda b: layers.append(b) if isinstance(vars(b).get("_rank_sum"), RankSum) else None)
-    return layers
 
 
 def test_calibration_measures_what_the_cpu_does(ctx):

@@ -32,4 +32,6 @@ def test_trials_are_drawn_from_the_seed_and_cover_every_kind() -> None:
     trials = [chaos.choose(0, number) for number in range(2 * len(chaos.KINDS))]
     assert trials == [chaos.choose(0, number) for number in range(2 * len(chaos.KINDS))]
     assert trials != [chaos.choose(1, number) for number in range(2 * len(chaos.KINDS))]
+    assert [trial.kind for trial in trials] == chaos.KINDS * 2
     assert {trial.ranks for trial in trials} == {2, 3, 4}
+    assert len({trial.step for trial in trials}) > 10

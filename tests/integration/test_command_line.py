@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Iterator, List
 
@@ -148,17 +148,15 @@ def test_a_lost_rank_ends_the_job(tmp_path: Path, number: int, seconds: float, w
         read_until(process, "images/s")
         stopped = _rank_pids(os.getpid(), 2)[1]
         os.kill(stopped, number)
-        began = time.monotonic()
-        said = read_until(process, words)
-        assert time.monotonic() - began < seconds
-        assert "rank 0 on" in said
+        assert "rank 0 on" in read_until(process, words, seconds)
         if number == signal.SIGSTOP:
             os.kill(stopped, signal.SIGKILL)  # horovodrun waits for it otherwise
         process.communicate(timeout=60)
     finally:
         process.kill()
-        if stopped is not None and number == signal.SIGSTOP:
-            os.system(f"kill -9 {stopped} 2>/dev/null")
+        if stopped is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(stopped, signal.SIGKILL)
     assert process.returncode != 0
 
 
@@ -186,7 +184,7 @@ def test_an_error_on_one_rank_is_told_by_rank_0(tmp_path: Path) -> None:
     script = f'cd {tmp_path}/$HOROVOD_RANK && PYTHONPATH={root} exec "$@"'
     inner = command[command.index("-np") + 2 :]
     done = run([*command[:3], "sh", "-c", script, "sh", *inner])
-    assert "error: rank 1 on" in done.err, done.out + done.err
+    assert "[0]<stderr>:error: rank 1 on" in done.err, done.out + done.err
     assert done.code != 0 and not (tmp_path / "runs").exists()
 
 

@@ -99,7 +99,7 @@ def test_on_ranks_with_synced_norm_it_is_the_books(
     np.testing.assert_allclose(found, [row[1:] for row in figures], atol=2e-4)
 
 
-def test_with_plain_norm_the_ranks_end_with_one_model(capfd: pytest.CaptureFixture) -> None:
+def test_with_plain_norm_the_ranks_end_with_one_model() -> None:
     first, second = launch.run(_train, ("trainer.d2l",), ranks=2)
     for name, array in first.items():
         np.testing.assert_array_equal(array, second[name], err_msg=name)

@@ -18,6 +18,7 @@ from trainer.optim import (
     lr_schedule,
     make_optimizer,
     make_trainer,
+    mean_gradients,
     peak_lr,
     reduce_and_update,
     set_lr,
@@ -271,9 +272,12 @@ def test_clipping_is_exact_whether_gradients_are_summed_or_averaged(world_size, 
     norm = reduce_and_update(trainer, limit, want_norm=False)
     assert norm.asscalar() == pytest.approx(norm_of(known), rel=1e-5)
     shrink = min(1.0, limit / norm_of(known))
+    told, parameters = mean_gradients(trainer), net._collect_params_with_prefix()
     for name, value in values(net).items():
         expected = before[name] - shrink * known[name]
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+        gradient = told[parameters[name].name]
+        np.testing.assert_allclose(gradient, shrink * known[name], rtol=1e-5, atol=1e-7)
 
 
 def test_gradients_below_the_limit_are_not_touched():
