@@ -29,7 +29,7 @@ from launch import job_script, local
 from launch.blame import tells_no_cause
 from launch.job import Outcome
 from trainer import __main__ as entry
-from trainer import checkpoint, fashion_mnist, launched, params_file, resume
+from trainer import checkpoint, fashion_mnist, launched, params_file, resume, saved
 from trainer.config import Config, ConfigError, Optimizer, as_yaml, load, to_dict
 from trainer.monitor import Monitor
 from trainer.optim import make_trainer
@@ -207,6 +207,20 @@ def test_file_that_would_end_the_process_is_refused(run, newest):
     seal(newest)
     with pytest.raises(checkpoint.CheckpointError, match="cannot be used"):
         checkpoint.load_parameters(newest, run.net)
+
+
+def test_a_folder_without_a_model_to_evaluate_is_told_in_a_line(newest, tmp_path):
+    (tmp_path / "new" / "checkpoints").mkdir(parents=True)
+    (newest / checkpoint.PARAMETERS).write_bytes(b"")
+    for where, words in (
+        (tmp_path / "none", "there is no folder"),
+        (tmp_path / "new", "holds no checkpoint yet"),
+        (tmp_path, "model.params is damaged"),
+        (newest, "model.params is damaged"),
+    ):
+        with pytest.raises(checkpoint.CheckpointError) as error:
+            saved.load(str(where))
+        assert words in one_line(error.value) and str(where) in str(error.value)
 
 
 @settings(max_examples=30)

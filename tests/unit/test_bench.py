@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import click
 import mxnet as mx
 import numpy as np
 import pytest
 from mxnet.gluon import nn
 
 from trainer import bench_table
+from trainer.__main__ import main
 from trainer.bench import Figures, percentiles
 from trainer.bench_sweep import Combination, combinations, measure
 from trainer.config import Config, ConfigError, Optimizer
@@ -74,6 +76,12 @@ def test_bad_value_is_told_before_the_first_combination_is_started(capfd):
     with pytest.raises(ConfigError, match="train.epochs is 'none'"):
         measure(None, ["data.dataset=fashion_mnist_sample"], chosen, [])
     assert capfd.readouterr().err == ""
+
+
+def test_traces_of_several_runs_are_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(click.UsageError, match="--timeline goes with one bench"):
+        main(["bench", "--ranks=2", f"--timeline={tmp_path}/traces"], standalone_mode=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_clock_books_time_on_the_phase_that_ends():

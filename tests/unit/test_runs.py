@@ -148,3 +148,6 @@ def test_where_there_is_no_run_one_line_says_so(tmp_path):
         runs.find(tmp_path)
     with pytest.raises(runs.RunsError, match="is no run: it holds no config.yaml"):
         runs.compare(tmp_path, tmp_path)
+    (tmp_path / "config.yaml").write_text("- a list")
+    with pytest.raises(runs.RunsError, match="config.yaml holds no settings"):
+        runs.compare(tmp_path, tmp_path)
