@@ -32,7 +32,9 @@ def past_runs(tmp_path_factory: pytest.TempPathFactory) -> PastRuns:
     """They are only to be looked at."""
     output = tmp_path_factory.mktemp("runs")
     command = trainer("train", *SMALL, "train.epochs=3", f"output={output}")
-    assert run_and_signal(command, "8/48", signal.SIGTERM).code == 85
+    # With a save after each step there is time for the signal before the last one.
+    slowly = [*command, "checkpoint.every_steps=1"]
+    assert run_and_signal(slowly, "8/48", signal.SIGTERM).code == 85
     done = run(command)
     assert done.code == 0 and "goes on from" in done.out, done.err
     settings = ["train.epochs=2", "batch_norm=local", "name=two", f"output={output}"]
