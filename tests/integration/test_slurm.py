@@ -409,7 +409,9 @@ def test_killed_rank_ends_the_job_and_is_named(cluster, tmp_path):
 
 
 def test_dead_node_ends_the_job_and_is_named(cluster, tmp_path):
-    """Last in this file: node2 is gone afterwards."""
     cluster.kill_node("node2")
-    job = Job(cluster, tmp_path, 5, "--nodes", "2")
-    job.wait_for("launch: node2 could not start its ranks: Communication connection failure")
+    try:
+        job = Job(cluster, tmp_path, 5, "--nodes", "2")
+        job.wait_for("launch: node2 could not start its ranks: Communication connection failure")
+    finally:
+        cluster.start_node("node2")
