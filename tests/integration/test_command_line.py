@@ -105,7 +105,7 @@ def test_stopped_by_signal_it_goes_on_to_the_same_bits(
 
 
 def test_a_run_is_the_same_on_1_2_and_4_ranks(tmp_path: Path) -> None:
-    """Thirty steps with augmentation and warm-up; later ones part as rounding grows."""
+    """Thirty steps with augmentation and warm-up, to rounding; the net has no kinks."""
     settings = ["model.factory=tests.integration.nets:smooth", "schedule.warmup_epochs=1"]
     settings += ["train.epochs=2", "train.max_steps=30", "monitor.every_steps=1"]
     losses = {}
@@ -115,8 +115,7 @@ def test_a_run_is_the_same_on_1_2_and_4_ranks(tmp_path: Path) -> None:
         assert done.code == 0, done.out + done.err
         losses[ranks] = np.array([loss for _, loss in curves(tmp_path / str(ranks))["train/loss"]])
         assert len(losses[ranks]) == 30
-        np.testing.assert_allclose(losses[ranks][:5], losses[1][:5], rtol=1e-4)
-        np.testing.assert_allclose(losses[ranks], losses[1], rtol=0.05)
+        np.testing.assert_allclose(losses[ranks], losses[1], rtol=5e-5)
 
 
 def test_alone_a_stopped_run_exits_85(tmp_path: Path) -> None:
