@@ -13,7 +13,8 @@ from typing import Optional, Sequence
 _LOST_PEER = re.compile(
     "Horovod has been shut down|Horovod background loop uncaught exception"
     "|Connection (closed|reset) by peer|caused pair closure|HTTP request failed"
-    "|gloo::IoException|another rank has ended|on this node ended before its turn"
+    "|gloo::IoException|another rank has ended"
+    "|on this node (ended before its turn|has been stopped)"
 )
 
 

@@ -50,6 +50,7 @@ _OF_A_LOST_RANK = (
     "Connection reset by peer",
     "Connection closed by peer",
     "on this node ended before its turn",
+    "on this node has been stopped",
 )
 
 
@@ -76,7 +77,7 @@ def run() -> None:
             _leave(str(error), USER_ERROR)
         where = launched.where()
         if any(words in str(error) for words in _OF_A_LOST_RANK):
-            said = f"{where}: another rank has ended; what it says is the cause"
+            said = f"{where}: another rank has ended or stands still; what it says is the cause"
         else:
             said = f"{traceback.format_exc()}{where} failed: {type(error).__name__}: {error}"
         console.print_line(said, sys.stderr)

@@ -27,6 +27,7 @@ from .batch_norm_op import RankSum, empty_batch, moments_of_sums
 __all__ = [
     "SyncBatchNorm",
     "calibrate",
+    "connect",
     "convert_sync_batch_norm",
     "empty_batch",
     "forget_graphs",
@@ -145,6 +146,22 @@ def convert_sync_batch_norm(net: gluon.Block, process_set: Any = None) -> gluon.
     return net
 
 
+def connect(net: gluon.Block) -> None:
+    """Have the layers whose sums are over all ranks meet their peers now; collective.
+
+    Else each does so in its first training step, by collectives of Horovod one after the other,
+    which is slow where Horovod's cycle is long.
+    """
+    for layer in _batch_norm_layers(net):
+        rank_sum, channels = vars(layer).get("_rank_sum"), layer.running_mean.shape[0]
+        if rank_sum is not None and rank_sum.process_set is None and channels:
+            rank_sum.connect(2 * channels + 1, _sum_over_ranks)
+
+
+def _sum_over_ranks(values: np.ndarray) -> np.ndarray:
+    return dist.allreduce_sum(values, "batch_norm.connect")
+
+
 def revert_sync_batch_norm(net: gluon.Block) -> gluon.Block:
     """Turn every SyncBatchNorm of ``net`` back into what it was, in place; returns ``net``."""
     for layer in _batch_norm_layers(net):
@@ -247,6 +264,7 @@ def calibrate(net: gluon.Block, batches: Iterable[Tuple[mx.nd.NDArray, int]]) ->
     layers = _moving_layers(net)
     rank_sums = [vars(layer).get("_rank_sum") for layer in layers]
     convert_sync_batch_norm(net)
+    connect(net)
     for layer in layers:
         layer._rank_sum.collected = np.zeros(1)
     try:

@@ -19,7 +19,7 @@ import ctypes
 import itertools
 import time
 import weakref
-from typing import Any, ClassVar, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, ClassVar, Iterator, List, NamedTuple, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -90,18 +90,22 @@ class RankSum:
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         if not self._connected:
-            self.shared = self._share(values.size)
-            self._connected = True
+            self.connect(values.size, self._allreduce)
         start = time.perf_counter()
         total = self._allreduce(values) if self.shared is None else self.shared(values)
         RankSum.seconds += time.perf_counter() - start
         return total
 
-    def _share(self, capacity: int) -> Optional[shared_memory.SharedMemorySum]:
-        """Memory shared with the other ranks, if they are on one node; forward's sum is longest."""
-        if self.crosses_nodes or self.size == 1:
-            return None
-        return shared_memory.connect(capacity, self._index, self.size, self._allreduce)
+    def connect(self, capacity: int, sum_over_ranks: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Find out whether the ranks share memory; collective.
+
+        Args:
+            capacity: the numbers of the longest sum, which is forward's.
+            sum_over_ranks: another way to add up float64 vectors over its ranks.
+        """
+        self._connected = True
+        if not self.crosses_nodes and self.size > 1:
+            self.shared = shared_memory.connect(capacity, self._index, self.size, sum_over_ranks)
 
     def _allreduce(self, values: np.ndarray) -> np.ndarray:
         tensor = nd.array(values, ctx=mx.cpu(), dtype=np.float64)

@@ -17,7 +17,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from . import dist, feed, launched, model, replica, sharding
+from . import batch_norm, dist, feed, launched, model, replica, sharding, shared_gradients
 from .config import Config
 from .device import choose
 from .evaluation import evaluate
@@ -67,7 +67,7 @@ def measure(config: Config, steps: int, warmup: int, traces: Optional[Path] = No
         dist.allow_timeline()
     with Watchdog(config.train.watchdog_seconds, launched.where()) as watchdog:
         watchdog.beat("the meeting of all ranks")
-        dist.init(fixed_groups=config.optimizer.groups > 0)
+        dist.init(config.optimizer.groups > 0, shared_gradients.wanted(config.optimizer))
         bench = _Bench(config, watchdog)
         seconds, images = bench.train(steps, warmup)
         phases, synchronised = bench.train_synchronised(steps)
@@ -114,6 +114,7 @@ class _Bench:
             classes = 1 + int(max(train[1].max(), self._test[1].max()))
             self._classes = replica.class_scores(self._net, self._loader.shape, self.ctx, classes)
             self._trainer = make_trainer(self._net, config.optimizer)
+        batch_norm.connect(self._net)
         dist.broadcast_parameters(self._net.collect_params().values())
         self._metrics = TrainMetrics(self.ctx)
 

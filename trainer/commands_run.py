@@ -43,7 +43,7 @@ def train(
         chosen = () if log_format is None else (f"monitor.log_format={log_format}",)
         settings = load_config(config, (*overrides, *chosen))
         log_format = settings.monitor.log_format
-        dist.outlive_peers()
+        launched.outlive_peers()
         from .loop import fit
         from .preemption import EXIT_CODE
 

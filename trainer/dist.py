@@ -4,17 +4,17 @@ A process that no launcher started is rank 0 of 1: Horovod is then not even impo
 collective returns its argument. Whatever crosses ranks here is a sum or a broadcast: what is a
 mean is divided once, by the caller, by what was counted.
 
-Collectives must be called by every rank in the same order, or carry a ``name`` that says which
-call of one rank meets which call of the others.
+Collectives must be called by every rank in the same order. A ``name`` says which call of one rank
+is to meet which call of the others.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import os
-import sys
+import pickle
+import zlib
 from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional
 
 import numpy as np
@@ -23,6 +23,8 @@ from . import launched, shared_memory
 
 if TYPE_CHECKING:
     import mxnet as mx
+
+_CAPACITY = 2**15  # numbers of a small sum, or it is made in parts
 
 
 @functools.lru_cache(maxsize=None)
@@ -33,16 +35,6 @@ def _horovod() -> Any:
     import horovod.mxnet as hvd
 
     return hvd
-
-
-def outlive_peers() -> None:
-    """Under elastic horovodrun, become the child of a process that does (launch/elastic_rank.py).
-
-    Horovod's own elastic mode is not for MXNet. Elsewhere nothing happens.
-    """
-    if os.environ.get("HOROVOD_ELASTIC") == "1":
-        again = [sys.executable, "-m", "trainer", *sys.argv[1:]]
-        os.execv(sys.executable, [sys.executable, "-m", "launch", "elastic-rank", "--", *again])
 
 
 class NotJoinedError(ValueError):
@@ -57,13 +49,15 @@ class NotJoinedError(ValueError):
         )
 
 
-def init(fixed_groups: bool = True) -> None:
+def init(fixed_groups: bool = True, steps_in_memory: bool = False) -> None:
     """Join the other ranks. Every rank calls it once, before anything else here; again is harmless.
 
     Process sets are made dynamic so that :func:`node_process_set` can be asked for later.
 
     Args:
         fixed_groups: gradients are reduced in groups of their own (see :func:`gluon_trainer`).
+        steps_in_memory: where ranks on the CPUs of one node can share memory, the caller's steps
+            need nothing of Horovod.
 
     Raises:
         NotJoinedError: the launcher has started several processes which do not find each other.
@@ -78,13 +72,14 @@ def init(fixed_groups: bool = True) -> None:
         # run to run on three ranks and more. Without groups Horovod would then fuse nothing.
         os.environ.setdefault("HOROVOD_DISABLE_GROUP_FUSION", "1")
     one_node = launched.local_size() == launched.size()
-    if one_node and shared_memory.possible() and not hvd.cuda_built():
-        # Ranks on the CPUs of one node exchange gradients without Horovod (shared_gradients.py).
-        # Its thread, which meets the others' each millisecond by default, takes the cores' time.
-        os.environ.setdefault("HOROVOD_CYCLE_TIME", "10")
+    if one_node and not hvd.cuda_built() and shared_memory.possible(launched.size()):
+        # Horovod's thread meets the others' once a cycle, each millisecond by default, whether or
+        # not there is anything to do, and takes the time from the cores that compute.
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", "100" if steps_in_memory else "10")
     hvd.init(process_sets="dynamic")
     if hvd.size() != launched.size():
         raise NotJoinedError(launched.size(), hvd.size())
+    _memory()
 
 
 def allow_timeline() -> None:
@@ -117,6 +112,7 @@ def shutdown() -> None:
         barrier()
         hvd.shutdown()
     node_process_set.cache_clear()
+    _memory.cache_clear()
 
 
 def rank() -> int:
@@ -167,15 +163,47 @@ def node_process_set() -> Any:
     return own
 
 
+@functools.lru_cache(maxsize=None)
+def _memory() -> Optional[shared_memory.SharedMemorySum]:
+    """What small sums go through where all ranks share one node's memory; collective."""
+    if local_size() < world_size():
+        return None
+    meet = functools.partial(_allreduce_by_horovod, name="shared_memory")
+    return shared_memory.connect(_CAPACITY, rank(), world_size(), meet)
+
+
+def in_one_memory() -> bool:
+    """Whether :func:`allreduce_sum` takes microseconds, as all ranks share one node's memory."""
+    return world_size() > 1 and _memory() is not None
+
+
 def allreduce_sum(values: np.ndarray, name: str) -> np.ndarray:
-    """The sum over ranks of a small host array (any shape; float or int), in its own dtype."""
-    hvd = _horovod()
-    if hvd is None:
+    """The sum over ranks of a small host array (any shape; float or int), in its own dtype.
+
+    Raises:
+        RuntimeError: in shared memory: a rank has ended, or asks for the sum of another name.
+    """
+    if world_size() == 1:
         return values
+    memory = _memory()
+    if memory is None:
+        return _allreduce_by_horovod(values, name)
+    whole_numbers = np.issubdtype(values.dtype, np.integer)
+    tag = zlib.crc32(f"{name} {values.shape}".encode())
+    flat = np.append(values, tag).astype(np.int64 if whole_numbers else np.float64)
+    for start in range(0, flat.size, memory.capacity):
+        part = flat[start : start + memory.capacity]
+        part[:] = memory(part)
+    if flat[-1] != world_size() * tag:
+        raise RuntimeError(f"the ranks differ in what they add up; rank {rank()}: {name}")
+    return flat[:-1].astype(values.dtype).reshape(values.shape)
+
+
+def _allreduce_by_horovod(values: np.ndarray, name: str) -> np.ndarray:
     import mxnet as mx
 
     tensor = mx.nd.array(values, dtype=values.dtype)
-    return hvd.allreduce(tensor, average=False, name=name).asnumpy()
+    return _horovod().allreduce(tensor, average=False, name=name).asnumpy()
 
 
 def allreduce_sum_(tensor: mx.nd.NDArray, name: str, process_set: Any = None) -> mx.nd.NDArray:
@@ -223,25 +251,23 @@ def barrier() -> None:
     allreduce_sum(np.zeros(1, np.int64), "barrier")
 
 
-# Horovod would name objects by their type, which may differ from rank to rank, and rank 0 does not
-# wait for one broadcast before the next of the same name. Ranks call in the same order instead.
-_calls = itertools.count()
-
-
-def _next_name() -> str:
-    return f"object.{next(_calls)}"
-
-
 def gather_objects(value: Any) -> List[Any]:
-    """Every rank's ``value``, by rank."""
-    hvd = _horovod()
-    return hvd.allgather_object(value, name=_next_name()) if hvd else [value]
+    """Every rank's ``value``, by rank. They travel between the processes of one job only."""
+    # Not Horovod's own: it names objects by their types, and those of other types never meet.
+    pickled = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = np.zeros(world_size(), np.int64)
+    sizes[rank()] = pickled.size
+    sizes = allreduce_sum(sizes, "object.sizes")
+    places = np.split(np.arange(sizes.sum()), np.cumsum(sizes)[:-1])
+    together = np.zeros(sizes.sum(), np.uint8)
+    together[places[rank()]] = pickled
+    together = allreduce_sum(together, "object")
+    return [pickle.loads(together[place].tobytes()) for place in places]
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's ``value`` on every rank. It travels between the processes of one job only."""
-    hvd = _horovod()
-    return hvd.broadcast_object(value, root_rank=0, name=_next_name()) if hvd else value
+    """Rank 0's ``value`` on every rank."""
+    return gather_objects(value if is_root() else None)[0]
 
 
 def broadcast_array(array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:

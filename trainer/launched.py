@@ -7,6 +7,7 @@ A process that no launcher started is rank 0 of 1. Variables that somebody else 
 from __future__ import annotations
 
 import os
+import sys
 from typing import Optional, Tuple
 
 from .settings import UserError, show
@@ -90,3 +91,13 @@ def launch_id() -> Optional[str]:
 def where() -> str:
     """``rank 3 on node2``."""
     return f"rank {rank()} on {hostname()}"
+
+
+def outlive_peers() -> None:
+    """Under elastic horovodrun, become the child of a process that does (launch/elastic_rank.py).
+
+    Horovod's own elastic mode is not for MXNet. Elsewhere nothing happens.
+    """
+    if os.environ.get("HOROVOD_ELASTIC") == "1":
+        again = [sys.executable, "-m", "trainer", *sys.argv[1:]]
+        os.execv(sys.executable, [sys.executable, "-m", "launch", "elastic-rank", "--", *again])

@@ -24,6 +24,7 @@ from . import (
     replica,
     resume,
     sharding,
+    shared_gradients,
 )
 from .arrays import Arrays
 from .config import Config, ConfigError, to_dict
@@ -88,7 +89,8 @@ def fit(
     Raises:
         ConfigError, DataError, CheckpointError: bad input, before anything is written.
         PeerError: bad input, but on another rank.
-        TrainingError: the loss is not finite, or the last checkpoint could not be written.
+        TrainingError: the loss or the weights are not finite, or the last checkpoint could not be
+            written.
         KeyboardInterrupt: after ctrl-C; a process that trains alone has saved first.
     """
     if net is not None and not isinstance(net, gluon.Block):
@@ -106,7 +108,7 @@ def fit(
         watchdog.beat("the meeting of all ranks")
         with ThreadPoolExecutor(1) as reader:  # while the ranks wait for each other
             data = reader.submit(feed.read, config.data, train, test)
-            dist.init(fixed_groups=config.optimizer.groups > 0)
+            dist.init(config.optimizer.groups > 0, shared_gradients.wanted(config.optimizer))
         run = _Run(net, config, loss, data, watchdog)
         run.begin(resume, force)
         result = run.go(stop)
@@ -164,13 +166,14 @@ class _Run:
                 path = resume.choose(config, resume_from, force)
             if path is not None:
                 state = checkpoint.restore(path, self.net, self.trainer)
+        batch_norm.connect(self.net)
         dist.broadcast_parameters(self.net.collect_params().values())
         optimizer_state.broadcast(self.net, self.trainer)
         state = dist.broadcast_object(state)
         replica.take_statistics(self.net, state["statistics"])
         self.step: int = state["step"]
         self.saved_step = self.step if path else None
-        self.metrics = TrainMetrics(self.ctx, state["totals"])
+        self.metrics = TrainMetrics(self.ctx, state["totals"], self.net.collect_params().values())
         with dist.together(), resume.usable(config.folder):
             if dist.is_root():
                 self.claim = resume.take_folder(config, path)
@@ -288,7 +291,7 @@ class _Run:
 
     def _save(self, accuracy: Optional[float] = None) -> None:
         self.watchdog.beat(f"the save after step {self.step}")
-        # Every rank reads its sums here, so that a loss that is not finite is never saved.
+        # Every rank reads its sums here, so that no net that is lost is saved.
         totals = self.metrics.totals()
         self.throughput.end()
         state = {
@@ -335,9 +338,7 @@ class _Run:
             if error.step
             else "Nothing was learnt before it: look at the net's own arithmetic and weights"
         )
-        return TrainingError(
-            f"the loss was not finite at step {error.step}; {self._last_good()}. {way_out}"
-        )
+        return TrainingError(f"the loss was not finite at step {error.step}; {self._last_good()}. {way_out}")
 
     def _last_good(self) -> str:
         saved = checkpoint.listing(resume.checkpoint_folder(self.config))

@@ -12,7 +12,7 @@ from mxnet import gluon
 
 from . import dist
 from .config import Config, Optimizer, Schedule
-from .placement import on_cpu_in_float32
+from .placement import dense_on_cpu
 from .settings import ConfigError, nearest
 
 _LARGE = 10_000  # numbers: for fewer, a call costs more than what it does
@@ -64,7 +64,7 @@ class SGD(mx.optimizer.SGD):
         others: List[Tuple[Any, ...]] = []
         for one in zip(index, weight, grad, state):
             large = self.momentum > 0 and one[1].size >= _LARGE
-            if large and all(map(on_cpu_in_float32, one[1:])):
+            if large and all(dense_on_cpu(array, np.float32) for array in one[1:]):
                 self._update_alone(*one)
             else:
                 others.append(one)

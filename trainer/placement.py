@@ -48,10 +48,7 @@ def memory_of(array: mx.nd.NDArray) -> np.ndarray:
     return np.frombuffer(memory, array.dtype).reshape(array.shape)
 
 
-def on_cpu_in_float32(array: mx.nd.NDArray) -> bool:
-    """Whether it is a dense float32 array on the CPU."""
-    return (
-        array.context.device_type == "cpu"
-        and array.dtype == np.float32
-        and array.stype == "default"
-    )
+def dense_on_cpu(array: mx.nd.NDArray, *dtypes: type) -> bool:
+    """Whether it is a dense array on the CPU, of one of ``dtypes``."""
+    on_cpu = array.context.device_type == "cpu"
+    return on_cpu and array.stype == "default" and array.dtype in dtypes

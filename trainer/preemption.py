@@ -25,8 +25,8 @@ EXIT_CODE = 85
 class StopRequest:
     """A flag that signals set on any rank and that all ranks see after the same step.
 
-    The flags of step n are summed over ranks while step n + 1 is computed and read after it, so
-    that nobody waits for the sum.
+    Where a sum over ranks takes long, that of step n is made while step n + 1 is computed and read
+    after it, so that nobody waits for it.
     """
 
     def __init__(self) -> None:
@@ -69,6 +69,8 @@ class StopRequest:
         self._saves = True
         if dist.world_size() == 1:
             return self._asked
+        if dist.in_one_memory():
+            return dist.any_rank(self._asked, "stop_request")
         import mxnet as mx
 
         stop = self._pending is not None and bool(self._pending.asnumpy()[0])

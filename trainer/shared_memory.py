@@ -2,7 +2,7 @@
 
 A collective of Horovod costs milliseconds however little it carries, and batch norm needs two for
 each layer and step. Processes of one node can write their vectors side by side instead: some
-microseconds, and a wait for the slowest. Gradients pass through the same memory piece by piece.
+microseconds, and a wait for the slowest. Gradients pass through such memory piece by piece.
 """
 
 from __future__ import annotations
@@ -13,18 +13,23 @@ import mmap
 import os
 import platform
 import secrets
+import shutil
 import time
-from typing import Any, Callable, Optional
+from collections import Counter
+from typing import Any, Callable, Optional, Tuple
 
 import numpy as np
+import psutil
 
 _CACHE_LINE = 8  # float64 or int64 numbers
 _PATIENCE = 1.0  # seconds of waiting before looking whether the peers live
 _LOOK_EVERY = 0.2
+_DIRECTORY = "/dev/shm"
+_ROOM = 2**23  # bytes for each process; more than all that a run shares
 
 
 class SharedMemorySum:
-    """Sums float64 vectors of up to ``capacity`` numbers over ``size`` processes of one node.
+    """Sums vectors of up to ``capacity`` numbers of 8 bytes over ``size`` processes of one node.
 
     Each process has two slots, used in turn, and a counter of its calls. A call fills a slot,
     raises the counter, waits for the others' counters and adds up the slots in the order of the
@@ -32,9 +37,6 @@ class SharedMemorySum:
     it again, a process must have seen all others enter the call in between.
 
     Only the caller's own calls are counted: every process must make them in the same order.
-
-    Attributes:
-        look: what a process that has waited long does, again and again: raises if it must not.
     """
 
     def __init__(self, path: str, capacity: int, index: int, size: int):
@@ -45,13 +47,14 @@ class SharedMemorySum:
         os.posix_fallocate(descriptor, 0, 8 * numbers)  # want of memory shows here, not later
         memory = mmap.mmap(descriptor, 8 * numbers)
         counters = np.frombuffer(memory, np.int64, size * _CACHE_LINE)
-        self._counters = counters[::_CACHE_LINE]
+        self._counters, self._pids = counters[::_CACHE_LINE], counters[1::_CACHE_LINE]
+        self._pids[index] = os.getpid()
         slots = np.frombuffer(memory, np.float64, offset=counters.nbytes)
         self._slots = slots.reshape(2, size, capacity)
         # Held until this process ends, however it ends.
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, index)
         self.calls = 0
-        self.look: Callable[[], None] = self.look_for_the_dead
+        self._seen_stopped: Counter[Tuple[int, int]] = Counter()  # by process and call
         self._enter()
 
     def __reduce__(self) -> Any:
@@ -71,27 +74,27 @@ class SharedMemorySum:
         self._counters[self.index] = self.calls
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """The sum over processes; blocks until all have called.
+        """The sum over processes, of float64 or int64; blocks until all have called.
 
         Raises:
-            RuntimeError: a process has ended without calling.
+            RuntimeError: a process has ended, or been stopped, without calling.
         """
-        slot = self._slots[self.calls % 2, :, : values.size]
+        slot = self._slots[self.calls % 2].view(values.dtype)[:, : values.size]
         slot[self.index] = values
         self._enter()
         self._wait()
         return slot.sum(axis=0)
 
     def add_up(self, values: np.ndarray) -> None:
-        """Replace a float32 vector of any length by its sum over processes, a piece at a time.
+        """Replace a vector of any length and dtype by its sum over processes, a piece at a time.
 
         Raises:
-            RuntimeError: a process has ended without calling.
+            RuntimeError: a process has ended, or been stopped, without calling.
         """
-        piece = 2 * self._slots.shape[2]
+        piece = 8 * self.capacity // values.itemsize
         for start in range(0, values.size, piece):
             part = values[start : start + piece]
-            slot = self._slots[self.calls % 2].view(np.float32)[:, : part.size]
+            slot = self._slots[self.calls % 2].view(values.dtype)[:, : part.size]
             slot[self.index] = part
             self._enter()
             self._wait()
@@ -101,27 +104,59 @@ class SharedMemorySum:
 
     def _wait(self) -> None:
         start = looked = time.monotonic()
-        pause = 0.0
+        waited = 0.0
         while not self.all_entered():
-            time.sleep(pause)  # lets other threads run, even with 0
+            # Lets other threads run, even with 0; then a hundredth more, from 0.1 ms to 5.
+            time.sleep(0 if waited < 0.0005 else min(max(waited / 100, 0.0001), 0.005))
             now = time.monotonic()
-            if now - start > 0.0005:
-                pause = 0.0001
-            if now - start > _PATIENCE and now - looked > _LOOK_EVERY:
+            waited = now - start
+            if waited > _PATIENCE and now - looked > _LOOK_EVERY:
                 looked = now
-                self.look()
+                self.look_for_the_dead()
 
     def look_for_the_dead(self) -> None:
-        """Raise a RuntimeError if a process that has not entered the present call never will."""
-        for peer in np.flatnonzero(self._counters < self.calls):
-            try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(peer))
-            except OSError:
-                continue  # its owner lives
-            raise RuntimeError(f"process {peer} of {self.size} on this node ended before its turn")
+        """Raise a RuntimeError if a process that has not entered the present call never will.
+
+        One that a signal has stopped is given as long as Horovod would give it.
+        """
+        for peer in map(int, np.flatnonzero(self._counters < self.calls)):
+            name = f"process {peer} of {self.size} on this node"
+            if self._has_ended(peer):
+                raise RuntimeError(f"{name} ended before its turn")
+            if _is_stopped(self._pids[peer]):
+                self._seen_stopped[peer, self.calls] += 1
+                seconds = self._seen_stopped[peer, self.calls] * _LOOK_EVERY
+                if seconds > float(os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", 30)):
+                    raise RuntimeError(f"{name} has been stopped for {seconds:.0f} s")
+
+    def _has_ended(self, peer: int) -> bool:
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, peer)
+        except OSError:
+            return False  # its owner lives
+        return True
 
 
-def possible() -> bool:
+def _is_stopped(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False  # of another container, or gone
+
+
+def possible(size: int) -> bool:
+    """Whether ``size`` processes of this node can expect to share the memory that a run wants.
+
+    Containers are often given little of it, and that little may be taken.
+    """
+    try:
+        free = shutil.disk_usage(_DIRECTORY).free if os.access(_DIRECTORY, os.W_OK) else 0
+    except OSError:
+        free = 0
+    return _stores_in_order() and free > size * _ROOM
+
+
+def _stores_in_order() -> bool:
     """Whether this processor shows its peers what it writes in the order in which it is written.
 
     Others may show the counter before the slot that it announces.
@@ -134,7 +169,7 @@ def connect(
     index: int,
     size: int,
     sum_over_ranks: Callable[[np.ndarray], np.ndarray],
-    directory: str = "/dev/shm",
+    directory: str = _DIRECTORY,
 ) -> Optional[SharedMemorySum]:
     """Meet the other processes; None, for all of them, if not all share this node's memory.
 
@@ -148,12 +183,11 @@ def connect(
     token = int(sum_over_ranks(np.array([token], np.float64))[0])
     path = os.path.join(directory, f"ranks_{token:014x}")
     shared = None
-    if possible():
+    if _stores_in_order():
         with contextlib.suppress(OSError):
             shared = SharedMemorySum(path, capacity, index, size)
-    sum_over_ranks(np.zeros(1))  # from here on all have opened the file
-    met = shared is not None and shared.all_entered()
-    everyone_met = sum_over_ranks(np.array([met], np.float64))[0] == size
+    # Who has opened a file has opened it by now; where that are several, each lacks somebody.
+    opened = sum_over_ranks(np.array([shared is not None], np.float64))[0]
     with contextlib.suppress(OSError):  # another was first, or there is none to remove
         os.unlink(path)
-    return shared if everyone_met else None
+    return shared if shared is not None and opened == size and shared.all_entered() else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Tuple
+
 import mxnet as mx
 import numpy as np
 import pytest
@@ -18,6 +20,22 @@ def test_sum_over_ranks_keeps_dtype() -> None:
         assert total.tolist() == [SIZE() * (SIZE() - 1) / 2, SIZE()]
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (3, 40_000)])
+def test_sum_of_any_size_and_shape(shape: Tuple[int, ...]) -> None:
+    own = np.random.RandomState(RANK()).normal(size=shape)
+    total = dist.allreduce_sum(own, "test.shape")
+    expected = sum(np.random.RandomState(rank).normal(size=shape) for rank in range(SIZE()))
+    assert total.shape == shape
+    np.testing.assert_allclose(total, expected, rtol=1e-12)
+
+
+def test_sums_of_different_names_never_meet() -> None:
+    assert dist.in_one_memory()
+    with pytest.raises(RuntimeError, match=f"differ in what they add up; rank {RANK()}: test.of"):
+        dist.allreduce_sum(np.ones(3), f"test.of {RANK()}")
+    dist.barrier()  # and the next ones do
+
+
 def test_asynchronous_sum_replaces_its_argument() -> None:
     tensor = mx.nd.full((3,), RANK() + 1.0)
     dist.allreduce_sum_(tensor, "test.in_place")
@@ -26,8 +44,8 @@ def test_asynchronous_sum_replaces_its_argument() -> None:
 
 def test_objects_of_another_type_on_each_rank_arrive() -> None:
     mine = {"from": 0} if RANK() == 0 else None
-    for _ in range(3):  # one after the other without waiting: names must not meet
-        assert dist.broadcast_object(mine) == {"from": 0}
+    assert dist.broadcast_object(mine) == {"from": 0}
+    assert dist.gather_objects(mine) == [{"from": 0}] + [None] * (SIZE() - 1)
 
 
 def test_any_rank() -> None:

@@ -12,8 +12,7 @@ from trainer.shared_gradients import SharedGradients
 from trainer.shared_memory import SharedMemorySum
 
 
-def test_a_rank_lost_after_all_had_come_is_noticed(tmp_path: Path) -> None:
-    """Horovod has nothing to notice then: its own sum, that all have come, is done."""
+def test_a_lost_rank_is_noticed(tmp_path: Path) -> None:
     net = nn.Dense(2, in_units=3)
     net.initialize()
     with mx.autograd.record():

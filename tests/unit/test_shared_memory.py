@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import threading
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, List
 
 import numpy as np
+import psutil
 import pytest
 
 from trainer import shared_memory
@@ -55,19 +57,19 @@ def test_every_process_gets_every_sum(tmp_path: Path, size: int) -> None:
     assert got == [expected] * size
 
 
-def add_up_in_place(path: str, index: int, size: int, results: Any) -> None:
-    shared = opened_by_all(path, 5, index, size)  # pieces of ten float32 numbers
-    vectors = [np.arange(n, dtype=np.float32) * 10.0**index for n in (1, 10, 25, 0, 3)]
+def add_up_in_place(path: str, index: int, size: int, dtype: type, results: Any) -> None:
+    shared = opened_by_all(path, 5, index, size)  # pieces of ten float32 numbers, or five float64
+    vectors = [np.arange(n, dtype=dtype) * 10.0**index for n in (1, 10, 25, 0, 3)]
     for vector in vectors:
         shared.add_up(vector)
     results.put([vector.tolist() for vector in vectors])
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_long_vectors_are_added_up_in_place(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize(("size", "dtype"), [(2, np.float32), (3, np.float32), (2, np.float64)])
+def test_long_vectors_are_added_up_in_place(tmp_path: Path, size: int, dtype: type) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    arguments = [(str(tmp_path / "sum"), index, size, results) for index in range(size)]
+    arguments = [(str(tmp_path / "sum"), index, size, dtype, results) for index in range(size)]
     processes = [context.Process(target=add_up_in_place, args=a) for a in arguments]
     for process in processes:
         process.start()
@@ -79,7 +81,7 @@ def test_long_vectors_are_added_up_in_place(tmp_path: Path, size: int) -> None:
 
 
 def wait_for_ever(path: str, entered: Any) -> None:
-    SharedMemorySum(path, 1, 1, 2)
+    _held = SharedMemorySum(path, 1, 1, 2)  # whose file, closed, would hold no lock
     entered.set()
     signal.pause()
 
@@ -95,6 +97,40 @@ def test_a_dead_peer_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="process 1 of 2 on this node ended"):
         shared(np.ones(1))
     peer.join()
+
+
+def test_a_stopped_peer_is_given_as_long_as_horovod_gives_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOROVOD_GLOO_TIMEOUT_SECONDS", "0.5")
+    context = multiprocessing.get_context("spawn")
+    entered, path = context.Event(), str(tmp_path / "sum")
+    peer = context.Process(target=wait_for_ever, args=(path, entered))
+    peer.start()
+    assert entered.wait(60)
+    shared = SharedMemorySum(path, 1, 0, 2)
+    shared._enter()
+    shared.look_for_the_dead()  # it lives
+    os.kill(peer.pid, signal.SIGSTOP)
+    while psutil.Process(peer.pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
+    shared.look_for_the_dead()
+    shared.look_for_the_dead()
+    with pytest.raises(RuntimeError, match="process 1 of 2 on this node has been stopped for 1 s"):
+        shared.look_for_the_dead()
+    os.kill(peer.pid, signal.SIGKILL)
+    peer.join()
+
+
+def test_a_container_with_too_little_memory_to_share_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usage = shutil.disk_usage("/dev/shm")
+    for free, expected in ((2**30, True), (2**20, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        assert shared_memory.possible(2) == expected
+    monkeypatch.setattr(shared_memory, "_DIRECTORY", "/nowhere")
+    assert not shared_memory.possible(2)
 
 
 def test_processes_that_do_not_share_memory_agree_to_do_without(
