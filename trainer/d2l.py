@@ -48,7 +48,8 @@ def train_ch5(
 
     Raises:
         ValueError: ``ctx`` is no single device, or ranks were given different batches.
-        NonFiniteLossError: on every rank, after an epoch in which the loss was not finite.
+        NonFiniteError: on every rank, after an epoch in which the loss or a weight was not
+            finite.
     """
     if not isinstance(ctx, mx.Context):
         raise ValueError(
@@ -67,7 +68,7 @@ def train_ch5(
     config = Config(batch_norm=norm, train=Train(global_batch_size=batch_size))
     _say(f"training on {ctx}")
     for epoch in range(1, num_epochs + 1):
-        start, metrics = time.time(), TrainMetrics(ctx)
+        start, metrics = time.time(), TrainMetrics(ctx, parameters=net.collect_params().values())
         for step, (data, label) in enumerate(train_iter):
             if step == 0:
                 _check_same(label)

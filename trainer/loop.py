@@ -31,7 +31,7 @@ from .config import Config, ConfigError, to_dict
 from .device import choose
 from .evaluation import evaluate
 from .loader import Batch, EvalLoader
-from .metrics import Evaluation, NonFiniteLossError, TrainMetrics
+from .metrics import Evaluation, NonFiniteError, TrainMetrics
 from .optim import make_trainer, set_lr
 from .preemption import StopRequest
 from .report import Report
@@ -200,7 +200,7 @@ class _Run:
             stopped = self._train(stop)
             if not stopped and self.evaluation is None:
                 self._evaluate()
-        except NonFiniteLossError as error:
+        except NonFiniteError as error:
             self.saver.wait()
             dist.shutdown()
             raise self._non_finite(error) from error
@@ -332,13 +332,13 @@ class _Run:
             self.claim.release()
         return Result(self.config.folder, self.step, evaluation, speed, stopped)
 
-    def _non_finite(self, error: NonFiniteLossError) -> TrainingError:
+    def _non_finite(self, error: NonFiniteError) -> TrainingError:
         way_out = (
             "Lower optimizer.lr, lengthen schedule.warmup_epochs or set optimizer.clip_norm"
             if error.step
             else "Nothing was learnt before it: look at the net's own arithmetic and weights"
         )
-        return TrainingError(f"the loss was not finite at step {error.step}; {self._last_good()}. {way_out}")
+        return TrainingError(f"{error}; {self._last_good()}. {way_out}")
 
     def _last_good(self) -> str:
         saved = checkpoint.listing(resume.checkpoint_folder(self.config))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence
 
 import mxnet as mx
 import numpy as np
+from mxnet import gluon
 
 from . import dist
 from .step import StepResult
 
+_AT_ONCE = 200  # arrays that MXNet's kernel takes on GPUs
 
-class NonFiniteLossError(RuntimeError):
-    """The loss was NaN or infinite; every rank raises it at the same step."""
 
-    def __init__(self, step: int):
-        super().__init__(f"the loss was not finite at step {step}")
+class NonFiniteError(RuntimeError):
+    """The loss or a weight was NaN or infinite; every rank raises it at the same step."""
+
+    def __init__(self, step: int, what: str):
+        super().__init__(f"{what} at step {step}")
         self.step = step
 
 
@@ -29,9 +32,21 @@ class Means(NamedTuple):
 class TrainMetrics:
     """Loss and hits of training samples, since the last reading and since the epoch's start."""
 
-    def __init__(self, ctx: mx.Context, totals: Sequence[Sequence[float]] = ((0.0,) * 3,) * 2):
-        """``totals``: what :meth:`totals` gave when the run was saved, to go on from there."""
-        self._ctx = ctx
+    def __init__(
+        self,
+        ctx: mx.Context,
+        totals: Sequence[Sequence[float]] = ((0.0,) * 3,) * 2,
+        parameters: Iterable[gluon.Parameter] = (),
+    ):
+        """Start at the beginning of an epoch, or go on.
+
+        Args:
+            totals: what :meth:`totals` gave when the run was saved, to go on from there.
+            parameters: looked at whenever the sums are read. A net with lost weights may have a
+                finite loss, as oneDNN's ReLU (``nn.Activation("relu")`` on CPUs) makes 0 of NaN.
+        """
+        self._ctx, self._parameters = ctx, list(parameters)
+        self._step = 0
         self._window, self._epoch = (np.array(total, np.float64) for total in totals)
         self._clear()
 
@@ -47,6 +62,7 @@ class TrainMetrics:
 
     def add(self, step: int, result: StepResult, count: int) -> None:
         """Take in one step's sums over ``count`` samples of this rank."""
+        self._step = step
         loss_sum = result.loss_sum.astype("float64")
         self._loss_sum = self._loss_sum + loss_sum
         self._correct = self._correct + result.correct.astype("float64")
@@ -62,7 +78,8 @@ class TrainMetrics:
         A run that goes on from these totals sums in the order in which this one does.
 
         Raises:
-            NonFiniteLossError: on every rank, if any sample's loss was not finite.
+            NonFiniteError: on every rank, if any sample's loss was not finite, or a parameter is
+                not.
         """
         loss_sum, correct, first_bad = mx.nd.concat(
             self._loss_sum, self._correct, self._first_bad, dim=0
@@ -71,10 +88,13 @@ class TrainMetrics:
         steps = np.zeros(dist.world_size())
         steps[dist.rank()] = first_bad if np.isfinite(first_bad) else -1
         own = [0.0, 0.0, 0.0] if np.isfinite(first_bad) else [loss_sum, correct, self._count]
-        summed = dist.allreduce_sum(np.concatenate([own, steps]), "train_metrics")
-        bad = summed[3:][summed[3:] >= 0]
+        lost = not _all_finite(p.list_data()[0] for p in self._parameters)
+        summed = dist.allreduce_sum(np.concatenate([own, [lost], steps]), "train_metrics")
+        bad = summed[4:][summed[4:] >= 0]
         if len(bad):
-            raise NonFiniteLossError(int(bad.min()))
+            raise NonFiniteError(int(bad.min()), "the loss was not finite")
+        if summed[3]:
+            raise NonFiniteError(self._step, "the net's weights were found not finite")
         self._window += summed[:3]
         self._epoch += summed[:3]
         self._clear()
@@ -93,6 +113,19 @@ class TrainMetrics:
         if end:
             self._epoch[:] = 0
         return _means(epoch)
+
+
+def _all_finite(arrays: Iterable[mx.nd.NDArray]) -> bool:
+    by_dtype: Dict[type, List[mx.nd.NDArray]] = {}
+    for array in arrays:
+        if np.issubdtype(array.dtype, np.floating):
+            by_dtype.setdefault(array.dtype, []).append(array)
+    found = [
+        mx.nd.multi_all_finite(*some, num_arrays=len(some))
+        for alike in by_dtype.values()
+        for some in (alike[i : i + _AT_ONCE] for i in range(0, len(alike), _AT_ONCE))
+    ]
+    return all(flag.asscalar() for flag in found)
 
 
 def _means(totals: Sequence[float]) -> Means:

@@ -17,7 +17,7 @@ import numpy as np
 from mxnet import gluon
 
 from benchmarks.peers import workload
-from trainer.model import resnet18
+from benchmarks.peers.seed_net import resnet18
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from mxnet import autograd, gluon
 
 from benchmarks.peers import workload
 from benchmarks.peers.gluon_data import dataset
-from trainer.model import resnet18
+from benchmarks.peers.seed_net import resnet18
 
 
 def main() -> None:

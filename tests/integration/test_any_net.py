@@ -105,6 +105,15 @@ def test_a_net_that_computes_no_number_is_not_told_to_learn_more_slowly(tmp_path
         trained(Logarithm(), tmp_path)
 
 
+def test_a_net_that_is_lost_behind_its_relu_is_told(tmp_path: Path) -> None:
+    net = nn.HybridSequential()
+    nowhere = mx.init.Constant(float("nan"))
+    net.add(nn.Conv2D(4, kernel_size=3, weight_initializer=nowhere), nn.Activation("relu"))
+    net.add(nn.Dense(4))
+    with pytest.raises(TrainingError, match="weights were found not finite at step 2; nothing was"):
+        trained(net, tmp_path)
+
+
 def test_two_answers_in_training_are_told_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="in training the net gives a tuple") as raised:
         trained(TwoHeads(), tmp_path)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mxnet import gluon
 
-from trainer.metrics import Evaluation, NonFiniteLossError, TrainMetrics
+from trainer.metrics import Evaluation, NonFiniteError, TrainMetrics
 from trainer.step import StepResult
 
 CPU = mx.cpu()
@@ -111,15 +112,33 @@ def test_loss_that_is_not_finite_names_its_first_step(bad, read):
     metrics = TrainMetrics(CPU)
     for step in range(100, 110):
         add(metrics, step, bad if step in (104, 107) else 1.0, 0, 2)
-    with pytest.raises(NonFiniteLossError, match="step 104") as raised:
+    with pytest.raises(NonFiniteError, match="step 104") as raised:
         getattr(metrics, read)()
     assert raised.value.step == 104
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_lost_weight_is_found_though_the_loss_is_finite(bad: float, dtype: str) -> None:
+    """As with ReLU behind it, which makes 0 of NaN on CPUs."""
+    parameters = [gluon.Parameter(f"p{i}", shape=(2,), dtype="float32") for i in range(300)]
+    parameters += [gluon.Parameter("lost", shape=(3,), dtype=dtype)]
+    parameters += [gluon.Constant("counts", mx.nd.array([1], dtype="int32"))]
+    for parameter in parameters:
+        parameter.initialize()
+    metrics = TrainMetrics(CPU, parameters=parameters)
+    add(metrics, 6, 1.0, 0, 2)
+    metrics.read()
+    add(metrics, 7, 1.0, 0, 2)
+    parameters[300].set_data(mx.nd.array([1, bad, 1], dtype=dtype))
+    with pytest.raises(NonFiniteError, match="weights were found not finite at step 7"):
+        metrics.read()
 
 
 def test_step_zero_may_be_the_bad_one():
     metrics = TrainMetrics(CPU)
     add(metrics, 0, float("nan"), 0, 2)
-    with pytest.raises(NonFiniteLossError) as raised:
+    with pytest.raises(NonFiniteError) as raised:
         metrics.read()
     assert raised.value.step == 0
 
@@ -127,7 +146,7 @@ def test_step_zero_may_be_the_bad_one():
 def test_high_step_numbers_are_told_exactly():
     metrics = TrainMetrics(CPU)
     add(metrics, 2**24 - 1, float("nan"), 0, 2)
-    with pytest.raises(NonFiniteLossError) as raised:
+    with pytest.raises(NonFiniteError) as raised:
         metrics.read()
     assert raised.value.step == 2**24 - 1
 
