@@ -18,6 +18,7 @@ except ModuleNotFoundError as missing:
 
 from . import commands_run, commands_saved, console, dist, launched
 from .settings import UserError
+from .shared_memory import SharedMemorySum
 
 USER_ERROR = 2
 SPEAK_SECONDS = 5.0  # for rank 0 to say what is wrong: launchers end all ranks after the first
@@ -43,14 +44,11 @@ for _command in (
     main.add_command(_command)
 
 
-# What a rank's last wait says of it: Horovod once it has noticed, Gloo in the midst of a sum, and
-# shared_memory.py.
+# What a rank's last wait says of it: Horovod once it has noticed, Gloo in the midst of a sum.
 _OF_A_LOST_RANK = (
     "Horovod has been shut down",
     "Connection reset by peer",
     "Connection closed by peer",
-    "on this node ended before its turn",
-    "on this node has been stopped",
 )
 
 
@@ -76,7 +74,7 @@ def run() -> None:
         if isinstance(error, TrainingError):
             _leave(str(error), USER_ERROR)
         where = launched.where()
-        if any(words in str(error) for words in _OF_A_LOST_RANK):
+        if SharedMemorySum.lost or any(words in str(error) for words in _OF_A_LOST_RANK):
             said = f"{where}: another rank has ended or stands still; what it says is the cause"
         else:
             said = f"{traceback.format_exc()}{where} failed: {type(error).__name__}: {error}"

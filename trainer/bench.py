@@ -5,6 +5,7 @@ The run's own parts in the run's own order, without its reports, evaluations and
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -190,8 +191,9 @@ class _Bench:
     def trace(self, folder: Path) -> None:
         """Write what happens in a few steps, in Chrome's trace format (chrome://tracing).
 
-        ``mxnet-rank<N>.json``: every operator of the engine, from each rank. ``horovod.json``: the
-        way of every tensor, with the time at which each rank was ready for it, from rank 0.
+        ``mxnet-rank<N>.json``: every operator of the engine and the sum of gradients, from each
+        rank. ``horovod.json``, where gradients go through Horovod: the way of every tensor, with
+        the time at which each rank was ready for it, from rank 0.
         """
         folder.mkdir(parents=True, exist_ok=True)
         own = folder / f"mxnet-rank{dist.rank()}.json"
@@ -208,13 +210,29 @@ class _Bench:
         for batch in self._batches(1):
             self._train_step(batch)
         mx.nd.waitall()
-        with dist.timeline(str(folder / "horovod.json")):
+        in_memory = shared_gradients.wanted(self._config.optimizer) and dist.in_one_memory()
+        of_horovod = contextlib.nullcontext if in_memory else dist.timeline
+        with of_horovod(str(folder / "horovod.json")), self._shown_allreduce():
             mx.profiler.set_state("run")
             for batch in self._batches(TRACED_STEPS):
                 self._train_step(batch)
             mx.nd.waitall()
             mx.profiler.set_state("stop")
         mx.profiler.dump()
+
+    @contextlib.contextmanager
+    def _shown_allreduce(self) -> Iterator[None]:
+        task = mx.profiler.Domain("ranks").new_task("allreduce of gradients")
+        allreduce_grads = self._trainer.allreduce_grads
+
+        def shown() -> None:
+            task.start()
+            allreduce_grads()
+            task.stop()
+
+        self._trainer.allreduce_grads = shown
+        yield
+        del self._trainer.allreduce_grads
 
     def _train_step(self, batch: Batch) -> mx.nd.NDArray:
         """What a run does at each step; the step's loss."""

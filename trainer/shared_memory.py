@@ -16,7 +16,7 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, ClassVar, Optional, Tuple
 
 import numpy as np
 import psutil
@@ -37,7 +37,13 @@ class SharedMemorySum:
     it again, a process must have seen all others enter the call in between.
 
     Only the caller's own calls are counted: every process must make them in the same order.
+
+    Attributes:
+        lost: the process that this one has waited for in vain, and why; of all sums. An operator's
+            error does not tell it, as MXNet has words of its own.
     """
+
+    lost: ClassVar[Optional[str]] = None
 
     def __init__(self, path: str, capacity: int, index: int, size: int):
         self.index, self.size, self.capacity = index, size, capacity
@@ -120,14 +126,20 @@ class SharedMemorySum:
         One that a signal has stopped is given as long as Horovod would give it.
         """
         for peer in map(int, np.flatnonzero(self._counters < self.calls)):
-            name = f"process {peer} of {self.size} on this node"
-            if self._has_ended(peer):
-                raise RuntimeError(f"{name} ended before its turn")
-            if _is_stopped(self._pids[peer]):
-                self._seen_stopped[peer, self.calls] += 1
-                seconds = self._seen_stopped[peer, self.calls] * _LOOK_EVERY
-                if seconds > float(os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", 30)):
-                    raise RuntimeError(f"{name} has been stopped for {seconds:.0f} s")
+            fate = self._fate(peer)
+            if fate is not None:
+                SharedMemorySum.lost = f"process {peer} of {self.size} on this node {fate}"
+                raise RuntimeError(self.lost)
+
+    def _fate(self, peer: int) -> Optional[str]:
+        if self._has_ended(peer):
+            return "ended before its turn"
+        if _is_stopped(self._pids[peer]):
+            self._seen_stopped[peer, self.calls] += 1
+            seconds = self._seen_stopped[peer, self.calls] * _LOOK_EVERY
+            if seconds > float(os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", 30)):
+                return f"has been stopped for {seconds:.0f} s"
+        return None
 
     def _has_ended(self, peer: int) -> bool:
         try:
