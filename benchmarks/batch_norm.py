@@ -112,7 +112,7 @@ def main() -> None:
     before = report.machine()
     dist.init()
     if arguments.through == "horovod":
-        RankSum._share = lambda self, capacity: None  # type: ignore[method-assign]
+        RankSum._share = lambda self, *_: None  # type: ignore[method-assign]
     latency = {way: microseconds_of_a_sum(way == "shared memory") for way in LATENCIES}
     figures = {
         form: measure(form == "hybridized", arguments.batch, arguments.rounds)

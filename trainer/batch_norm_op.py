@@ -103,9 +103,15 @@ class RankSum:
             capacity: the numbers of the longest sum, which is forward's.
             sum_over_ranks: another way to add up float64 vectors over its ranks.
         """
+        self.shared = self._share(capacity, sum_over_ranks)
         self._connected = True
-        if not self.crosses_nodes and self.size > 1:
-            self.shared = shared_memory.connect(capacity, self._index, self.size, sum_over_ranks)
+
+    def _share(
+        self, capacity: int, sum_over_ranks: Callable[[np.ndarray], np.ndarray]
+    ) -> Optional[shared_memory.SharedMemorySum]:
+        if self.crosses_nodes or self.size == 1:
+            return None
+        return shared_memory.connect(capacity, self._index, self.size, sum_over_ranks)
 
     def _allreduce(self, values: np.ndarray) -> np.ndarray:
         tensor = nd.array(values, ctx=mx.cpu(), dtype=np.float64)

@@ -453,7 +453,7 @@ def test_engine_may_take_layers_in_any_order_and_ends_exact(
     """Each sum is delayed by a random time that differs between ranks."""
     monkeypatch.setenv("BATCH_NORM_NATIVE", native)
     if through == "horovod":
-        monkeypatch.setattr(RankSum, "_share", lambda self, capacity: None)
+        monkeypatch.setattr(RankSum, "_share", lambda self, *_: None)
     data, steps = samples((5,)), int(os.environ.get("STRESS_STEPS", "2"))
     nets = [batch_norm.convert_sync_batch_norm(net) for net in two_nets(data, delayed)]
     if FORMS[form]:

@@ -34,6 +34,7 @@ from trainer.config import Config, ConfigError, Optimizer, as_yaml, load, to_dic
 from trainer.monitor import Monitor
 from trainer.optim import make_trainer
 from trainer.saver import Saver
+from trainer.shared_memory import SharedMemorySum
 
 JSON = st.recursive(
     st.one_of(
@@ -427,6 +428,13 @@ def test_a_rank_that_lost_another_says_so_in_words_that_the_launcher_knows(said_
     assert tells_no_cause(True, error.splitlines()) and tells_no_cause(True, [words])
 
 
+def test_an_operator_that_has_lost_a_rank_says_so_though_its_error_does_not(said_of, monkeypatch):
+    monkeypatch.setattr(SharedMemorySum, "lost", "process 0 of 2 on this node has been stopped")
+    error = said_of(RuntimeError("Check failed in custom.cc"), 1)
+    assert len(error.splitlines()) == 1 and "rank 1 on" in error
+    assert tells_no_cause(True, error.splitlines()) and tells_no_cause(True, [SharedMemorySum.lost])
+
+
 # ---------------------------------------------------------------- the run's folder
 
 
@@ -478,9 +486,7 @@ def test_read_only_folder(run, disk):
     disk.mount("remount", "ro")
     saver.begin(content._replace(state={**content.state, "step": 2}))
     failure = saver.wait()
-    assert (
-        failure and "Read-only file system" in failure and told == [f"{failure}; " + KEPT]
-    )
+    assert failure and "Read-only file system" in failure and told == [f"{failure}; " + KEPT]
     assert checkpoint.find_latest(folder, pytest.fail).name == "step-00000001"
     with pytest.raises(ConfigError, match="Read-only file system"), resume.usable(folder):
         resume.take_folder(settings_, folder / "step-00000001")
