@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Set
 
@@ -73,3 +77,30 @@ def test_every_file_has_its_place_on_the_map(package: str) -> None:
     files = [path.stem for path in (ROOT / package).glob("*.py") if path.stem != "__init__"]
     files += [path.name for path in (ROOT / package).glob("native/*")]
     assert sorted(placed) == sorted(files)
+
+
+def test_batch_norm_can_be_taken_out_of_the_project(tmp_path: Path) -> None:
+    """With the files that its page names, and no other."""
+    page = (ROOT / "docs" / "batch_norm.md").read_text()
+    (named,) = re.findall(
+        r"`trainer/(batch_norm\.py)` has.*?nothing else of this project but (.*?)\.\n", page, re.S
+    )
+    taken = tmp_path / "taken"
+    shutil.copytree(ROOT / "trainer" / "native", taken / "native")
+    for name in [named[0], *re.findall(r"`(\w+\.py)`", named[1])]:
+        shutil.copy(ROOT / "trainer" / name, taken)
+    code = (
+        "import mxnet as mx; from taken.batch_norm import SyncBatchNorm, calibrate; "
+        "net = SyncBatchNorm(in_channels=3); net.initialize(); "
+        "calibrate(net, [(mx.nd.ones((2, 3)), 2)]); print(net.running_mean.data().asnumpy())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.endswith("[1. 1. 1.]\n"), done.stdout
