@@ -392,6 +392,7 @@ def test_what_launchers_set_is_left_alone(monkeypatch, variables):
 @pytest.fixture
 def said_of(monkeypatch, capsys):
     """What a rank says, and that it exits with 1, when training raises an error."""
+    monkeypatch.setattr(SharedMemorySum, "lost", None)  # other tests have lost some
 
     def run(error: Exception, rank: int) -> str:
         def leave(code: int) -> None:
