@@ -62,7 +62,8 @@ class SharedSum {
     int64_t look_at = start + kSecond;
     while (counter(peer).load(std::memory_order_acquire) < calls_) {
       const int64_t time = now();
-      if (time - start < 100 * kMicrosecond) {
+      // Asleep, a rank would come 50 microseconds late, which is the kernel's slack of timers.
+      if (time - start < 2000 * kMicrosecond) {
         sched_yield();
         continue;
       }
