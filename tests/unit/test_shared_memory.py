@@ -8,14 +8,14 @@ import pickle
 import shutil
 import signal
 import threading
-import time
 from pathlib import Path
-from typing import Any, List
+from typing import Any, Iterator, List
 
 import numpy as np
 import psutil
 import pytest
 
+from tests.waiting import wait_until
 from trainer import shared_memory
 from trainer.shared_memory import SharedMemorySum
 
@@ -23,8 +23,7 @@ from trainer.shared_memory import SharedMemorySum
 def opened_by_all(path: str, capacity: int, index: int, size: int) -> SharedMemorySum:
     """As ``connect`` leaves it: a process that has not opened the file counts as dead."""
     shared = SharedMemorySum(path, capacity, index, size)
-    while not shared.all_entered():
-        time.sleep(0.01)
+    wait_until(shared.all_entered, lambda: "not all processes have opened the file")
     return shared
 
 
@@ -46,7 +45,7 @@ def test_every_process_gets_every_sum(tmp_path: Path, size: int) -> None:
     calls, context = 300, multiprocessing.get_context("spawn")
     results = context.Queue()
     arguments = [(str(tmp_path / "sum"), index, size, calls, results) for index in range(size)]
-    processes = [context.Process(target=add_up, args=a) for a in arguments]
+    processes = [context.Process(target=add_up, args=a, daemon=True) for a in arguments]
     for process in processes:
         process.start()
     got = [results.get(timeout=60) for _ in processes]
@@ -70,7 +69,7 @@ def test_long_vectors_are_added_up_in_place(tmp_path: Path, size: int, dtype: ty
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     arguments = [(str(tmp_path / "sum"), index, size, dtype, results) for index in range(size)]
-    processes = [context.Process(target=add_up_in_place, args=a) for a in arguments]
+    processes = [context.Process(target=add_up_in_place, args=a, daemon=True) for a in arguments]
     for process in processes:
         process.start()
     got = [results.get(timeout=60) for _ in processes]
@@ -86,40 +85,41 @@ def wait_for_ever(path: str, entered: Any) -> None:
     signal.pause()
 
 
-def test_a_dead_peer_is_noticed(tmp_path: Path) -> None:
+@pytest.fixture
+def peer(tmp_path: Path) -> Iterator[Any]:
+    """Process 1 of 2, which has opened ``sum`` in ``tmp_path``; it never calls."""
     context = multiprocessing.get_context("spawn")
-    entered, path = context.Event(), str(tmp_path / "sum")
-    peer = context.Process(target=wait_for_ever, args=(path, entered))
-    peer.start()
+    entered = context.Event()
+    arguments = str(tmp_path / "sum"), entered
+    process = context.Process(target=wait_for_ever, args=arguments, daemon=True)
+    process.start()
     assert entered.wait(60)
-    shared = SharedMemorySum(path, 1, 0, 2)
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_a_dead_peer_is_noticed(peer: Any, tmp_path: Path) -> None:
+    shared = SharedMemorySum(str(tmp_path / "sum"), 1, 0, 2)
     os.kill(peer.pid, signal.SIGKILL)  # and nobody waits for it: a zombie still has its pid
     with pytest.raises(RuntimeError, match="process 1 of 2 on this node ended"):
         shared(np.ones(1))
-    peer.join()
 
 
 def test_a_stopped_peer_is_given_as_long_as_horovod_gives_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    peer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOROVOD_GLOO_TIMEOUT_SECONDS", "0.5")
-    context = multiprocessing.get_context("spawn")
-    entered, path = context.Event(), str(tmp_path / "sum")
-    peer = context.Process(target=wait_for_ever, args=(path, entered))
-    peer.start()
-    assert entered.wait(60)
-    shared = SharedMemorySum(path, 1, 0, 2)
+    shared = SharedMemorySum(str(tmp_path / "sum"), 1, 0, 2)
     shared._enter()
     shared.look_for_the_dead()  # it lives
     os.kill(peer.pid, signal.SIGSTOP)
-    while psutil.Process(peer.pid).status() != psutil.STATUS_STOPPED:
-        time.sleep(0.01)
+    status = psutil.Process(peer.pid).status
+    wait_until(lambda: status() == psutil.STATUS_STOPPED, status)
     shared.look_for_the_dead()
     shared.look_for_the_dead()
     with pytest.raises(RuntimeError, match="process 1 of 2 on this node has been stopped for 1 s"):
         shared.look_for_the_dead()
-    os.kill(peer.pid, signal.SIGKILL)
-    peer.join()
 
 
 def test_a_container_with_too_little_memory_to_share_is_told_apart(
