@@ -72,7 +72,7 @@ def init(fixed_groups: bool = True, steps_in_memory: bool = False) -> None:
         # run to run on three ranks and more. Without groups Horovod would then fuse nothing.
         os.environ.setdefault("HOROVOD_DISABLE_GROUP_FUSION", "1")
     one_node = launched.local_size() == launched.size()
-    if one_node and not hvd.cuda_built() and shared_memory.possible(launched.size()):
+    if one_node and not hvd.cuda_built() and shared_memory.possible():
         # Horovod's thread meets the others' once a cycle, each millisecond by default, whether or
         # not there is anything to do, and takes the time from the cores that compute.
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "100" if steps_in_memory else "10")

@@ -325,6 +325,7 @@ class _Run:
         mx.nd.waitall()
         # So the net can be sent to another process: its graphs name what this one alone has.
         batch_norm.forget_graphs(self.net)
+        shared_gradients.release(self.trainer)
         evaluation = None if stopped else self.evaluation
         speed = self.throughput.overall
         self.report.end(self.step, evaluation, speed)

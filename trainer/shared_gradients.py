@@ -1,31 +1,32 @@
-"""Gradients of the ranks of one node, added up in memory that they share.
+"""Gradients of the ranks of one node, added up where they lie: in memory that the ranks share.
 
 Between processes of one machine Horovod's Gloo sends gradients through TCP sockets: each byte is
 copied into a buffer, into the kernel, out of it, and back. On CPUs that takes time from the step
-itself. Here each rank copies its gradients once, a piece at a time that the caches hold, and reads
-the others'. The sum is taken in the order of the ranks, so every run and every rank gets the same
-bits; for two ranks they are those that Horovod gives.
+itself. Here backward writes each rank's gradients into memory that the others see. Each rank adds
+up its share of the numbers and then copies the other shares' sums from those who have taken them:
+a reduce-scatter and an allgather (Rabenseifner, "Optimization of collective reduction operations",
+ICCS 2004), whatever the number of ranks. A sum is taken in the order of the ranks, so every run
+and every rank gets the same bits; for two ranks they are those that Horovod gives.
 """
 
 from __future__ import annotations
 
+import mmap
 from typing import Any, Callable, Dict, List, Optional
 
 import mxnet as mx
 import numpy as np
 
-from . import dist, launched, shared_memory
+from . import dist, shared_memory
 from .config import Optimizer
-from .placement import dense_on_cpu, memory_of
+from .placement import around_memory, dense_on_cpu
 
-MAX_RANKS = 8  # each reads what all others wrote: with more, a ring moves less
-_PIECE = 2**17  # float64 numbers; 1 MiB
+_BLOCK = 2**16  # numbers, which a core's cache holds for all ranks
 
 
 def wanted(settings: Optimizer) -> bool:
     """Whether gradients are to go this way, where the ranks turn out to share one memory."""
-    few = launched.size() <= MAX_RANKS
-    return settings.shared_memory and not settings.fp16_allreduce and few
+    return settings.shared_memory and not settings.fp16_allreduce
 
 
 class SharedGradients:
@@ -37,12 +38,12 @@ class SharedGradients:
     def __init__(self, trainer: mx.gluon.Trainer):
         self._parameters = trainer._params
         self._otherwise: Callable[[], None] = trainer._allreduce_grads
-        self._shared: Optional[shared_memory.SharedMemorySum] = None
-        self._connected = False
+        self._shared: Optional[_Shared] = None
+        self._possible = True
 
     def __getstate__(self) -> Dict[str, Any]:
         """A net that is sent elsewhere takes its trainer along, which has to meet others there."""
-        return {**vars(self), "_shared": None, "_connected": False}
+        return {**vars(self), "_shared": None, "_possible": True}
 
     def __call__(self) -> None:
         """Replace every gradient by its sum; waits for backward, and blocks until all ranks call.
@@ -51,24 +52,137 @@ class SharedGradients:
             MXNetError: backward failed, or through Horovod: another rank has ended.
             RuntimeError: another rank has ended.
         """
-        arrays = [p.list_grad()[0] for p in self._parameters if p.grad_req != "null"]
-        if not self._connected:
-            self._shared = self._connect(arrays)
-            self._connected = True
+        trained = [p for p in self._parameters if p.grad_req != "null"]
+        if self._possible and (self._shared is None or not self._shared.holds(trained)):
+            self.release()
+            self._shared = _share(trained)
+            self._possible = self._shared is not None
         if self._shared is None:
             self._otherwise()
-            return
-        for array in arrays:
-            array.wait_to_read()
-        for array in arrays:
-            self._shared.add_up(memory_of(array).reshape(-1))
+        else:
+            self._shared.add_up()
 
-    def _connect(self, arrays: List[mx.nd.NDArray]) -> Optional[shared_memory.SharedMemorySum]:
-        if dist.local_size() < dist.world_size() or dist.world_size() > MAX_RANKS:
-            return None
-        if not all(dense_on_cpu(array, np.float32, np.float64) for array in arrays):
-            return None
-        return shared_memory.connect(_PIECE, dist.rank(), dist.world_size(), _sum_over_ranks)
+    def release(self) -> None:
+        """Give the parameters gradients of their own again, and the shared memory back."""
+        if self._shared is not None:
+            self._shared.release()
+            self._shared = None
+
+
+def release(trainer: mx.gluon.Trainer) -> None:
+    """Give the net that ``trainer`` trained gradients of its own, where the ranks shared them."""
+    if isinstance(trainer._allreduce_grads, SharedGradients):
+        trainer._allreduce_grads.release()
+
+
+def _share(parameters: List[mx.gluon.Parameter]) -> Optional[_Shared]:
+    """Move the parameters' gradients into memory that the ranks share; None where there is none.
+
+    Collective.
+    """
+    if not dist.in_one_memory():
+        return None
+    if not all(dense_on_cpu(p.list_grad()[0], np.float32, np.float64) for p in parameters):
+        return None
+    rank, ranks = dist.rank(), dist.world_size()
+    row = _Shared.bytes_of(parameters)
+    memory = shared_memory.open_together(ranks * row, rank, ranks, _sum_over_ranks)
+    meeting = shared_memory.connect(1, rank, ranks, _sum_over_ranks)
+    if memory is None or meeting is None:
+        return None
+    return _Shared(parameters, memory, row, meeting)
+
+
+class _Shared:
+    """Every rank's gradients: a row of bytes for each, with the float64 ones before the others."""
+
+    def __init__(
+        self,
+        parameters: List[mx.gluon.Parameter],
+        memory: mmap.mmap,
+        row: int,
+        meeting: shared_memory.SharedMemorySum,
+    ):
+        self._memory, self._row, self._meeting = memory, row, meeting
+        _mapped.append(memory)
+        rows = np.frombuffer(memory, np.uint8).reshape(meeting.size, row)
+        self._parameters: List[mx.gluon.Parameter] = []
+        self._gradients: List[mx.nd.NDArray] = []
+        self._flat: List[np.ndarray] = []  # (ranks, numbers) of each dtype
+        start = 0
+        for dtype in (np.float64, np.float32):
+            alike = [p for p in parameters if p.list_grad()[0].dtype == dtype]
+            numbers = sum(p.list_grad()[0].size for p in alike)
+            stop = start + numbers * np.dtype(dtype).itemsize
+            flat = rows[:, start:stop].view(dtype)
+            own, start = flat[meeting.index], stop
+            for parameter in alike:
+                old = parameter.list_grad()[0]
+                place, own = own[: old.size].reshape(old.shape), own[old.size :]
+                place[...] = old.asnumpy()
+                self._gradients.append(around_memory(place, type(old)))
+                _set_gradient(parameter, self._gradients[-1])
+            self._parameters += alike
+            self._flat.append(flat)
+
+    @staticmethod
+    def bytes_of(parameters: List[mx.gluon.Parameter]) -> int:
+        """A row's, in whole pages."""
+        arrays = [p.list_grad()[0] for p in parameters]
+        needed = sum(array.size * np.dtype(array.dtype).itemsize for array in arrays)
+        return -(-needed // mmap.PAGESIZE) * mmap.PAGESIZE
+
+    def holds(self, parameters: List[mx.gluon.Parameter]) -> bool:
+        """Whether just these have their gradients here still."""
+        own = {id(gradient) for gradient in self._gradients}
+        return {id(p.list_grad()[0]) for p in parameters} == own
+
+    def add_up(self) -> None:
+        """Replace every gradient by its sum."""
+        for gradient in self._gradients:
+            gradient.wait_to_read()
+        rank, ranks = self._meeting.index, self._meeting.size
+        self._meeting.meet()
+        for flat in self._flat:
+            shares = [flat.shape[1] * k // ranks for k in range(ranks + 1)]
+            for start in range(shares[rank], shares[rank + 1], _BLOCK):
+                part = slice(start, min(start + _BLOCK, shares[rank + 1]))
+                total = flat[0, part]
+                for other in flat[1:-1, part]:
+                    total = total + other
+                np.add(total, flat[-1, part], out=flat[rank, part])
+        self._meeting.meet()
+        for flat in self._flat:
+            shares = [flat.shape[1] * k // ranks for k in range(ranks + 1)]
+            for other in range(ranks):
+                if other != rank:
+                    part = slice(shares[other], shares[other + 1])
+                    flat[rank, part] = flat[other, part]
+        self._meeting.meet()  # or backward would write over what others still read
+
+    def release(self) -> None:
+        """Take the gradients out; others' are not touched.
+
+        The mapping stays, as arrays that somebody holds still point into it: they read zeros.
+        """
+        mx.nd.waitall()
+        for parameter, gradient in zip(self._parameters, self._gradients):
+            if parameter._grad is not None and parameter._grad[0] is gradient:
+                _set_gradient(parameter, gradient.copy())
+        mx.nd.waitall()
+        self._memory.madvise(mmap.MADV_REMOVE, self._meeting.index * self._row, self._row)
+
+
+_mapped: List[mmap.mmap] = []  # never unmapped, as arrays of MXNet's know nothing of it
+
+
+def _set_gradient(parameter: mx.gluon.Parameter, gradient: mx.nd.NDArray) -> None:
+    """Have backward write a parameter's gradient into another array, which has it already."""
+    data = parameter.list_data()
+    fresh = data[0]._fresh_grad
+    parameter._grad = [gradient]
+    mx.autograd.mark_variables(data, parameter._grad, parameter.grad_req)
+    data[0]._fresh_grad = fresh
 
 
 def _sum_over_ranks(values: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 A collective of Horovod costs milliseconds however little it carries, and batch norm needs two for
 each layer and step. Processes of one node can write their vectors side by side instead: some
-microseconds, and a wait for the slowest. Gradients pass through such memory piece by piece.
+microseconds, and a wait for the slowest.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import mmap
 import os
 import platform
 import secrets
-import shutil
 import time
 from collections import Counter
-from typing import Any, Callable, ClassVar, Optional, Tuple
+from typing import Any, Callable, ClassVar, Iterator, Optional, Tuple
 
 import numpy as np
 import psutil
@@ -24,8 +23,6 @@ import psutil
 _CACHE_LINE = 8  # float64 or int64 numbers
 _PATIENCE = 1.0  # seconds of waiting before looking whether the peers live
 _LOOK_EVERY = 0.2
-_DIRECTORY = "/dev/shm"
-_ROOM = 2**23  # bytes for each process; more than all that a run shares
 
 
 class SharedMemorySum:
@@ -48,7 +45,7 @@ class SharedMemorySum:
     def __init__(self, path: str, capacity: int, index: int, size: int):
         self.index, self.size, self.capacity = index, size, capacity
         numbers = size * _CACHE_LINE + 2 * size * capacity
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
         self._file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115 - kept for its lock
         os.posix_fallocate(descriptor, 0, 8 * numbers)  # want of memory shows here, not later
         memory = mmap.mmap(descriptor, 8 * numbers)
@@ -87,26 +84,17 @@ class SharedMemorySum:
         """
         slot = self._slots[self.calls % 2].view(values.dtype)[:, : values.size]
         slot[self.index] = values
-        self._enter()
-        self._wait()
+        self.meet()
         return slot.sum(axis=0)
 
-    def add_up(self, values: np.ndarray) -> None:
-        """Replace a vector of any length and dtype by its sum over processes, a piece at a time.
+    def meet(self) -> None:
+        """Wait until all have called.
 
         Raises:
             RuntimeError: a process has ended, or been stopped, without calling.
         """
-        piece = 8 * self.capacity // values.itemsize
-        for start in range(0, values.size, piece):
-            part = values[start : start + piece]
-            slot = self._slots[self.calls % 2].view(values.dtype)[:, : part.size]
-            slot[self.index] = part
-            self._enter()
-            self._wait()
-            np.add(slot[0], slot[1], out=part)
-            for other in slot[2:]:
-                part += other
+        self._enter()
+        self._wait()
 
     def _wait(self) -> None:
         start = looked = time.monotonic()
@@ -156,24 +144,57 @@ def _is_stopped(pid: int) -> bool:
         return False  # of another container, or gone
 
 
-def possible(size: int) -> bool:
-    """Whether ``size`` processes of this node can expect to share the memory that a run wants.
+def possible() -> bool:
+    """Whether processes of this machine can share memory in this way.
 
-    Containers are often given little of it, and that little may be taken.
+    Others than these processors may show the counter before the slot that it announces.
     """
+    return platform.machine() in ("x86_64", "AMD64") and hasattr(os, "memfd_create")
+
+
+@contextlib.contextmanager
+def _meeting_place(
+    index: int, sum_over_ranks: Callable[[np.ndarray], np.ndarray], proc: str
+) -> Iterator[Optional[str]]:
+    """The path of a new file in memory, of process 0; None where this one cannot see it.
+
+    It needs no /dev/shm, of which containers are given little. It has no name that could be left
+    behind: the others open it through process 0's own, which they must do while this lasts.
+    """
+    made = index == 0 and possible()
+    token = secrets.randbelow(2**53) if made else 0
+    descriptor = os.memfd_create(f"ranks_{token:x}") if made else 0
     try:
-        free = shutil.disk_usage(_DIRECTORY).free if os.access(_DIRECTORY, os.W_OK) else 0
-    except OSError:
-        free = 0
-    return _stores_in_order() and free > size * _ROOM
+        told = [token, descriptor, os.getpid() if made else 0]
+        token, number, pid = map(int, sum_over_ranks(np.array(told, np.float64)))
+        path = f"{proc}/{pid}/fd/{number}"
+        try:
+            # In a container of its own a process may find another's file by this path.
+            seen = os.readlink(path) == f"/memfd:ranks_{token:x} (deleted)"
+        except OSError:
+            seen = False
+        yield path if seen else None
+    finally:
+        if made:
+            os.close(descriptor)
 
 
-def _stores_in_order() -> bool:
-    """Whether this processor shows its peers what it writes in the order in which it is written.
-
-    Others may show the counter before the slot that it announces.
-    """
-    return platform.machine() in ("x86_64", "AMD64")
+def open_together(
+    size: int,
+    index: int,
+    processes: int,
+    sum_over_ranks: Callable[[np.ndarray], np.ndarray],
+    proc: str = "/proc",
+) -> Optional[mmap.mmap]:
+    """``size`` bytes of memory, all 0, that all ``processes`` see; None, for all, if not all do."""
+    with _meeting_place(index, sum_over_ranks, proc) as path:
+        memory = None
+        if path is not None:
+            with contextlib.suppress(OSError), open(path, "r+b", buffering=0) as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+                memory = mmap.mmap(file.fileno(), size)
+        opened = sum_over_ranks(np.array([memory is not None], np.float64))[0]
+    return memory if opened == processes else None
 
 
 def connect(
@@ -181,25 +202,19 @@ def connect(
     index: int,
     size: int,
     sum_over_ranks: Callable[[np.ndarray], np.ndarray],
-    directory: str = _DIRECTORY,
+    proc: str = "/proc",
 ) -> Optional[SharedMemorySum]:
     """Meet the other processes; None, for all of them, if not all share this node's memory.
-
-    The file's name goes as soon as all have opened it: nothing is left behind by any end.
 
     Args:
         index: of this process among ``size``, from 0.
         sum_over_ranks: another way to add up float64 vectors over the same processes.
+        proc: where processes are seen.
     """
-    token = secrets.randbelow(2**53) if index == 0 else 0
-    token = int(sum_over_ranks(np.array([token], np.float64))[0])
-    path = os.path.join(directory, f"ranks_{token:014x}")
-    shared = None
-    if _stores_in_order():
-        with contextlib.suppress(OSError):
-            shared = SharedMemorySum(path, capacity, index, size)
-    # Who has opened a file has opened it by now; where that are several, each lacks somebody.
-    opened = sum_over_ranks(np.array([shared is not None], np.float64))[0]
-    with contextlib.suppress(OSError):  # another was first, or there is none to remove
-        os.unlink(path)
-    return shared if shared is not None and opened == size and shared.all_entered() else None
+    with _meeting_place(index, sum_over_ranks, proc) as path:
+        shared = None
+        if path is not None:
+            with contextlib.suppress(OSError):
+                shared = SharedMemorySum(path, capacity, index, size)
+        opened = sum_over_ranks(np.array([shared is not None], np.float64))[0]
+    return shared if opened == size else None

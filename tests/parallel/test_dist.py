@@ -76,31 +76,3 @@ def test_one_node_has_no_set_of_its_own() -> None:
     assert dist.local_size() == SIZE()
     assert dist.node_process_set() is None
 
-
-@pytest.mark.parametrize("groups", [0, 1])
-def test_gradients_through_shared_memory_are_those_through_horovod(groups: int) -> None:
-    sums = []
-    for shared_memory in (True, False):
-        # Larger than a piece of the memory, small, and none at all.
-        parameters = [
-            mx.gluon.Parameter(f"p{i}", shape=shape) for i, shape in enumerate([(700, 900), (3,)])
-        ]
-        parameters.append(mx.gluon.Parameter("fixed", shape=(2,), grad_req="null"))
-        for parameter in parameters:
-            parameter.initialize()
-        sgd = mx.optimizer.create("sgd", learning_rate=1.0)
-        named = {parameter.name: parameter for parameter in parameters}
-        trainer = dist.gluon_trainer(named, sgd, False, groups, shared_memory)
-        for calls in (1, 2):  # the memory is used again
-            for parameter in parameters[:2]:
-                drawn = np.random.RandomState(10 * calls + RANK()).normal(size=parameter.shape)
-                parameter.grad()[:] = drawn
-            trainer.allreduce_grads()
-            sums.append([p.grad().asnumpy() for p in parameters[:2]])
-        used = getattr(trainer._allreduce_grads, "_shared", None)
-        assert (used is not None) == shared_memory
-    for ours, horovods in zip(sums[:2], sums[2:]):
-        for one, other in zip(ours, horovods):
-            if SIZE() == 2:  # a sum of two has one order
-                assert np.array_equal(one, other)
-            np.testing.assert_allclose(one, other, atol=1e-6)

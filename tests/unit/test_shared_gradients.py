@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import mxnet as mx
 import pytest
 from mxnet.gluon import nn
 
-from trainer.shared_gradients import SharedGradients
+from trainer.shared_gradients import _Shared
 from trainer.shared_memory import SharedMemorySum
 
 
@@ -18,8 +19,9 @@ def test_a_lost_rank_is_noticed(tmp_path: Path) -> None:
     with mx.autograd.record():
         loss = net(mx.nd.ones((1, 3)))
     loss.backward()
-    add_up = SharedGradients(mx.gluon.Trainer(net.collect_params(), "sgd", kvstore=None))
-    add_up._shared = SharedMemorySum(str(tmp_path / "sum"), 8, 0, 2)  # the other is not there
-    add_up._connected = True
+    meeting = SharedMemorySum(str(tmp_path / "sum"), 1, 0, 2)  # the other is not there
+    parameters = list(net.collect_params().values())
+    row = _Shared.bytes_of(parameters)
+    shared = _Shared(parameters, mmap.mmap(-1, 2 * row), row, meeting)
     with pytest.raises(RuntimeError, match="process 1 of 2 on this node ended"):
-        add_up()
+        shared.add_up()

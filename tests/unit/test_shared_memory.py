@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
-import shutil
 import signal
 import threading
 from pathlib import Path
@@ -56,29 +56,6 @@ def test_every_process_gets_every_sum(tmp_path: Path, size: int) -> None:
     assert got == [expected] * size
 
 
-def add_up_in_place(path: str, index: int, size: int, dtype: type, results: Any) -> None:
-    shared = opened_by_all(path, 5, index, size)  # pieces of ten float32 numbers, or five float64
-    vectors = [np.arange(n, dtype=dtype) * 10.0**index for n in (1, 10, 25, 0, 3)]
-    for vector in vectors:
-        shared.add_up(vector)
-    results.put([vector.tolist() for vector in vectors])
-
-
-@pytest.mark.parametrize(("size", "dtype"), [(2, np.float32), (3, np.float32), (2, np.float64)])
-def test_long_vectors_are_added_up_in_place(tmp_path: Path, size: int, dtype: type) -> None:
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    arguments = [(str(tmp_path / "sum"), index, size, dtype, results) for index in range(size)]
-    processes = [context.Process(target=add_up_in_place, args=a, daemon=True) for a in arguments]
-    for process in processes:
-        process.start()
-    got = [results.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join()
-    factor = sum(10.0**index for index in range(size))
-    assert got == [[[i * factor for i in range(n)] for n in (1, 10, 25, 0, 3)]] * size
-
-
 def wait_for_ever(path: str, entered: Any) -> None:
     _held = SharedMemorySum(path, 1, 1, 2)  # whose file, closed, would hold no lock
     entered.set()
@@ -122,24 +99,19 @@ def test_a_stopped_peer_is_given_as_long_as_horovod_gives_it(
         shared.look_for_the_dead()
 
 
-def test_a_container_with_too_little_memory_to_share_is_told_apart(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    usage = shutil.disk_usage("/dev/shm")
-    for free, expected in ((2**30, True), (2**20, False)):
-        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
-        assert shared_memory.possible(2) == expected
-    monkeypatch.setattr(shared_memory, "_DIRECTORY", "/nowhere")
-    assert not shared_memory.possible(2)
+def descriptors_of_memory() -> int:
+    links = Path("/proc/self/fd").iterdir()
+    return sum(os.readlink(link).startswith("/memfd:ranks_") for link in links if link.is_symlink())
 
 
-def test_processes_that_do_not_share_memory_agree_to_do_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["sum", "memory"])
+def test_processes_that_do_not_see_each_other_agree_to_do_without(
+    what: str, tmp_path: Path
 ) -> None:
-    """Two 'processes' (threads) that meet in other sums, but whose directories differ."""
+    """Two 'processes' (threads) that meet in other sums; one of them may see no processes."""
     barrier, sums = threading.Barrier(2), {}
 
-    def meet(index: int, directory: Path, results: List[Any]) -> None:
+    def meet(index: int, proc: Path, results: List[Any]) -> None:
         def sum_over_ranks(values: np.ndarray) -> np.ndarray:
             sums[index] = values
             barrier.wait(10)
@@ -147,16 +119,41 @@ def test_processes_that_do_not_share_memory_agree_to_do_without(
             barrier.wait(10)
             return total
 
-        results.append(shared_memory.connect(3, index, 2, sum_over_ranks, directory=str(directory)))
+        if what == "sum":
+            results.append(shared_memory.connect(3, index, 2, sum_over_ranks, str(proc)))
+        else:
+            results.append(shared_memory.open_together(64, index, 2, sum_over_ranks, str(proc)))
 
-    for other, expected in ((tmp_path / "other", False), (tmp_path, True)):
-        other.mkdir(exist_ok=True)
+    gc.collect()
+    kept = descriptors_of_memory()
+    for other, expected in ((tmp_path, False), (Path("/proc"), True)):
         results: List[Any] = []
-        arguments = [(0, tmp_path, results), (1, other, results)]
+        arguments = [(0, Path("/proc"), results), (1, other, results)]
         threads = [threading.Thread(target=meet, args=a) for a in arguments]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         assert [shared is not None for shared in results] == [expected] * 2
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    if what == "memory":
+        results[0][60:64] = b"seen"
+        assert results[1][:] == bytes(60) + b"seen"
+    del results, arguments, threads
+    gc.collect()
+    assert descriptors_of_memory() == kept
+
+
+def test_another_file_by_the_same_path_is_left_alone(tmp_path: Path) -> None:
+    """In a container of its own a process finds another's file by process 0's path."""
+    wrong = tmp_path / str(os.getpid()) / "fd" / "7"
+    wrong.parent.mkdir(parents=True)
+    mine = tmp_path / "mine"
+    mine.write_text("a file of the user's")
+    wrong.symlink_to(mine)
+
+    def sum_over_ranks(values: np.ndarray) -> np.ndarray:
+        return values + ([123, 7, os.getpid()] if values.size == 3 else [1])
+
+    assert shared_memory.connect(3, 1, 2, sum_over_ranks, str(tmp_path)) is None
+    assert shared_memory.open_together(64, 1, 2, sum_over_ranks, str(tmp_path)) is None
+    assert mine.read_text() == "a file of the user's"

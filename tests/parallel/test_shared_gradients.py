@@ -1,0 +1,221 @@
+"""Gradients that lie in memory which real ranks share."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any, Iterator, List, Sequence
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd, gluon
+from mxnet.gluon import nn
+
+from trainer import dist, shared_gradients
+
+RANKS = (2, 3, 4)
+RANK, SIZE = dist.rank, dist.world_size
+SHAPES = [(700, 900), (3,), (1, 1), (5, 7)]
+DTYPES = ["float32", "float32", "float64", "float64"]
+
+
+def parameters() -> List[gluon.Parameter]:
+    """More numbers than a block holds, fewer than ranks; of both kinds; one that is not trained."""
+    made = [
+        gluon.Parameter(f"p{i}", shape=shape, dtype=dtype)
+        for i, (shape, dtype) in enumerate(zip(SHAPES, DTYPES))
+    ]
+    made.append(gluon.Parameter("fixed", shape=(2,), grad_req="null"))
+    for parameter in made:
+        parameter.initialize()
+    return made
+
+
+def trainer_of(made: Sequence[gluon.Parameter], shared: bool = True, groups: int = 1) -> Any:
+    sgd = mx.optimizer.create("sgd", learning_rate=0.01, momentum=0.9)
+    named = {parameter.name: parameter for parameter in made}
+    return dist.gluon_trainer(named, sgd, False, groups, shared)
+
+
+@pytest.mark.parametrize("groups", [0, 1])
+def test_sums_are_those_through_horovod(groups: int) -> None:
+    sums = []
+    for shared in (True, False):
+        made = parameters()
+        trainer = trainer_of(made, shared, groups)
+        for calls in (1, 2):  # the memory is used again
+            for parameter in made[:4]:
+                drawn = np.random.RandomState(10 * calls + RANK()).normal(size=parameter.shape)
+                parameter.grad()[:] = drawn
+            trainer.allreduce_grads()
+            sums.append([p.grad().asnumpy() for p in made[:4]])
+        assert (getattr(trainer._allreduce_grads, "_shared", None) is not None) == shared
+    for ours, horovods in zip(sums[:2], sums[2:]):
+        for one, other in zip(ours, horovods):
+            assert one.dtype == other.dtype
+            if SIZE() == 2:  # a sum of two has one order
+                assert np.array_equal(one, other)
+            np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_nobody_overwrites_what_a_late_rank_still_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank is late in turn, at each place where ranks meet."""
+    made = parameters()
+    trainer = trainer_of(made)
+    late = np.random.RandomState(RANK())
+    meet = shared_gradients.shared_memory.SharedMemorySum.meet
+
+    def late_after(meeting: Any) -> None:
+        meet(meeting)
+        if late.randint(4) == 0:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(shared_gradients.shared_memory.SharedMemorySum, "meet", late_after)
+    for step in range(40):
+        for number, parameter in enumerate(made[:4]):
+            parameter.grad()[:] = (step + number) * (RANK() + 1)
+        trainer.allreduce_grads()
+        for number, parameter in enumerate(made[:4]):
+            expected = (step + number) * SIZE() * (SIZE() + 1) / 2
+            assert (parameter.grad().asnumpy() == expected).all(), (step, number)
+
+
+def convolutions() -> nn.HybridSequential:
+    mx.random.seed(1)
+    net = nn.HybridSequential(prefix="net_")
+    with net.name_scope():
+        net.add(nn.Conv2D(16, 3, in_channels=1, use_bias=False), nn.BatchNorm(in_channels=16))
+        net.add(nn.Activation("relu"), nn.Conv2D(16, 3, in_channels=16), nn.Dense(4, in_units=256))
+    net.initialize(mx.init.Xavier())
+    return net
+
+
+def trained(shared: bool, grad_req: str, **hybridize: Any) -> List[np.ndarray]:
+    """Weights and gradients after some steps, with passes in inference between them."""
+    net = convolutions()
+    if hybridize:
+        net.hybridize(**hybridize)
+    net.collect_params().setattr("grad_req", grad_req)
+    net.collect_params(".*running.*").setattr("grad_req", "null")
+    made = list(net.collect_params().values())
+    trainer = trainer_of(made, shared)
+    draw = np.random.RandomState(RANK())
+    for step in range(5):
+        for _ in range(2 if grad_req == "add" else 1):
+            data = mx.nd.array(draw.normal(size=(4 + step % 2, 1, 8, 8)))
+            with autograd.record():
+                loss = (net(data) ** 2).mean()
+            loss.backward()
+        trainer.step(1)
+        if grad_req == "add":
+            net.collect_params().zero_grad()
+        net(data)  # oneDNN brings weights into an order of its own
+    moved = [p for p in made if p.grad_req != "null"]
+    return [p.data().asnumpy() for p in moved] + [p.grad().asnumpy() for p in moved]
+
+
+@pytest.mark.parametrize("grad_req", ["write", "add"])
+@pytest.mark.parametrize(
+    "hybridize", [{}, {"static_alloc": True}, {"static_alloc": True, "static_shape": True}]
+)
+def test_a_net_is_trained_as_through_horovod(grad_req: str, hybridize: dict) -> None:
+    ours, horovods = (trained(shared, grad_req, **hybridize) for shared in (True, False))
+    for one, other in zip(ours, horovods):
+        assert np.isfinite(one).all()
+        if SIZE() == 2:
+            assert np.array_equal(one, other)
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture
+def numpy_semantics() -> Iterator[None]:
+    mx.npx.set_np()
+    yield
+    mx.npx.reset_np()
+
+
+def test_nets_of_mxnets_numpy_kind(numpy_semantics: None) -> None:
+    scale = gluon.Parameter("scale", shape=())
+    net = nn.Dense(3, in_units=2)
+    scale.initialize()
+    net.initialize()
+    trainer = trainer_of([*net.collect_params().values(), scale])
+    for step in (1, 2):
+        with autograd.record():
+            loss = (net(mx.np.ones((1, 2))) * scale.data()).sum() * (RANK() + step)
+        loss.backward()
+        weights, factor = net.weight.data().asnumpy(), float(scale.data())
+        output = float(net(mx.np.ones((1, 2))).sum())
+        trainer.allreduce_grads()
+        ranks = sum(range(step, SIZE() + step))
+        np.testing.assert_allclose(net.weight.grad().asnumpy(), np.full((3, 2), ranks * factor))
+        np.testing.assert_allclose(float(scale.grad()), ranks * output, rtol=1e-5, atol=1e-5)
+        assert type(net.weight.grad()) is mx.np.ndarray
+        trainer.update(1)
+        assert not np.array_equal(net.weight.data().asnumpy(), weights)
+
+
+def test_parameters_may_be_frozen_and_thawed() -> None:
+    made = parameters()
+    trainer = trainer_of(made)
+
+    def check(moved: Sequence[int]) -> None:
+        for number in moved:
+            made[number].grad()[:] = number + RANK()
+        trainer.allreduce_grads()
+        for number in moved:
+            expected = number * SIZE() + SIZE() * (SIZE() - 1) / 2
+            assert (made[number].grad().asnumpy() == expected).all()
+
+    check((0, 1, 2, 3))
+    made[1].grad_req = "null"
+    check((0, 2, 3))
+    made[1].grad_req = "write"
+    check((0, 1, 2, 3))
+    made[4].grad_req = "write"
+    check((0, 1, 2, 3, 4))
+
+
+def test_two_trainers_may_take_turns() -> None:
+    nets = [parameters(), parameters()]
+    trainers = [trainer_of(made) for made in nets]
+    for step in range(3):
+        for number, (made, trainer) in enumerate(zip(nets, trainers)):
+            made[0].grad()[:] = 10 * step + number + RANK()
+            trainer.allreduce_grads()
+            expected = (10 * step + number) * SIZE() + SIZE() * (SIZE() - 1) / 2
+            assert (made[0].grad().asnumpy() == expected).all()
+
+
+def taken() -> int:
+    """Bytes of memory behind all that is shared."""
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return sum(
+        512 * link.stat().st_blocks
+        for link in links
+        if os.readlink(link).startswith("/memfd:ranks_")
+    )
+
+
+def test_what_is_released_is_free_and_the_net_goes_on() -> None:
+    made = parameters()
+    trainer = trainer_of(made)
+    made[0].grad()[:] = RANK() + 1
+    before = taken()
+    dist.barrier()
+    trainer.allreduce_grads()
+    kept = made[0].grad()
+    numbers = SIZE() * 700 * 900
+    assert taken() - before > 4 * numbers
+    dist.barrier()
+    shared_gradients.release(trainer)
+    dist.barrier()
+    assert taken() - before < 2**16  # where the ranks met
+    dist.barrier()
+    total = SIZE() * (SIZE() + 1) / 2
+    assert (made[0].grad().asnumpy() == total).all()
+    assert kept.shape == SHAPES[0] and (kept.asnumpy() == 0).all()  # no crash, and nothing of it
+    trainer.allreduce_grads()
+    assert (made[0].grad().asnumpy() == total * SIZE()).all()
