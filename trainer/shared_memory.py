@@ -15,7 +15,7 @@ import platform
 import secrets
 import time
 from collections import Counter
-from typing import Any, Callable, ClassVar, Iterator, Optional, Tuple
+from typing import Any, Callable, ClassVar, Optional, Tuple
 
 import numpy as np
 import psutil
@@ -42,10 +42,13 @@ class SharedMemorySum:
 
     lost: ClassVar[Optional[str]] = None
 
-    def __init__(self, path: str, capacity: int, index: int, size: int):
+    def __init__(self, descriptor: int, capacity: int, index: int, size: int):
+        """Take the file behind ``descriptor``, of which this process must have no other.
+
+        To close another would give up the lock below.
+        """
         self.index, self.size, self.capacity = index, size, capacity
         numbers = size * _CACHE_LINE + 2 * size * capacity
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
         self._file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115 - kept for its lock
         os.posix_fallocate(descriptor, 0, 8 * numbers)  # want of memory shows here, not later
         memory = mmap.mmap(descriptor, 8 * numbers)
@@ -152,31 +155,27 @@ def possible() -> bool:
     return platform.machine() in ("x86_64", "AMD64") and hasattr(os, "memfd_create")
 
 
-@contextlib.contextmanager
-def _meeting_place(
+def _open_file(
     index: int, sum_over_ranks: Callable[[np.ndarray], np.ndarray], proc: str
-) -> Iterator[Optional[str]]:
-    """The path of a new file in memory, of process 0; None where this one cannot see it.
+) -> Optional[int]:
+    """A descriptor of a new file in memory that process 0 makes; None if this one cannot see it.
 
     It needs no /dev/shm, of which containers are given little. It has no name that could be left
-    behind: the others open it through process 0's own, which they must do while this lasts.
+    behind: the others open it through process 0's descriptor, which must stay until they have.
     """
     made = index == 0 and possible()
     token = secrets.randbelow(2**53) if made else 0
-    descriptor = os.memfd_create(f"ranks_{token:x}") if made else 0
-    try:
-        told = [token, descriptor, os.getpid() if made else 0]
-        token, number, pid = map(int, sum_over_ranks(np.array(told, np.float64)))
-        path = f"{proc}/{pid}/fd/{number}"
-        try:
-            # In a container of its own a process may find another's file by this path.
-            seen = os.readlink(path) == f"/memfd:ranks_{token:x} (deleted)"
-        except OSError:
-            seen = False
-        yield path if seen else None
-    finally:
-        if made:
-            os.close(descriptor)
+    own = os.memfd_create(f"ranks_{token:x}") if made else 0
+    told = np.array([token, own, os.getpid() if made else 0], np.float64)
+    token, number, pid = map(int, sum_over_ranks(told))
+    if made:
+        return own
+    path = f"{proc}/{pid}/fd/{number}"
+    with contextlib.suppress(OSError):
+        # A process in a container of its own may find another file by this path.
+        if os.readlink(path) == f"/memfd:ranks_{token:x} (deleted)":
+            return os.open(path, os.O_RDWR)
+    return None
 
 
 def open_together(
@@ -187,13 +186,15 @@ def open_together(
     proc: str = "/proc",
 ) -> Optional[mmap.mmap]:
     """``size`` bytes of memory, all 0, that all ``processes`` see; None, for all, if not all do."""
-    with _meeting_place(index, sum_over_ranks, proc) as path:
-        memory = None
-        if path is not None:
-            with contextlib.suppress(OSError), open(path, "r+b", buffering=0) as file:
-                os.posix_fallocate(file.fileno(), 0, size)
-                memory = mmap.mmap(file.fileno(), size)
-        opened = sum_over_ranks(np.array([memory is not None], np.float64))[0]
+    descriptor = _open_file(index, sum_over_ranks, proc)
+    memory = None
+    if descriptor is not None:
+        with contextlib.suppress(OSError):
+            os.posix_fallocate(descriptor, 0, size)
+            memory = mmap.mmap(descriptor, size)
+    opened = sum_over_ranks(np.array([memory is not None], np.float64))[0]
+    if descriptor is not None:
+        os.close(descriptor)
     return memory if opened == processes else None
 
 
@@ -211,10 +212,10 @@ def connect(
         sum_over_ranks: another way to add up float64 vectors over the same processes.
         proc: where processes are seen.
     """
-    with _meeting_place(index, sum_over_ranks, proc) as path:
-        shared = None
-        if path is not None:
-            with contextlib.suppress(OSError):
-                shared = SharedMemorySum(path, capacity, index, size)
-        opened = sum_over_ranks(np.array([shared is not None], np.float64))[0]
-    return shared if opened == size else None
+    descriptor = _open_file(index, sum_over_ranks, proc)
+    shared = None
+    if descriptor is not None:
+        with contextlib.suppress(OSError):
+            shared = SharedMemorySum(descriptor, capacity, index, size)
+    opened = sum_over_ranks(np.array([shared is not None], np.float64))[0]
+    return shared if shared is not None and opened == size else None

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Iterator, List
@@ -97,6 +99,29 @@ def test_a_stopped_peer_is_given_as_long_as_horovod_gives_it(
     shared.look_for_the_dead()
     with pytest.raises(RuntimeError, match="process 1 of 2 on this node has been stopped for 1 s"):
         shared.look_for_the_dead()
+
+
+# Exclusively, without waiting.
+TAKE_LOCK = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+b'), 6, 1)"
+
+
+def test_process_0_which_made_the_file_holds_its_lock() -> None:
+    """Or its peers take it for dead, each time that it is late."""
+    shared = shared_memory.connect(1, 0, 1, lambda values: values)
+    path = f"/proc/{os.getpid()}/fd/{shared.fileno()}"
+    locked = subprocess.run([sys.executable, "-c", TAKE_LOCK, path], stderr=subprocess.PIPE)
+    assert b"BlockingIOError" in locked.stderr
+
+
+def test_where_files_in_memory_are_forbidden_processes_do_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forbidden(name: str) -> int:
+        raise PermissionError(name)
+
+    monkeypatch.setattr(os, "memfd_create", forbidden)
+    assert shared_memory.connect(1, 0, 1, lambda values: values) is None
+    assert shared_memory.open_together(64, 0, 1, lambda values: values) is None
 
 
 def descriptors_of_memory() -> int:
