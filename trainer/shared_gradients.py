@@ -139,8 +139,7 @@ class _Shared:
 
     def add_up(self) -> None:
         """Replace every gradient by its sum."""
-        for gradient in self._gradients:
-            gradient.wait_to_read()
+        mx.nd.waitall()  # for backward, and for whoever reads a gradient still
         rank, ranks = self._meeting.index, self._meeting.size
         self._meeting.meet()
         for flat in self._flat:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mxnet import autograd
 from mxnet.gluon import Block, nn
 
+from trainer import optim
 from trainer.config import Config, Optimizer, Train
 from trainer.loader import Batch
 from trainer.optim import make_trainer
@@ -163,8 +164,11 @@ def test_gradients_of_one_step_do_not_reach_into_the_next():
     assert norms[0] == norms[1] == norms[2] > 0
 
 
-def test_parameters_of_several_precisions_are_clipped_as_one():
+@pytest.mark.parametrize("by_kernels", [False, True])
+def test_parameters_of_several_precisions_are_clipped_as_one(by_kernels, monkeypatch):
     """As of a net that is cast to float16, whose batch norm Gluon leaves in float32."""
+    if by_kernels:
+        monkeypatch.setattr(optim, "_on_host", lambda arrays: False)  # as on GPUs
     net = nn.Dense(4, in_units=25)
     net.bias.cast("float64")
 
@@ -185,6 +189,24 @@ def test_parameters_of_several_precisions_are_clipped_as_one():
     clipped = [p.grad().asnumpy().astype(np.float64) for p in (net.weight, net.bias)]
     assert result.gradient_norm.asscalar() > 0.01
     assert np.sqrt(sum((c**2).sum() for c in clipped)) == pytest.approx(0.01, rel=1e-4)
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1e3])
+def test_clipping_on_cpus_is_that_of_mxnets_kernels(limit, monkeypatch):
+    found = []
+    for by_kernels in (False, True):
+        if by_kernels:
+            monkeypatch.setattr(optim, "_on_host", lambda arrays: False)
+        net, config = make_net(), settings(clip_norm=limit)
+        trainer = make_trainer(net, config.optimizer)
+        norm = train_step(net, trainer, batch_of(7, 7), config).gradient_norm.asscalar()
+        found.append([norm, *(p.grad().asnumpy() for p in net.collect_params().values())])
+    assert found[0][0] > 1e-2
+    for host, kernels in zip(*found):
+        np.testing.assert_allclose(host, kernels, rtol=1e-5, atol=1e-12)
+    assert np.linalg.norm(np.concatenate([g.ravel() for g in found[0][1:]])) == pytest.approx(
+        min(limit, found[0][0]), rel=1e-4
+    )
 
 
 def test_norm_is_left_out_unless_asked_for():
@@ -255,8 +277,10 @@ def test_imperative_block_learns():
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_step_does_not_wait_for_the_device(monkeypatch, accumulate):
+    """But for clipping on CPUs, where waiting costs less than MXNet's kernels."""
     net = make_net(norm=True, hybridize=True)
     config = settings(accumulate=accumulate, clip_norm=1.0, name="sgd", nesterov=True)
+    monkeypatch.setattr(optim, "_on_host", lambda arrays: False)  # as on GPUs
     trainer = make_trainer(net, config.optimizer)
     batch = batch_of(7, 7)
     train_step(net, trainer, batch, config, want_norm=True)  # makes the optimizer's arrays
