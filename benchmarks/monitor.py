@@ -2,12 +2,13 @@
 
     python -m launch local -n 2 --quiet -- python -m benchmarks.monitor
 
-The seed's ResNet at 1 x 28 x 28, on ranks of one machine, SGD with momentum. A block of steps ends
-with a reading, as the trainer's loop does. In every second block one step is timed in its parts,
-the ranks' times are gathered, and rank 0 reads the machine and writes its points; the others have
-loss and accuracy only. Blocks alternate, A B A B, so that whatever else the machine does falls on
-both. What a reading costs does not depend on the steps since the last one, so blocks are short,
-where it weighs more against the noise, and the cost is told as a share of the default interval.
+The seed's ResNet at 1 x 28 x 28, on ranks of one machine, SGD with momentum. Every second block of
+steps has all that the trainer's loop does for a reading: one step is timed in its parts, the last
+one's gradient norm is taken, loss and accuracy are read and the weights looked at, the ranks' times
+are gathered, and rank 0 reads the machine and writes its points. The others have nothing of it.
+Blocks alternate, A B A B, so that whatever else the machine does falls on both. What a reading
+costs does not depend on the steps since the last one, so blocks are short, where it weighs more
+against the noise, and the cost is told as a share of the default interval.
 Beside it: how long rank 0 needs for histograms and pictures, once an epoch.
 """
 
@@ -18,7 +19,7 @@ import math
 import statistics
 import tempfile
 import time
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -43,7 +44,8 @@ class Work:
         self.config, self.net, self.step = config, resnet18(), 0
         replica.prepare(self.net, config, (1, 28, 28), mx.cpu())
         self.trainer = make_trainer(self.net, config.optimizer)
-        self.metrics = TrainMetrics(mx.cpu())
+        parameters = self.net.collect_params().values()
+        self.metrics = TrainMetrics(mx.cpu(), parameters=parameters)
         random = np.random.RandomState(dist.rank())
         self.batch = Batch(
             mx.nd.array(random.normal(size=(samples, 1, 28, 28))),
@@ -52,18 +54,19 @@ class Work:
             samples * dist.world_size(),
         )
 
-    def block(self, timing: Timing, told: Any) -> float:
-        """Milliseconds for ``monitor.every_steps`` steps and a reading after them."""
+    def block(self, timing: Timing, told: Optional[Report]) -> float:
+        """Milliseconds for ``monitor.every_steps`` steps, and a reading after them for ``told``."""
+        steps = self.config.monitor.every_steps
         start = time.perf_counter()
-        for _ in range(self.config.monitor.every_steps):
-            mark = timing.of(self.step)
-            result = train_step(self.net, self.trainer, self.batch, self.config, mark=mark)
+        for number in range(1, steps + 1):
+            mark, norm = timing.of(self.step), told is not None and number == steps
+            result = train_step(self.net, self.trainer, self.batch, self.config, norm, mark)
             self.metrics.add(self.step, result, self.batch.samples)
             self.step += 1
-        means = self.metrics.read()
-        times = timing.read()
-        if told:
-            told.training(self.step, means, 0.1, None, 1.0, times)
+        if told is not None:
+            means, times = self.metrics.read(), timing.read()
+            told.training(self.step, means, 0.1, result.gradient_norm, 1.0, times)
+        mx.nd.waitall()
         return 1000 * (time.perf_counter() - start)
 
 

@@ -163,13 +163,15 @@ def _open_file(
     It needs no /dev/shm, of which containers are given little. It has no name that could be left
     behind: the others open it through process 0's descriptor, which must stay until they have.
     """
-    made = index == 0 and possible()
-    token = secrets.randbelow(2**53) if made else 0
-    own = os.memfd_create(f"ranks_{token:x}") if made else 0
-    told = np.array([token, own, os.getpid() if made else 0], np.float64)
+    token, own, pid = 0, -1, 0
+    if index == 0 and possible():
+        token, pid = secrets.randbelow(2**53), os.getpid()
+        with contextlib.suppress(OSError):  # a sandbox may forbid it
+            own = os.memfd_create(f"ranks_{token:x}")
+    told = np.array([token, own if index == 0 else 0, pid], np.float64)
     token, number, pid = map(int, sum_over_ranks(told))
-    if made:
-        return own
+    if index == 0:
+        return None if own < 0 else own
     path = f"{proc}/{pid}/fd/{number}"
     with contextlib.suppress(OSError):
         # A process in a container of its own may find another file by this path.

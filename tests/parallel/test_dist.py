@@ -36,6 +36,14 @@ def test_sums_of_different_names_never_meet() -> None:
     dist.barrier()  # and the next ones do
 
 
+def test_no_rank_is_taken_for_dead_while_it_lives() -> None:
+    """Each holds a lock on the memory; it would be lost with any other descriptor of the file."""
+    memory = dist._memory()
+    assert memory is not None
+    assert not any(memory._has_ended(peer) for peer in range(SIZE()) if peer != RANK())
+    dist.barrier()
+
+
 def test_asynchronous_sum_replaces_its_argument() -> None:
     tensor = mx.nd.full((3,), RANK() + 1.0)
     dist.allreduce_sum_(tensor, "test.in_place")
@@ -75,4 +83,3 @@ def test_broadcast_after_an_inference_forward(under_way: bool) -> None:
 def test_one_node_has_no_set_of_its_own() -> None:
     assert dist.local_size() == SIZE()
     assert dist.node_process_set() is None
-

@@ -174,7 +174,7 @@ def test_a_change_of_any_source_is_compiled_anew(
 
 
 def wait_for_ever(path: str, entered: Any) -> None:
-    SharedMemorySum(path, 7, 1, 2)
+    SharedMemorySum(os.open(path, os.O_CREAT | os.O_RDWR), 7, 1, 2)
     entered.set()
     signal.pause()
 
@@ -187,7 +187,7 @@ def test_a_dead_peer_is_noticed(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert entered.wait(60)
     native()
     rank_sum = RankSum(None)
-    rank_sum.shared = SharedMemorySum(path, 7, 0, 2)
+    rank_sum.shared = SharedMemorySum(os.open(path, os.O_CREAT | os.O_RDWR), 7, 0, 2)
     batch_norm_native.share(rank_sum, rank_sum.shared)
     os.kill(peer.pid, signal.SIGKILL)
     vector = nd.ones(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 
 import mxnet as mx
@@ -19,7 +20,9 @@ def test_a_lost_rank_is_noticed(tmp_path: Path) -> None:
     with mx.autograd.record():
         loss = net(mx.nd.ones((1, 3)))
     loss.backward()
-    meeting = SharedMemorySum(str(tmp_path / "sum"), 1, 0, 2)  # the other is not there
+    meeting = SharedMemorySum(
+        os.open(tmp_path / "sum", os.O_CREAT | os.O_RDWR), 1, 0, 2
+    )  # the other is not there
     parameters = list(net.collect_params().values())
     row = _Shared.bytes_of(parameters)
     shared = _Shared(parameters, mmap.mmap(-1, 2 * row), row, meeting)

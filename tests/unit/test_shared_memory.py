@@ -22,9 +22,13 @@ from trainer import shared_memory
 from trainer.shared_memory import SharedMemorySum
 
 
+def opened(path: str) -> int:
+    return os.open(path, os.O_CREAT | os.O_RDWR)
+
+
 def opened_by_all(path: str, capacity: int, index: int, size: int) -> SharedMemorySum:
     """As ``connect`` leaves it: a process that has not opened the file counts as dead."""
-    shared = SharedMemorySum(path, capacity, index, size)
+    shared = SharedMemorySum(opened(path), capacity, index, size)
     wait_until(shared.all_entered, lambda: "not all processes have opened the file")
     return shared
 
@@ -37,7 +41,7 @@ def add_up(path: str, index: int, size: int, calls: int, results: Any) -> None:
 
 def test_a_copy_for_another_process_holds_no_memory(tmp_path: Path) -> None:
     """A net that has trained is sent back to a notebook, with all that its layers hold."""
-    shared = SharedMemorySum(str(tmp_path / "sum"), 5, 0, 1)
+    shared = SharedMemorySum(opened(str(tmp_path / "sum")), 5, 0, 1)
     assert pickle.loads(pickle.dumps({"layer": shared})) == {"layer": None}
     assert shared(np.ones(3)).tolist() == [1.0] * 3
 
@@ -59,7 +63,7 @@ def test_every_process_gets_every_sum(tmp_path: Path, size: int) -> None:
 
 
 def wait_for_ever(path: str, entered: Any) -> None:
-    _held = SharedMemorySum(path, 1, 1, 2)  # whose file, closed, would hold no lock
+    _held = SharedMemorySum(opened(path), 1, 1, 2)  # whose file, closed, would hold no lock
     entered.set()
     signal.pause()
 
@@ -79,7 +83,7 @@ def peer(tmp_path: Path) -> Iterator[Any]:
 
 
 def test_a_dead_peer_is_noticed(peer: Any, tmp_path: Path) -> None:
-    shared = SharedMemorySum(str(tmp_path / "sum"), 1, 0, 2)
+    shared = SharedMemorySum(opened(str(tmp_path / "sum")), 1, 0, 2)
     os.kill(peer.pid, signal.SIGKILL)  # and nobody waits for it: a zombie still has its pid
     with pytest.raises(RuntimeError, match="process 1 of 2 on this node ended"):
         shared(np.ones(1))
@@ -89,7 +93,7 @@ def test_a_stopped_peer_is_given_as_long_as_horovod_gives_it(
     peer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOROVOD_GLOO_TIMEOUT_SECONDS", "0.5")
-    shared = SharedMemorySum(str(tmp_path / "sum"), 1, 0, 2)
+    shared = SharedMemorySum(opened(str(tmp_path / "sum")), 1, 0, 2)
     shared._enter()
     shared.look_for_the_dead()  # it lives
     os.kill(peer.pid, signal.SIGSTOP)
