@@ -3,10 +3,10 @@
     python -m benchmarks.scaling_validation [--rates none,10gbit,1gbit,100mbit] [--ranks 2,3,4]
 
 As root: each rank is a host of its own (a network namespace, tests/integration/hosts.py) whose
-sending ``tc tbf`` throttles. Measured are the whole steps, and what the model is fed with: layers
-and update with as many ranks at work, and, on two ranks without a throttle, a small and a large
-sum. The link's bandwidth is what ``tbf`` was told; nothing is fitted to the throttled steps. The
-table goes into ``docs/scaling.md``. Figures of rates and ranks that are not asked for stay in
+sending ``tc tbf`` throttles. Measured are the whole steps, and what the model is fed with, by as
+many ranks: layers and update, and, without a throttle, a small and a large sum. The link's
+bandwidth is what ``tbf`` was told; nothing is fitted to the throttled steps. The table goes into
+``docs/scaling.md``. Figures of rates and ranks that are not asked for stay in
 results/scaling_validation.json.
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -59,12 +58,10 @@ def predictions(found: Dict[str, Any], probe: Dict[str, float], rate: str, ranks
 
     Args:
         found: what was measured with this rate and as many ranks: its layers and update go in.
-        probe: two ranks' without a throttle.
+        probe: as many ranks', without a throttle.
 
-    The software's part of a sum is work of the cores, which more ranks than cores have to share,
-    as they do in computing; it overlaps with the wire.
+    The software's part of a sum is work of the cores; it overlaps with the wire.
     """
-    crowding = max(1.0, ranks / (os.cpu_count() or 1))
     wire = 8 / RATES[rate] if RATES[rate] else 0.0
     layers = [Layer(**layer) for layer in found["layers"]]
     # Layers that ran one by one, as long together as they are within a step.
@@ -72,15 +69,15 @@ def predictions(found: Dict[str, Any], probe: Dict[str, float], rate: str, ranks
     result = {}
     for way, settings in WAYS.items():
         fp16 = settings.get("fp16", False)
-        # Two ranks each send as many bytes as they have.
-        software = (probe["half_sum" if fp16 else "large_sum"] - probe["small_sum"]) / LARGE
-        link = Link(0.0, 1 / max(wire, crowding * software / (2 if fp16 else 4)))
+        sent = 2 * (ranks - 1) / ranks * (2 if fp16 else 4) * LARGE  # bytes, of a rank in a ring
+        software = (probe["half_sum" if fp16 else "large_sum"] - probe["small_sum"]) / sent
+        link = Link(0.0, 1 / max(wire, software))
         horovod = Horovod(
             groups=settings["groups"],
             fp16=fp16,
-            request=probe["small_sum"] * crowding,
-            norm_request=probe["norm_sum"] * crowding,
-            cast=probe["cast"] / (4 * LARGE) * crowding,
+            request=probe["small_sum"],
+            norm_request=probe["norm_sum"],
+            cast=probe["cast"] / (4 * LARGE),
         )
         sync = settings.get("sync", False)
         result[way] = step(layers, Cluster(ranks, link), horovod, sync, found["update"]).step
@@ -89,13 +86,12 @@ def predictions(found: Dict[str, Any], probe: Dict[str, float], rate: str, ranks
 
 def compare(runs: Dict[str, Any]) -> List[Dict[str, Any]]:
     """Seconds measured and predicted of each way, for each rate and number of ranks."""
-    probe = runs["none"]["2"]["probe"]
     return [
         {
             "link": rate,
             "ranks": int(ranks),
             "measured": {way: found[way] for way in WAYS},
-            "predicted": predictions(found, probe, rate, int(ranks)),
+            "predicted": predictions(found, runs["none"][ranks]["probe"], rate, int(ranks)),
         }
         for rate, by_ranks in sorted(runs.items(), key=lambda item: list(RATES).index(item[0]))
         for ranks, found in sorted(by_ranks.items())
