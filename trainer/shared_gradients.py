@@ -22,6 +22,7 @@ from .config import Optimizer
 from .placement import around_memory, dense_on_cpu
 
 _BLOCK = 2**16  # numbers, which a core's cache holds for all ranks
+_MOVES = 20  # of a trainer's gradients into shared memory: each costs a descriptor and a mapping
 
 
 def wanted(settings: Optimizer) -> bool:
@@ -32,18 +33,20 @@ def wanted(settings: Optimizer) -> bool:
 class SharedGradients:
     """Adds up the gradients of ``trainer`` over ranks; a stand-in for its own way of doing so.
 
-    Where the ranks do not share one node's memory, it is that way (Horovod's).
+    Where the ranks do not share one node's memory, it is that way (Horovod's); and where others
+    keep on taking the gradients out: another trainer of the same parameters, or freezing them at
+    each step.
     """
 
     def __init__(self, trainer: mx.gluon.Trainer):
         self._parameters = trainer._params
         self._otherwise: Callable[[], None] = trainer._allreduce_grads
         self._shared: Optional[_Shared] = None
-        self._possible = True
+        self._moves_left = _MOVES
 
     def __getstate__(self) -> Dict[str, Any]:
         """A net that is sent elsewhere takes its trainer along, which has to meet others there."""
-        return {**vars(self), "_shared": None, "_possible": True}
+        return {**vars(self), "_shared": None, "_moves_left": _MOVES}
 
     def __call__(self) -> None:
         """Replace every gradient by its sum; waits for backward, and blocks until all ranks call.
@@ -53,10 +56,11 @@ class SharedGradients:
             RuntimeError: another rank has ended.
         """
         trained = [p for p in self._parameters if p.grad_req != "null"]
-        if self._possible and (self._shared is None or not self._shared.holds(trained)):
+        if self._shared is not None and not self._shared.holds(trained):
             self.release()
+        if self._shared is None and self._moves_left > 0:
             self._shared = _share(trained)
-            self._possible = self._shared is not None
+            self._moves_left = self._moves_left - 1 if self._shared is not None else 0
         if self._shared is None:
             self._otherwise()
         else:

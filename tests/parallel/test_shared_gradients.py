@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import time
 from typing import Any, Iterator, List, Sequence
@@ -189,14 +190,47 @@ def test_two_trainers_may_take_turns() -> None:
             assert (made[0].grad().asnumpy() == expected).all()
 
 
-def taken() -> int:
-    """Bytes of memory behind all that is shared."""
-    found = 0
+def shared_files() -> List[os.stat_result]:
+    """This process's open files of memory that is shared."""
+    found = []
     for number in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # that of the folder listed is closed by now
             if os.readlink(f"/proc/self/fd/{number}").startswith("/memfd:ranks_"):
-                found += 512 * os.fstat(int(number)).st_blocks
+                found.append(os.fstat(int(number)))
     return found
+
+
+def taken() -> int:
+    """Bytes of memory behind all that is shared."""
+    return sum(512 * file.st_blocks for file in shared_files())
+
+
+def test_two_trainers_of_the_same_parameters_do_not_take_memory_for_ever() -> None:
+    made = parameters()
+    trainers = [trainer_of(made), trainer_of(made[1:3])]
+    gc.collect()
+    before = len(shared_files())
+    for step in range(shared_gradients._MOVES + 10):
+        for trainer in trainers:
+            made[2].grad()[:] = step + RANK()
+            trainer.allreduce_grads()
+            expected = step * SIZE() + SIZE() * (SIZE() - 1) / 2
+            assert (made[2].grad().asnumpy() == expected).all()
+    # One for each mapping of each trainer, a few for where the ranks meet.
+    assert len(shared_files()) - before < 2 * shared_gradients._MOVES + 10
+
+
+def test_what_reads_a_gradient_before_the_sum_gets_this_ranks() -> None:
+    parameter = gluon.Parameter("p", shape=(1500, 1500))
+    parameter.initialize()
+    trainer = trainer_of([parameter])
+    for _ in range(8):
+        parameter.grad()[:] = 1
+        root = (parameter.grad() ** 2).sqrt()
+        own = parameter.grad() * root  # asynchronous, and slower than the ranks' meeting
+        trainer.allreduce_grads()
+        assert (own.asnumpy() == 1).all()
+        assert (parameter.grad().asnumpy() == SIZE()).all()
 
 
 def test_what_is_released_is_free_and_the_net_goes_on() -> None:
