@@ -318,7 +318,8 @@ def gluon_trainer(
             bit of the result, is then the same in every run; with 0 Horovod groups them by what
             happens to be ready, and three ranks or more differ in the last bits from run to run.
         shared_memory: where all ranks compute on the CPUs of one node, add gradients up in memory
-            that they share instead (see shared_gradients.py).
+            that they share instead (see shared_gradients.py). The first step moves them there, so
+            a loop of one's own asks for ``parameter.grad()`` in each step anew.
     """
     hvd = _horovod()
     if hvd is None:

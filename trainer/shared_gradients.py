@@ -12,7 +12,7 @@ and every rank gets the same bits; for two ranks they are those that Horovod giv
 from __future__ import annotations
 
 import mmap
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -112,7 +112,8 @@ class _Shared:
         rows = np.frombuffer(memory, np.uint8).reshape(meeting.size, row)
         self._parameters: List[mx.gluon.Parameter] = []
         self._gradients: List[mx.nd.NDArray] = []
-        self._flat: List[np.ndarray] = []  # (ranks, numbers) of each dtype
+        # (ranks, numbers) of each dtype, and the shares of the numbers.
+        self._flat: List[Tuple[np.ndarray, List[slice]]] = []
         start = 0
         for dtype in (np.float64, np.float32):
             alike = [p for p in parameters if p.list_grad()[0].dtype == dtype]
@@ -127,7 +128,7 @@ class _Shared:
                 self._gradients.append(around_memory(place, type(old)))
                 _set_gradient(parameter, self._gradients[-1])
             self._parameters += alike
-            self._flat.append(flat)
+            self._flat.append((flat, _shares(numbers, meeting.size)))
 
     @staticmethod
     def bytes_of(parameters: List[mx.gluon.Parameter]) -> int:
@@ -144,23 +145,15 @@ class _Shared:
     def add_up(self) -> None:
         """Replace every gradient by its sum."""
         mx.nd.waitall()  # for backward, and for whoever reads a gradient still
-        rank, ranks = self._meeting.index, self._meeting.size
+        rank = self._meeting.index
         self._meeting.meet()
-        for flat in self._flat:
-            shares = [flat.shape[1] * k // ranks for k in range(ranks + 1)]
-            for start in range(shares[rank], shares[rank + 1], _BLOCK):
-                part = slice(start, min(start + _BLOCK, shares[rank + 1]))
-                total = flat[0, part]
-                for other in flat[1:-1, part]:
-                    total = total + other
-                np.add(total, flat[-1, part], out=flat[rank, part])
+        for flat, shares in self._flat:
+            _sum_rows(flat, shares[rank], flat[rank])
         self._meeting.meet()
-        for flat in self._flat:
-            shares = [flat.shape[1] * k // ranks for k in range(ranks + 1)]
-            for other in range(ranks):
+        for flat, shares in self._flat:
+            for other, share in enumerate(shares):
                 if other != rank:
-                    part = slice(shares[other], shares[other + 1])
-                    flat[rank, part] = flat[other, part]
+                    flat[rank, share] = flat[other, share]
         self._meeting.meet()  # or backward would write over what others still read
 
     def release(self) -> None:
@@ -177,6 +170,22 @@ class _Shared:
 
 
 _mapped: List[mmap.mmap] = []  # never unmapped, as arrays of MXNet's know nothing of it
+
+
+def _shares(numbers: int, ranks: int) -> List[slice]:
+    """One for each rank, as alike as can be."""
+    ends = [numbers * rank // ranks for rank in range(ranks + 1)]
+    return [slice(start, stop) for start, stop in zip(ends, ends[1:])]
+
+
+def _sum_rows(rows: np.ndarray, share: slice, out: np.ndarray) -> None:
+    """Write a share of the sum of all rows, in their order, to ``out``, which may be one."""
+    for start in range(share.start, share.stop, _BLOCK):
+        block = slice(start, min(start + _BLOCK, share.stop))
+        total = rows[0, block]
+        for row in rows[1:-1, block]:
+            total = total + row
+        np.add(total, rows[-1, block], out=out[block])
 
 
 def _set_gradient(parameter: mx.gluon.Parameter, gradient: mx.nd.NDArray) -> None:
