@@ -146,14 +146,14 @@ EXPERIMENTS: Dict[str, Contenders] = {
 
 
 class Row(NamedTuple):
-    """A line of the table: ``one`` over ``other``, held against an aim."""
+    """A line of the table: ``one`` over ``other``, held against an aim where there is one."""
 
     title: str
     experiment: str
     figure: str
     one: str
     other: str
-    aim: float
+    aim: Optional[float]
     at_most: bool = False
 
 
@@ -165,7 +165,8 @@ ROWS = [
     Row("", "training_96", "images_per_second", OURS, TORCH, 1.1),
     Row("", "training_96", "images_per_second", OURS, TORCH_LAST, 1.1),
     Row("", "training_96", "images_per_second", OURS, BOOK, 2),
-    Row("", "training_96", "images_per_second", OURS, BOOK_THREADS, 2),
+    # Aims are for one thread a rank.
+    Row("", "training_96", "images_per_second", OURS, BOOK_THREADS, None),
     Row("scaling, images/s", "scaling", "images_per_second", "2 ranks", "2 x 1 rank", 0.95),
     Row("command to first step, s", "first_step", "first_step", OURS, GLUON, 1, at_most=True),
     Row("", "first_step", "first_step", "its own launcher", GLUON, 1, at_most=True),
@@ -254,7 +255,11 @@ def cells_of(row: Row) -> Optional[List[str]]:
         return None
     one, other = (found[name][row.figure] for name in (row.one, row.other))
     ratio = one / other
-    met = ratio <= row.aim if row.at_most else ratio >= row.aim
+    aim, verdict = "", ""
+    if row.aim is not None:
+        aim = f"{'at most' if row.at_most else 'at least'} {row.aim:.2f}"
+        met = ratio <= row.aim if row.at_most else ratio >= row.aim
+        verdict = "met" if met else "**missed**"
     return [
         row.title,
         row.one,
@@ -262,8 +267,8 @@ def cells_of(row: Row) -> Optional[List[str]]:
         row.other,
         f"{other:.{0 if other > 99 else 1}f}",
         f"{ratio:.2f}",
-        f"{'at most' if row.at_most else 'at least'} {row.aim:.2f}",
-        "met" if met else "**missed**",
+        aim,
+        verdict,
     ]
 
 

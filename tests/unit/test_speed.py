@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 
@@ -64,14 +64,19 @@ def test_contenders_alternate_and_medians_are_over_rounds(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "one, at_most, aim, verdict",
-    [(150, False, 1.5, "met"), (149, False, 1.5, "**missed**"), (100, True, 1, "met")],
+    [
+        (150, False, 1.5, "met"),
+        (149, False, 1.5, "**missed**"),
+        (100, True, 1, "met"),
+        (100, False, None, ""),
+    ],
 )
 def test_a_ratio_is_held_against_its_aim(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     one: float,
     at_most: bool,
-    aim: float,
+    aim: Optional[float],
     verdict: str,
 ) -> None:
     found = {"medians": {"a": {"s": one}, "b": {"s": 100}}}
