@@ -7,13 +7,15 @@ import itertools
 import shutil
 import sys
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Iterator, Optional, Set
 
 import filelock
 
 from . import checkpoint, config, launched, whole_file
 from .config import Config
 from .console import print_line, warn
+
+_taken: Set[Path] = set()  # folders of the runs that this process has begun
 
 
 def checkpoint_folder(settings: Config) -> Path:
@@ -25,7 +27,8 @@ def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
     """The checkpoint to go on from; None to start anew. Reads only.
 
     ``none`` and a path are for the first start of a launch: started again, after a fault or to be
-    resized, it goes on from what it has saved itself.
+    resized, it goes on from what it has saved itself. A process that asks for the same run a second time
+    has not been started again.
 
     Args:
         resume: ``auto`` (the newest whole one of the run's folder, if any), ``none``, or a path.
@@ -35,7 +38,8 @@ def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
         CheckpointError: the one asked for is missing or damaged; or it was made with settings
             under which other weights would come out.
     """
-    folder, launch = checkpoint_folder(settings), launched.launch_id()
+    folder = checkpoint_folder(settings)
+    launch = None if folder.resolve() in _taken else launched.launch_id()
     path: Optional[Path] = None
     if resume == "auto" or launch is not None:
         path = checkpoint.find_latest(folder, warn, None if resume == "auto" else launch)
@@ -75,6 +79,7 @@ def take_folder(settings: Config, start: Optional[Path]) -> filelock.BaseFileLoc
         _set_newer_aside(checkpoint_folder(settings), start)
         checkpoint_folder(settings).mkdir(parents=True, exist_ok=True)
         _keep_config(folder / "config.yaml", config.as_yaml(settings))
+    _taken.add(checkpoint_folder(settings).resolve())
     return lock
 
 

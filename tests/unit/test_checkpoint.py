@@ -241,6 +241,18 @@ def test_where_a_launch_that_is_started_again_goes_on(
     assert found == (None if step is None else folder / f"step-{step:08d}")
 
 
+def test_a_second_run_of_one_process_is_not_taken_for_one_started_again(
+    tmp_path, monkeypatch, trained
+):
+    settings = Config(output=str(tmp_path))
+    monkeypatch.setenv("LAUNCH_ID", "ours")
+    with resume.take_folder(settings, None):
+        folder = resume.checkpoint_folder(settings)
+        trained.save(folder, 6, launch="ours", config=to_dict(settings))
+    assert resume.choose(settings, "none", force=False) is None
+    assert resume.choose(settings, "auto", force=False) == folder / "step-00000006"
+
+
 # ---------------------------------------------------------------- what does not fit
 
 
