@@ -27,8 +27,8 @@ def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
     """The checkpoint to go on from; None to start anew. Reads only.
 
     ``none`` and a path are for the first start of a launch: started again, after a fault or to be
-    resized, it goes on from what it has saved itself. A process that asks for the same run a second time
-    has not been started again.
+    resized, it goes on from what it has saved itself. A process that asks for the same run a second
+    time has not been started again.
 
     Args:
         resume: ``auto`` (the newest whole one of the run's folder, if any), ``none``, or a path.
