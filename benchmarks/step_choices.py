@@ -45,6 +45,7 @@ CHOICES: Dict[str, Callable[[int], Callable[..., speed.Figures]]] = {
     f"gradients through Horovod (`{HOROVOD}`)": run(HOROVOD),
     "through Horovod, as they come (`optimizer.groups=0`)": run(HOROVOD, "optimizer.groups=0"),
     "through Horovod, in 8 groups": run(HOROVOD, "optimizer.groups=8"),
+    "products in bfloat16 (`train.precision=bfloat16`)": run("train.precision=bfloat16"),
     "`HOROVOD_CYCLE_TIME=1` instead of 100": run(HOROVOD_CYCLE_TIME="1"),
     "`HOROVOD_CYCLE_TIME=10`": run(HOROVOD_CYCLE_TIME="10"),
     "`HOROVOD_CYCLE_TIME=1000`": run(HOROVOD_CYCLE_TIME="1000"),

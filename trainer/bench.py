@@ -18,7 +18,17 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from . import batch_norm, dist, feed, launched, model, replica, sharding, shared_gradients
+from . import (
+    batch_norm,
+    dist,
+    feed,
+    launched,
+    mixed_precision,
+    model,
+    replica,
+    sharding,
+    shared_gradients,
+)
 from .config import Config
 from .device import choose
 from .evaluation import evaluate
@@ -70,14 +80,15 @@ def measure(config: Config, steps: int, warmup: int, traces: Optional[Path] = No
         watchdog.beat("the meeting of all ranks")
         dist.init(config.optimizer.groups > 0, shared_gradients.wanted(config.optimizer))
         bench = _Bench(config, watchdog)
-        seconds, images = bench.train(steps, warmup)
-        phases, synchronised = bench.train_synchronised(steps)
-        loader = bench.make_batches(LOADER_STEPS * steps)
-        evaluation = bench.evaluate(steps)
-        # Before the traces, which are kept in memory until they are written.
-        peaks = dist.gather_objects(_peak_mib())
-        if traces is not None:
-            bench.trace(traces)
+        with mixed_precision.computing_in(bench.net, config.train.precision):
+            seconds, images = bench.train(steps, warmup)
+            phases, synchronised = bench.train_synchronised(steps)
+            loader = bench.make_batches(LOADER_STEPS * steps)
+            evaluation = bench.evaluate(steps)
+            # Before the traces, which are kept in memory until they are written.
+            peaks = dist.gather_objects(_peak_mib())
+            if traces is not None:
+                bench.trace(traces)
     return Figures(
         ranks=dist.world_size(),
         device=str(bench.ctx),
@@ -110,13 +121,14 @@ class _Bench:
             self.ctx = choose(config.device, dist.local_rank())
             train, self._test = feed.read(config.data)
             self._loader = feed.train_loader(train, config, self.ctx)
-            self._net = model.build(config.model)
-            replica.prepare(self._net, config, self._loader.shape, self.ctx)
+            self.net = model.build(config.model)
+            mixed_precision.check(self.net, config.train.precision, self.ctx)
+            replica.prepare(self.net, config, self._loader.shape, self.ctx)
             classes = 1 + int(max(train[1].max(), self._test[1].max()))
-            self._classes = replica.class_scores(self._net, self._loader.shape, self.ctx, classes)
-            self._trainer = make_trainer(self._net, config.optimizer)
-        batch_norm.connect(self._net)
-        dist.broadcast_parameters(self._net.collect_params().values())
+            self._classes = replica.class_scores(self.net, self._loader.shape, self.ctx, classes)
+            self._trainer = make_trainer(self.net, config.optimizer)
+        batch_norm.connect(self.net)
+        dist.broadcast_parameters(self.net.collect_params().values())
         self._metrics = TrainMetrics(self.ctx)
 
     def train(self, steps: int, warmup: int) -> Tuple[List[float], List[int]]:
@@ -153,7 +165,7 @@ class _Bench:
         batches = self._batches(steps)
         dist.barrier()
         clock = PhaseClock()
-        with watched(self._net, self._trainer, clock):
+        with watched(self.net, self._trainer, clock):
             for batch in self._timed(batches, clock):
                 self._train_step(batch)
                 images += batch.global_samples
@@ -179,13 +191,14 @@ class _Bench:
 
     def evaluate(self, steps: int) -> float:
         """Images a second of inference on the test set, or as much of it as ``steps`` batches."""
-        for number in (1, steps):  # the first time its graph is made
-            batches = feed.test_loader(self._test, self._config, self.ctx)
-            mx.nd.waitall()
-            dist.barrier()
-            began = time.perf_counter()
-            seen = evaluate(self._net, self._watched(batches, number), self._classes)
-            speed = seen.samples / (time.perf_counter() - began)
+        with mixed_precision.computing_in(self.net, "float32"):
+            for number in (1, steps):  # the first time its graph is made
+                batches = feed.test_loader(self._test, self._config, self.ctx)
+                mx.nd.waitall()
+                dist.barrier()
+                began = time.perf_counter()
+                seen = evaluate(self.net, self._watched(batches, number), self._classes)
+                speed = seen.samples / (time.perf_counter() - began)
         return speed
 
     def trace(self, folder: Path) -> None:
@@ -204,9 +217,9 @@ class _Bench:
             profile_memory=False,
             filename=str(own),
         )
-        if isinstance(self._net, gluon.HybridBlock) and self._config.model.hybridize:
+        if isinstance(self.net, gluon.HybridBlock) and self._config.model.hybridize:
             # Else many operators are one to the engine, and in the trace.
-            self._net.hybridize(static_alloc=True, forward_bulk_size=0, backward_bulk_size=0)
+            self.net.hybridize(static_alloc=True, forward_bulk_size=0, backward_bulk_size=0)
         for batch in self._batches(1):
             self._train_step(batch)
         mx.nd.waitall()
@@ -239,7 +252,7 @@ class _Bench:
         config = self._config
         mx.random.seed(sharding.step_seed(config.seed, self._step, dist.rank()))
         set_lr(self._trainer, config, self._step, self._loader.steps_per_epoch)
-        result = train_step(self._net, self._trainer, batch, config)
+        result = train_step(self.net, self._trainer, batch, config)
         self._metrics.add(self._step, result, batch.samples)
         self._stop.agreed()
         self._step += 1

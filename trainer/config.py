@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import yaml
 
 from . import config_file
-from .settings import Checked, ConfigError, nearest, plain, setting, show
+from .settings import Checked, ConfigError, flat, nearest, plain, setting, show
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,12 @@ class Train(Checked, section="train."):
     label_smoothing: float = setting(0.0, "share of a label spread over all", minimum=0, below=1)
     watchdog_seconds: float = setting(
         600.0, "a rank that makes no step for so long ends the job and shows its stacks", above=0
+    )
+    precision: str = setting(
+        "float32",
+        "what convolutions and dense layers multiply in while they are trained; bfloat16 pays on "
+        "CPUs with AVX512_BF16 and large images. Weights, sums and evaluation stay float32",
+        choices=("float32", "bfloat16"),
     )
 
 
@@ -241,10 +247,15 @@ def decides_result(name: str) -> bool:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> List[str]:
-    """What would be computed differently, as ``setting: old -> new``, of two nested mappings."""
+    """What would be computed differently, as ``setting: old -> new``, of two nested mappings.
+
+    A setting that ``before`` does not know, as it is older, had what is the default now.
+    """
     found: List[str] = []
+    defaults = flat(to_dict(Config()))
     for key in sorted({*before, *after}):
-        old, new, name = before.get(key), after.get(key), f"{prefix}{key}"
+        name = f"{prefix}{key}"
+        old, new = before.get(key, defaults.get(name)), after.get(key)
         if isinstance(old, dict) and isinstance(new, dict) and not name.endswith("arguments"):
             found += differences(old, new, f"{name}.")
         elif old != new and decides_result(name):

@@ -19,6 +19,7 @@ from . import (
     dist,
     feed,
     launched,
+    mixed_precision,
     model,
     optimizer_state,
     replica,
@@ -110,8 +111,9 @@ def fit(
             data = reader.submit(feed.read, config.data, train, test)
             dist.init(config.optimizer.groups > 0, shared_gradients.wanted(config.optimizer))
         run = _Run(net, config, loss, data, watchdog)
-        run.begin(resume, force)
-        result = run.go(stop)
+        with mixed_precision.computing_in(run.net, config.train.precision):
+            run.begin(resume, force)
+            result = run.go(stop)
     if result.stopped and stop.interrupted:
         raise KeyboardInterrupt
     return result
@@ -139,6 +141,7 @@ class _Run:
             self.train_size, self.image_shape = len(train[1]), train[0].shape[1:]
             self.loader = feed.train_loader(train, config, self.ctx)
             self.net = net if net is not None else model.build(config.model)
+            mixed_precision.check(self.net, config.train.precision, self.ctx)
         with dist.together():
             feed.check_alike(train, self.test)
         self.epoch_steps = self.loader.steps_per_epoch
@@ -270,12 +273,14 @@ class _Run:
         """Exact running statistics, over batches of the epoch after the last."""
         steps = -(-self.config.calibrate_samples // self.config.train.global_batch_size)
         batches = self.loader.from_step(self.last_step, self.last_step + steps)
-        batch_norm.calibrate(self.net, ((b.data, b.samples) for b in self._watched(batches)))
+        with mixed_precision.computing_in(self.net, "float32"):
+            batch_norm.calibrate(self.net, ((b.data, b.samples) for b in self._watched(batches)))
 
     def _evaluate(self) -> float:
         """Look at the test set; its accuracy."""
         batches = self._watched(feed.test_loader(self.test, self.config, self.ctx))
-        with replica.as_one_model(self.net, self.config):
+        in_float32 = mixed_precision.computing_in(self.net, "float32")  # as the saved model is used
+        with in_float32, replica.as_one_model(self.net, self.config):
             loss_of = self.loss or cross_entropy
             self.evaluation = evaluate(self.net, batches, self.num_classes, loss_of)
             self.watchdog.beat(f"the pictures of a pass after step {self.step}")

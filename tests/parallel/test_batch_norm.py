@@ -24,7 +24,8 @@ import pytest
 from mxnet import autograd, gluon, nd
 from mxnet.gluon import nn
 
-from trainer import batch_norm, dist
+from tests.processor import needs_bfloat16
+from trainer import batch_norm, dist, mixed_precision
 from trainer.batch_norm_op import RankSum
 from trainer.model import resnet18, resnet_block
 
@@ -265,6 +266,26 @@ def test_every_argument_means_what_it_means_on_one_rank(
             net.hybridize(**FORMS[form])
         result = train(net, data, "float64", sizes(), 5)
         assert largest_difference(result, reference) < 1e-12, (OPERATORS[native], form, sizes)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize(("form", "native"), [("imperative", "0"), ("static", "1")])
+def test_statistics_are_float32_where_products_are_bfloat16(
+    form: str, native: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a step; bfloat16 statistics would differ by 1e-3."""
+    monkeypatch.setenv("BATCH_NORM_NATIVE", native)
+    data, results = samples((1, 14, 14), seed=1), []
+    for sizes in (None, unequal()):
+        net = build(smooth_seed_net, data, "float32")
+        if sizes is not None:
+            batch_norm.convert_sync_batch_norm(net)
+        if FORMS[form]:
+            net.hybridize(**FORMS[form])
+        with mixed_precision.computing_in(net, "bfloat16"):
+            trained = train(net, data, "float32", sizes, 1)
+        results.append({name: trained[name] for name in trained if "running" in name})
+    assert largest_difference(*results) < 2e-6
 
 
 def test_ranks_may_differ_in_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ import pytest
 from mxnet import gluon
 from mxnet.gluon import nn
 
-from trainer import checkpoint, config, dist, feed, optim, replica
+from tests.processor import needs_bfloat16
+from trainer import checkpoint, config, dist, feed, mixed_precision, optim, replica
 from trainer.evaluation import evaluate
 from trainer.fashion_mnist import DataError
 from trainer.loader import Batch, EvalLoader, TrainLoader, Transform
@@ -66,14 +67,15 @@ def _train(settings: config.Config, rank: int, world_size: int) -> Tuple[List[An
         trainer = optim.make_trainer(net, settings.optimizer)
     losses = []
     steps = settings.train.epochs * loader.steps_per_epoch
-    for step, batch in enumerate(loader.from_step(0, steps)):
-        if world_size == 1:
-            losses.append(_plain_step(net, trainer, batch))
-        else:
-            metrics = TrainMetrics(mx.cpu())
-            result = train_step(net, trainer, batch, settings)
-            metrics.add(step, result, batch.samples)
-            losses.append(metrics.read().loss)
+    with mixed_precision.computing_in(net, settings.train.precision):
+        for step, batch in enumerate(loader.from_step(0, steps)):
+            if world_size == 1:
+                losses.append(_plain_step(net, trainer, batch))
+            else:
+                metrics = TrainMetrics(mx.cpu())
+                result = train_step(net, trainer, batch, settings)
+                metrics.add(step, result, batch.samples)
+                losses.append(metrics.read().loss)
     return [p.data().asnumpy() for p in net.collect_params().values()], losses
 
 
@@ -135,6 +137,18 @@ def test_clipping_sees_the_gradient_of_the_global_batch() -> None:
 def test_accumulation_does_not_change_the_step() -> None:
     optimizer = {**SETTINGS["optimizer"], "accumulate": 3}
     _agree(config.from_dict({**SETTINGS, "optimizer": optimizer}))
+
+
+@needs_bfloat16
+def test_ranks_agree_in_bfloat16_as_far_as_it_rounds() -> None:
+    """A rank's gradient is rounded before it is added to the others'; all get the same weights."""
+    settings = config.from_dict(
+        {**SETTINGS, "train": {**SETTINGS["train"], "precision": "bfloat16"}}
+    )
+    weights, _ = _train(settings, dist.rank(), dist.world_size())
+    for own in weights:
+        assert all((other == own).all() for other in dist.gather_objects(own))
+    _agree(settings, rtol=2e-2)
 
 
 def test_fp16_on_the_wire_is_seen_and_stays_close() -> None:

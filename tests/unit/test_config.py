@@ -310,7 +310,7 @@ def test_round_trip_of_a_config_that_sets_everything():
             shared_memory=False,
         ),
         schedule=Schedule("step", 0.5, (1.0, 2.5), 0.2, 0.3),
-        train=Train(4, 7, 5, 0.1, 8.0),
+        train=Train(4, 7, 5, 0.1, 8.0, "bfloat16"),
         evaluate=Evaluate(2, 99),
         checkpoint=Checkpoint(9, 4),
         monitor=Monitor(3, False, 2, "json"),
@@ -376,7 +376,8 @@ def test_differences_leave_out_what_does_not():
 def test_setting_that_an_older_checkpoint_does_not_know_counts_when_it_is_not_the_default():
     old = to_dict(Config())
     del old["data"]["erase"]
-    assert differences(old, to_dict(load(None, ["data.erase=0.5"])))
+    assert differences(old, to_dict(load(None, ["data.erase=0.5"]))) == ["data.erase: 0.0 -> 0.5"]
+    assert differences(old, to_dict(Config())) == []
 
 
 # ---------------------------------------------------------------- fuzzing
