@@ -96,7 +96,6 @@ def _set_forwards(net: gluon.Block, layers: List[Any], forwards: List[Optional[F
         vars(layer).pop(_FORWARD, None)
         if forward is not None:
             setattr(layer, _FORWARD, forward)
-    mx.nd.waitall()  # nothing of the graphs is at work any more
     forget_graphs(net)
 
 
