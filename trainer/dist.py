@@ -320,6 +320,9 @@ def gluon_trainer(
         shared_memory: where all ranks compute on the CPUs of one node, add gradients up in memory
             that they share instead (see shared_gradients.py). The first step moves them there, so
             a loop of one's own asks for ``parameter.grad()`` in each step anew.
+
+    Raises:
+        ValueError: gradients are sparse: Horovod's sums of them write beyond their memory.
     """
     hvd = _horovod()
     if hvd is None:
@@ -330,6 +333,10 @@ def gluon_trainer(
     trainer = hvd.DistributedTrainer(
         parameters, optimizer, compression=compression, num_groups=groups
     )
+    if trainer._contains_sparse_grad:
+        raise ValueError(
+            "gradients are sparse, which cannot be added up over ranks; set sparse_grad=False"
+        )
     # A Horovod that averages in NCCL leaves no division by the number of ranks to the trainer.
     if shared_memory and not fp16 and trainer._average_in_framework:
         from .shared_gradients import SharedGradients

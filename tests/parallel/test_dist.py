@@ -83,3 +83,11 @@ def test_broadcast_after_an_inference_forward(under_way: bool) -> None:
 def test_one_node_has_no_set_of_its_own() -> None:
     assert dist.local_size() == SIZE()
     assert dist.node_process_set() is None
+
+
+def test_sparse_gradients_are_refused() -> None:
+    """Horovod's sum of them ended in "free(): invalid size"."""
+    parameter = mx.gluon.Parameter("words", shape=(20, 4), grad_stype="row_sparse")
+    parameter.initialize()
+    with pytest.raises(ValueError, match="gradients are sparse"):
+        dist.gluon_trainer({"words": parameter}, mx.optimizer.create("sgd"))
