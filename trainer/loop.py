@@ -206,6 +206,7 @@ class _Run:
         except NonFiniteError as error:
             self.saver.wait()
             dist.shutdown()
+            shared_gradients.release(self.trainer)
             raise self._non_finite(error) from error
         finally:
             self.saver.wait()
@@ -319,6 +320,7 @@ class _Run:
 
     def _finish(self, stopped: bool) -> Result:
         self.watchdog.beat("the end of the run")
+        shared_gradients.release(self.trainer)
         failure = dist.broadcast_object(self.saver.wait())
         if failure is not None:
             dist.shutdown()
@@ -330,7 +332,6 @@ class _Run:
         mx.nd.waitall()
         # So the net can be sent to another process: its graphs name what this one alone has.
         batch_norm.forget_graphs(self.net)
-        shared_gradients.release(self.trainer)
         evaluation = None if stopped else self.evaluation
         speed = self.throughput.overall
         self.report.end(self.step, evaluation, speed)

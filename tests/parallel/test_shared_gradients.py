@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import time
+from pathlib import Path
 from typing import Any, Iterator, List, Sequence
 
 import mxnet as mx
@@ -14,7 +15,10 @@ import pytest
 from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
+from tests.waiting import wait_until
 from trainer import dist, shared_gradients
+from trainer.config import Config, Optimizer, Train
+from trainer.loop import TrainingError, fit
 
 RANKS = (2, 3, 4)
 RANK, SIZE = dist.rank, dist.world_size
@@ -253,3 +257,18 @@ def test_what_is_released_is_free_and_the_net_goes_on() -> None:
     assert kept.shape == SHAPES[0] and (kept.asnumpy() == 0).all()  # no crash, and nothing of it
     trainer.allreduce_grads()
     assert (made[0].grad().asnumpy() == total * SIZE()).all()
+
+
+def test_a_run_that_fails_leaves_no_memory_taken(tmp_path: Path) -> None:
+    """Somebody who tries learning rates in a notebook may have many of them. The last test here."""
+    dist.barrier()
+    before = taken()
+    dist.barrier()
+    data = np.zeros((64, 8, 8), np.uint8) + 200, np.arange(64) % 10
+    rate, steps = Optimizer(lr=1e30), Train(epochs=1, global_batch_size=16)
+    net = nn.HybridSequential()
+    net.add(nn.Dense(20_000), nn.Dense(10))
+    with pytest.raises(TrainingError, match="not finite"):
+        fit(net, Config(output=str(tmp_path), optimizer=rate, train=steps), train=data, test=data)
+    wait_until(lambda: taken() - before < 2**20, lambda: f"{taken() - before} bytes are taken")
+    assert net[0].weight.grad().shape == (20_000, 64)
