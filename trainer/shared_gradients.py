@@ -11,6 +11,7 @@ and every rank gets the same bits; for two ranks they are those that Horovod giv
 
 from __future__ import annotations
 
+import gc
 import mmap
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -94,7 +95,9 @@ def _share(parameters: List[mx.gluon.Parameter]) -> Optional[_Shared]:
     meeting = shared_memory.connect(1, rank, ranks, _sum_over_ranks)
     if memory is None or meeting is None:
         return None
-    return _Shared(parameters, memory, row, meeting)
+    shared = _Shared(parameters, memory, row, meeting)
+    _forget_static_graphs(parameters)
+    return shared
 
 
 class _Shared:
@@ -166,6 +169,7 @@ class _Shared:
             if parameter._grad is not None and parameter._grad[0] is gradient:
                 _set_gradient(parameter, gradient.copy())
         mx.nd.waitall()
+        _forget_static_graphs(self._parameters)
         self._memory.madvise(mmap.MADV_REMOVE, self._meeting.index * self._row, self._row)
 
 
@@ -195,6 +199,20 @@ def _set_gradient(parameter: mx.gluon.Parameter, gradient: mx.nd.NDArray) -> Non
     parameter._grad = [gradient]
     mx.autograd.mark_variables(data, parameter._grad, parameter.grad_req)
     data[0]._fresh_grad = fresh
+
+
+def _forget_static_graphs(parameters: List[mx.gluon.Parameter]) -> None:
+    """Have graphs made anew that would go on writing to the arrays with which they were made.
+
+    A parameter does not know the blocks that use it, so all that are alive are looked at.
+    """
+    moved = set(map(id, parameters))
+    for block in gc.get_objects():
+        # No isinstance, which asks the object itself: some raise errors.
+        if issubclass(type(block), mx.gluon.HybridBlock) and block._cached_op is not None:
+            static = dict(block._flags).get("static_shape")
+            if static and moved & set(map(id, block.collect_params().values())):
+                block._clear_cached_op()
 
 
 def _sum_over_ranks(values: np.ndarray) -> np.ndarray:
