@@ -209,7 +209,8 @@ def _forget_static_graphs(parameters: List[mx.gluon.Parameter]) -> None:
     moved = set(map(id, parameters))
     for block in gc.get_objects():
         # No isinstance, which asks the object itself: some raise errors.
-        if issubclass(type(block), mx.gluon.HybridBlock) and block._cached_op is not None:
+        is_block = issubclass(type(block), mx.gluon.HybridBlock)
+        if is_block and getattr(block, "_cached_op", None) is not None:
             static = dict(block._flags).get("static_shape")
             if static and moved & set(map(id, block.collect_params().values())):
                 block._clear_cached_op()
