@@ -118,6 +118,7 @@ def trained(shared: bool, looking: bool, grad_req: str, **hybridize: Any) -> Lis
             net.collect_params().zero_grad()
         if looking:
             net(data)  # oneDNN brings weights into an order of its own
+    mx.nd.waitall()  # weights that are read during a forward may be out of order
     moved = [p for p in made if p.grad_req != "null"]
     return [p.data().asnumpy() for p in moved] + [p.grad().asnumpy() for p in moved]
 
