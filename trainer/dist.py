@@ -52,8 +52,6 @@ class NotJoinedError(ValueError):
 def init(fixed_groups: bool = True, steps_in_memory: bool = False) -> None:
     """Join the other ranks. Every rank calls it once, before anything else here; again is harmless.
 
-    Process sets are made dynamic so that :func:`node_process_set` can be asked for later.
-
     Args:
         fixed_groups: gradients are reduced in groups of their own (see :func:`gluon_trainer`).
         steps_in_memory: where ranks on the CPUs of one node can share memory, the caller's steps
@@ -75,8 +73,9 @@ def init(fixed_groups: bool = True, steps_in_memory: bool = False) -> None:
     if one_node and not hvd.cuda_built() and shared_memory.possible():
         # Horovod's thread meets the others' once a cycle, each millisecond by default, whether or
         # not there is anything to do, and takes the time from the cores that compute.
-        os.environ.setdefault("HOROVOD_CYCLE_TIME", "100" if steps_in_memory else "10")
-    hvd.init(process_sets="dynamic")
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", "200" if steps_in_memory else "10")
+    # Sets that are added later, by node_process_set, cost twice the messages in each cycle.
+    hvd.init(process_sets=None if one_node else "dynamic")
     if hvd.size() != launched.size():
         raise NotJoinedError(launched.size(), hvd.size())
     _memory()
@@ -278,9 +277,21 @@ def broadcast_array(array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:
     """
     import mxnet as mx
 
-    copy = mx.nd.array(array.asnumpy(), dtype=array.dtype)
+    values = array.asnumpy()
+    if in_one_memory():
+        return mx.nd.array(_broadcast_in_memory(values, name), dtype=array.dtype)
+    copy = mx.nd.array(values, dtype=array.dtype)
     hvd = _horovod()
     return hvd.broadcast_(copy, root_rank=0, name=name) if hvd else copy
+
+
+def _broadcast_in_memory(values: np.ndarray, name: str) -> np.ndarray:
+    """Rank 0's ``values``, of any dtype: a sum of whole numbers to which the others add zeros."""
+    numbers = np.zeros(-(-values.nbytes // 8), np.int64)
+    if is_root():
+        numbers.view(np.uint8)[: values.nbytes] = values.reshape(-1).view(np.uint8)
+    numbers = allreduce_sum(numbers, name)
+    return numbers.view(np.uint8)[: values.nbytes].view(values.dtype).reshape(values.shape)
 
 
 def broadcast_parameters(parameters: Iterable[mx.gluon.Parameter]) -> None:
@@ -297,6 +308,9 @@ def broadcast_parameters(parameters: Iterable[mx.gluon.Parameter]) -> None:
     mx.nd.waitall()
     for index, parameter in enumerate(parameters):
         array = parameter.data()
+        if in_one_memory():
+            broadcast_array(array, f"parameter.{index}").copyto(array)
+            continue
         if array.context.device_type == "cpu":
             memory_of(array)  # out of oneDNN's own layout, which Horovod cannot broadcast
         hvd.broadcast_(array, root_rank=0, name=f"parameter.{index}")

@@ -61,8 +61,26 @@ def test_any_rank() -> None:
     assert not dist.any_rank(False, "test.none")
 
 
+@pytest.fixture(params=["in memory", "by Horovod"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How arrays are broadcast, in turn."""
+    if request.param == "by Horovod":
+        monkeypatch.setattr(dist, "in_one_memory", lambda: False)
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "uint8", "int32", "int64"])
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (300_000,)])
+def test_broadcast_gives_rank_0s_bits(way: str, dtype: str, shape: Tuple[int, ...]) -> None:
+    drawn = [np.random.RandomState(rank).normal(size=shape) * 100 for rank in (0, RANK())]
+    first, own = (mx.nd.array(values, dtype=dtype) for values in drawn)
+    copy = dist.broadcast_array(own, f"test.{way}.{dtype}")
+    assert copy.dtype == own.dtype and copy.shape == shape
+    assert copy.asnumpy().tobytes() == first.asnumpy().tobytes()
+
+
 @pytest.mark.parametrize("under_way", [False, True])
-def test_broadcast_after_an_inference_forward(under_way: bool) -> None:
+def test_broadcast_after_an_inference_forward(way: str, under_way: bool) -> None:
     """Horovod's own broadcast fails here: oneDNN has put the weight into its own layout."""
     mx.random.seed(RANK())
     net = mx.gluon.nn.Conv2D(16, kernel_size=3, in_channels=16)
