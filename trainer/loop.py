@@ -5,6 +5,7 @@ config -> ranks -> device -> data -> net -> checkpoint -> steps -> evaluation ->
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -111,9 +112,12 @@ def fit(
             data = reader.submit(feed.read, config.data, train, test)
             dist.init(config.optimizer.groups > 0, shared_gradients.wanted(config.optimizer))
         run = _Run(net, config, loss, data, watchdog)
-        with mixed_precision.computing_in(run.net, config.train.precision):
-            run.begin(resume, force)
-            result = run.go(stop)
+        try:
+            with mixed_precision.computing_in(run.net, config.train.precision):
+                run.begin(resume, force)
+                result = run.go(stop)
+        finally:
+            run.close()
     if result.stopped and stop.interrupted:
         raise KeyboardInterrupt
     return result
@@ -133,6 +137,7 @@ class _Run:
         self.config, self.loss = config, loss
         self.watchdog = watchdog
         self.evaluation: Optional[Evaluation] = None
+        self._open = contextlib.ExitStack()  # what must not outlive the run in a notebook's process
         self.throughput = Throughput()
         with dist.together():
             self.ctx = choose(config.device, dist.local_rank())
@@ -179,10 +184,11 @@ class _Run:
         self.metrics = TrainMetrics(self.ctx, state["totals"], self.net.collect_params().values())
         with dist.together(), resume.usable(config.folder):
             if dist.is_root():
-                self.claim = resume.take_folder(config, path)
+                self._open.callback(resume.take_folder(config, path).release)
             self.report = Report(
                 config, self.epoch_steps, self.step, self.last_step, self.num_classes
             )
+            self._open.callback(self.report.close)
         self.saver = Saver(
             resume.checkpoint_folder(config),
             config.checkpoint.keep,
@@ -210,7 +216,7 @@ class _Run:
             raise self._non_finite(error) from error
         finally:
             self.saver.wait()
-            self.report.close()
+            self.report.end_display()
         return self._finish(stopped)
 
     def _train(self, stop: StopRequest) -> bool:
@@ -335,9 +341,11 @@ class _Run:
         evaluation = None if stopped else self.evaluation
         speed = self.throughput.overall
         self.report.end(self.step, evaluation, speed)
-        if dist.is_root():
-            self.claim.release()
         return Result(self.config.folder, self.step, evaluation, speed, stopped)
+
+    def close(self) -> None:
+        """Close the event files and let other runs into the folder, however this one ended."""
+        self._open.close()
 
     def _non_finite(self, error: NonFiniteError) -> TrainingError:
         way_out = (

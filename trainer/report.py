@@ -210,13 +210,16 @@ class Report:
             next=_next_commands(config, state),
         )
 
-    def close(self) -> None:
-        """Leave the terminal as it was and the event files complete."""
+    def end_display(self) -> None:
+        """Restore the terminal; lines may still be printed."""
         if self._display:
             self._display.close()
+
+    def close(self) -> None:
+        """Close the event files and stop watching the machine."""
         if self._system:
             self._system.close()
-        self._monitor.flush()
+        self._monitor.close()
 
     def flush(self) -> None:
         """Have the event files hold every point given so far."""

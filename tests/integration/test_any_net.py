@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,16 @@ def test_a_net_that_is_lost_behind_its_relu_is_told(tmp_path: Path) -> None:
     net.add(nn.Dense(4))
     with pytest.raises(TrainingError, match="weights were found not finite at step 2; nothing was"):
         trained(net, tmp_path)
+
+
+def test_a_run_that_failed_leaves_nothing_open(tmp_path: Path) -> None:
+    """A notebook keeps the error, and with it all that the failed run still refers to."""
+    with pytest.raises(TrainingError) as kept:
+        trained(Logarithm(), tmp_path)
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    opened = [os.readlink(link) for link in links if os.path.islink(link)]
+    assert not [path for path in opened if path.startswith(str(tmp_path))]
+    assert trained(OwnForward(), tmp_path).steps == 3, kept
 
 
 def test_two_answers_in_training_are_told_in_a_line(tmp_path: Path) -> None:
