@@ -26,7 +26,7 @@ import mxnet as mx
 import numpy as np
 
 from benchmarks import report
-from trainer import checkpoint, dist
+from trainer import checkpoint, device, dist
 from trainer.config import Config
 from trainer.loader import Batch
 from trainer.model import resnet18
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--folder", help="on the disk that is meant; default: the system's own")
     arguments = parser.parse_args()
     before = report.machine()
-    dist.init()
+    dist.init(steps_in_memory=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         rounds = Rounds(arguments.batch, Path(folder))
         for _ in range(3):
@@ -126,4 +126,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    device.share_cores()
     main()

@@ -46,10 +46,12 @@ def peer(module: str, launcher: List[str], *options: str, **environment: str) ->
     return lambda data: measure([[*command, *options]], data, environment)
 
 
-def torch(*options: str) -> Any:
-    """PyTorch's contender, in its own environment."""
+def torch(*options: str, ranks: int = 2, jobs: int = 1) -> Any:
+    """PyTorch's contender, in its own environment; or several of its jobs, at the same time."""
     script = str(ROOT / "benchmarks" / "peers" / "torch_ddp.py")
-    return lambda data: measure([[str(TORCHRUN), "--nproc_per_node=2", script, *options]], data, {})
+    # A standalone job looks for a free port.
+    command = [str(TORCHRUN), "--standalone", f"--nproc_per_node={ranks}", script, *options]
+    return lambda data: measure([command] * jobs, data, {})
 
 
 def ours(*options: str, launcher: List[str] = HOROVODRUN) -> Any:
@@ -125,6 +127,8 @@ EXPERIMENTS: Dict[str, Contenders] = {
     "scaling": {
         "2 ranks": ours(*SIZE_28),
         "2 x 1 rank": side_by_side(*SIZE_28),
+        f"{TORCH}, 2 ranks": torch(*SIZE_28),
+        f"{TORCH}, 2 x 1 rank": torch(*SIZE_28, ranks=1, jobs=2),
     },
     "first_step": {
         OURS: ours(*ONE_STEP, "--settings", "data.folder=null"),
@@ -168,6 +172,8 @@ ROWS = [
     # Aims are for one thread a rank.
     Row("", "training_96", "images_per_second", OURS, BOOK_THREADS, None),
     Row("scaling, images/s", "scaling", "images_per_second", "2 ranks", "2 x 1 rank", 0.95),
+    # What the same machine does to another synchronous trainer.
+    Row("", "scaling", "images_per_second", f"{TORCH}, 2 ranks", f"{TORCH}, 2 x 1 rank", None),
     Row("command to first step, s", "first_step", "first_step", OURS, GLUON, 1, at_most=True),
     Row("", "first_step", "first_step", "its own launcher", GLUON, 1, at_most=True),
     Row("10,000 test images, s", "evaluation", "seconds", OURS, GLUON, 1 / 1.3, at_most=True),
