@@ -83,14 +83,17 @@ class Step:
 def seconds(
     work: Callable[[], Any], rounds: int, before: Callable[[], Any] = lambda: None
 ) -> float:
-    """Median over rounds that all ranks begin together, after ``before``; the first is left out."""
+    """Median over rounds of what the slowest rank takes; the first round is left out.
+
+    All ranks begin together, after ``before``.
+    """
     taken: List[float] = []
     for _ in range(rounds + 1):
         before()
         dist.barrier()
         began = time.perf_counter()
         work()
-        taken.append(time.perf_counter() - began)
+        taken.append(max(dist.gather_objects(time.perf_counter() - began)))
     return statistics.median(taken[1:])
 
 

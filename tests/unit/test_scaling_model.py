@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -96,6 +97,15 @@ def test_one_group_hides_nothing_and_single_gradients_hide_behind_backward():
     assert alone == pytest.approx((0.3, 0.8, 1.2, 1.2))
     # The last layer's 3,000 are sent from 0.6 to 0.9, the first's 1,000 after it.
     assert step(LAYERS, cluster, INSTANT) == pytest.approx((0.3, 0.8, 1.0, 1.0))
+
+
+def test_a_core_that_copies_gradients_does_not_compute_meanwhile():
+    cluster, host = Cluster(2, Link(0.0, 10_000)), Horovod(cycle=0.0, host=1e-4)
+    # 0.4 s of copying on top of backward's 0.8, part of which the wire alone would have hidden.
+    assert step(LAYERS, cluster, host) == pytest.approx((0.3, 0.8, 1.0, 1.2))
+    # Where nothing is hidden the copying is part of the sum.
+    assert step(LAYERS, cluster, replace(host, groups=1)).step == pytest.approx(1.2)
+    assert step(LAYERS, Cluster(1, SLOW), host).step == pytest.approx(0.8)
 
 
 def test_half_precision_halves_the_bytes_and_costs_the_rounding():
