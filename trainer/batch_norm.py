@@ -27,18 +27,16 @@ from .batch_norm_op import RankSum, empty_batch, moments_of_sums
 __all__ = [
     "SyncBatchNorm",
     "calibrate",
+    "clear_cached_graphs",
     "connect",
     "convert_sync_batch_norm",
     "empty_batch",
-    "forget_graphs",
     "merge_running_statistics",
     "revert_sync_batch_norm",
     "running_statistics",
 ]
 
-_PlainBatchNorm = (
-    nn.basic_layers._BatchNorm
-)  # what nn.BatchNorm and nn.BatchNormReLU have in common
+_PlainBatchNorm = nn.basic_layers._BatchNorm  # base of nn.BatchNorm and nn.BatchNormReLU
 
 
 class SyncBatchNorm(nn.BatchNorm):
@@ -46,11 +44,11 @@ class SyncBatchNorm(nn.BatchNorm):
 
     Arguments, parameters (gamma, beta, running_mean, running_var: (C,), float32 for float16
     data), input and output are those of ``mxnet.gluon.nn.BatchNorm``. Local batches may differ
-    in size; for an empty one see :func:`empty_batch`. Training sums 2C + 1 numbers over ranks in
-    forward and 2C in backward, as float64; in inference, with ``use_global_stats`` and on one
-    rank this is plain batch norm. A process uses one device.
+    in size; for an empty one see :func:`empty_batch`. Training reduces 2C + 1 numbers in forward
+    and 2C in backward, as float64; in inference, with ``use_global_stats`` and on one rank this is
+    plain batch norm. Each process uses one device.
 
-    Every rank must make the same layers in the same order: that is how layers find their peers.
+    Layers find their peers by order of creation, which must be the same on every rank.
 
     Args:
         process_set: the Horovod process set whose ranks share statistics; None for all ranks.
@@ -92,16 +90,16 @@ class SyncBatchNorm(nn.BatchNorm):
     def hybrid_forward(
         self, F: Any, x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any
     ) -> Any:
-        """``x``, of any shape with C channels along ``axis`` -> the same shape and dtype."""
+        """``x``, any shape with C channels along ``axis`` -> the same shape and dtype."""
         inference = F is nd and not autograd.is_training()
         alone = self._rank_sum.size == 1 and self._rank_sum.collected is None
         if inference or alone or self._kwargs["use_global_stats"]:
             return super().hybrid_forward(F, x, gamma, beta, running_mean, running_var)
-        # In a graph MXNet would reshape x itself: both kernels would get it in the slower layout.
+        # Without the copy a graph reshapes x itself, and both kernels get it in the slower layout.
         copy = x if F is nd else F.add_n(x)
         gamma, beta, pair = F.Custom(
-            # In MXNet's own layout. From an array in oneDNN's, MXNet would make a temporary one
-            # for the operator, which is gone before the operator's thread reads it.
+            # The reshape forces MXNet's default layout. For an input in oneDNN's layout MXNet makes
+            # a temporary array, which is freed before the operator's thread has read it.
             F.reshape(copy, shape=(-2,)),
             gamma,
             beta,
@@ -113,12 +111,12 @@ class SyncBatchNorm(nn.BatchNorm):
             epsilon=self._kwargs["eps"],
             scale=not self._kwargs["fix_gamma"],
         )
-        # MXNet itself moves the running statistics, in backward, by what it sees of the pair; the
-        # main kernel, with momentum 1, leaves them alone.
+        # MXNet updates running statistics in backward. This kernel does so from the pair, which has
+        # the moments of all ranks; the main kernel, with momentum 1, leaves them alone.
         running = running_mean, running_var
         kernel = {**self._kwargs, "fix_gamma": False}
         moved = F.BatchNorm(pair, gamma, beta, *running, **{**kernel, "axis": 0})
-        gamma = F.slice_like(gamma, moved, axes=(0,))  # all of it; has backward pass by moved
+        gamma = F.slice_like(gamma, moved, axes=(0,))  # a no-op that makes `moved` part of backward
         y = F.BatchNorm(x, gamma, beta, *running, name="fwd", **{**kernel, "momentum": 1})
         return F.relu(y) if self.fuse_relu else y
 
@@ -127,8 +125,8 @@ def convert_sync_batch_norm(net: gluon.Block, process_set: Any = None) -> gluon.
     """Turn every batch norm layer of ``net`` into a SyncBatchNorm, in place; returns ``net``.
 
     Works on any tree of Blocks, hybridized or not, initialized or not. Each layer stays the same
-    object, with its parameters, names and hooks, so nothing that refers to it need know. Layers
-    that are synced already join ``process_set``. Convert again after the number of ranks changed.
+    object, with its parameters, names and hooks, so references to it stay valid. Layers that are
+    synced already move to ``process_set``. Convert again after the number of ranks has changed.
 
     Raises:
         ValueError: a layer's class overrides the forward of Gluon's batch norm.
@@ -142,15 +140,15 @@ def convert_sync_batch_norm(net: gluon.Block, process_set: Any = None) -> gluon.
             layer._plain_class = type(layer)
             layer.__class__ = SyncBatchNorm
         layer._rank_sum = RankSum(process_set)
-    forget_graphs(net)
+    clear_cached_graphs(net)
     return net
 
 
 def connect(net: gluon.Block) -> None:
-    """Have the layers whose sums are over all ranks meet their peers now; collective.
+    """Set up the shared memory of the layers that sync over all ranks; collective.
 
-    Else each does so in its first training step, by collectives of Horovod one after the other,
-    which is slow where Horovod's cycle is long.
+    Otherwise each layer does so in its first training step, through Horovod collectives one after
+    another, which is slow where Horovod's cycle time is long.
     """
     for layer in _batch_norm_layers(net):
         rank_sum, channels = vars(layer).get("_rank_sum"), layer.running_mean.shape[0]
@@ -163,11 +161,11 @@ def _sum_over_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def revert_sync_batch_norm(net: gluon.Block) -> gluon.Block:
-    """Turn every SyncBatchNorm of ``net`` back into what it was, in place; returns ``net``."""
+    """Turn each SyncBatchNorm of ``net`` back to its original class, in place; returns ``net``."""
     for layer in _batch_norm_layers(net):
         if isinstance(layer, SyncBatchNorm):
             _revert(layer)
-    forget_graphs(net)
+    clear_cached_graphs(net)
     return net
 
 
@@ -204,15 +202,15 @@ def _batch_norm_layers(net: gluon.Block) -> List[Any]:
     return layers
 
 
-def forget_graphs(net: gluon.Block) -> None:
-    """Have hybridized blocks trace their layers anew at the next forward."""
+def clear_cached_graphs(net: gluon.Block) -> None:
+    """Make hybridized blocks trace their layers again in the next forward."""
     net.apply(
         lambda block: block._clear_cached_op() if isinstance(block, gluon.HybridBlock) else None
     )
 
 
 def running_statistics(net: gluon.Block) -> List[gluon.Parameter]:
-    """The parameters that follow the data: which Gluon marks as not differentiable.
+    """The running means and variances: parameters that Gluon marks as not differentiable.
 
     Frozen weights (``grad_req`` null) are not among them: they are the same on every rank.
     """
@@ -222,10 +220,12 @@ def running_statistics(net: gluon.Block) -> List[gluon.Parameter]:
 def merge_running_statistics(net: gluon.Block, count: int) -> None:
     """Give every rank the same running statistics, merged from all ranks'; collective.
 
-    Each rank weighs by its ``count`` of training samples. The mean is the mean of means; the
-    variance is the mean of variances plus the variance of means. The means are what one process
-    would have; the variances are close (see :func:`calibrate` for exact ones), since only the
-    running means are left of the batch means whose spread they lack.
+    The mean is the mean of means; the variance is the mean of variances plus the variance of means.
+    Means are exact. Variances are approximate, because the spread of the ranks' batch means is
+    known only through their running means; :func:`calibrate` gives exact ones.
+
+    Args:
+        count: this rank's weight: its number of training samples.
 
     Raises:
         ValueError: no rank has a sample.
@@ -249,14 +249,14 @@ def merge_running_statistics(net: gluon.Block, count: int) -> None:
 def calibrate(net: gluon.Block, batches: Iterable[Tuple[mx.nd.NDArray, int]]) -> None:
     """Replace running statistics by the exact ones over ``batches`` of all ranks; collective.
 
-    One pass in which every layer normalizes by its global batch, as synced training does, and
-    sums its input's moments over batches and ranks in float64: what Wu and Johnson ("Rethinking
-    'Batch' in BatchNorm", 2021) call PreciseBN. The result depends on the weights and the global
-    batches, not on how many ranks share them, nor on the running statistics before.
+    In one pass every layer normalizes by its global batch, as in synced training, and accumulates
+    its input's moments over batches and ranks in float64: PreciseBN in Wu and Johnson, "Rethinking
+    'Batch' in BatchNorm", 2021. The result depends on the weights and the global batches alone, not
+    on the number of ranks or on the previous running statistics.
 
     Args:
-        batches: this rank's share of each global batch: its samples and their number; one
-            stand-in sample and 0 where it has none. As many on every rank, at least one.
+        batches: this rank's shard of each global batch, (data, number of samples); one placeholder
+            sample and 0 where the shard is empty. The same number on every rank, at least one.
 
     Raises:
         ValueError: a batch's number is not that of its samples, or there is no batch.
@@ -277,7 +277,7 @@ def calibrate(net: gluon.Block, batches: Iterable[Tuple[mx.nd.NDArray, int]]) ->
                 _revert(layer)
             else:
                 layer._rank_sum = rank_sum
-        forget_graphs(net)
+        clear_cached_graphs(net)
     if any(s[-1] == 0 for s in sums):
         raise ValueError("calibration saw no sample on any rank; give it at least one batch")
     for layer, s in zip(layers, sums):
@@ -296,7 +296,7 @@ def _run_in_train_mode(net: gluon.Block, data: mx.nd.NDArray, count: int) -> Non
 
 
 def _moving_layers(net: gluon.Block) -> List[Any]:
-    """The layers whose running statistics follow the data."""
+    """The layers whose running statistics are updated in training."""
     return [layer for layer in _batch_norm_layers(net) if not layer._kwargs["use_global_stats"]]
 
 

@@ -167,7 +167,7 @@ def _look(serial: int, calls: int) -> int:
         return 1  # its layer is gone
     try:
         rank_sum.shared.calls = calls
-        rank_sum.shared.look_for_the_dead()
+        rank_sum.shared.check_peers()
     except RuntimeError as error:
         print(f"sync batch norm: {error}", file=sys.stderr, flush=True)
         return 0

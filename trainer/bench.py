@@ -223,7 +223,7 @@ class _Bench:
         for batch in self._batches(1):
             self._train_step(batch)
         mx.nd.waitall()
-        in_memory = shared_gradients.wanted(self._config.optimizer) and dist.in_one_memory()
+        in_memory = shared_gradients.wanted(self._config.optimizer) and dist.ranks_share_memory()
         of_horovod = contextlib.nullcontext if in_memory else dist.timeline
         with of_horovod(str(folder / "horovod.json")), self._shown_allreduce():
             mx.profiler.set_state("run")

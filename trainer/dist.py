@@ -171,7 +171,7 @@ def _memory() -> Optional[shared_memory.SharedMemorySum]:
     return shared_memory.connect(_CAPACITY, rank(), world_size(), meet)
 
 
-def in_one_memory() -> bool:
+def ranks_share_memory() -> bool:
     """Whether :func:`allreduce_sum` takes microseconds, as all ranks share one node's memory."""
     return world_size() > 1 and _memory() is not None
 
@@ -278,7 +278,7 @@ def broadcast_array(array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:
     import mxnet as mx
 
     values = array.asnumpy()
-    if in_one_memory():
+    if ranks_share_memory():
         return mx.nd.array(_broadcast_in_memory(values, name), dtype=array.dtype)
     copy = mx.nd.array(values, dtype=array.dtype)
     hvd = _horovod()
@@ -308,7 +308,7 @@ def broadcast_parameters(parameters: Iterable[mx.gluon.Parameter]) -> None:
     mx.nd.waitall()
     for index, parameter in enumerate(parameters):
         array = parameter.data()
-        if in_one_memory():
+        if ranks_share_memory():
             broadcast_array(array, f"parameter.{index}").copyto(array)
             continue
         if array.context.device_type == "cpu":

@@ -337,7 +337,7 @@ class _Run:
         replica.merge_running_statistics(self.net, self.config)
         mx.nd.waitall()
         # So the net can be sent to another process: its graphs name what this one alone has.
-        batch_norm.forget_graphs(self.net)
+        batch_norm.clear_cached_graphs(self.net)
         evaluation = None if stopped else self.evaluation
         speed = self.throughput.overall
         self.report.end(self.step, evaluation, speed)

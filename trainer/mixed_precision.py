@@ -20,7 +20,7 @@ from mxnet import gluon
 from mxnet.contrib.amp.amp import bfloat16
 from mxnet.gluon import nn
 
-from .batch_norm import forget_graphs
+from .batch_norm import clear_cached_graphs
 from .settings import ConfigError
 
 Forward = Callable[..., Any]
@@ -96,7 +96,7 @@ def _set_forwards(net: gluon.Block, layers: List[Any], forwards: List[Optional[F
         vars(layer).pop(_FORWARD, None)
         if forward is not None:
             setattr(layer, _FORWARD, forward)
-    forget_graphs(net)
+    clear_cached_graphs(net)
 
 
 def _in_bfloat16(layer: Any) -> Forward:

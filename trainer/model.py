@@ -11,19 +11,19 @@ from typing import Any, Callable
 from mxnet.gluon import Block, nn
 
 from .config import ConfigError, Model, nearest
-from .users_code import told
+from .users_code import describe_error
 
 
 class Residual(nn.HybridBlock):
     """Two 3x3 convolutions with batch norm, added to their input (He et al., CVPR 2016, figure 2).
 
-    The seed's block, argument for argument; parameters carry the names that d2lzh's have, so that
-    files written by either load into the other. On CPUs the operator of its ReLU is oneDNN's; the
-    seed's ``nd.relu`` takes ten times as long for the same values (but keeps NaN, made 0 here).
+    Same arguments as the seed's block and same parameter names as d2lzh's, so that parameter files
+    of either load into the other. On CPUs ``F.Activation`` runs oneDNN's ReLU, ten times as fast as
+    the seed's ``nd.relu``; values are the same except for NaN, which oneDNN turns into 0.
 
     Args:
         num_channels: of the output.
-        use_1x1conv: bring the input to the output's shape by a 1x1 convolution.
+        use_1x1conv: project the input to the output's shape with a 1x1 convolution.
         strides: of the first convolution, and of the 1x1 convolution.
     """
 
@@ -52,7 +52,7 @@ class Residual(nn.HybridBlock):
 def resnet_block(
     num_channels: int, num_residuals: int, first_block: bool = False
 ) -> nn.HybridSequential:
-    """A stage: residual blocks of one width; all stages but the first halve height and width."""
+    """A stage of residual blocks; every stage but the first halves height and width."""
     stage = nn.HybridSequential()
     for index in range(num_residuals):
         if index == 0 and not first_block:
@@ -100,17 +100,17 @@ def build(settings: Model) -> Block:
 
     Raises:
         ConfigError: the module or function is not there, refuses the arguments, fails, or
-            returns something that is no Gluon block.
+            returns something other than a Gluon Block.
     """
     module_name, function_name = settings.factory.split(":")
-    if os.getcwd() not in sys.path:  # the user's own nets lie where the command is typed
+    if os.getcwd() not in sys.path:  # the user's own modules are in the current folder
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
         raise ConfigError(
             f"model.factory is {settings.factory}; {module_name} cannot be imported from "
-            f"{os.getcwd()} or PYTHONPATH: {told(error)}"
+            f"{os.getcwd()} or PYTHONPATH: {describe_error(error)}"
         ) from error
     factory = getattr(module, function_name, None)
     if isinstance(factory, Block):
@@ -128,7 +128,9 @@ def build(settings: Model) -> Block:
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"model.factory {settings.factory} failed: {told(error)}") from error
+        raise ConfigError(
+            f"model.factory {settings.factory} failed: {describe_error(error)}"
+        ) from error
     if not isinstance(net, Block):
         raise ConfigError(
             f"model.factory {settings.factory} returned a {type(net).__name__}, not a Gluon Block"
@@ -139,7 +141,7 @@ def build(settings: Model) -> Block:
 def _check_arguments(settings: Model, factory: Callable[..., Any]) -> None:
     try:
         signature = inspect.signature(factory)
-    except ValueError:  # of something that is not written in Python
+    except ValueError:  # a builtin without a signature
         return
     try:
         signature.bind(**settings.arguments)

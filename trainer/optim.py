@@ -146,7 +146,7 @@ def gradients(trainer: gluon.Trainer) -> list[mx.nd.NDArray]:
     return [p.list_grad()[0] for p in trainer._params if p.grad_req != "null"]
 
 
-def take_unused_as_zero(trainer: gluon.Trainer) -> None:
+def zero_unused_gradients(trainer: gluon.Trainer) -> None:
     """Give the parameters that this rank's forward did not use a gradient of zero.
 
     Gluon would leave them the last step's gradient, already added up, and skip their update. Where
@@ -178,7 +178,7 @@ def reduce_and_update(
         The L2 norm, before clipping, of the gradient of the global batch's mean loss, float32
         (1,) on the device, where ``want_norm`` or ``clip_norm`` asks for it.
     """
-    take_unused_as_zero(trainer)
+    zero_unused_gradients(trainer)
     trainer.allreduce_grads()
     mark("allreduce")
     norm = None

@@ -69,7 +69,7 @@ class StopRequest:
         self._saves = True
         if dist.world_size() == 1:
             return self._asked
-        if dist.in_one_memory():
+        if dist.ranks_share_memory():
             return dist.any_rank(self._asked, "stop_request")
         import mxnet as mx
 

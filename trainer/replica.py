@@ -1,4 +1,4 @@
-"""A rank's copy of the net: on its device, with the asked batch norm, alike on all ranks."""
+"""A rank's replica of the net: initialised, on its device, with the configured batch norm."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from . import batch_norm, dist, sharding, summary
 from .config import Config
 from .settings import ConfigError
 from .step import Loss
-from .users_code import told
+from .users_code import describe_error
 
 
 def prepare(
     net: gluon.Block, config: Config, shape: Tuple[int, int, int], ctx: mx.Context
 ) -> List[summary.Row]:
-    """Bring ``net`` to ``ctx`` with its weights drawn, its shapes known and its norms converted.
+    """Initialise ``net`` on ``ctx``, settle its deferred shapes and convert its batch norm layers.
 
     Args:
         shape: (channels, height, width) of a sample.
 
     Returns:
-        Its layers.
+        A row for each of its layers.
 
     Raises:
-        ConfigError: it cannot take such a sample, or be compiled, or its norms be converted.
+        ConfigError: the net cannot take such a sample, cannot be hybridized, or has a batch norm
+            layer that cannot be converted.
     """
     # Every rank draws the same weights.
     mx.random.seed(config.seed)
@@ -37,17 +38,17 @@ def prepare(
     _check_names(net)
     _initialize(net, ctx)
     _convert_batch_norm(net, config.batch_norm)
-    # Deferred shapes are settled here, on all ranks: Horovod would broadcast them at the first
-    # forward, and a forward on one rank alone would wait for ever.
+    # Deferred shapes are settled here, on all ranks: otherwise Horovod broadcasts a parameter at
+    # its first forward, where a forward on one rank alone would wait for ever.
     if isinstance(net, gluon.HybridBlock):
-        net.hybridize(active=False)  # within a compiled net no layer can be seen
+        net.hybridize(active=False)  # hooks do not see the layers of a compiled net
     sample = mx.nd.zeros((1, *shape), ctx=ctx)
     try:
         layers = summary.summarize(net, sample)
     except Exception as error:
         raise ConfigError(
-            f"the net cannot take an image of (channels, height, width) {shape}: {told(error)}; "
-            "mend the net, set data.image_size, or train another net"
+            f"the net cannot take an image of (channels, height, width) {shape}: "
+            f"{describe_error(error)}; mend the net, set data.image_size, or train another net"
         ) from error
     _check_parameters(net)
     if config.model.hybridize and isinstance(net, gluon.HybridBlock):
@@ -57,16 +58,16 @@ def prepare(
             mx.nd.waitall()
         except Exception as error:
             raise ConfigError(
-                f"the net runs, but not compiled: {told(error)}; mend it, or set "
+                f"the net runs, but not compiled: {describe_error(error)}; mend it, or set "
                 "model.hybridize=false"
             ) from error
     return layers
 
 
 def merge_running_statistics(net: gluon.Block, config: Config) -> None:
-    """Make the ranks' running statistics one, for good; collective.
+    """Merge the ranks' running statistics for good; collective.
 
-    With synced norm they are one already; else each rank weighs by the samples it takes a step.
+    With synced batch norm they are equal already; otherwise a rank's weight is its shard size.
     """
     if config.batch_norm != "sync":
         whole = np.arange(config.train.global_batch_size)
@@ -77,13 +78,13 @@ def merge_running_statistics(net: gluon.Block, config: Config) -> None:
 def class_scores(
     net: gluon.Block, shape: Tuple[int, int, int], ctx: mx.Context, classes: int
 ) -> int:
-    """How many scores ``net`` gives a sample of ``shape``.
+    """The number of scores that ``net`` gives a sample of ``shape`` (channels, height, width).
 
     Raises:
-        ConfigError: they are no row of at least ``classes`` scores.
+        ConfigError: the output is not a row of at least ``classes`` scores.
     """
     output = net(mx.nd.zeros((1, *shape), ctx=ctx))
-    mx.nd.waitall()  # weights that are read during a forward may be out of order
+    mx.nd.waitall()  # oneDNN reorders weights in place during a forward
     found = getattr(output, "shape", None)
     if found is None or len(found) != 2 or found[1] < classes:
         raise ConfigError(
@@ -95,17 +96,17 @@ def class_scores(
 
 
 def check_loss(loss_of: Loss, scores: int, ctx: mx.Context) -> None:
-    """Refuse a loss that cannot be added up over the samples of all ranks.
+    """Refuse a loss that does not give one value per sample.
 
     Raises:
-        ConfigError: it fails, or gives no number for each sample.
+        ConfigError: it fails, or has another shape.
     """
     try:
         found = loss_of(mx.nd.zeros((2, scores), ctx=ctx), mx.nd.zeros((2,), ctx=ctx))
         mx.nd.waitall()
     except Exception as error:
         raise ConfigError(
-            f"the loss cannot take scores (2, {scores}) and labels (2,): {told(error)}"
+            f"the loss cannot take scores (2, {scores}) and labels (2,): {describe_error(error)}"
         ) from error
     shape = getattr(found, "shape", None)
     if shape != (2,):
@@ -117,9 +118,9 @@ def check_loss(loss_of: Loss, scores: int, ctx: mx.Context) -> None:
 
 @contextlib.contextmanager
 def as_one_model(net: gluon.Block, config: Config) -> Iterator[None]:
-    """Merged running statistics while it lasts, each rank's own again afterwards; collective.
+    """Within it the ranks have merged running statistics, afterwards their own again; collective.
 
-    So what is evaluated and saved is one model, and how often it is does not change the run.
+    What is evaluated and saved is one model, and doing so does not influence training.
     """
     running = batch_norm.running_statistics(net)
     own = [p.data().asnumpy() for p in running]
@@ -132,10 +133,9 @@ def as_one_model(net: gluon.Block, config: Config) -> Iterator[None]:
 
 
 def gather_statistics(net: gluon.Block, config: Config) -> Optional[np.ndarray]:
-    """Every rank's own running statistics, (ranks, numbers); None where they are one.
+    """Every rank's running statistics, (ranks, elements), for an exact resume; collective.
 
-    Collective. What a run has to remember beside the merged ones to go on exactly. A net without
-    any (without batch norm) has none to remember.
+    None where the merged ones suffice: with synced batch norm, on one rank, and without any.
     """
     own = [p.data().asnumpy().ravel() for p in batch_norm.running_statistics(net)]
     if config.batch_norm == "sync" or dist.world_size() == 1 or not own:
@@ -144,7 +144,7 @@ def gather_statistics(net: gluon.Block, config: Config) -> Optional[np.ndarray]:
 
 
 def drift(net: gluon.Block, statistics: np.ndarray) -> Dict[str, float]:
-    """How far the ranks' running means are apart, in standard deviations of what they average.
+    """Spread of the running means over ranks, in standard deviations of the activations.
 
     Args:
         statistics: what :func:`gather_statistics` gave.
@@ -172,7 +172,7 @@ def drift(net: gluon.Block, statistics: np.ndarray) -> Dict[str, float]:
 
 
 def take_statistics(net: gluon.Block, statistics: Optional[np.ndarray]) -> None:
-    """Give this rank its own of :func:`gather_statistics`, if as many ranks go on as there were."""
+    """Restore this rank's row of :func:`gather_statistics`, unless the number of ranks changed."""
     if statistics is None or len(statistics) != dist.world_size():
         return
     start = 0
@@ -217,11 +217,11 @@ def _convert_batch_norm(net: gluon.Block, kind: str) -> None:
 
 
 def _check_parameters(net: gluon.Block) -> None:
-    """Refuse those whose gradients cannot be added up over ranks."""
+    """Refuse parameters whose gradients cannot be reduced over ranks."""
     trained = [p for p in net.collect_params().values() if p.grad_req != "null"]
     if not trained:
         raise ConfigError("the net has no parameter that is trained (grad_req is null for all)")
-    # A shape that is learnt in a step would have to be learnt by all ranks in the same one.
+    # A shape first inferred within a training step would have to be so on all ranks at once.
     unknown = []
     for parameter in net.collect_params().values():
         try:
@@ -242,7 +242,7 @@ def _check_parameters(net: gluon.Block) -> None:
 
 
 def _initialize(net: gluon.Block, ctx: mx.Context) -> None:
-    """Draw the weights (Xavier, as the book does) that nobody has drawn yet; move the others."""
+    """Initialise the parameters that are not yet (Xavier, as in the book); move the others."""
     for parameter in net.collect_params().values():
         try:
             parameter.reset_ctx(ctx)

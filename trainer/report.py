@@ -1,6 +1,6 @@
-"""What rank 0 tells of a run: in the terminal, to TensorBoard, and in the run's ``result.json``.
+"""What rank 0 reports of a run: in the terminal, in TensorBoard and in the run's ``result.json``.
 
-On other ranks every call is empty.
+On other ranks every call is a no-op.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from .metrics import Evaluation, Means
 from .monitor import Monitor
 from .progress import make_display
 from .system import System
-from .users_code import told
+from .users_code import describe_error
 
 
 class Report:
-    """The words and pictures of a run.
+    """Reports one run.
 
     Args:
-        epoch_steps: steps of an epoch.
+        epoch_steps: steps per epoch.
         first_step, last_step: where this process begins, and where the run ends.
-        num_classes: of which the data's first few have names.
+        num_classes: scores of the net; classes without a name are shown by number.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Report:
         self._epoch_steps, self._first_step, self._last_step = epoch_steps, first_step, last_step
         self._began, self._started = time.monotonic(), runs.now()
         self._names = fashion_mnist.class_names(config.data.dataset, num_classes)
-        # A run that was complete before has told everything.
+        # A run that is complete already has reported everything.
         writes = dist.is_root() and config.monitor.tensorboard and first_step < last_step
         self._monitor = Monitor(config.folder / "events", first_step, writes)
         self._system = System() if writes else None
@@ -57,12 +57,12 @@ class Report:
         layers: Sequence[summary.Row],
         net: gluon.Block,
     ) -> None:
-        """What is trained on what, and the checkpoint it goes on from."""
+        """Report the data, the device and ``path``, the checkpoint it resumes from, if any."""
         config = self._config
         if self._system:
             compiled = config.model.hybridize and isinstance(net, gluon.HybridBlock)
-            # A run that goes on has been drawn.
-            drawn = self._draw(net) if compiled and not self._first_step else None
+            # A resumed run has its graph already.
+            drawn = self._graph(net) if compiled and not self._first_step else None
             self._monitor.start(config, summary.as_markdown(layers), drawn)
         if self._first_step < self._last_step:
             self._write_result("unfinished", self._first_step)
@@ -83,12 +83,12 @@ class Report:
             resumed_from=str(path) if path else None,
         )
 
-    def _draw(self, net: gluon.HybridBlock) -> Any:
+    def _graph(self, net: gluon.HybridBlock) -> Any:
         try:
             return graph.graph_def(net)
-        # A forward of the user's own may run compiled, or look so, and know no symbols.
+        # A user-defined forward may run on arrays only, and fail in any way on symbols.
         except Exception as error:
-            self.warning(f"no graph of the net in TensorBoard: {told(error)}")
+            self.warning(f"no graph of the net in TensorBoard: {describe_error(error)}")
             return None
 
     def step(self, step: int) -> None:
@@ -105,7 +105,7 @@ class Report:
         speed: Optional[float],
         times: Mapping[str, float],
     ) -> None:
-        """The figures since the last ones.
+        """Report the metrics since the last call.
 
         Args:
             norm: L2 norm of the last step's gradient.
@@ -135,17 +135,17 @@ class Report:
         )
 
     def epoch(self, step: int, means: Means) -> None:
-        """The means of the epoch that ends after ``step`` steps."""
+        """Report the means of the epoch that ends after ``step`` steps."""
         figures = {"loss": means.loss, "accuracy": means.accuracy}
         self._monitor.scalars({f"epoch/{name}": v for name, v in figures.items()}, step)
         self._tell("epoch", step=step, epoch=self._epoch(step), **figures)
 
     def parameters(self, step: int, net: gluon.Block, trainer: gluon.Trainer) -> None:
-        """Weights after ``step`` steps, and the last step's gradients, where histograms are due."""
+        """Write histograms of the weights and of the last step's gradients, where they are due."""
         every = self._config.monitor.histograms_every_epochs
         due = every and (self._epoch(step) % every == 0 or step == self._last_step)
         if self._system and due:
-            mx.nd.waitall()  # weights that are read during a forward may be out of order
+            mx.nd.waitall()  # oneDNN reorders weights in place during a forward
             named = net.collect_params().items()
             moved = {name: p for name, p in named if p.grad_req != "null"}
             weights = {name: p.data().asnumpy() for name, p in moved.items()}
@@ -153,30 +153,34 @@ class Report:
             self._monitor.histograms("gradients", optim.mean_gradients(trainer), step)
 
     def evaluation(self, step: int, seen: Evaluation) -> None:
-        """The test set after ``step`` steps."""
+        """Report an evaluation on the test set after ``step`` steps."""
         self._monitor.evaluation(seen, self._names, step)
         self._tell("evaluation", step=step, samples=seen.samples, **seen.scalars())
 
     def predictions(
         self, step: int, images: np.ndarray, labels: np.ndarray, predicted: np.ndarray
     ) -> None:
-        """Some test images, uint8 (N, H, W[, C]), what they are and what they were taken for."""
+        """Show test images, uint8 (N, H, W[, C]), with labels and predicted classes, int (N,)."""
         self._monitor.predictions(images, labels, predicted, self._names, step)
 
     def drift(self, step: int, figures: Mapping[str, float]) -> None:
-        """How far the ranks' running statistics are apart before they are merged."""
+        """Report how far the ranks' running statistics have drifted apart (see replica.drift)."""
         self._monitor.scalars({f"batch_norm/{name}": v for name, v in figures.items()}, step)
 
     def checkpoint(self, path: Path) -> None:
-        """A checkpoint was written."""
+        """Report that a checkpoint was written."""
         self._tell("checkpoint", step=checkpoint.step_of(path), path=str(path))
 
     def warning(self, message: str) -> None:
-        """Something went wrong and the run goes on."""
+        """Report something that went wrong without ending the run."""
         self._tell("warning", message=message)
 
     def end(self, step: int, seen: Optional[Evaluation], speed: Optional[float]) -> None:
-        """How the run ended; without an evaluation it was stopped."""
+        """Report how the run ended; ``seen`` is None where it was stopped before its end.
+
+        Args:
+            speed: images a second over the whole run.
+        """
         if self._display is None:
             return
         config = self._config
@@ -196,7 +200,7 @@ class Report:
                 final = {**seen.scalars(), "images_per_second": speed}
                 try:
                     self._monitor.hyper_parameters(config, dist.world_size(), final)
-                except OSError as error:  # a full disk, after all that counts is done
+                except OSError as error:  # a full disk; the model is saved by now
                     self.warning(f"no figures for the HPARAMS tab: {error}")
         self._tell(
             "end",
@@ -211,18 +215,19 @@ class Report:
         )
 
     def end_display(self) -> None:
-        """Restore the terminal; lines may still be printed."""
+        """Leave the live bar; lines may still be printed. Calling it again is harmless."""
         if self._display:
             self._display.close()
 
     def close(self) -> None:
-        """Close the event files and stop watching the machine."""
+        """Leave the live bar, close the event files and stop watching the machine."""
+        self.end_display()
         if self._system:
             self._system.close()
         self._monitor.close()
 
     def flush(self) -> None:
-        """Have the event files hold every point given so far."""
+        """Write all pending points to the event files."""
         self._monitor.flush()
 
     def _epoch(self, step: int) -> int:
@@ -251,7 +256,7 @@ class Report:
 
 
 def _next_commands(config: Config, state: str) -> Dict[str, str]:
-    """What a user may want to type next."""
+    """Commands that the user may want next, by purpose."""
     commands = {"look at it": f"tensorboard --logdir {config.output}"}
     if state == "stopped":
         commands["go on"] = "the same command"

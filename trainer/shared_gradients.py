@@ -1,12 +1,11 @@
-"""Gradients of the ranks of one node, added up where they lie: in memory that the ranks share.
+"""Allreduce of gradients in place, in memory that the ranks of one node share.
 
 Between processes of one machine Horovod's Gloo sends gradients through TCP sockets: each byte is
-copied into a buffer, into the kernel, out of it, and back. On CPUs that takes time from the step
-itself. Here backward writes each rank's gradients into memory that the others see. Each rank adds
-up its share of the numbers and then copies the other shares' sums from those who have taken them:
-a reduce-scatter and an allgather (Rabenseifner, "Optimization of collective reduction operations",
-ICCS 2004), whatever the number of ranks. A sum is taken in the order of the ranks, so every run
-and every rank gets the same bits; for two ranks they are those that Horovod gives.
+copied into a buffer, into the kernel, out of it and back, on the cores that compute the step. Here
+backward writes each rank's gradients directly into shared memory. Each rank sums its own shard of
+the elements, then copies the other shards' sums from their owners: a reduce-scatter followed by an
+allgather (Rabenseifner, "Optimization of collective reduction operations", ICCS 2004). Sums run in
+rank order, so every run and every rank gets the same bits; on two ranks, the same as Horovod's.
 """
 
 from __future__ import annotations
@@ -22,39 +21,39 @@ from . import dist, shared_memory
 from .config import Optimizer
 from .placement import around_memory, dense_on_cpu
 
-_BLOCK = 2**16  # numbers, which a core's cache holds for all ranks
-_MOVES = 20  # of a trainer's gradients into shared memory: each costs a descriptor and a mapping
+_BLOCK = 2**16  # elements: the blocks of all ranks fit into a core's cache
+_MOVES = 20  # into shared memory, per trainer: each takes a file descriptor and a mapping
 
 
 def wanted(settings: Optimizer) -> bool:
-    """Whether gradients are to go this way, where the ranks turn out to share one memory."""
+    """Whether the settings ask for this allreduce, should the ranks be able to share memory."""
     return settings.shared_memory and not settings.fp16_allreduce
 
 
 class SharedGradients:
-    """Adds up the gradients of ``trainer`` over ranks; a stand-in for its own way of doing so.
+    """Replaces ``trainer._allreduce_grads``.
 
-    Where the ranks do not share one node's memory, it is that way (Horovod's); and where others
-    keep on taking the gradients out: another trainer of the same parameters, or freezing them at
-    each step.
+    Falls back to the original (Horovod's) where the ranks cannot share memory, and where gradients
+    keep being moved out of it: by another trainer of the same parameters, or by freezing layers in
+    every step.
     """
 
     def __init__(self, trainer: mx.gluon.Trainer):
         self._parameters = trainer._params
-        self._otherwise: Callable[[], None] = trainer._allreduce_grads
+        self._fallback: Callable[[], None] = trainer._allreduce_grads
         self._shared: Optional[_Shared] = None
         self._moves_left = _MOVES
 
     def __getstate__(self) -> Dict[str, Any]:
-        """A net that is sent elsewhere takes its trainer along, which has to meet others there."""
+        """Without the mapping: a net pickled with its trainer has other peers where it arrives."""
         return {**vars(self), "_shared": None, "_moves_left": _MOVES}
 
     def __call__(self) -> None:
-        """Replace every gradient by its sum; waits for backward, and blocks until all ranks call.
+        """Replace every gradient by its sum over ranks; waits for backward; collective.
 
         Raises:
-            MXNetError: backward failed, or through Horovod: another rank has ended.
-            RuntimeError: another rank has ended.
+            MXNetError: backward failed, or, through Horovod, a peer has died.
+            RuntimeError: a peer has died.
         """
         trained = [p for p in self._parameters if p.grad_req != "null"]
         if self._shared is not None and not self._shared.holds(trained):
@@ -63,59 +62,56 @@ class SharedGradients:
             self._shared = _share(trained)
             self._moves_left = self._moves_left - 1 if self._shared is not None else 0
         if self._shared is None:
-            self._otherwise()
+            self._fallback()
         else:
-            self._shared.add_up()
+            self._shared.allreduce()
 
     def release(self) -> None:
-        """Give the parameters gradients of their own again, and the shared memory back."""
+        """Move the gradients back to private memory and free the shared memory."""
         if self._shared is not None:
             self._shared.release()
             self._shared = None
 
 
 def release(trainer: mx.gluon.Trainer) -> None:
-    """Give the net that ``trainer`` trained gradients of its own, where the ranks shared them."""
+    """Move the gradients of ``trainer`` back to private memory, if they were shared."""
     if isinstance(trainer._allreduce_grads, SharedGradients):
         trainer._allreduce_grads.release()
 
 
 def _share(parameters: List[mx.gluon.Parameter]) -> Optional[_Shared]:
-    """Move the parameters' gradients into memory that the ranks share; None where there is none.
-
-    Collective.
-    """
-    if not dist.in_one_memory():
+    """Move the gradients into shared memory; None where that is impossible; collective."""
+    if not dist.ranks_share_memory():
         return None
     if not all(dense_on_cpu(p.list_grad()[0], np.float32, np.float64) for p in parameters):
         return None
     rank, ranks = dist.rank(), dist.world_size()
     row = _Shared.bytes_of(parameters)
-    memory = shared_memory.open_together(ranks * row, rank, ranks, _sum_over_ranks)
-    meeting = shared_memory.connect(1, rank, ranks, _sum_over_ranks)
-    if memory is None or meeting is None:
+    memory = shared_memory.open_shared(ranks * row, rank, ranks, _sum_over_ranks)
+    peers = shared_memory.connect(1, rank, ranks, _sum_over_ranks)
+    if memory is None or peers is None:
         return None
-    shared = _Shared(parameters, memory, row, meeting)
-    _forget_static_graphs(parameters)
+    shared = _Shared(parameters, memory, row, peers)
+    _clear_static_graphs(parameters)
     return shared
 
 
 class _Shared:
-    """Every rank's gradients: a row of bytes for each, with the float64 ones before the others."""
+    """Every rank's gradients: one row of bytes per rank, float64 arrays before float32 ones."""
 
     def __init__(
         self,
         parameters: List[mx.gluon.Parameter],
         memory: mmap.mmap,
         row: int,
-        meeting: shared_memory.SharedMemorySum,
+        peers: shared_memory.SharedMemorySum,
     ):
-        self._memory, self._row, self._meeting = memory, row, meeting
+        self._memory, self._row, self._peers = memory, row, peers
         _mapped.append(memory)
-        rows = np.frombuffer(memory, np.uint8).reshape(meeting.size, row)
+        rows = np.frombuffer(memory, np.uint8).reshape(peers.size, row)
         self._parameters: List[mx.gluon.Parameter] = []
         self._gradients: List[mx.nd.NDArray] = []
-        # (ranks, numbers) of each dtype, and the shares of the numbers.
+        # For each dtype: (ranks, elements), and the shard of each rank.
         self._flat: List[Tuple[np.ndarray, List[slice]]] = []
         start = 0
         for dtype in (np.float64, np.float32):
@@ -123,7 +119,7 @@ class _Shared:
             numbers = sum(p.list_grad()[0].size for p in alike)
             stop = start + numbers * np.dtype(dtype).itemsize
             flat = rows[:, start:stop].view(dtype)
-            own, start = flat[meeting.index], stop
+            own, start = flat[peers.index], stop
             for parameter in alike:
                 old = parameter.list_grad()[0]
                 place, own = own[: old.size].reshape(old.shape), own[old.size :]
@@ -131,59 +127,59 @@ class _Shared:
                 self._gradients.append(around_memory(place, type(old)))
                 _set_gradient(parameter, self._gradients[-1])
             self._parameters += alike
-            self._flat.append((flat, _shares(numbers, meeting.size)))
+            self._flat.append((flat, _shares(numbers, peers.size)))
 
     @staticmethod
     def bytes_of(parameters: List[mx.gluon.Parameter]) -> int:
-        """A row's, in whole pages."""
+        """Size of a row in bytes, rounded up to whole pages."""
         arrays = [p.list_grad()[0] for p in parameters]
         needed = sum(array.size * np.dtype(array.dtype).itemsize for array in arrays)
         return -(-needed // mmap.PAGESIZE) * mmap.PAGESIZE
 
     def holds(self, parameters: List[mx.gluon.Parameter]) -> bool:
-        """Whether just these have their gradients here still."""
+        """Whether exactly these parameters still have their gradients here."""
         own = {id(gradient) for gradient in self._gradients}
         return {id(p.list_grad()[0]) for p in parameters} == own
 
-    def add_up(self) -> None:
-        """Replace every gradient by its sum."""
-        mx.nd.waitall()  # for backward, and for whoever reads a gradient still
-        rank = self._meeting.index
-        self._meeting.meet()
+    def allreduce(self) -> None:
+        """Replace every gradient by its sum over ranks."""
+        mx.nd.waitall()  # for backward, and for pending reads of gradients
+        rank = self._peers.index
+        self._peers.barrier()
         for flat, shares in self._flat:
             _sum_rows(flat, shares[rank], flat[rank])
-        self._meeting.meet()
+        self._peers.barrier()
         for flat, shares in self._flat:
             for other, share in enumerate(shares):
                 if other != rank:
                     flat[rank, share] = flat[other, share]
-        self._meeting.meet()  # or backward would write over what others still read
+        self._peers.barrier()  # or the next backward would overwrite what peers still read
 
     def release(self) -> None:
-        """Take the gradients out; others' are not touched.
+        """Move this rank's gradients out and free their pages.
 
-        The mapping stays, as arrays that somebody holds still point into it: they read zeros.
+        The mapping stays, because arrays that the user still holds point into it; they read zeros.
         """
         mx.nd.waitall()
         for parameter, gradient in zip(self._parameters, self._gradients):
             if parameter._grad is not None and parameter._grad[0] is gradient:
                 _set_gradient(parameter, gradient.copy())
         mx.nd.waitall()
-        _forget_static_graphs(self._parameters)
-        self._memory.madvise(mmap.MADV_REMOVE, self._meeting.index * self._row, self._row)
+        _clear_static_graphs(self._parameters)
+        self._memory.madvise(mmap.MADV_REMOVE, self._peers.index * self._row, self._row)
 
 
-_mapped: List[mmap.mmap] = []  # never unmapped, as arrays of MXNet's know nothing of it
+_mapped: List[mmap.mmap] = []  # never unmapped: MXNet arrays may still point into them
 
 
 def _shares(numbers: int, ranks: int) -> List[slice]:
-    """One for each rank, as alike as can be."""
+    """The shard of each rank; sizes differ by one at most."""
     ends = [numbers * rank // ranks for rank in range(ranks + 1)]
     return [slice(start, stop) for start, stop in zip(ends, ends[1:])]
 
 
 def _sum_rows(rows: np.ndarray, share: slice, out: np.ndarray) -> None:
-    """Write a share of the sum of all rows, in their order, to ``out``, which may be one."""
+    """Write a shard of the sum of all rows, in row order, to ``out``, which may be one of them."""
     for start in range(share.start, share.stop, _BLOCK):
         block = slice(start, min(start + _BLOCK, share.stop))
         total = rows[0, block]
@@ -193,7 +189,7 @@ def _sum_rows(rows: np.ndarray, share: slice, out: np.ndarray) -> None:
 
 
 def _set_gradient(parameter: mx.gluon.Parameter, gradient: mx.nd.NDArray) -> None:
-    """Have backward write a parameter's gradient into another array, which has it already."""
+    """Redirect a parameter's gradient to another array, which already holds its value."""
     data = parameter.list_data()
     fresh = data[0]._fresh_grad
     parameter._grad = [gradient]
@@ -201,14 +197,14 @@ def _set_gradient(parameter: mx.gluon.Parameter, gradient: mx.nd.NDArray) -> Non
     data[0]._fresh_grad = fresh
 
 
-def _forget_static_graphs(parameters: List[mx.gluon.Parameter]) -> None:
-    """Have graphs made anew that would go on writing to the arrays with which they were made.
+def _clear_static_graphs(parameters: List[mx.gluon.Parameter]) -> None:
+    """Drop cached static graphs, which would go on writing to the old gradient arrays.
 
-    A parameter does not know the blocks that use it, so all that are alive are looked at.
+    A parameter does not know the blocks that use it, so all live blocks are searched.
     """
     moved = set(map(id, parameters))
     for block in gc.get_objects():
-        # No isinstance, which asks the object itself: some raise errors.
+        # Not isinstance, which reads obj.__class__: on some proxies that raises.
         is_block = issubclass(type(block), mx.gluon.HybridBlock)
         if is_block and getattr(block, "_cached_op", None) is not None:
             static = dict(block._flags).get("static_shape")

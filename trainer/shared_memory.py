@@ -1,8 +1,7 @@
-"""Sums of vectors over the ranks of one node, through memory they share.
+"""Allreduce of small vectors between the ranks of one node, through shared memory.
 
-A collective of Horovod costs milliseconds however little it carries, and batch norm needs two for
-each layer and step. Processes of one node can write their vectors side by side instead: some
-microseconds, and a wait for the slowest.
+A Horovod collective costs milliseconds however small it is, and synced batch norm needs two per
+layer and step. Through shared memory one takes microseconds, plus the wait for the slowest rank.
 """
 
 from __future__ import annotations
@@ -21,58 +20,60 @@ import numpy as np
 import psutil
 
 _CACHE_LINE = 8  # float64 or int64 numbers
-_PATIENCE = 1.0  # seconds of waiting before looking whether the peers live
-_LOOK_EVERY = 0.2
+_PATIENCE = 1.0  # seconds of waiting before checking that the peers are alive
+_LOOK_EVERY = 0.2  # seconds between checks
 
 
 class SharedMemorySum:
-    """Sums vectors of up to ``capacity`` numbers of 8 bytes over ``size`` processes of one node.
+    """Sums vectors of up to ``capacity`` 8-byte numbers over ``size`` processes of one node.
 
     Each process has two slots, used in turn, and a counter of its calls. A call fills a slot,
-    raises the counter, waits for the others' counters and adds up the slots in the order of the
-    ranks, so that all get the same bits. Nobody can overwrite a slot that is still read: to fill
-    it again, a process must have seen all others enter the call in between.
+    increments the counter, waits for the peers' counters and sums the slots in rank order, so that
+    every process gets the same bits. No slot is overwritten while a peer still reads it: before a
+    process fills it again, it has seen all peers enter the call in between.
 
-    Only the caller's own calls are counted: every process must make them in the same order.
+    Calls are matched by their number: every process must make them in the same order.
 
     Attributes:
-        lost: the process that this one has waited for in vain, and why; of all sums. An operator's
-            error does not tell it, as MXNet has words of its own.
+        lost: which process this one waited for in vain, and why; shared by all instances. Kept
+            because an exception raised in an operator reaches the user as MXNet's own message.
     """
 
     lost: ClassVar[Optional[str]] = None
 
     def __init__(self, descriptor: int, capacity: int, index: int, size: int):
-        """Take the file behind ``descriptor``, of which this process must have no other.
+        """Take over ``descriptor``; the process must hold no other one of the same file.
 
-        To close another would give up the lock below.
+        Closing another descriptor of it would release the POSIX lock taken below.
         """
         self.index, self.size, self.capacity = index, size, capacity
         numbers = size * _CACHE_LINE + 2 * size * capacity
         self._file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115 - kept for its lock
-        os.posix_fallocate(descriptor, 0, 8 * numbers)  # want of memory shows here, not later
+        os.posix_fallocate(
+            descriptor, 0, 8 * numbers
+        )  # fails here, not later, where memory is short
         memory = mmap.mmap(descriptor, 8 * numbers)
         counters = np.frombuffer(memory, np.int64, size * _CACHE_LINE)
         self._counters, self._pids = counters[::_CACHE_LINE], counters[1::_CACHE_LINE]
         self._pids[index] = os.getpid()
         slots = np.frombuffer(memory, np.float64, offset=counters.nbytes)
         self._slots = slots.reshape(2, size, capacity)
-        # Held until this process ends, however it ends.
+        # Held until this process dies, however it dies: see _has_ended.
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, index)
         self.calls = 0
         self._seen_stopped: Counter[Tuple[int, int]] = Counter()  # by process and call
         self._enter()
 
     def __reduce__(self) -> Any:
-        """A copy in another process is None: the memory is these processes' alone."""
+        """Unpickle as None: only these processes share the memory."""
         return type(None), ()
 
     def fileno(self) -> int:
-        """Of the file behind the memory, open as long as this lives."""
+        """The descriptor of the shared file, open for the lifetime of this object."""
         return self._file.fileno()
 
     def all_entered(self) -> bool:
-        """Whether every process is in the present call; after construction: has opened the file."""
+        """Whether every process has entered the current call (at first: has connected)."""
         return bool((self._counters >= self.calls).all())
 
     def _enter(self) -> None:
@@ -80,17 +81,17 @@ class SharedMemorySum:
         self._counters[self.index] = self.calls
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """The sum over processes, of float64 or int64; blocks until all have called.
+        """The sum over processes of ``values``, float64 or int64; blocks until all have called.
 
         Raises:
             RuntimeError: a process has ended, or been stopped, without calling.
         """
         slot = self._slots[self.calls % 2].view(values.dtype)[:, : values.size]
         slot[self.index] = values
-        self.meet()
+        self.barrier()
         return slot.sum(axis=0)
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until all have called.
 
         Raises:
@@ -103,18 +104,18 @@ class SharedMemorySum:
         start = looked = time.monotonic()
         waited = 0.0
         while not self.all_entered():
-            # Lets other threads run, even with 0; then a hundredth more, from 0.1 ms to 5.
+            # Yield at first, then back off: 1 % of the time waited so far, 0.1 to 5 ms.
             time.sleep(0 if waited < 0.0005 else min(max(waited / 100, 0.0001), 0.005))
             now = time.monotonic()
             waited = now - start
             if waited > _PATIENCE and now - looked > _LOOK_EVERY:
                 looked = now
-                self.look_for_the_dead()
+                self.check_peers()
 
-    def look_for_the_dead(self) -> None:
-        """Raise a RuntimeError if a process that has not entered the present call never will.
+    def check_peers(self) -> None:
+        """Raise a RuntimeError if a peer that has not entered the current call never will.
 
-        One that a signal has stopped is given as long as Horovod would give it.
+        One that is stopped by a signal gets as long as Horovod would give it.
         """
         for peer in map(int, np.flatnonzero(self._counters < self.calls)):
             fate = self._fate(peer)
@@ -136,7 +137,7 @@ class SharedMemorySum:
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, peer)
         except OSError:
-            return False  # its owner lives
+            return False  # its owner is alive
         return True
 
 
@@ -144,13 +145,13 @@ def _is_stopped(pid: int) -> bool:
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
     except psutil.Error:
-        return False  # of another container, or gone
+        return False  # in another container, or gone
 
 
 def possible() -> bool:
     """Whether processes of this machine can share memory in this way.
 
-    Others than these processors may show the counter before the slot that it announces.
+    It relies on x86's total store order: elsewhere a counter could become visible before its slot.
     """
     return platform.machine() in ("x86_64", "AMD64") and hasattr(os, "memfd_create")
 
@@ -158,36 +159,36 @@ def possible() -> bool:
 def _open_file(
     index: int, sum_over_ranks: Callable[[np.ndarray], np.ndarray], proc: str
 ) -> Optional[int]:
-    """A descriptor of a new file in memory that process 0 makes; None if this one cannot see it.
+    """A descriptor of a memory file that process 0 creates; None where this process cannot open it.
 
-    It needs no /dev/shm, of which containers are given little. It has no name that could be left
-    behind: the others open it through process 0's descriptor, which must stay until they have.
+    Unlike /dev/shm, a memfd is not limited by the container and leaves no file behind. The peers
+    open it through /proc/PID/fd, so process 0 must keep its descriptor until they have.
     """
     token, own, pid = 0, -1, 0
     if index == 0 and possible():
         token, pid = secrets.randbelow(2**53), os.getpid()
         with contextlib.suppress(OSError):  # a sandbox may forbid it
             own = os.memfd_create(f"ranks_{token:x}")
-    told = np.array([token, own if index == 0 else 0, pid], np.float64)
-    token, number, pid = map(int, sum_over_ranks(told))
+    shared = np.array([token, own if index == 0 else 0, pid], np.float64)
+    token, number, pid = map(int, sum_over_ranks(shared))
     if index == 0:
         return None if own < 0 else own
     path = f"{proc}/{pid}/fd/{number}"
     with contextlib.suppress(OSError):
-        # A process in a container of its own may find another file by this path.
+        # In another PID namespace the path may lead to some other file.
         if os.readlink(path) == f"/memfd:ranks_{token:x} (deleted)":
             return os.open(path, os.O_RDWR)
     return None
 
 
-def open_together(
+def open_shared(
     size: int,
     index: int,
     processes: int,
     sum_over_ranks: Callable[[np.ndarray], np.ndarray],
     proc: str = "/proc",
 ) -> Optional[mmap.mmap]:
-    """``size`` bytes of memory, all 0, that all ``processes`` see; None, for all, if not all do."""
+    """``size`` zeroed bytes shared by all ``processes``; None on all unless all have access."""
     descriptor = _open_file(index, sum_over_ranks, proc)
     memory = None
     if descriptor is not None:
@@ -207,12 +208,13 @@ def connect(
     sum_over_ranks: Callable[[np.ndarray], np.ndarray],
     proc: str = "/proc",
 ) -> Optional[SharedMemorySum]:
-    """Meet the other processes; None, for all of them, if not all share this node's memory.
+    """Connect to the peers; None on all of them unless all share this node's memory.
 
     Args:
+        capacity: the most numbers in a vector.
         index: of this process among ``size``, from 0.
-        sum_over_ranks: another way to add up float64 vectors over the same processes.
-        proc: where processes are seen.
+        sum_over_ranks: another allreduce of float64 vectors over the same processes.
+        proc: where procfs is mounted.
     """
     descriptor = _open_file(index, sum_over_ranks, proc)
     shared = None

@@ -1,4 +1,4 @@
-"""What goes wrong in the user's own code, a factory or a net, told in a line with its place."""
+"""One-line descriptions of errors raised in the user's own code, such as a net or its factory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mxnet as mx
 
-# Whose lines say nothing of the user's mistake.
+# Frames in these places say nothing about the user's mistake.
 _LIBRARIES = (
     str(Path(__file__).parent),
     *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")),
@@ -16,11 +16,11 @@ _LIBRARIES = (
 )
 
 
-def told(error: Exception) -> str:
-    """``KeyError: 'x' (mynets.py, line 12)``: the innermost line that is no library's."""
+def describe_error(error: Exception) -> str:
+    """``KeyError: 'x' (mynets.py, line 12)``, by the innermost frame outside of libraries."""
     text = str(error).strip()
     if isinstance(error, mx.MXNetError):
-        text = text.splitlines()[-1] if text else text  # above it, the stack of MXNet itself
+        text = text.splitlines()[-1] if text else text  # the lines above are MXNet's own stack
     else:
         text = f"{type(error).__name__}: {' '.join(text.split())}"
     frames = traceback.extract_tb(error.__traceback__)

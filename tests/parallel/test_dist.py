@@ -30,7 +30,7 @@ def test_sum_of_any_size_and_shape(shape: Tuple[int, ...]) -> None:
 
 
 def test_sums_of_different_names_never_meet() -> None:
-    assert dist.in_one_memory()
+    assert dist.ranks_share_memory()
     with pytest.raises(RuntimeError, match=f"differ in what they add up; rank {RANK()}: test.of"):
         dist.allreduce_sum(np.ones(3), f"test.of {RANK()}")
     dist.barrier()  # and the next ones do
@@ -65,7 +65,7 @@ def test_any_rank() -> None:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How arrays are broadcast, in turn."""
     if request.param == "by Horovod":
-        monkeypatch.setattr(dist, "in_one_memory", lambda: False)
+        monkeypatch.setattr(dist, "ranks_share_memory", lambda: False)
     return request.param
 
 

@@ -20,11 +20,10 @@ def test_a_lost_rank_is_noticed(tmp_path: Path) -> None:
     with mx.autograd.record():
         loss = net(mx.nd.ones((1, 3)))
     loss.backward()
-    meeting = SharedMemorySum(
-        os.open(tmp_path / "sum", os.O_CREAT | os.O_RDWR), 1, 0, 2
-    )  # the other is not there
+    descriptor = os.open(tmp_path / "sum", os.O_CREAT | os.O_RDWR)
+    peers = SharedMemorySum(descriptor, 1, 0, 2)  # process 1 never connects
     parameters = list(net.collect_params().values())
     row = _Shared.bytes_of(parameters)
-    shared = _Shared(parameters, mmap.mmap(-1, 2 * row), row, meeting)
+    shared = _Shared(parameters, mmap.mmap(-1, 2 * row), row, peers)
     with pytest.raises(RuntimeError, match="process 1 of 2 on this node ended"):
-        shared.add_up()
+        shared.allreduce()

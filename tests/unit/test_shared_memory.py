@@ -95,14 +95,14 @@ def test_a_stopped_peer_is_given_as_long_as_horovod_gives_it(
     monkeypatch.setenv("HOROVOD_GLOO_TIMEOUT_SECONDS", "0.5")
     shared = SharedMemorySum(opened(str(tmp_path / "sum")), 1, 0, 2)
     shared._enter()
-    shared.look_for_the_dead()  # it lives
+    shared.check_peers()  # it lives
     os.kill(peer.pid, signal.SIGSTOP)
     status = psutil.Process(peer.pid).status
     wait_until(lambda: status() == psutil.STATUS_STOPPED, status)
-    shared.look_for_the_dead()
-    shared.look_for_the_dead()
+    shared.check_peers()
+    shared.check_peers()
     with pytest.raises(RuntimeError, match="process 1 of 2 on this node has been stopped for 1 s"):
-        shared.look_for_the_dead()
+        shared.check_peers()
 
 
 # Exclusively, without waiting.
@@ -125,7 +125,7 @@ def test_where_files_in_memory_are_forbidden_processes_do_without(
 
     monkeypatch.setattr(os, "memfd_create", forbidden)
     assert shared_memory.connect(1, 0, 1, lambda values: values) is None
-    assert shared_memory.open_together(64, 0, 1, lambda values: values) is None
+    assert shared_memory.open_shared(64, 0, 1, lambda values: values) is None
 
 
 def descriptors_of_memory() -> int:
@@ -151,7 +151,7 @@ def test_processes_that_do_not_see_each_other_agree_to_do_without(
         if what == "sum":
             results.append(shared_memory.connect(3, index, 2, sum_over_ranks, str(proc)))
         else:
-            results.append(shared_memory.open_together(64, index, 2, sum_over_ranks, str(proc)))
+            results.append(shared_memory.open_shared(64, index, 2, sum_over_ranks, str(proc)))
 
     gc.collect()
     kept = descriptors_of_memory()
@@ -184,5 +184,5 @@ def test_another_file_by_the_same_path_is_left_alone(tmp_path: Path) -> None:
         return values + ([123, 7, os.getpid()] if values.size == 3 else [1])
 
     assert shared_memory.connect(3, 1, 2, sum_over_ranks, str(tmp_path)) is None
-    assert shared_memory.open_together(64, 1, 2, sum_over_ranks, str(tmp_path)) is None
+    assert shared_memory.open_shared(64, 1, 2, sum_over_ranks, str(tmp_path)) is None
     assert mine.read_text() == "a file of the user's"

@@ -17,7 +17,7 @@ struct Interface {
   int (*free_array)(void* array);
   // RankSum.__call__: replaces the values by their sum over ranks; 0 if it failed.
   int (*python_sum)(int serial, double* values, int count);
-  // SharedMemorySum.look_for_the_dead, in its n-th call; 0 if a peer is dead.
+  // SharedMemorySum.check_peers, in its n-th call; 0 if a peer is dead.
   int (*look)(int serial, int64_t calls);
   const volatile int* batch_is_empty;
   int64_t* nanoseconds;  // what sums through memory have taken; of all threads
