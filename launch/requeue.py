@@ -35,8 +35,13 @@ _STEP_CANCELLED = re.compile(
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What `scontrol show job` says of a job; times are the controller's local ones."""
+    """What `scontrol show job` says of a job; times are the controller's local ones.
 
+    `name` is what scontrol takes for this job alone: the number of an array's last task is that of
+    the whole array.
+    """
+
+    name: str
     state: str
     time_limit: str
     end: Optional[datetime]
@@ -51,16 +56,22 @@ class Verdict:
     requeue: bool
 
 
-def parse_job(shown: str) -> JobRecord:
-    """Reads the one-line output of `scontrol show job -o`; ValueError when it is none."""
+def parse_job(shown: str, job_id: str) -> JobRecord:
+    """Reads the job out of `scontrol show job -o`, which shows a line for each task of an array.
+
+    ValueError when it is not there.
+    """
+    lines = [line for line in shown.splitlines() if line.startswith(f"JobId={job_id} ")]
     fields: Dict[str, str] = {}
-    for word in shown.split():
+    for word in "".join(lines[:1]).split():
         name, equals, value = word.partition("=")
         if equals:
             fields.setdefault(name, value)
     if "JobState" not in fields:
-        raise ValueError(f"no job in what scontrol shows: {shown[:200]!r}")
+        raise ValueError(f"no job {job_id} in what scontrol shows: {shown[:200]!r}")
+    in_array = "ArrayTaskId" in fields
     return JobRecord(
+        f"{fields['ArrayJobId']}_{fields['ArrayTaskId']}" if in_array else job_id,
         fields["JobState"],
         fields.get("TimeLimit", "unknown"),
         _time(fields.get("EndTime")),

@@ -54,8 +54,9 @@ def run_job(srun: Sequence[str], warning_seconds: int, max_requeues: int) -> int
         step.explain()
     if code == EXIT_SAVED or step.ended_by_warning():
         shown = _scontrol("show", "job", "-o", env["SLURM_JOB_ID"]).stdout
+        job = parse_job(shown, env["SLURM_JOB_ID"])
         verdict = judge(
-            parse_job(shown),
+            job,
             step.cancelled,
             datetime.now(),
             warning_seconds,
@@ -65,7 +66,7 @@ def run_job(srun: Sequence[str], warning_seconds: int, max_requeues: int) -> int
         )
         say(f"job {env['SLURM_JOB_ID']}: {verdict.message}")
         if verdict.requeue:
-            _requeue(env["SLURM_JOB_ID"])
+            _requeue(job.name)
     return code
 
 
@@ -76,7 +77,11 @@ def _requeue(job_id: str) -> None:
 
 
 def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=False)
+    # A user's SLURM_TIME_FORMAT would leave the day out of times, or make words of them.
+    env = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
+    return subprocess.run(
+        ["scontrol", *arguments], env=env, capture_output=True, text=True, check=False
+    )
 
 
 class _Step:

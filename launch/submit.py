@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import shlex
 import shutil
@@ -10,11 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO, List, Optional, Tuple
+from typing import IO, Dict, List, Mapping, Optional, Tuple
 
 from launch.process import say
 
 POLL_SECONDS = 1.0
+_OTHER_NAMES = {"SBATCH_TIME": "SBATCH_TIMELIMIT", "SBATCH_REQUEUE": "SBATCH_NO_REQUEUE"}
 _ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "STOPPED")
 
 
@@ -25,7 +27,7 @@ def submit(script: str) -> str:
             "sbatch is not on this machine: run this on a login node of the cluster, "
             "or add --dry-run to see the job script"
         )
-    done = _run(["sbatch", "--parsable"], script)
+    done = _run(["sbatch", "--parsable"], script, _environment(script))
     if done.returncode:
         raise ValueError(_explain_refusal(script, done.stderr))
     return done.stdout.strip().split(";")[0]  # ID, or ID;CLUSTER
@@ -41,11 +43,21 @@ def log_path(script: str, job_id: str) -> Path:
 
 def _option(script: str, name: str) -> Optional[str]:
     """The value of an option in the script's #SBATCH lines."""
-    for line in re.findall(r"^#SBATCH (.+)$", script, re.MULTILINE):
-        option, _, value = shlex.split(line)[0].partition("=")
-        if option == f"--{name}":
-            return value
-    return None
+    return next((value for option, value in _options(script) if option == name), None)
+
+
+def _options(script: str) -> List[Tuple[str, str]]:
+    """Name and value of each option in the script's #SBATCH lines."""
+    lines = re.findall(r"^#SBATCH (.+)$", script, re.MULTILINE)
+    words = [shlex.split(line)[0].partition("=") for line in lines]
+    return [(option.lstrip("-"), value) for option, _, value in words]
+
+
+def _environment(script: str) -> Dict[str, str]:
+    """Without the user's SBATCH_ variables for what the script asks for: they would win over it."""
+    names = {f"SBATCH_{option.upper().replace('-', '_')}" for option, _ in _options(script)}
+    names |= {_OTHER_NAMES[name] for name in names & set(_OTHER_NAMES)}
+    return {name: value for name, value in os.environ.items() if name not in names}
 
 
 def follow(job_id: str, log: Path) -> int:
@@ -71,8 +83,12 @@ def follow(job_id: str, log: Path) -> int:
         return 130
 
 
-def _run(command: List[str], stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+def _run(
+    command: List[str], stdin: str = "", env: Optional[Mapping[str, str]] = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, input=stdin, env=env, capture_output=True, text=True, check=False
+    )
 
 
 def _explain_refusal(script: str, error: str) -> str:

@@ -10,7 +10,9 @@ NOW = datetime(2026, 11, 22, 12, 0, 0)
 
 
 def record(state="RUNNING", left=3600.0, preempted=False):
-    return JobRecord(state, "01:00:00", NOW + timedelta(seconds=left), NOW if preempted else None)
+    return JobRecord(
+        "7", state, "01:00:00", NOW + timedelta(seconds=left), NOW if preempted else None
+    )
 
 
 CASES = [
@@ -63,11 +65,21 @@ def test_scontrols_answer():
         "JobId=2 JobName=a=b JobState=RUNNING Reason=None TimeLimit=00:01:00 "
         "EndTime=2026-11-22T21:56:11 PreemptEligibleTime=2026-11-22T21:55:11 PreemptTime=None"
     )
-    assert parse_job(shown) == JobRecord(
-        "RUNNING", "00:01:00", datetime(2026, 11, 22, 21, 56, 11), None
+    assert parse_job(shown, "2") == JobRecord(
+        "2", "RUNNING", "00:01:00", datetime(2026, 11, 22, 21, 56, 11), None
     )
-    with pytest.raises(ValueError, match="no job in what scontrol shows"):
-        parse_job("slurm_load_jobs error: Invalid job id specified")
+    with pytest.raises(ValueError, match="no job 2 in what scontrol shows"):
+        parse_job("slurm_load_jobs error: Invalid job id specified", "2")
+
+
+def test_a_task_of_an_array_is_found_among_the_others():
+    """Asked for by the number of the last one, scontrol shows, and requeues, the whole array."""
+    shown = "".join(
+        f"JobId={job} ArrayJobId=8 ArrayTaskId={task} JobState={state}\n"
+        for job, task, state in ((10, 0, "COMPLETED"), (8, 1, "RUNNING"), (9, 3, "PENDING"))
+    )
+    job = parse_job(shown, "8")
+    assert (job.name, job.state) == ("8_1", "RUNNING")
 
 
 @pytest.mark.parametrize(

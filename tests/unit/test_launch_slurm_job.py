@@ -121,7 +121,15 @@ def test_a_refused_requeue_is_told(slurm):
 def test_a_controller_that_does_not_answer_is_told(slurm):
     done = job(slurm, "exit 85", "echo Unable to contact slurm controller >&2; exit 1")
     assert done.returncode == 2
-    assert "launch: no job in what scontrol shows" in done.stderr
+    assert "launch: no job 7 in what scontrol shows" in done.stderr
+
+
+def test_times_are_asked_for_as_they_are_read(slurm):
+    """Many set SLURM_TIME_FORMAT=relative, for squeue; a preemption would not be seen as one."""
+    time = '$([ "$SLURM_TIME_FORMAT" = standard ] && echo 2026-11-22T)12:00:00'
+    shown = RUNNING.format(preempted=time)
+    done = job(slurm, "exit 85", f"echo {shown}", SLURM_TIME_FORMAT="relative")
+    assert "preempted by another job; saved; requeue 1 of 10" in done.stderr
 
 
 def test_the_script_is_what_sbatch_gets_and_follow_returns_the_jobs_code(slurm, tmp_path):
@@ -134,6 +142,17 @@ def test_the_script_is_what_sbatch_gets_and_follow_returns_the_jobs_code(slurm, 
     assert done.stdout == f"job 9 is submitted; its log: {log}\nsaid\n"
     assert done.returncode == 3
     assert "#SBATCH --requeue\n" in (tmp_path / "script").read_text()
+
+
+def test_what_is_given_wins_over_the_users_sbatch_variables(slurm):
+    """For sbatch they would win over the script; what the script does not ask for stays theirs."""
+    given = ["OUTPUT", "PARTITION", "TIMELIMIT", "SIGNAL", "NO_REQUEUE", "ACCOUNT"]
+    done = slurm(
+        "slurm", "--partition", "gpu", "--time", "5", "--", "true",
+        sbatch="env | grep ^SBATCH_ >&2; exit 1",
+        env={f"SBATCH_{name}": "mine" for name in given},
+    )  # fmt: skip
+    assert done.stderr == "launch: sbatch refused the job: SBATCH_ACCOUNT=mine\n"
 
 
 def test_what_sbatch_refuses_is_one_line(slurm):
