@@ -1,12 +1,12 @@
 """The operator of :mod:`batch_norm_op` in C++, for arrays on the CPU of ranks on one node.
 
-It computes the same sums from the same arrays and writes the same outputs, but no Python runs in
-a step. Across nodes, on GPUs, without a compiler, or with ``BATCH_NORM_NATIVE=0`` in the
-environment, the operator in Python does the work; the ranks of one node may differ in it.
+It computes the same sums and writes the same outputs, but runs no Python in a step. Across nodes,
+on GPUs, without a compiler and with ``BATCH_NORM_NATIVE=0`` in the environment the Python operator
+is used; the ranks of one node may mix both.
 
     python -m trainer.batch_norm_native        compile native/ into this Python's environment
 
-is a part of ``make setup``; elsewhere the first layer that needs it compiles it, once for a user.
+is part of ``make setup``; elsewhere the first layer that needs it compiles it, once per user.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _OP_TYPE = "sync_batch_norm_coefficients_native"
 
 _SOURCES = Path(__file__).with_name("native")
 _MAIN = "batch_norm.cc"  # includes the others
-# No -march: nodes of several kinds may share the library, and its sums are a small part of a step.
+# No -march: nodes with different CPUs may share the library, and it is a small part of a step.
 _FLAGS = ("-std=c++14", "-O3", "-fopenmp-simd", "-shared", "-fPIC", "-fvisibility=hidden")
 _ENVIRONMENT = Path(sys.prefix, "lib")
 
@@ -49,7 +49,7 @@ _Look = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int64)
 
 
 class _Interface(ctypes.Structure):
-    """What C++ calls and reads; see ``Interface`` in native/interface.h."""
+    """The functions and variables that C++ uses; see ``Interface`` in native/interface.h."""
 
     _fields_ = (
         ("get_data", ctypes.c_void_p),
@@ -64,17 +64,17 @@ class _Interface(ctypes.Structure):
 
 
 _chosen: weakref.WeakKeyDictionary[RankSum, str] = weakref.WeakKeyDictionary()
-_needed: Dict[int, RankSum] = {}  # those that Python still adds up, for operators in flight
-_nanoseconds = ctypes.c_int64(0)  # of the sums that C++ did
+_needed: Dict[int, RankSum] = {}  # kept alive until C++ has taken over their sums
+_nanoseconds = ctypes.c_int64(0)  # spent in C++'s sums
 
 
 def seconds_of_sums() -> float:
-    """What all sums of this process have taken, waiting for other ranks included."""
+    """Seconds that all sums of this process have taken, waiting for other ranks included."""
     return RankSum.seconds + 1e-9 * _nanoseconds.value
 
 
 def operator_type(rank_sum: RankSum, device: mx.Context) -> str:
-    """The name, for ``Custom``, of the operator for a layer's ``rank_sum``, the same ever after."""
+    """The ``op_type`` of the Custom operator for a layer's ``rank_sum``; it never changes."""
     if rank_sum not in _chosen:
         near = device.device_type == "cpu" and not rank_sum.crosses_nodes
         wanted = os.environ.get("BATCH_NORM_NATIVE", "1") != "0" and rank_sum.collected is None
@@ -113,7 +113,7 @@ def _cache() -> Path:
 
 
 def _file_name() -> str:
-    """Another for all that decides what is compiled, and what it may be loaded with."""
+    """A name that changes with the sources, the flags, MXNet's version and the machine."""
     recipe = [*_FLAGS, mx.__version__, platform.machine()]
     sources = (path.read_bytes() for path in sorted(_SOURCES.iterdir()))
     digest = hashlib.sha256(b"".join(sources) + " ".join(recipe).encode())
@@ -121,13 +121,13 @@ def _file_name() -> str:
 
 
 def _find() -> Optional[Path]:
-    """The library, compiled before."""
+    """The library, if it has been compiled."""
     candidates = (folder / _file_name() for folder in (_ENVIRONMENT, _cache()))
     return next((path for path in candidates if path.exists()), None)
 
 
 def compile_into(folder: Path) -> Path:
-    """Compile the library; whole or absent, also where several processes do it at once.
+    """Compile the library, atomically, even where several processes do so at once.
 
     Raises:
         OSError: there is no compiler, or ``folder`` cannot be written.
@@ -146,7 +146,7 @@ def compile_into(folder: Path) -> Path:
 
 @_PythonSum
 def _python_sum(serial: int, numbers: Any, count: int) -> int:
-    """A sum that C++ cannot do: a RankSum's first, and all where memory cannot be shared."""
+    """The sums that C++ cannot do: a RankSum's first, and all of them without shared memory."""
     try:
         rank_sum = RankSum.alive[serial]
         values = np.ctypeslib.as_array(numbers, (count,))
@@ -161,7 +161,7 @@ def _python_sum(serial: int, numbers: Any, count: int) -> int:
 
 @_Look
 def _look(serial: int, calls: int) -> int:
-    """What a sum in C++ does that has waited long; ``calls`` it has made, this one included."""
+    """Called from a sum in C++ that has waited for long, its ``calls``-th; 0 if a peer has died."""
     rank_sum = RankSum.alive.get(serial)
     if rank_sum is None or rank_sum.shared is None:
         return 1  # its layer is gone
@@ -175,7 +175,7 @@ def _look(serial: int, calls: int) -> int:
 
 
 def share(rank_sum: RankSum, shared: SharedMemorySum) -> None:
-    """Have C++ do a RankSum's next sums, through the memory that it has."""
+    """Have C++ do the further sums of a RankSum, through its shared memory."""
     library = _load()
     assert library is not None
     calls, shape = ctypes.c_int64(shared.calls), (shared.index, shared.size, shared.capacity)

@@ -8,8 +8,8 @@ I = 1 / sqrt(V + epsilon), what is wanted is the kernel's own output with other 
     gamma' = gamma I / i,      beta' = beta + gamma I (m - M)
 
 so the operator maps (x, gamma, beta) to (gamma', beta'), and only vectors of C channels cross
-ranks. In backward the kernel takes this rank's means of dy and dy (x - m) i out of the gradient,
-where those of all ranks are wanted. What is missing is linear in x: the operator's gradient.
+ranks. In backward the kernel subtracts this rank's means of dy and dy (x - m) i instead of those
+over all ranks. The difference is linear in x: it is the operator's own gradient.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from . import dist, shared_memory
 
 OP_TYPE = "sync_batch_norm_coefficients"
 
-batch_is_empty = ctypes.c_int(0)  # as C++ reads it too
+batch_is_empty = ctypes.c_int(0)  # a C variable, because the C++ operator reads it too
 
 
 @contextlib.contextmanager
 def empty_batch() -> Iterator[None]:
-    """Within, this rank has no samples of the global batch, and runs one only to stay in step.
+    """Within it this rank has no samples of the global batch, and runs one only to stay in step.
 
-    Wrap forward *and* backward, and give the loss the weight 0: the stand-in sample then counts
-    for nothing in moments, gradients and running statistics. Waits for the device on both sides.
+    Wrap forward *and* backward, and give the loss the weight 0: the placeholder sample then has no
+    influence on moments, gradients and running statistics. Waits for the device on both sides.
     """
     mx.nd.waitall()  # the flag is read when the engine runs a layer, not when it is called
     batch_is_empty.value = 1
@@ -49,18 +49,18 @@ def empty_batch() -> Iterator[None]:
 
 
 class RankSum:
-    """Sums a layer's small float64 vectors over the ranks of a process set (None: all ranks).
+    """Allreduce of a layer's float64 vectors over the ranks of a process set (None: all ranks).
 
-    The engine runs the operators of one layer one at a time and in the program's order, because
-    they share the layer's running statistics with kernels that write them. So the n-th sum of a
-    layer on one rank meets the n-th on the others, in whatever order the engine takes the layers.
+    The engine runs the operators of one layer one at a time and in program order, because they
+    share the layer's running statistics with kernels that write them. So a layer's n-th sum on one
+    rank always meets the n-th on the others, in whatever order the engine schedules layers.
 
     Attributes:
-        alive: those of this process, by ``serial``, the number that peers have in common.
-        collected: running total of what forward summed, if set to an array by calibration.
-        shared: the memory that sums go through, from the first on; None for Horovod.
-        seconds: what all sums of this process have taken, waiting for other ranks included, but
-            for those that C++ did: see :func:`batch_norm_native.seconds_of_sums`.
+        alive: the instances of this process by ``serial``, which is the same on all peers.
+        collected: running total of the sums in forward, once calibration sets it to an array.
+        shared: the shared memory in use after the first call; None where Horovod is.
+        seconds: time that all sums of this process have taken, waiting included, without those in
+            C++: see :func:`batch_norm_native.seconds_of_sums`.
     """
 
     _serials = itertools.count()
@@ -97,11 +97,11 @@ class RankSum:
         return total
 
     def connect(self, capacity: int, sum_over_ranks: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Find out whether the ranks share memory; collective.
+        """Set up shared memory if all ranks have access to it; collective.
 
         Args:
-            capacity: the numbers of the longest sum, which is forward's.
-            sum_over_ranks: another way to add up float64 vectors over its ranks.
+            capacity: length of the longest vector, which is forward's.
+            sum_over_ranks: another allreduce of float64 vectors over the same ranks.
         """
         self.shared = self._share(capacity, sum_over_ranks)
         self._connected = True
@@ -119,9 +119,9 @@ class RankSum:
 
 
 class _Moments(NamedTuple):
-    """Of some samples, for each channel: float64, (C,)."""
+    """Moments of some samples for each channel: float64, (C,)."""
 
-    samples: float  # times positions
+    samples: float  # times the positions of each
     mean: np.ndarray
     variance: np.ndarray  # biased
     inverse: np.ndarray  # 1 / sqrt(variance + epsilon)
@@ -130,8 +130,8 @@ class _Moments(NamedTuple):
 class Coefficients(mx.operator.CustomOp):
     """(x, gamma, beta; running_mean, running_var) -> (gamma', beta', pair).
 
-    ``pair`` is two samples, (C, 2), whose mean and variance are those over all ranks. The running
-    statistics are there for the engine: see :class:`RankSum`.
+    ``pair``, (C, 2), is two samples that have the mean and variance over all ranks. The running
+    statistics are inputs for the sake of the engine's ordering: see :class:`RankSum`.
     """
 
     def __init__(self, rank_sum: RankSum, axis: int, epsilon: float, scale: bool):
@@ -173,7 +173,7 @@ class Coefficients(mx.operator.CustomOp):
         return _Moments(samples, _float64(mean), variance, inverse)
 
     def _sum_moments(self, local: _Moments) -> _Moments:
-        """Those of all ranks; this rank's own where no rank has a sample."""
+        """The moments over all ranks; this rank's own where no rank has a sample."""
         n, mean, variance, _ = local
         total = self._rank_sum(np.concatenate([n * mean, n * (variance + mean**2), [n]]))
         if self._rank_sum.collected is not None:
@@ -208,12 +208,12 @@ class Coefficients(mx.operator.CustomOp):
         gamma_total: np.ndarray,
         beta_total: np.ndarray,
     ) -> Tuple[np.ndarray, np.ndarray]:
-        """What the kernel's gradient of x lacks: the slope and offset of a line in (x - m) i.
+        """What the kernel's gradient of x lacks: slope and offset, (C,), of a line in (x - m) i.
 
         Args:
-            kernel_sum: of dy (x - m) i over this rank's samples, as the kernel has it.
-            beta_sum: of dy over this rank's samples.
-            gamma_total, beta_total: of dy (x - M) I and of dy over all ranks' samples.
+            kernel_sum: sum of dy (x - m) i over this rank's samples, as the kernel computes it.
+            beta_sum: sum of dy over this rank's samples.
+            gamma_total, beta_total: sums of dy (x - M) I and of dy over all ranks' samples.
         """
         local, whole = self._local, self._whole
         if local.samples == 0:
@@ -227,7 +227,7 @@ class Coefficients(mx.operator.CustomOp):
 
 @mx.operator.register(OP_TYPE)
 class CoefficientsProp(mx.operator.CustomOpProp):
-    """Declares :class:`Coefficients` to MXNet, which hands its arguments over as strings."""
+    """Declares :class:`Coefficients` to MXNet, which passes its arguments as strings."""
 
     def __init__(self, rank_sum: str, axis: str, epsilon: str, scale: str):
         super().__init__(need_top_grad=True)
@@ -257,7 +257,7 @@ class CoefficientsProp(mx.operator.CustomOpProp):
 
 
 def _write(targets: Any, requests: List[str], values: Any) -> None:
-    """What MXNet's ``assign`` does for each, less its overhead for NumPy vectors."""
+    """MXNet's ``CustomOp.assign`` for each target, without its overhead for NumPy vectors."""
     for target, request, value in zip(targets, requests, values):
         if request == "null":
             continue

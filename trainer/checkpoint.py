@@ -1,14 +1,14 @@
-"""Checkpoints: a folder that is complete or absent, and finding the newest that is whole.
+"""Checkpoints: folders that are complete or absent; writing, finding and restoring them.
 
 A checkpoint is ``step-00000468/`` with
 
 - ``model.params``: parameters and running statistics, for ``net.load_parameters``;
-- ``optimizer.params``: the optimizer's arrays, MXNet's own format, by parameter, and
-  each rank's own running statistics, where batch norm is not synced;
+- ``optimizer.params``: the optimizer's arrays by parameter, in MXNet's format, and
+  each rank's own running statistics where batch norm is not synced;
 - ``state.json``: the step, the optimizer's counters, the config, the accuracy;
 - ``manifest.json``: the SHA-256 of each of these.
 
-It is written under another name, synced to disk and renamed. Nothing that is read is a pickle.
+It is written under a temporary name, synced to disk and renamed. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -35,23 +35,22 @@ PARAMETERS, OPTIMIZER, STATE, MANIFEST = (
     "manifest.json",
 )
 
-
 _NOTHING, _STATISTICS = "none", "statistics"
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be used: which, what is wrong, the fix."""
+    """A checkpoint cannot be used: which, why, and the fix."""
 
 
 class SaveError(RuntimeError):
-    """A checkpoint that could not be written: which, and why. The older ones are as they were."""
+    """A checkpoint could not be written: which, and why. Older ones are unchanged."""
 
 
 class Snapshot(NamedTuple):
-    """What a checkpoint holds, copied to the host: training does not change it any more."""
+    """The content of a checkpoint, copied to the host, so that training can go on."""
 
     parameters: optimizer_state.Arrays  # by the names that ``net.load_parameters`` takes
-    optimizer: optimizer_state.Arrays  # and, where ranks have their own, _STATISTICS
+    optimizer: optimizer_state.Arrays  # and _STATISTICS, where ranks have their own
     state: Dict[str, Any]
 
 
@@ -61,13 +60,13 @@ def snapshot(
     state: Dict[str, Any],
     statistics: Optional[np.ndarray] = None,
 ) -> Snapshot:
-    """Copy the run as it stands between two steps; waits for the steps under way.
+    """Copy the state of the run between two steps; waits for the steps under way.
 
     Args:
-        state: ``step`` and whatever else :func:`read_state` is to give back.
-        statistics: each rank's own running statistics, of (ranks, numbers), where they have.
+        state: ``step`` and whatever else :func:`read_state` should return.
+        statistics: every rank's own running statistics, (ranks, elements), where they differ.
     """
-    mx.nd.waitall()  # a forward under way may be laying weights out anew
+    mx.nd.waitall()  # oneDNN reorders weights in place during a forward
     parameters = net._collect_params_with_prefix().items()
     arrays, counters = optimizer_state.read(net, trainer)
     content = Snapshot(
@@ -77,15 +76,15 @@ def snapshot(
     )
     if statistics is not None:
         content.optimizer[_STATISTICS] = mx.nd.array(statistics, dtype=statistics.dtype)
-    mx.nd.waitall()  # the copies are then nobody else's
+    mx.nd.waitall()  # now the writing thread may use the copies
     return content
 
 
 def write(folder: Path, content: Snapshot, keep: int) -> Path:
     """Write the checkpoint of ``content.state["step"]`` below ``folder``; rank 0 alone calls it.
 
-    Afterwards the newest ``keep`` are left, and the one of the best ``state["accuracy"]``. It may
-    be called from any thread: it touches files and arrays of its own alone.
+    Then all but the newest ``keep`` and the one of the best ``state["accuracy"]`` are deleted. Safe
+    to call from any thread: it touches only its own files and arrays.
 
     Raises:
         SaveError: the disk is full, the folder cannot be written, ...
@@ -97,14 +96,14 @@ def write(folder: Path, content: Snapshot, keep: int) -> Path:
         _put_in_place(partial, path)
     except OSError as error:
         reason = _reason(error, folder)
-        shutil.rmtree(partial, ignore_errors=True)  # what little room is left is others'
+        shutil.rmtree(partial, ignore_errors=True)  # frees the space
         raise SaveError(f"{path} could not be written: {reason}") from error
     _prune(folder, keep)
     return path
 
 
 def _write(partial: Path, content: Snapshot) -> None:
-    """Write all files of a checkpoint and have the disk hold them."""
+    """Write all files of a checkpoint and sync them to disk."""
     for leftover in partial.parent.glob(".step-*.partial"):  # of a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -125,9 +124,9 @@ def _write_arrays(path: Path, arrays: optimizer_state.Arrays) -> None:
 
 
 def _put_in_place(partial: Path, path: Path) -> None:
-    """Give a finished checkpoint its name; one of that name is replaced."""
+    """Rename a finished checkpoint to its final name, replacing one of that name."""
     replaced = path.with_name(f"{path.name}.replaced")
-    if path.exists():  # saved at this step before: one of the two can be found at any moment
+    if path.exists():  # this step was saved before; at any moment one of the two can be found
         shutil.rmtree(replaced, ignore_errors=True)
         path.rename(replaced)
     partial.rename(path)
@@ -136,7 +135,7 @@ def _put_in_place(partial: Path, path: Path) -> None:
 
 
 def _reason(error: OSError, folder: Path) -> str:
-    """Why a checkpoint could not be written, in some words."""
+    """Why a checkpoint could not be written, as a phrase."""
     if error.errno not in (errno.ENOSPC, errno.EIO):
         return str(error.strerror or error)
     try:
@@ -147,9 +146,9 @@ def _reason(error: OSError, folder: Path) -> str:
 
 
 def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Dict[str, Any]:
-    """Put a checkpoint's arrays into ``net`` and ``trainer`` and return its state.
+    """Load a checkpoint into ``net`` and ``trainer`` and return its state.
 
-    ``state["statistics"]`` is what :func:`snapshot` was given.
+    ``state["statistics"]`` is the array that :func:`snapshot` was given.
 
     Raises:
         CheckpointError: it does not fit the net or the optimizer.
@@ -175,7 +174,11 @@ def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Dict[str, A
 
 
 def load_parameters(path: Path, net: gluon.Block) -> None:
-    """Put a checkpoint's parameters and running statistics into ``net``."""
+    """Load a checkpoint's parameters and running statistics into ``net``.
+
+    Raises:
+        CheckpointError: the file is damaged, or does not fit the net.
+    """
     _check_arrays(path / PARAMETERS)
     context = next(iter(net.collect_params().values())).list_ctx()
     try:
@@ -199,7 +202,7 @@ def read_state(path: Path) -> Dict[str, Any]:
     """A checkpoint's ``state.json``.
 
     Raises:
-        CheckpointError: it does not hold what :func:`snapshot` puts there.
+        CheckpointError: a value is missing or of the wrong type.
     """
     state = json.loads((path / STATE).read_text())
     if not isinstance(state, dict):
@@ -211,7 +214,7 @@ def read_state(path: Path) -> Dict[str, Any]:
 
 
 def _are_totals(value: Any) -> bool:
-    """Whether ``value`` is what ``TrainMetrics.totals`` gives: two rows of three sums."""
+    """Whether ``value`` looks like ``TrainMetrics.totals()``: two rows of three sums."""
     try:
         return np.shape(value) == (2, 3) and all(0 <= n < np.inf for row in value for n in row)
     except (TypeError, ValueError):
@@ -224,7 +227,7 @@ def _is_image_shape(value: Any) -> bool:
     return sizes and len(value) in (2, 3)
 
 
-# What a run that goes on takes from its state, and how to tell that it is that.
+# What a resumed run reads from its state, and how to validate it.
 _FITS: Dict[str, Callable[[Any], bool]] = {
     "step": lambda value: type(value) is int and 0 <= value < 2**53,
     "totals": _are_totals,
@@ -236,7 +239,7 @@ _FITS: Dict[str, Callable[[Any], bool]] = {
 
 
 def problem(path: Path) -> Optional[str]:
-    """What is wrong with the checkpoint at ``path``; None when it is whole."""
+    """What is wrong with the checkpoint at ``path``; None if it is complete and undamaged."""
     try:
         sums = json.loads((path / MANIFEST).read_text())
         if not isinstance(sums, dict) or sorted(sums) != sorted((PARAMETERS, OPTIMIZER, STATE)):
@@ -259,10 +262,11 @@ def problem(path: Path) -> Optional[str]:
 def find_latest(
     folder: Path, report: Callable[[str], None], launch: Optional[str] = None
 ) -> Optional[Path]:
-    """The newest whole checkpoint below ``folder``; damaged ones are reported and passed over.
+    """The newest valid checkpoint below ``folder``; damaged ones are reported and skipped.
 
     Args:
-        launch: only those whose ``state["launch"]`` is that.
+        report: called with a message for each damaged one.
+        launch: consider only those whose ``state["launch"]`` is this.
     """
     for path in reversed(listing(folder)):
         if launch is not None and _of_state(path, "launch") != launch:
@@ -275,7 +279,7 @@ def find_latest(
 
 
 def find_best(folder: Path) -> Optional[Path]:
-    """The checkpoint of the highest test accuracy below ``folder``, the newest of equals."""
+    """The checkpoint of the highest test accuracy below ``folder``; of equals, the newest."""
     scored = [(_accuracy(path), path) for path in listing(folder)]
     known = [(accuracy, path) for accuracy, path in scored if accuracy is not None]
     return max(known)[1] if known else None
@@ -287,21 +291,21 @@ def _accuracy(path: Path) -> Optional[float]:
 
 
 def _of_state(path: Path, name: str) -> Any:
-    """One value of a checkpoint's state; None where there is none, or no state that can be read."""
+    """One value of a checkpoint's state; None where it is missing or the state unreadable."""
     try:
         return read_state(path).get(name)
-    # A damaged one is not the best; find_latest reports it.
+    # A damaged checkpoint is not the best; find_latest reports it.
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 
 def step_of(path: Path) -> int:
-    """After how many steps the checkpoint at ``path`` was made, by its name."""
+    """The step of the checkpoint at ``path``, from its name."""
     return int(path.name[len("step-") :])
 
 
 def listing(folder: Path) -> List[Path]:
-    """The checkpoints below ``folder``, oldest first; whole or not."""
+    """The checkpoints below ``folder``, oldest first, damaged ones included."""
     return sorted(folder.glob("step-[0-9]*"))
 
 
@@ -321,7 +325,7 @@ def _sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold what was written to a file or folder."""
+    """Sync a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,11 +1,11 @@
 """Ranks and the collectives between them; the only file that imports horovod.
 
-A process that no launcher started is rank 0 of 1: Horovod is then not even imported and every
-collective returns its argument. Whatever crosses ranks here is a sum or a broadcast: what is a
-mean is divided once, by the caller, by what was counted.
+A process without a launcher is rank 0 of 1: Horovod is not even imported and every collective
+returns its argument. Collectives here are sums and broadcasts; a mean is left to the caller, who
+divides once, by the global count.
 
-Collectives must be called by every rank in the same order. A ``name`` says which call of one rank
-is to meet which call of the others.
+Every rank must call the same collectives in the same order. ``name`` matches a call with its
+counterparts on the other ranks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from . import launched, shared_memory
 if TYPE_CHECKING:
     import mxnet as mx
 
-_CAPACITY = 2**15  # numbers of a small sum, or it is made in parts
+_CAPACITY = 2**15  # numbers per call in shared memory; longer sums are made in chunks
 
 
 @functools.lru_cache(maxsize=None)
@@ -38,7 +38,7 @@ def _horovod() -> Any:
 
 
 class NotJoinedError(ValueError):
-    """Processes that were started as ranks of one job are each alone."""
+    """Processes started as ranks of one job have not found each other."""
 
     def __init__(self, started: int, joined: int):
         super().__init__(
@@ -50,31 +50,30 @@ class NotJoinedError(ValueError):
 
 
 def init(fixed_groups: bool = True, steps_in_memory: bool = False) -> None:
-    """Join the other ranks. Every rank calls it once, before anything else here; again is harmless.
+    """Join the other ranks; the first call of every rank. Calling it again is harmless.
 
     Args:
         fixed_groups: gradients are reduced in groups of their own (see :func:`gluon_trainer`).
-        steps_in_memory: where ranks on the CPUs of one node can share memory, the caller's steps
-            need nothing of Horovod.
+        steps_in_memory: if the ranks can share memory, training steps make no Horovod collective.
 
     Raises:
-        NotJoinedError: the launcher has started several processes which do not find each other.
-        LaunchError: no launcher has, whatever the environment says.
+        NotJoinedError: the launcher started several processes, but Horovod joins only some.
+        LaunchError: the environment names ranks, but no launcher started them.
     """
     launched.check()
     hvd = _horovod()
     if hvd is None or hvd.is_initialized():
         return
     if fixed_groups:
-        # Fusing a group with whatever else is in flight would change the order of summation from
-        # run to run on three ranks and more. Without groups Horovod would then fuse nothing.
+        # Fusing a group with whatever else is in flight changes the order of summation from run to
+        # run on three ranks or more. Without groups this setting would disable fusion altogether.
         os.environ.setdefault("HOROVOD_DISABLE_GROUP_FUSION", "1")
     one_node = launched.local_size() == launched.size()
     if one_node and not hvd.cuda_built() and shared_memory.possible():
-        # Horovod's thread meets the others' once a cycle, each millisecond by default, whether or
-        # not there is anything to do, and takes the time from the cores that compute.
+        # Horovod's background threads synchronise once a cycle, by default every millisecond, even
+        # with nothing to do, on the cores that compute.
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "200" if steps_in_memory else "10")
-    # Sets that are added later, by node_process_set, cost twice the messages in each cycle.
+    # Dynamic process sets, for node_process_set, double the messages of each cycle.
     hvd.init(process_sets=None if one_node else "dynamic")
     if hvd.size() != launched.size():
         raise NotJoinedError(launched.size(), hvd.size())
@@ -88,21 +87,23 @@ def allow_timeline() -> None:
 
 @contextlib.contextmanager
 def timeline(path: str) -> Iterator[None]:
-    """Horovod's timeline while it lasts, in Chrome's trace format; every rank takes part.
+    """Record Horovod's timeline within the block, in Chrome's trace format; on every rank.
 
-    Rank 0 writes ``path``, with every tensor's way and when each rank was ready for it; the file
-    is complete after :func:`shutdown`.
+    Rank 0 writes ``path``: the phases of every collective and when each rank was ready for it. The
+    file is complete after :func:`shutdown`.
     """
     hvd = _horovod()
     if hvd is not None:
         hvd.start_timeline(path)
-    yield
-    if hvd is not None:
-        hvd.stop_timeline()
+    try:
+        yield
+    finally:
+        if hvd is not None:
+            hvd.stop_timeline()
 
 
 def shutdown() -> None:
-    """Leave the other ranks. A rank that leaves with collectives in flight kills its peers."""
+    """Leave the job, once no collective is in flight, which would kill the peers; collective."""
     import mxnet as mx
 
     mx.nd.waitall()
@@ -115,40 +116,37 @@ def shutdown() -> None:
 
 
 def rank() -> int:
-    """This process among all, from 0."""
+    """The rank of this process, from 0."""
     hvd = _horovod()
     return hvd.rank() if hvd else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of ranks."""
     hvd = _horovod()
     return hvd.size() if hvd else 1
 
 
 def local_rank() -> int:
-    """This process among those of its node, from 0."""
+    """The rank of this process among those of its node, from 0."""
     hvd = _horovod()
     return hvd.local_rank() if hvd else 0
 
 
 def local_size() -> int:
-    """How many processes of the job this node runs."""
+    """The number of ranks on this node."""
     hvd = _horovod()
     return hvd.local_size() if hvd else 1
 
 
 def is_root() -> bool:
-    """Whether this is rank 0, the only one that writes."""
+    """Whether this is rank 0, the only one that writes files and prints."""
     return rank() == 0
 
 
 @functools.lru_cache(maxsize=None)
 def node_process_set() -> Any:
-    """The Horovod process set of this node's ranks; None when it holds all ranks.
-
-    Collective: every rank must ask for it, at the same place in the program.
-    """
+    """The Horovod process set of this node's ranks; None where that is all ranks; collective."""
     if local_size() == world_size():
         return None
     hvd = _horovod()
@@ -164,7 +162,7 @@ def node_process_set() -> Any:
 
 @functools.lru_cache(maxsize=None)
 def _memory() -> Optional[shared_memory.SharedMemorySum]:
-    """What small sums go through where all ranks share one node's memory; collective."""
+    """The shared memory for small sums; None unless all ranks are on one node; collective."""
     if local_size() < world_size():
         return None
     meet = functools.partial(_allreduce_by_horovod, name="shared_memory")
@@ -172,7 +170,7 @@ def _memory() -> Optional[shared_memory.SharedMemorySum]:
 
 
 def ranks_share_memory() -> bool:
-    """Whether :func:`allreduce_sum` takes microseconds, as all ranks share one node's memory."""
+    """Whether all ranks share one node's memory: :func:`allreduce_sum` then takes microseconds."""
     return world_size() > 1 and _memory() is not None
 
 
@@ -180,16 +178,17 @@ def allreduce_sum(values: np.ndarray, name: str) -> np.ndarray:
     """The sum over ranks of a small host array (any shape; float or int), in its own dtype.
 
     Raises:
-        RuntimeError: in shared memory: a rank has ended, or asks for the sum of another name.
+        RuntimeError: in shared memory, a peer has died, or calls with another name or shape.
     """
     if world_size() == 1:
         return values
     memory = _memory()
     if memory is None:
         return _allreduce_by_horovod(values, name)
-    whole_numbers = np.issubdtype(values.dtype, np.integer)
+    # The tag, a hash of what is summed, tells calls apart that do not belong together.
+    is_integer = np.issubdtype(values.dtype, np.integer)
     tag = zlib.crc32(f"{name} {values.shape}".encode())
-    flat = np.append(values, tag).astype(np.int64 if whole_numbers else np.float64)
+    flat = np.append(values, tag).astype(np.int64 if is_integer else np.float64)
     for start in range(0, flat.size, memory.capacity):
         part = flat[start : start + memory.capacity]
         part[:] = memory(part)
@@ -208,7 +207,7 @@ def _allreduce_by_horovod(values: np.ndarray, name: str) -> np.ndarray:
 def allreduce_sum_(tensor: mx.nd.NDArray, name: str, process_set: Any = None) -> mx.nd.NDArray:
     """Replace ``tensor`` by its sum over the ranks of ``process_set`` (None: all), asynchronously.
 
-    Ranks meet by ``name``; two calls in flight must not share one.
+    Two calls in flight must not share a ``name``.
     """
     hvd = _horovod()
     if hvd is None:
@@ -218,20 +217,20 @@ def allreduce_sum_(tensor: mx.nd.NDArray, name: str, process_set: Any = None) ->
 
 
 def any_rank(flag: bool, name: str) -> bool:
-    """Whether ``flag`` is set on any rank; every rank gets the same answer."""
+    """Whether ``flag`` is set on any rank; the same on every rank; collective."""
     return bool(allreduce_sum(np.array([int(flag)], np.int64), name)[0])
 
 
 class PeerError(RuntimeError):
-    """Another rank cannot start; its message, with its rank and host."""
+    """Another rank failed to start; its message, with its rank and host."""
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """A part of the start that each rank does on its own, without collectives, and all must manage.
+    """Run a part of the start, without collectives in it, that must succeed on every rank.
 
-    If one does not, all ranks leave Horovod together, none with collectives in flight, and raise:
-    those with an error that one, the others a PeerError with the first of them.
+    If it fails anywhere, all ranks shut Horovod down, with nothing in flight, and raise: those that
+    failed their own error, the others a PeerError with the first failure.
     """
     error: Optional[Exception] = None
     try:
@@ -251,8 +250,8 @@ def barrier() -> None:
 
 
 def gather_objects(value: Any) -> List[Any]:
-    """Every rank's ``value``, by rank. They travel between the processes of one job only."""
-    # Not Horovod's own: it names objects by their types, and those of other types never meet.
+    """Every rank's ``value``, picklable, in rank order; collective."""
+    # Not horovod.allgather_object: it names tensors by type(value), so mixed types never match.
     pickled = np.frombuffer(pickle.dumps(value), np.uint8)
     sizes = np.zeros(world_size(), np.int64)
     sizes[rank()] = pickled.size
@@ -265,15 +264,15 @@ def gather_objects(value: Any) -> List[Any]:
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's ``value`` on every rank."""
+    """Rank 0's ``value``, picklable, on every rank; collective."""
     return gather_objects(value if is_root() else None)[0]
 
 
 def broadcast_array(array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:
-    """A copy, on the CPU, of rank 0's ``array``, which has the same shape and dtype on every rank.
+    """A copy, on the CPU, of rank 0's ``array``, alike in shape and dtype everywhere; collective.
 
-    The way through the host is deliberate: Horovod cannot broadcast an array that an inference
-    forward has put into oneDNN's own layout.
+    It goes through the host because Horovod cannot broadcast an array that an inference forward has
+    left in oneDNN's own layout.
     """
     import mxnet as mx
 
@@ -286,7 +285,7 @@ def broadcast_array(array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:
 
 
 def _broadcast_in_memory(values: np.ndarray, name: str) -> np.ndarray:
-    """Rank 0's ``values``, of any dtype: a sum of whole numbers to which the others add zeros."""
+    """Rank 0's ``values``, any dtype: its bytes summed as integers, with zeros from others."""
     numbers = np.zeros(-(-values.nbytes // 8), np.int64)
     if is_root():
         numbers.view(np.uint8)[: values.nbytes] = values.reshape(-1).view(np.uint8)
@@ -295,7 +294,7 @@ def _broadcast_in_memory(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def broadcast_parameters(parameters: Iterable[mx.gluon.Parameter]) -> None:
-    """Give every rank rank 0's parameters, which must be initialised (no deferred shapes left)."""
+    """Copy rank 0's parameters to all ranks; no shape may be deferred any more; collective."""
     hvd = _horovod()
     if hvd is None:
         return
@@ -303,8 +302,8 @@ def broadcast_parameters(parameters: Iterable[mx.gluon.Parameter]) -> None:
 
     from .placement import memory_of
 
-    # A forward under way may still ask for new layouts. One rank whose broadcast fails of it would
-    # take the next parameter's numbers for this one's.
+    # A forward under way may still change layouts. A rank whose broadcast fails of that would take
+    # the next parameter's values for this one's.
     mx.nd.waitall()
     for index, parameter in enumerate(parameters):
         array = parameter.data()
@@ -328,15 +327,15 @@ def gluon_trainer(
     Args:
         parameters: a ``ParameterDict``, the same on every rank.
         fp16: send gradients as float16. Pays only where the link is slower than the rounding.
-        groups: gradients travel in that many fixed groups. The order of summation, and so every
-            bit of the result, is then the same in every run; with 0 Horovod groups them by what
-            happens to be ready, and three ranks or more differ in the last bits from run to run.
-        shared_memory: where all ranks compute on the CPUs of one node, add gradients up in memory
-            that they share instead (see shared_gradients.py). The first step moves them there, so
-            a loop of one's own asks for ``parameter.grad()`` in each step anew.
+        groups: fixed groups in which gradients are reduced, so that the order of summation, and
+            every bit of the result, is the same in every run. With 0 Horovod fuses whatever is
+            ready, and on three ranks or more the last bits differ from run to run.
+        shared_memory: where all ranks compute on the CPUs of one node, reduce gradients in shared
+            memory instead (see shared_gradients.py). The first step moves them there, so code that
+            reads gradients must call ``parameter.grad()`` in every step.
 
     Raises:
-        ValueError: gradients are sparse: Horovod's sums of them write beyond their memory.
+        ValueError: gradients are sparse, for which Horovod writes beyond their memory.
     """
     hvd = _horovod()
     if hvd is None:
@@ -351,7 +350,7 @@ def gluon_trainer(
         raise ValueError(
             "gradients are sparse, which cannot be added up over ranks; set sparse_grad=False"
         )
-    # A Horovod that averages in NCCL leaves no division by the number of ranks to the trainer.
+    # Otherwise NCCL averages, and the trainer does not divide by the number of ranks.
     if shared_memory and not fp16 and trainer._average_in_framework:
         from .shared_gradients import SharedGradients
 

@@ -1,7 +1,7 @@
 """Batches on the device: gather, augment, resize, normalise, ahead of the model.
 
-The uint8 set stays in memory once. Everything is done for a whole batch at a time in NumPy, which
-lets go of Python's lock while it works, so one background thread keeps ahead of a device.
+The uint8 images are kept in memory once. Everything is vectorized over a batch in NumPy, which
+releases the GIL, so one background thread keeps ahead of the device.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .resize import BilinearResize
 
 
 class Batch(NamedTuple):
-    """One rank's share of a global batch."""
+    """One rank's shard of a global batch."""
 
     data: Any  # float32 (rows, channels, height, width)
     label: Any  # float32 (rows,): Gluon's losses take class indices as floats
-    samples: int  # that count: all rows, or 0 where this rank got none and there is a stand-in
-    global_samples: int  # of the global batch, over all ranks
+    samples: int  # all rows; 0 if the shard is empty and the one row a placeholder
+    global_samples: int  # in the global batch, over all ranks
 
 
 class Transform:
@@ -34,8 +34,8 @@ class Transform:
 
     Args:
         images: uint8 (N, H, W), or (N, H, W, C) of C channels; kept, not copied.
-        settings: what to do; augmentation is drawn only where ``training``.
-        seed: of the augmentation.
+        settings: the transforms; augmentation applies only if ``training``.
+        seed: seed of the augmentation.
     """
 
     def __init__(self, images: np.ndarray, settings: Data, seed: int, training: bool):
@@ -56,13 +56,13 @@ class Transform:
 
     @property
     def shape(self) -> Tuple[int, int, int]:
-        """(channels, height, width) of what comes out."""
+        """(channels, height, width) of the output."""
         return self._shape
 
     def __call__(
         self, indices: np.ndarray, epoch: int = 0, out: Optional[np.ndarray] = None
     ) -> np.ndarray:
-        """float32 (len(indices), channels, height, width), in ``out`` where that is given."""
+        """float32 (len(indices), channels, height, width), written to ``out`` if given."""
         if out is None:
             out = np.empty((len(indices), *self.shape), np.float32)
         pixels = self._augment(indices, epoch) if self._random else self._images[indices]
@@ -88,9 +88,9 @@ class Transform:
 
 
 def _crop(pixels: np.ndarray, pad: int, draw: np.ndarray) -> np.ndarray:
-    """A window, of an image's own size, on each after black is put around it, ``pad`` wide."""
+    """Random crop, to the original size, of images zero-padded by ``pad`` on each side."""
     count, channels, height, width = pixels.shape
-    # Not by np.pad, which works in Python for each batch.
+    # Not np.pad, whose overhead in Python counts at this size.
     padded = np.zeros((count, channels, height + 2 * pad, width + 2 * pad), pixels.dtype)
     padded[..., pad : pad + height, pad : pad + width] = pixels
     # windows[i, :, y, x] is image i shifted by (y - pad, x - pad): a view, nothing is copied.
@@ -100,10 +100,10 @@ def _crop(pixels: np.ndarray, pad: int, draw: np.ndarray) -> np.ndarray:
 
 
 def _erase(pixels: np.ndarray, draw: np.ndarray, settings: Data) -> None:
-    """Blank a rectangle of 2 to 33 % of the area, of aspect 0.3 to 3.3, in a share of the images.
+    """Blank a random rectangle, of 2 to 33 % of the area and aspect 0.3 to 3.3, in some images.
 
-    Zhong et al., "Random erasing data augmentation", AAAI 2020, with the mean as the filling; a
-    rectangle that would reach over the edge is cut there instead of drawn again.
+    Zhong et al., "Random erasing data augmentation", AAAI 2020, filled with the mean; a rectangle
+    that crosses the edge is clipped instead of drawn again.
     """
     height, width = pixels.shape[2:]
     area = (0.02 + 0.31 * draw[:, 1]) * height * width
@@ -125,7 +125,7 @@ def _normalise(
 
 
 class _Arrays:
-    """Data and label of some samples, on the device."""
+    """Makes (data, label) of given samples, on the device."""
 
     def __init__(self, transform: Transform, labels: np.ndarray, place: Place):
         self.transform = transform
@@ -139,11 +139,11 @@ class _Arrays:
 
 
 class TrainLoader:
-    """A rank's share of every global batch, epoch after epoch.
+    """This rank's shard of every global batch, epoch after epoch.
 
     Args:
         images, labels: the whole training set, uint8 (N, H, W[, C]) and integer (N,).
-        place: makes the arrays, e.g. ``placement.on_device(ctx)``.
+        place: allocates and fills the arrays, e.g. ``placement.on_device(ctx)``.
     """
 
     def __init__(
@@ -187,16 +187,15 @@ class TrainLoader:
             epoch, batch = divmod(current, self.steps_per_epoch)
             indices = sharding.global_batch(order_of(epoch), self._global_batch_size, batch)
             own = sharding.shard(indices, self._rank, self._world_size)
-            # A rank that gets nothing still has to take part in the others' collectives: it runs
-            # a stand-in that counts for nothing.
+            # A rank with an empty shard still takes part in collectives: it runs a placeholder.
             rows = own if len(own) else indices[:1]
             yield Batch(*self._arrays(rows, epoch), len(own), len(indices))
 
 
 class EvalLoader:
-    """A rank's share of a set, once, in order, without augmentation.
+    """This rank's shard of a set, once, in order, without augmentation.
 
-    ``global_samples`` of its batches are their own: no step is taken over them.
+    ``global_samples`` of a batch is its own size: evaluation has no global batches.
     """
 
     def __init__(
@@ -225,9 +224,9 @@ class EvalLoader:
 
 
 def prefetched(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
-    """``batches``, made ahead by a background thread: ``depth`` of them, and one in its hand.
+    """``batches``, made by a background thread that is up to ``depth`` + 1 batches ahead.
 
-    What goes wrong in the thread is raised here. Leaving the iterator early stops the thread.
+    Errors in the thread are raised here. Leaving the iterator early stops the thread.
     """
     ready: queue.Queue[Tuple[Optional[Batch], Optional[BaseException]]] = queue.Queue(depth)
     stopped = threading.Event()

@@ -1,4 +1,4 @@
-"""fit(): the way through a run, and the only file that sees all its parts.
+"""fit(): the course of a run, and the only module that sees all its parts.
 
 config -> ranks -> device -> data -> net -> checkpoint -> steps -> evaluation -> checkpoint.
 """
@@ -51,13 +51,13 @@ class Result(NamedTuple):
 
     folder: Path
     steps: int
-    evaluation: Optional[Evaluation]  # of the test set; None where the run was stopped before it
-    images_per_second: Optional[float]  # of all ranks, without warm-up and pauses
-    stopped: bool  # asked to stop before its end; it goes on from its checkpoint
+    evaluation: Optional[Evaluation]  # on the test set; None if the run was stopped before its end
+    images_per_second: Optional[float]  # over all ranks, without warm-up and pauses
+    stopped: bool  # by a signal, before its end; it can be resumed from its checkpoint
 
 
 class TrainingError(RuntimeError):
-    """The run cannot go on, on any rank: why, and where it stands."""
+    """The run cannot go on, on any rank; says why, and from which checkpoint to resume."""
 
 
 def fit(
@@ -70,30 +70,30 @@ def fit(
     train: Union[Arrays, gluon.data.Dataset, None] = None,
     test: Union[Arrays, gluon.data.Dataset, None] = None,
 ) -> Result:
-    """Train ``net`` on every rank that the launcher started, or on this process alone.
+    """Train ``net`` on every rank that the launcher started, or in this process alone.
 
     Args:
         net: any Gluon block that takes float32 (B, C, H, W) and gives logits (B, K); initialised
             or not. None builds what ``config.model`` says. It is trained in place.
         config: every setting; None takes the defaults.
-        loss: from logits (B, K) and labels, float32 (B,), to the loss of each sample, (B,): one of
-            Gluon's, or any function of arrays. None takes softmax cross entropy.
-        resume: ``auto`` goes on from the newest whole checkpoint of the run's folder, ``none``
-            starts anew, anything else is a checkpoint to go on from. What the run's folder held
-            that does not lead up to it is set aside. A launch that is started again after a fault
-            goes on from what it has saved itself, whatever is said here. Rank 0 alone needs to
-            see that folder.
-        force: go on although settings differ from those the checkpoint was made with.
-        train, test: images, uint8 (N, H, W), or (N, H, W, C) in colour, and labels, integer (N,),
-            from 0, as NumPy arrays; or a Gluon dataset of such pairs, which is read into memory.
-            The whole of it on each rank; both or neither, which reads what ``config.data`` says.
+        loss: maps logits (B, K) and labels, float32 (B,), to the loss of each sample, (B,): one of
+            Gluon's losses or any function of arrays. None takes softmax cross entropy.
+        resume: ``auto`` resumes from the newest complete checkpoint in the run's folder, ``none``
+            starts anew, anything else is the path of a checkpoint. Whatever else the folder holds
+            that is not an ancestor of the new run is set aside. A launch that is restarted after a
+            fault resumes from its own checkpoints in any case. Only rank 0 needs access to the
+            folder.
+        force: resume even if settings differ from those the checkpoint was made with.
+        train, test: images, uint8 (N, H, W) or (N, H, W, C), and labels, integer (N,), from 0, as
+            NumPy arrays; or a Gluon dataset of such pairs, which is read into memory. Give the
+            whole set on every rank. Both None reads what ``config.data`` names.
 
     Raises:
-        ConfigError, DataError, CheckpointError: bad input, before anything is written.
-        PeerError: bad input, but on another rank.
+        ConfigError, DataError, CheckpointError: bad input; nothing has been written yet.
+        PeerError: the same, on another rank.
         TrainingError: the loss or the weights are not finite, or the last checkpoint could not be
             written.
-        KeyboardInterrupt: after ctrl-C; a process that trains alone has saved first.
+        KeyboardInterrupt: after ctrl-C; a process that trains alone saves first.
     """
     if net is not None and not isinstance(net, gluon.Block):
         raise ConfigError(
@@ -103,12 +103,12 @@ def fit(
     config = config or Config()
     if loss is not None and config.train.label_smoothing:
         raise ConfigError("train.label_smoothing is of the usual loss; leave it out, or loss=")
-    if train is not None:  # so that nobody takes the run for one on the set that config names
+    if train is not None:  # the recorded config must not name a dataset that was not used
         config = replace(config, data=replace(config.data, dataset="arrays"))
     seconds = config.train.watchdog_seconds
     with Watchdog(seconds, launched.where()) as watchdog, StopRequest() as stop:
         watchdog.beat("the meeting of all ranks")
-        with ThreadPoolExecutor(1) as reader:  # while the ranks wait for each other
+        with ThreadPoolExecutor(1) as reader:  # meanwhile the ranks wait for each other
             data = reader.submit(feed.read, config.data, train, test)
             dist.init(config.optimizer.groups > 0, shared_gradients.wanted(config.optimizer))
         run = _Run(net, config, loss, data, watchdog)
@@ -124,7 +124,7 @@ def fit(
 
 
 class _Run:
-    """One call of :func:`fit`: what its stages share."""
+    """The state of one call of :func:`fit`, and its stages."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class _Run:
         self.config, self.loss = config, loss
         self.watchdog = watchdog
         self.evaluation: Optional[Evaluation] = None
-        self._open = contextlib.ExitStack()  # what must not outlive the run in a notebook's process
+        self._open = contextlib.ExitStack()  # closed however the run ends: a notebook goes on
         self.throughput = Throughput()
         with dist.together():
             self.ctx = choose(config.device, dist.local_rank())
@@ -155,10 +155,10 @@ class _Run:
             self.last_step = min(self.last_step, config.train.max_steps)
 
     def begin(self, resume_from: str, force: bool) -> None:
-        """Put the ranks on the same weights and the same step: drawn, or from a checkpoint."""
+        """Bring all ranks to the same weights and step: initial ones, or those of a checkpoint."""
         config = self.config
         self.watchdog.beat("the start of the run")
-        dist.node_process_set()  # collective, so before what each rank does on its own
+        dist.node_process_set()  # collective, so not inside together()
         state: Dict[str, Any] = {"step": 0, "totals": [[0.0] * 3] * 2, "statistics": None}
         path: Optional[Path] = None
         with dist.together():
@@ -169,7 +169,7 @@ class _Run:
             if self.loss is not None:
                 replica.check_loss(self.loss, self.num_classes, self.ctx)
             self.trainer = make_trainer(self.net, config.optimizer)
-            # Rank 0 alone looks and reads, so that all take the same one and need no shared disk.
+            # Only rank 0 looks for checkpoints: all ranks use the same one, without a shared disk.
             if dist.is_root():
                 path = resume.choose(config, resume_from, force)
             if path is not None:
@@ -203,7 +203,7 @@ class _Run:
         )
 
     def go(self, stop: StopRequest) -> Result:
-        """Make the steps that are left, look at the test set, and tell how it went."""
+        """Make the remaining steps, evaluate and save."""
         stopped = False
         try:
             stopped = self._train(stop)
@@ -220,7 +220,7 @@ class _Run:
         return self._finish(stopped)
 
     def _train(self, stop: StopRequest) -> bool:
-        """Make the steps that are left; whether it was asked to stop before the last."""
+        """Make the remaining steps; returns whether it was asked to stop before the last."""
         config = self.config
         batches = self.loader.from_step(self.step, self.last_step)
         for made, batch in enumerate(batches, start=1):
@@ -236,7 +236,7 @@ class _Run:
             if due:
                 self._report(lr, result.gradient_norm)
             self.report.step(self.step)
-            self.saver.look()
+            self.saver.poll()
             if self._due(self.epoch_steps):
                 self._end_epoch()
             elif self._due(config.checkpoint.every_steps):
@@ -251,12 +251,12 @@ class _Run:
         return False
 
     def _due(self, every: Optional[int], offset: int = 0) -> bool:
-        """Whether something that happens each ``every`` steps happens now; the last step always."""
+        """Whether what is due every ``every`` steps is due now; after the last step it is."""
         step = self.step + offset
         return every is not None and (step % every == 0 or step == self.last_step)
 
     def _report(self, lr: float, norm: Optional[mx.nd.NDArray]) -> None:
-        # Where a run is cut, by train.max_steps, one that goes on from there completes the window.
+        # A run cut short by train.max_steps keeps its window, for the run that resumes from there.
         means = self.metrics.read(end=self.step % self.config.monitor.every_steps == 0)
         self.throughput.mark()
         times = self.timing.read()
@@ -277,16 +277,18 @@ class _Run:
         self._save(accuracy)
 
     def _calibrate(self) -> None:
-        """Exact running statistics, over batches of the epoch after the last."""
+        """Measure exact running statistics, on batches of the epoch after the last."""
         steps = -(-self.config.calibrate_samples // self.config.train.global_batch_size)
         batches = self.loader.from_step(self.last_step, self.last_step + steps)
         with mixed_precision.computing_in(self.net, "float32"):
             batch_norm.calibrate(self.net, ((b.data, b.samples) for b in self._watched(batches)))
 
     def _evaluate(self) -> float:
-        """Look at the test set; its accuracy."""
+        """Evaluate on the test set; returns the accuracy."""
         batches = self._watched(feed.test_loader(self.test, self.config, self.ctx))
-        in_float32 = mixed_precision.computing_in(self.net, "float32")  # as the saved model is used
+        in_float32 = mixed_precision.computing_in(
+            self.net, "float32"
+        )  # as the saved model will be used
         with in_float32, replica.as_one_model(self.net, self.config):
             loss_of = self.loss or cross_entropy
             self.evaluation = evaluate(self.net, batches, self.num_classes, loss_of)
@@ -303,7 +305,7 @@ class _Run:
 
     def _save(self, accuracy: Optional[float] = None) -> None:
         self.watchdog.beat(f"the save after step {self.step}")
-        # Every rank reads its sums here, so that no net that is lost is saved.
+        # This raises on every rank if the weights are not finite, so that they are never saved.
         totals = self.metrics.totals()
         self.throughput.end()
         state = {
@@ -321,7 +323,7 @@ class _Run:
         self.report.flush()
         with replica.as_one_model(self.net, self.config):
             if dist.is_root():
-                self.saver.wait()  # before the copies are made: memory holds them once
+                self.saver.wait()  # before copying: memory holds one copy at most
                 self.saver.begin(checkpoint.snapshot(self.net, self.trainer, state, statistics))
 
     def _finish(self, stopped: bool) -> Result:
@@ -336,7 +338,7 @@ class _Run:
             )
         replica.merge_running_statistics(self.net, self.config)
         mx.nd.waitall()
-        # So the net can be sent to another process: its graphs name what this one alone has.
+        # Makes the net picklable: its graphs refer to objects of this process.
         batch_norm.clear_cached_graphs(self.net)
         evaluation = None if stopped else self.evaluation
         speed = self.throughput.overall

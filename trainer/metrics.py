@@ -1,4 +1,4 @@
-"""Sums of what was seen: kept on the device while it runs, added over ranks when read."""
+"""Loss and accuracy: summed on the device during training, reduced over ranks when read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from . import dist
 from .placement import dense_on_cpu, memory_of
 from .step import StepResult
 
-_AT_ONCE = 200  # arrays that MXNet's kernel takes on GPUs
+_AT_ONCE = 200  # the most arrays that multi_all_finite takes on GPUs
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or a weight was NaN or infinite; every rank raises it at the same step."""
+    """The loss or a weight is NaN or infinite; raised on every rank at the same step."""
 
     def __init__(self, step: int, what: str):
         super().__init__(f"{what} at step {step}")
@@ -24,14 +24,14 @@ class NonFiniteError(RuntimeError):
 
 
 class Means(NamedTuple):
-    """Over the training samples that all ranks saw in some time."""
+    """Means over the training samples of all ranks in some period."""
 
-    loss: float  # mean over samples, in nats
+    loss: float  # in nats
     accuracy: float  # share of samples, 0 to 1
 
 
 class TrainMetrics:
-    """Loss and hits of training samples, since the last reading and since the epoch's start."""
+    """Loss and accuracy in training, over the window since the last reading and over the epoch."""
 
     def __init__(
         self,
@@ -39,12 +39,12 @@ class TrainMetrics:
         totals: Sequence[Sequence[float]] = ((0.0,) * 3,) * 2,
         parameters: Iterable[gluon.Parameter] = (),
     ):
-        """Start at the beginning of an epoch, or go on.
+        """Start at the beginning of an epoch, or resume.
 
         Args:
-            totals: what :meth:`totals` gave when the run was saved, to go on from there.
-            parameters: looked at whenever the sums are read. A net with lost weights may have a
-                finite loss, as oneDNN's ReLU (``nn.Activation("relu")`` on CPUs) makes 0 of NaN.
+            totals: the saved :meth:`totals` to resume from.
+            parameters: checked for non-finite values whenever the sums are read. The loss alone
+                does not show them: oneDNN's ReLU (``nn.Activation`` on CPUs) turns NaN into 0.
         """
         self._ctx, self._parameters = ctx, list(parameters)
         self._step = 0
@@ -52,40 +52,40 @@ class TrainMetrics:
         self._clear()
 
     def _clear(self) -> None:
-        # In float64 sums of a few thousand float32 values are exact, so that they do not depend on
-        # where a run was stopped and the sum was taken in two parts.
+        # In float64, sums of a few thousand float32 values are exact, so they do not depend on
+        # where a run was interrupted.
         self._loss_sum = mx.nd.zeros((1,), ctx=self._ctx, dtype="float64")
         self._correct = mx.nd.zeros((1,), ctx=self._ctx, dtype="float64")
         self._count = 0
-        # The first step whose loss was not finite. Kept on the device: to look at each loss at
-        # once would make the host wait for every step.
+        # The first step whose loss was not finite. Kept on the device, because checking each loss
+        # on the host would wait for every step.
         self._first_bad = mx.nd.full((1,), np.inf, ctx=self._ctx, dtype="float64")
 
     def add(self, step: int, result: StepResult, count: int) -> None:
-        """Take in one step's sums over ``count`` samples of this rank."""
+        """Add one step's sums over ``count`` samples of this rank."""
         self._step = step
         loss_sum = result.loss_sum.astype("float64")
         self._loss_sum = self._loss_sum + loss_sum
         self._correct = self._correct + result.correct.astype("float64")
         self._count += count
         finite = mx.nd.contrib.isfinite(loss_sum)
-        never = mx.nd.full((1,), np.inf, ctx=self._ctx, dtype="float64")
-        at = mx.nd.where(finite, never, finite + step)
-        self._first_bad = mx.nd.minimum(self._first_bad, at)
+        never, now = (
+            mx.nd.full((1,), value, ctx=self._ctx, dtype="float64") for value in (np.inf, step)
+        )
+        self._first_bad = mx.nd.minimum(self._first_bad, mx.nd.where(finite, never, now))
 
     def totals(self) -> List[List[float]]:
-        """[loss sum, hits, samples] over all ranks, of the window and of the epoch; collective.
+        """[loss sum, correct, samples] over all ranks, of the window and of the epoch; collective.
 
-        A run that goes on from these totals sums in the order in which this one does.
+        A run that resumes from these totals adds in the same order as this one.
 
         Raises:
-            NonFiniteError: on every rank, if any sample's loss was not finite, or a parameter is
-                not.
+            NonFiniteError: on every rank, if the loss of a sample or a parameter is not finite.
         """
         loss_sum, correct, first_bad = mx.nd.concat(
             self._loss_sum, self._correct, self._first_bad, dim=0
         ).asnumpy()
-        # The smallest step over ranks, by a sum: one place for each rank.
+        # The minimum over ranks by means of a sum: one element for each rank.
         steps = np.zeros(dist.world_size())
         steps[dist.rank()] = first_bad if np.isfinite(first_bad) else -1
         own = [0.0, 0.0, 0.0] if np.isfinite(first_bad) else [loss_sum, correct, self._count]
@@ -102,14 +102,14 @@ class TrainMetrics:
         return [self._window.tolist(), self._epoch.tolist()]
 
     def read(self, end: bool = True) -> Means:
-        """Means of the window so far; collective. At its ``end`` a new one starts."""
+        """Means over the window; ``end`` starts a new one; collective."""
         window, _ = self.totals()
         if end:
             self._window[:] = 0
         return _means(window)
 
     def read_epoch(self, end: bool = True) -> Means:
-        """Means of the epoch so far; collective. At its ``end`` a new one starts."""
+        """Means over the epoch so far; ``end`` starts a new one; collective."""
         _, epoch = self.totals()
         if end:
             self._epoch[:] = 0
@@ -118,9 +118,9 @@ class TrainMetrics:
 
 def _all_finite(arrays: Iterable[mx.nd.NDArray]) -> bool:
     floats = [array for array in arrays if np.issubdtype(array.dtype, np.floating)]
-    mx.nd.waitall()  # a forward under way could bring a weight into another order meanwhile
+    mx.nd.waitall()  # oneDNN reorders weights in place during a forward
     in_memory = [array for array in floats if dense_on_cpu(array, np.float32, np.float64)]
-    # MXNet's kernel is made for GPUs: on CPUs it takes 60 times as long as NumPy's.
+    # MXNet's kernel takes 60 times as long as NumPy's on CPUs.
     return all(np.isfinite(memory_of(array)).all() for array in in_memory) and _finite_by_kernel(
         [array for array in floats if not dense_on_cpu(array, np.float32, np.float64)]
     )
@@ -144,21 +144,21 @@ def _means(totals: Sequence[float]) -> Means:
 
 
 class Evaluation(NamedTuple):
-    """A set seen once, over all ranks."""
+    """Metrics of one pass over a set, over all ranks."""
 
     loss: float  # mean cross entropy, in nats, or that of the loss given to fit
     accuracy: float  # share of samples, 0 to 1
-    confusion: np.ndarray  # int64 (K, K): samples of class row that were taken for class column
+    confusion: np.ndarray  # int64 (K, K): samples of class row predicted as class column
     samples: int
-    # int64 (2, K, 127): see precision_recall.count_scores; None where nobody counted
+    # int64 (2, K, 127), see precision_recall.count_scores; None if not counted
     score_counts: Optional[np.ndarray] = None
 
     @property
     def class_accuracy(self) -> np.ndarray:
-        """Share of each class's samples that were recognised, float64 (K,); NaN without samples."""
+        """Recall of each class, float64 (K,); NaN for a class without samples."""
         seen = self.confusion.sum(axis=1)
         return np.where(seen > 0, np.diag(self.confusion) / np.maximum(seen, 1), np.nan)
 
     def scalars(self) -> Dict[str, float]:
-        """The figures to log."""
+        """The metrics to log, by name."""
         return {"loss": self.loss, "accuracy": self.accuracy}

@@ -15,11 +15,11 @@ from .config import Config, Optimizer, Schedule
 from .placement import dense_on_cpu, memory_of
 from .settings import ConfigError, nearest
 
-_LARGE = 10_000  # numbers: for fewer, a call costs more than what it does
+_LARGE = 10_000  # elements; for smaller arrays the overhead of a call dominates
 
 
 def peak_lr(optimizer: Optimizer, global_batch_size: int) -> float:
-    """The learning rate after warm-up: ``lr``, times global batch over base batch where one is set.
+    """The learning rate after warm-up, scaled by global over base batch size where one is set.
 
     The linear scaling rule of Goyal et al., "Accurate, large minibatch SGD", 2017, section 2.1.
     """
@@ -29,10 +29,10 @@ def peak_lr(optimizer: Optimizer, global_batch_size: int) -> float:
 
 
 def lr_schedule(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """The share of the peak learning rate that step ``step`` (from 0) takes.
+    """The learning rate of step ``step``, from 0, as a fraction of the peak.
 
-    Linear warm-up to 1 over ``warmup_epochs``, then constant; or times ``gamma`` from each
-    milestone epoch on; or half a cosine down to ``final_lr`` (Loshchilov and Hutter, "SGDR", 2017).
+    Linear warm-up to 1 over ``warmup_epochs``; then constant, multiplied by ``gamma`` at each
+    milestone epoch, or half a cosine down to ``final_lr`` (Loshchilov and Hutter, "SGDR", 2017).
     """
     warmup = schedule.warmup_epochs * steps_per_epoch
     if step < warmup:
@@ -47,20 +47,22 @@ def lr_schedule(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int
 
 
 class SGD(mx.optimizer.SGD):
-    """MXNet's, with its kernel for a single array where that is faster: momentum, on the CPU.
+    """MXNet's SGD, using its single-array kernel where that is faster: momentum on the CPU.
 
-    MXNet gives arrays four at a time to a kernel that takes a number of each in turn, so that no
-    compiler makes vector instructions of it. Both kernels give the same bits.
+    MXNet's own choice, the multi-array kernel, interleaves the elements of four arrays, so that
+    compilers cannot vectorize it. Both kernels give the same bits.
     """
 
     aggregate_num: int
 
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
-        self.aggregate_num = max(1, self.aggregate_num)  # with 0 there would come no lists below
+        self.aggregate_num = max(
+            1, self.aggregate_num
+        )  # with 0, update_multi_precision would not get lists
 
     def update_multi_precision(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
-        """Move some parameters: lists of their numbers, weights, gradients and states."""
+        """Update some parameters, given lists of their indices, weights, gradients and states."""
         others: List[Tuple[Any, ...]] = []
         for one in zip(index, weight, grad, state):
             large = self.momentum > 0 and one[1].size >= _LARGE
@@ -87,10 +89,10 @@ class SGD(mx.optimizer.SGD):
 
 
 def make_optimizer(settings: Optimizer) -> mx.optimizer.Optimizer:
-    """MXNet's optimizer of that name.
+    """The MXNet optimizer that ``settings`` describe.
 
     Raises:
-        ConfigError: there is none of that name, or it refuses an argument.
+        ConfigError: no optimizer has that name, or it refuses an argument.
     """
     name = "nag" if settings.nesterov else settings.name.lower()
     known = sorted(mx.optimizer.Optimizer.opt_registry)
@@ -114,9 +116,9 @@ def make_optimizer(settings: Optimizer) -> mx.optimizer.Optimizer:
 
 
 def make_trainer(net: gluon.Block, settings: Optimizer) -> gluon.Trainer:
-    """A trainer over the parameters of ``net``, which must be initialised, on every rank.
+    """The distributed trainer of ``net``, which must be initialised; on every rank.
 
-    Gamma, beta and biases (what has one dimension or none) are not decayed unless asked for.
+    Unless asked for, gamma, beta and biases (parameters of at most one dimension) do not decay.
     """
     parameters = net.collect_params()
     for parameter in parameters.values():
@@ -136,22 +138,22 @@ def make_trainer(net: gluon.Block, settings: Optimizer) -> gluon.Trainer:
 
 
 def mean_gradients(trainer: gluon.Trainer) -> Dict[str, np.ndarray]:
-    """The last step's gradients of the global batch's mean loss, clipped if so asked, by name."""
+    """The last step's gradients of the global mean loss, after clipping, by parameter name."""
     moved = [p for p in trainer._params if p.grad_req != "null"]
     return {p.name: p.list_grad()[0].asnumpy() * trainer._scale for p in moved}
 
 
-def gradients(trainer: gluon.Trainer) -> list[mx.nd.NDArray]:
+def gradients(trainer: gluon.Trainer) -> List[mx.nd.NDArray]:
     """This rank's gradient arrays, in the trainer's order."""
     return [p.list_grad()[0] for p in trainer._params if p.grad_req != "null"]
 
 
 def zero_unused_gradients(trainer: gluon.Trainer) -> None:
-    """Give the parameters that this rank's forward did not use a gradient of zero.
+    """Zero the gradients of parameters that this rank's forward did not use.
 
-    Gluon would leave them the last step's gradient, already added up, and skip their update. Where
-    ranks go different ways (layers dropped at random, a branch that depends on the data) the sum
-    would be wrong and their weights would part.
+    Gluon would leave the last step's reduced gradient there and skip the update. Where ranks take
+    different paths (layers dropped at random, branches on the data), the sum over ranks would be
+    wrong and their weights would diverge.
     """
     for parameter in trainer._params:
         if parameter.grad_req == "null":
@@ -166,7 +168,7 @@ Mark = Callable[[str], None]
 
 
 def unmarked(part: str) -> None:
-    """Let a part of a step pass without looking at the device."""
+    """The mark of a step that is not timed: does nothing."""
 
 
 def reduce_and_update(
@@ -184,30 +186,30 @@ def reduce_and_update(
     norm = None
     if want_norm or clip_norm is not None:
         arrays = gradients(trainer)
-        # Where Horovod leaves a sum (without NCCL) the trainer keeps 1 / world_size in _scale to
-        # apply it in the update, where it leaves a mean _scale is 1: right in either case.
+        # Without NCCL Horovod leaves a sum, and _scale is 1 / world_size for the update; with it, a
+        # mean, and _scale is 1. The product is the norm of the mean in either case.
         norm = _norm(arrays) * trainer._scale
         if clip_norm is not None:
-            _shrink(arrays, mx.nd.minimum(clip_norm / (norm + 1e-12), 1.0))
+            _rescale(arrays, mx.nd.minimum(clip_norm / (norm + 1e-12), 1.0))
     trainer.update(1)
     return norm
 
 
-def _norm(arrays: list[mx.nd.NDArray]) -> mx.nd.NDArray:
-    """The L2 norm of all of them, float32 (1,)."""
+def _norm(arrays: List[mx.nd.NDArray]) -> mx.nd.NDArray:
+    """The joint L2 norm of ``arrays``, float32 (1,)."""
     if _on_host(arrays):
-        mx.nd.waitall()  # no view may be taken while the engine has something to do with its array
+        mx.nd.waitall()  # NumPy must not read an array that the engine still works on
         views = map(memory_of, arrays)
         return mx.nd.array([math.sqrt(sum(float(np.vdot(view, view)) for view in views))])
-    by_dtype: Dict[Any, list[mx.nd.NDArray]] = {}
-    for array in arrays:  # Gluon leaves a net's batch norm in float32 where it is cast to float16
+    by_dtype: Dict[Any, List[mx.nd.NDArray]] = {}
+    for array in arrays:  # a net cast to float16 keeps its batch norm in float32
         by_dtype.setdefault(array.dtype, []).append(array)
     squares = [mx.nd.multi_sum_sq(*alike, num_arrays=len(alike)) for alike in by_dtype.values()]
     return mx.nd.concat(*squares, dim=0).sum().sqrt()
 
 
-def _shrink(arrays: list[mx.nd.NDArray], factor: mx.nd.NDArray) -> None:
-    """Multiply all of them by ``factor``, float32 (1,)."""
+def _rescale(arrays: List[mx.nd.NDArray], factor: mx.nd.NDArray) -> None:
+    """Multiply ``arrays`` by ``factor``, float32 (1,), in place."""
     if not _on_host(arrays):
         for array in arrays:
             array *= factor.astype(array.dtype, copy=False)
@@ -217,13 +219,13 @@ def _shrink(arrays: list[mx.nd.NDArray], factor: mx.nd.NDArray) -> None:
             view *= view.dtype.type(factor.asscalar())
 
 
-def _on_host(arrays: list[mx.nd.NDArray]) -> bool:
-    """Whether NumPy can do it: MXNet's own kernels take five times as long on CPUs."""
+def _on_host(arrays: List[mx.nd.NDArray]) -> bool:
+    """Whether NumPy can process ``arrays`` in place: on CPUs five times as fast as MXNet."""
     return all(dense_on_cpu(array, np.float32, np.float64) for array in arrays)
 
 
 def set_lr(trainer: gluon.Trainer, config: Config, step: int, steps_per_epoch: int) -> float:
-    """Give the trainer the learning rate of step ``step`` and return it."""
+    """Set and return the learning rate of step ``step``."""
     peak = peak_lr(config.optimizer, config.train.global_batch_size)
     lr = peak * lr_schedule(config.schedule, step, steps_per_epoch, config.train.epochs)
     trainer.set_learning_rate(lr)

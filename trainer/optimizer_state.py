@@ -1,4 +1,4 @@
-"""What an optimizer remembers: its arrays and counters, out of it, into it, and over ranks."""
+"""The state of an optimizer, arrays and counters: read, restored, and broadcast over ranks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mxnet import gluon
 from . import dist
 from .settings import ConfigError, show
 
-Arrays = Dict[str, mx.nd.NDArray]  # by "parameter's name in the net.place in its state"
+Arrays = Dict[str, mx.nd.NDArray]  # keys: "<parameter's name in the net>.<index in its state>"
 
-# What an optimizer carries from step to step beside its arrays: Nadam's product of momenta.
+# Attributes that optimizers update in each step: Nadam's product of momenta.
 _NUMBERS = ("m_schedule",)
 
 
 def read(net: gluon.Block, trainer: gluon.Trainer) -> Tuple[Arrays, Dict[str, Any]]:
-    """The arrays (momenta and the like), and the counters as JSON can hold them."""
+    """The arrays (momenta and the like), and the counters as JSON-serializable values."""
     optimizer, names = trainer.optimizer, _names(net, trainer)
     arrays = {
         f"{names[index]}.{place}": array
@@ -38,10 +38,10 @@ def read(net: gluon.Block, trainer: gluon.Trainer) -> Tuple[Arrays, Dict[str, An
 def write(
     net: gluon.Block, trainer: gluon.Trainer, arrays: Arrays, counters: Dict[str, Any]
 ) -> None:
-    """Have the optimizer go on from what :func:`read` gave.
+    """Restore what :func:`read` returned.
 
     Raises:
-        ValueError: it is another optimizer, or its parameters have other shapes.
+        ValueError: it is of another optimizer or net, or malformed.
     """
     optimizer = trainer.optimizer
     name = type(optimizer).__name__
@@ -101,8 +101,8 @@ def broadcast(net: gluon.Block, trainer: gluon.Trainer) -> None:
 def _names(net: gluon.Block, trainer: gluon.Trainer) -> List[str]:
     """The net's own name for each of the trainer's parameters.
 
-    Not Gluon's global ones, and not their place in the trainer, which sorts by these: they depend
-    on how many layers the process has made before.
+    Neither Gluon's global names nor the order in the trainer, which sorts by them, would do: both
+    depend on how many layers the process has made before.
     """
     names = {id(p): name for name, p in net._collect_params_with_prefix().items()}
     for parameter in trainer._params:
@@ -115,7 +115,7 @@ def _names(net: gluon.Block, trainer: gluon.Trainer) -> List[str]:
 
 
 def _state(trainer: gluon.Trainer, index: int) -> Any:
-    """The state of a parameter, made where the optimizer has not stepped yet."""
+    """The state of a parameter; created if the optimizer has made no step yet."""
     updater = trainer._updaters[0]
     if index not in updater.states:
         weight = trainer._params[index].list_data()[0]

@@ -1,4 +1,4 @@
-"""Saving beside training: checkpoints are written by a thread of their own, one at a time."""
+"""Writing checkpoints in a background thread while training goes on."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from typing import Callable, Optional
 
 from . import checkpoint
 
-# The thread's, as of nice(1): it takes what training leaves of the processors.
+# nice(1) value of the writing thread: it gets only the CPU time that training leaves.
 _NICENESS = 19
 
 
 class Saver:
-    """Writes the checkpoints of a run below ``folder``, rank 0's alone.
+    """Writes the checkpoints of a run below ``folder``, on rank 0.
 
-    One save is under way at most: the next waits for it, so that none that was due is left out.
-    A save that fails is told and does not end the run, which saves again when it is next due;
-    whether the last one was written is for the end of the run to ask (:meth:`wait`).
+    At most one save is under way; the next waits for it. A failed save is reported and does not end
+    the run, which saves again when the next is due; :meth:`wait` tells whether the last succeeded.
 
     Args:
-        keep: newest checkpoints that are left, besides the best.
-        report: is told in one line of each save that failed.
-        saved: is told of each checkpoint that was written, by the thread that waits for it.
+        keep: number of newest checkpoints to keep, besides the best.
+        report: called with one line for each save that failed.
+        saved: called with each checkpoint that was written, in the caller's thread.
     """
 
     def __init__(
@@ -36,12 +35,12 @@ class Saver:
         saved: Callable[[Path], None] = lambda path: None,
     ):
         self._folder, self._keep, self._report, self._saved = folder, keep, report, saved
-        self._thread = ThreadPoolExecutor(1, "checkpoint", _step_back)
+        self._thread = ThreadPoolExecutor(1, "checkpoint", _lower_priority)
         self._under_way: Optional[Future] = None
         self._failure: Optional[str] = None
 
     def begin(self, content: checkpoint.Snapshot) -> None:
-        """Write a checkpoint in the background; none may be under way."""
+        """Start writing a checkpoint in the background; none may be under way."""
         assert self._under_way is None
         self._under_way = self._thread.submit(checkpoint.write, self._folder, content, self._keep)
 
@@ -50,24 +49,24 @@ class Saver:
         """Whether a checkpoint is being written now."""
         return self._under_way is not None and not self._under_way.done()
 
-    def look(self) -> None:
-        """Tell of a save that has ended meanwhile; waits for nothing."""
+    def poll(self) -> None:
+        """Report a save that has ended, if any, without waiting."""
         if not self.under_way:
             self.wait()
 
     def wait(self) -> Optional[str]:
-        """Wait until no save is under way; why the last one failed, None if it did not."""
+        """Wait for the save under way, if any; returns why the last save failed, or None."""
         if self._under_way is not None:
-            ended, self._under_way = self._under_way, None
+            finished, self._under_way = self._under_way, None
             self._failure = None
             try:
-                self._saved(ended.result())
+                self._saved(finished.result())
             except checkpoint.SaveError as error:
                 self._failure = str(error)
                 self._report(f"{error}; the older ones are as they were")
         return self._failure
 
 
-def _step_back() -> None:
-    with contextlib.suppress(OSError):  # elsewhere than on Linux a thread has no niceness
+def _lower_priority() -> None:
+    with contextlib.suppress(OSError):  # threads have their own niceness on Linux only
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -1,4 +1,4 @@
-"""What one step computes: no I/O, no logging, nothing that waits for the device."""
+"""One training or evaluation step: no I/O, no logging, no waiting for the device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .config import Config, ConfigError
 from .loader import Batch
 from .optim import Mark, reduce_and_update, unmarked
 
-# From logits, (B, K), and labels, (B,), to the loss of each sample, (B,).
+# Maps logits (B, K) and labels (B,) to the loss of each sample (B,).
 Loss = Callable[[mx.nd.NDArray, mx.nd.NDArray], mx.nd.NDArray]
 
 
@@ -42,10 +42,10 @@ def cross_entropy(
 
 
 def forward(net: gluon.Block, data: mx.nd.NDArray) -> mx.nd.NDArray:
-    """Logits, float32 (B, K) whatever the net computes in, of ``data``, float32 (B, C, H, W).
+    """Logits, float32 (B, K) whatever the net's own dtype, of ``data``, float32 (B, C, H, W).
 
     Raises:
-        ConfigError: the net gives something else, as some do in training alone.
+        ConfigError: the net returns something else, as some do in training mode only.
     """
     logits = net(data)
     if not isinstance(logits, mx.nd.NDArray):
@@ -66,16 +66,17 @@ def train_step(
     mark: Mark = unmarked,
     loss_of: Optional[Loss] = None,
 ) -> StepResult:
-    """One step of every rank: forward, backward, average over ranks, update.
+    """One training step: forward, backward, average over ranks, update; collective.
 
-    The gradient is the sum over all samples of the global batch divided by their number, however
-    they are spread: each rank weighs its samples by world_size / global_samples, and the trainer
-    divides the sum over ranks by world_size.
+    The gradient is that of the mean loss over the global batch, however its samples are sharded:
+    each rank weights its samples by world_size / global_samples, and the trainer divides the sum
+    over ranks by world_size.
 
     Args:
-        mark: called with the name of each part when it is handed to the device: ``compute``
-            (forward and backward), ``allreduce``.
-        loss_of: None takes cross entropy, smoothed as ``config`` says.
+        want_norm: return the gradient norm.
+        mark: called with ``compute`` (forward and backward) and ``allreduce`` when that part of the
+            step has been enqueued.
+        loss_of: None takes cross entropy with the label smoothing of ``config``.
     """
     loss_of = loss_of or functools.partial(cross_entropy, smoothing=config.train.label_smoothing)
     parts = config.optimizer.accumulate
@@ -97,11 +98,11 @@ def train_step(
 def _forward_backward(
     net: gluon.Block, batch: Batch, start: int, stop: int, config: Config, loss_of: Loss
 ) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
-    """Gradients of samples ``start`` to ``stop`` of a rank's batch; their loss and correct sums.
+    """Backward over samples ``start`` to ``stop`` of a rank's batch; sums of loss and correct ones.
 
-    Without samples the rank runs one stand-in of weight 0, so that it meets its peers in every
-    collective: with synced batch norm told that it counts for nothing, else in inference mode,
-    where it moves no running statistics.
+    Without samples the rank runs a placeholder of weight 0, to take part in every collective: with
+    synced batch norm as an empty batch, otherwise in inference mode, which does not update running
+    statistics.
     """
     empty = start == stop
     synced = config.batch_norm != "local"
@@ -117,14 +118,14 @@ def _forward_backward(
             logits = forward(net, data)
             loss = loss_of(logits, label)
         loss.backward(mx.nd.full(loss.shape, weight, ctx=loss.context, dtype=loss.dtype))
-    hits = mx.nd.equal(logits.detach().argmax(axis=-1), label)
-    counts = 0.0 if empty else 1.0
-    return loss.detach().sum() * counts, hits.sum() * counts
+    correct = mx.nd.equal(logits.detach().argmax(axis=-1), label)
+    counted = 0.0 if empty else 1.0
+    return loss.detach().sum() * counted, correct.sum() * counted
 
 
 def eval_step(
     net: gluon.Block, batch: Batch, loss_of: Loss = cross_entropy
 ) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
-    """The loss, float32 (B,), and logits, float32 (B, K), of each sample of a batch."""
+    """Losses, float32 (B,), and logits, float32 (B, K), of the samples of a batch."""
     logits = forward(net, batch.data)
     return loss_of(logits, batch.label), logits

@@ -104,7 +104,7 @@ def test_training_goes_on_while_a_save_is_under_way(tmp_path, held):
     assert held.wait()
     for step in range(1, 4):
         run.step(step)
-        saver.look()
+        saver.poll()
     mx.nd.waitall()
     assert checkpoint.listing(tmp_path) == []
     held.release()
@@ -137,12 +137,12 @@ def test_looking_waits_for_nothing_and_tells_of_a_failure(tmp_path, held):
     saver = Saver(folder, 1, told.append)
     saver.begin(Run().snapshot(1))
     assert held.wait()
-    saver.look()
+    saver.poll()
     folder.rename(tmp_path / "moved away")
     held.release()
     saver._thread.shutdown()
     assert told == []
-    saver.look()
+    saver.poll()
     assert len(told) == 1 and "step-00000001 could not be written" in told[0]
 
 
