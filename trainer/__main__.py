@@ -21,7 +21,7 @@ from .settings import UserError
 from .shared_memory import SharedMemorySum
 
 USER_ERROR = 2
-SPEAK_SECONDS = 5.0  # for rank 0 to say what is wrong: launchers end all ranks after the first
+SPEAK_SECONDS = 5.0  # for rank 0 to print first: launchers end all ranks after one has ended
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,8 +44,8 @@ for _command in (
     main.add_command(_command)
 
 
-# What a rank's last wait says of it: Horovod once it has noticed, Gloo in the midst of a sum.
-_OF_A_LOST_RANK = (
+# Messages of a rank whose peer has died: from Horovod, and from Gloo within a collective.
+_LOST_PEER = (
     "Horovod has been shut down",
     "Connection reset by peer",
     "Connection closed by peer",
@@ -53,18 +53,18 @@ _OF_A_LOST_RANK = (
 
 
 def run() -> None:
-    """Enter here: what the user can mend ends in one line, on rank 0; the rest names its rank."""
+    """Run the command line; user errors end in one line on rank 0, others name their rank."""
     console.escape_what_is_missing(sys.stdout)
     try:
-        _look_for_the_folder()
+        _check_current_folder()
         main(standalone_mode=False)
         console.flush()
     except click.ClickException as error:
         _leave(error.format_message(), USER_ERROR)
     except launched.LaunchError as error:
-        _end(str(error), USER_ERROR)  # whatever rank it is taken for, nobody else would tell
+        _end(str(error), USER_ERROR)  # on every process: its rank cannot be trusted
     except (UserError, dist.PeerError, dist.NotJoinedError) as error:
-        # Raised on all ranks alike, or told to them (`dist.together`), so one of them prints.
+        # Raised on all ranks alike, see dist.together: one of them prints.
         _leave(str(error), USER_ERROR)
     except click.Abort:
         _leave("interrupted", 130)
@@ -74,7 +74,7 @@ def run() -> None:
         if isinstance(error, TrainingError):
             _leave(str(error), USER_ERROR)
         where = launched.where()
-        if SharedMemorySum.lost or any(words in str(error) for words in _OF_A_LOST_RANK):
+        if SharedMemorySum.lost or any(words in str(error) for words in _LOST_PEER):
             said = f"{where}: another rank has ended or stands still; what it says is the cause"
         else:
             said = f"{traceback.format_exc()}{where} failed: {type(error).__name__}: {error}"
@@ -82,7 +82,7 @@ def run() -> None:
         _exit(1)
 
 
-def _look_for_the_folder() -> None:
+def _check_current_folder() -> None:
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -97,13 +97,13 @@ def _leave(message: str, code: int) -> None:
 
 
 def _end(message: str, code: int) -> None:
-    # What was given may hold line breaks.
+    # One line, even if the user's input in it has line breaks.
     console.print_line(f"error: {' '.join(message.split())}", sys.stderr)
     _exit(code)
 
 
 def _exit(code: int) -> None:
-    # Not sys.exit: MXNet's engine may hold collectives that never end, and waits for them.
+    # Not sys.exit: MXNet's engine would wait for collectives that may never end.
     console.flush()
     os._exit(code)
 

@@ -1,4 +1,4 @@
-"""The user's own images and labels, as ``fit`` takes them: checked before anything is started."""
+"""Validates the images and labels that a user passes to ``fit``, before anything is started."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from .fashion_mnist import DataError
 # Images, uint8 (N, H, W[, C]); labels, integer (N,).
 Arrays = Tuple[np.ndarray, np.ndarray]
 
-_MOST_CHANNELS = 4  # more along the last axis are no channels
+_MOST_CHANNELS = 4  # a longer last axis is not taken for channels
 
 
 def checked(name: str, given: Any) -> Arrays:
     """``given``, a pair of arrays or a Gluon dataset, as arrays.
 
+    Args:
+        name: ``train`` or ``test``, for messages.
+
     Raises:
-        DataError: training would stumble over it later, or take it for something else.
+        DataError: a type, shape or dtype that training cannot use.
     """
     if isinstance(given, gluon.data.Dataset):
         given = _read(name, given)
@@ -46,7 +49,7 @@ def checked(name: str, given: Any) -> Arrays:
 
 
 def _read(name: str, dataset: gluon.data.Dataset) -> Arrays:
-    """All samples of a Gluon dataset of (image, label); they stay in memory."""
+    """Read all samples of a Gluon dataset of (image, label) into memory."""
     images: List[np.ndarray] = []
     labels: List[np.ndarray] = []
     for index in range(len(dataset)):
@@ -64,7 +67,7 @@ def _read(name: str, dataset: gluon.data.Dataset) -> Arrays:
         images.append(image)
         labels.append(label.reshape(()) if label.size == 1 else label)
     classes = np.array(labels)
-    # An image record has its label as a float.
+    # Image records store labels as floats.
     if classes.dtype.kind == "f" and (classes == np.rint(classes)).all():
         classes = classes.astype(np.int64)
     return np.array(images), classes

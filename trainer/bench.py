@@ -1,6 +1,6 @@
-"""How fast a configured run is, where a step's time goes, and what it needs; nothing is written.
+"""Measures the speed, the phases of a step and the memory of a configured run; saves nothing.
 
-The run's own parts in the run's own order, without its reports, evaluations and checkpoints.
+It runs the same parts in the same order as fit(), without reports, evaluations and checkpoints.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .step import train_step
 from .watchdog import Watchdog
 
 PERCENTILES = (10, 50, 90)
-LOADER_STEPS = 5  # times as many batches are made as steps are measured: they take less long
+LOADER_STEPS = 5  # batches made per measured step: they take less time
 TRACED_STEPS = 3
 
 
@@ -54,15 +54,15 @@ class Figures:
     steps: int
     training: float
     training_percentiles: Dict[str, float]  # of single steps
-    synchronised: float  # training with every phase waited for
-    loader: float  # batches alone, nobody takes them
+    synchronised: float  # training, waiting for the device after every phase
+    loader: float  # making batches alone
     evaluation: float
     phases: Dict[str, float]  # seconds of a synchronised step, mean over steps and ranks
     peak_mib: List[float]  # resident memory of each rank, by rank
 
     @property
     def headroom(self) -> float:
-        """How many times faster batches are made than trained on."""
+        """Speed of the loader over speed of training."""
         return self.loader / self.training
 
 
@@ -70,9 +70,9 @@ def measure(config: Config, steps: int, warmup: int, traces: Optional[Path] = No
     """Measure on every rank the launcher started, or on this process alone; collective.
 
     Args:
-        steps: that count, of each kind, at least two.
-        warmup: before them, not counted.
-        traces: folder for the traces of a few more steps, made if need be.
+        steps: measured steps of each kind, at least two.
+        warmup: steps before them that do not count.
+        traces: folder for the traces of a few more steps; created if necessary.
     """
     if traces is not None:
         dist.allow_timeline()
@@ -104,19 +104,19 @@ def measure(config: Config, steps: int, warmup: int, traces: Optional[Path] = No
 
 
 def percentiles(speeds: List[float]) -> Dict[str, float]:
-    """The 10th, 50th and 90th percentile of some speeds: a tenth of the steps was slower, ..."""
+    """The 10th, 50th and 90th percentile of ``speeds``, by percentage."""
     return {str(p): float(np.percentile(speeds, p)) for p in PERCENTILES}
 
 
 class _Bench:
-    """The parts of a run, and the next step."""
+    """The parts of a run, and the number of the next step."""
 
     def __init__(self, config: Config, watchdog: Watchdog):
         self._config = config
         self._watchdog = watchdog
         self._step = 0
         self._stop = StopRequest()
-        dist.node_process_set()  # collective, so before what each rank does on its own
+        dist.node_process_set()  # collective, so not inside together()
         with dist.together():
             self.ctx = choose(config.device, dist.local_rank())
             train, self._test = feed.read(config.data)
@@ -132,9 +132,9 @@ class _Bench:
         self._metrics = TrainMetrics(self.ctx)
 
     def train(self, steps: int, warmup: int) -> Tuple[List[float], List[int]]:
-        """Seconds and images of each step but the first, as a run makes them.
+        """Seconds and images of each step but the first, unsynchronised as in a run.
 
-        A thread notes when each loss is there, so that the host need not wait for any.
+        A thread notes when each loss is ready, so that the host does not wait for any.
         """
         batches = self._batches(warmup + steps)
         for batch in itertools.islice(batches, warmup):
@@ -160,7 +160,7 @@ class _Bench:
         return np.diff(ends).tolist(), images[1:]
 
     def train_synchronised(self, steps: int) -> Tuple[Dict[str, float], float]:
-        """Seconds of a step by phase, and images a second with every phase waited for."""
+        """Seconds of a step by phase, and images a second, waiting after every phase."""
         images = 0
         batches = self._batches(steps)
         dist.barrier()
@@ -178,7 +178,7 @@ class _Bench:
         return phases, images / steps / sum(phases.values())
 
     def make_batches(self, steps: int) -> float:
-        """Images a second that the loaders of all ranks make when nobody else wants the cores."""
+        """Images a second that the loaders of all ranks make while nothing else runs."""
         batches = self._loader.from_step(self._step, self._step + steps)
         next(batches).data.wait_to_read()  # the thread has started
         dist.barrier()
@@ -192,7 +192,7 @@ class _Bench:
     def evaluate(self, steps: int) -> float:
         """Images a second of inference on the test set, or as much of it as ``steps`` batches."""
         with mixed_precision.computing_in(self.net, "float32"):
-            for number in (1, steps):  # the first time its graph is made
+            for number in (1, steps):  # the first pass builds the graph
                 batches = feed.test_loader(self._test, self._config, self.ctx)
                 mx.nd.waitall()
                 dist.barrier()
@@ -202,11 +202,11 @@ class _Bench:
         return speed
 
     def trace(self, folder: Path) -> None:
-        """Write what happens in a few steps, in Chrome's trace format (chrome://tracing).
+        """Trace a few steps, in Chrome's trace format (chrome://tracing).
 
-        ``mxnet-rank<N>.json``: every operator of the engine and the sum of gradients, from each
-        rank. ``horovod.json``, where gradients go through Horovod: the way of every tensor, with
-        the time at which each rank was ready for it, from rank 0.
+        Each rank writes ``mxnet-rank<N>.json``: the operators of the engine and the allreduce of
+        gradients. Where gradients go through Horovod, rank 0 writes ``horovod.json``: the phases of
+        every collective and when each rank was ready for it.
         """
         folder.mkdir(parents=True, exist_ok=True)
         own = folder / f"mxnet-rank{dist.rank()}.json"
@@ -218,14 +218,14 @@ class _Bench:
             filename=str(own),
         )
         if isinstance(self.net, gluon.HybridBlock) and self._config.model.hybridize:
-            # Else many operators are one to the engine, and in the trace.
+            # Otherwise the engine, and so the trace, sees many operators as one.
             self.net.hybridize(static_alloc=True, forward_bulk_size=0, backward_bulk_size=0)
         for batch in self._batches(1):
             self._train_step(batch)
         mx.nd.waitall()
         in_memory = shared_gradients.wanted(self._config.optimizer) and dist.ranks_share_memory()
-        of_horovod = contextlib.nullcontext if in_memory else dist.timeline
-        with of_horovod(str(folder / "horovod.json")), self._shown_allreduce():
+        timeline = contextlib.nullcontext if in_memory else dist.timeline
+        with timeline(str(folder / "horovod.json")), self._traced_allreduce():
             mx.profiler.set_state("run")
             for batch in self._batches(TRACED_STEPS):
                 self._train_step(batch)
@@ -234,21 +234,24 @@ class _Bench:
         mx.profiler.dump()
 
     @contextlib.contextmanager
-    def _shown_allreduce(self) -> Iterator[None]:
+    def _traced_allreduce(self) -> Iterator[None]:
+        """Show the allreduce of gradients as a task in MXNet's profile."""
         task = mx.profiler.Domain("ranks").new_task("allreduce of gradients")
         allreduce_grads = self._trainer.allreduce_grads
 
-        def shown() -> None:
+        def traced() -> None:
             task.start()
             allreduce_grads()
             task.stop()
 
-        self._trainer.allreduce_grads = shown
-        yield
-        del self._trainer.allreduce_grads
+        self._trainer.allreduce_grads = traced
+        try:
+            yield
+        finally:
+            del self._trainer.allreduce_grads
 
     def _train_step(self, batch: Batch) -> mx.nd.NDArray:
-        """What a run does at each step; the step's loss."""
+        """One step as fit() makes it; returns its loss."""
         config = self._config
         mx.random.seed(sharding.step_seed(config.seed, self._step, dist.rank()))
         set_lr(self._trainer, config, self._step, self._loader.steps_per_epoch)
@@ -278,8 +281,8 @@ class _Bench:
 
 
 def _peak_mib() -> float:
-    """The most memory that this process has held, in MiB."""
+    """The peak resident memory of this process, in MiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024
-    raise AssertionError("Linux tells every process's peak")
+    raise AssertionError("/proc/self/status has no VmHWM")

@@ -1,7 +1,7 @@
-"""A bench over settings and numbers of ranks: each combination a job of its own, one after another.
+"""A benchmark over settings and numbers of ranks: one job per combination, one after another.
 
-Own processes, so that peak memory and compiled nets are those of one combination. This is the one
-place in ``trainer/`` that knows of the launcher, by its command line alone.
+Each has its own processes, so that peak memory and compiled nets are its own. This is the only
+module in ``trainer/`` that knows the launcher, by its command line.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from .settings import ConfigError
 
 
 class Combination(NamedTuple):
-    """What one job of a sweep runs with."""
+    """The settings of one job of a sweep."""
 
     ranks: int
     overrides: Tuple[str, ...]  # setting=value
 
 
 def combinations(sweeps: Sequence[str], ranks: str) -> List[Combination]:
-    """Every number of ranks with every value of every setting, the last setting the fastest.
+    """Every number of ranks with every value of every setting; the last setting varies fastest.
 
     Args:
-        sweeps: ``setting=value,value,...``; commas within brackets do not part values.
+        sweeps: ``setting=value,value,...``; commas within brackets do not separate values.
         ranks: ``1,2,4``.
 
     Raises:
-        ConfigError: one does not read like that.
+        ConfigError: one of them is malformed.
     """
     counts = ranks.split(",")
     if not all(re.fullmatch(r"[1-9]\d*", count) for count in counts):
@@ -63,15 +63,15 @@ def measure(
     chosen: Sequence[Combination],
     options: Sequence[str],
 ) -> List[Dict[str, Any]]:
-    """What ``bench --json`` writes for each combination, on as many ranks of this machine.
+    """Run each combination on this machine; what its ``bench --json`` wrote.
 
     Args:
-        path, overrides: the config that all start from.
-        options: further words for ``bench``.
+        path, overrides: the config that all combinations share.
+        options: further options of ``bench``.
 
     Raises:
-        ConfigError: a combination cannot be used, before the first is started; or one failed, and
-            its ranks have said why on standard error.
+        ConfigError: a combination is invalid, found before any is started; or one failed, for the
+            reason that its ranks have printed to standard error.
     """
     for combination in chosen:
         config.load(path, [*overrides, *combination.overrides])

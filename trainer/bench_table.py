@@ -1,4 +1,4 @@
-"""What a bench measured, as tables for the terminal and as plain values for JSON."""
+"""Results of a benchmark as tables for the terminal and as plain values for JSON."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Rows = List[Tuple[str, ...]]
 
 
 def as_dict(config: Config, figures: Figures) -> Dict[str, Any]:
-    """The figures with every setting they were measured with."""
+    """The figures together with every setting of the run, as JSON-serializable values."""
     values = {**dataclasses.asdict(figures), "headroom": figures.headroom}
     return {"config": to_dict(config), "figures": values}
 
 
 def from_dict(values: Dict[str, Any]) -> Figures:
-    """The figures in what :func:`as_dict` gave."""
+    """The figures in the result of :func:`as_dict`."""
     fields = {field.name for field in dataclasses.fields(Figures)}
     return Figures(**{name: value for name, value in values["figures"].items() if name in fields})
 
 
 def show(config: Config, figures: Figures) -> None:
-    """Print one bench."""
+    """Print the results of one benchmark."""
     console = _console()
     console.print(
         f"{figures.ranks} {'rank' if figures.ranks == 1 else 'ranks'}, rank 0 on "
@@ -45,12 +45,12 @@ def show(config: Config, figures: Figures) -> None:
 
 
 def show_sweep(results: Sequence[Tuple[Combination, Figures]]) -> None:
-    """Print a line for each combination."""
+    """Print a table with a row for each combination."""
     _console().print(_table(*sweep(results)))
 
 
 def speeds(figures: Figures) -> Tuple[Columns, Rows]:
-    """Images a second of all ranks together."""
+    """Images a second over all ranks, as a table."""
     slow, middle, fast = (f"{speed:,.1f}" for speed in figures.training_percentiles.values())
     steps = f"of steps: {slow} (10 %), {middle}, {fast} (90 %)"
     return ("", "images/s", ""), [
@@ -62,7 +62,7 @@ def speeds(figures: Figures) -> Tuple[Columns, Rows]:
 
 
 def phases(figures: Figures) -> Tuple[Columns, Rows]:
-    """Where the time of a synchronised step goes."""
+    """The phases of a synchronised step, as a table."""
     total = sum(figures.phases.values())
     rows: Rows = [
         (MEANINGS[phase], f"{1000 * seconds:.2f}", f"{100 * seconds / total:.1f} %")
@@ -72,13 +72,13 @@ def phases(figures: Figures) -> Tuple[Columns, Rows]:
 
 
 def memory(figures: Figures) -> Tuple[Columns, Rows]:
-    """The peak of each rank."""
+    """The peak memory of each rank, as a table."""
     rows: Rows = [(str(rank), f"{peak:,.0f}") for rank, peak in enumerate(figures.peak_mib)]
     return ("rank", "peak memory, MiB"), rows
 
 
 def sweep(results: Sequence[Tuple[Combination, Figures]]) -> Tuple[Columns, Rows]:
-    """A line for each combination."""
+    """A row for each combination, as a table."""
     settings = [override.partition("=")[0] for override in results[0][0].overrides]
     measured = ("images/s", "10 %", "90 %", "allreduce", "loader", "evaluation", "MiB")
     rows: Rows = []
@@ -101,9 +101,9 @@ def sweep(results: Sequence[Tuple[Combination, Figures]]) -> Tuple[Columns, Rows
 
 
 def _console() -> Console:
-    """Standard output, with room for a table where it is no terminal."""
-    found = Console()
-    return found if found.is_terminal else Console(width=WIDTH)
+    """Standard output, at a fixed width where it is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def _table(columns: Columns, rows: Rows) -> Table:

@@ -1,4 +1,4 @@
-"""What the commands of ``python -m trainer`` have in common."""
+"""Helpers of the commands of ``python -m trainer``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ overridden = click.argument("overrides", nargs=-1)
 
 
 def alone(command: str) -> None:
-    """Refuse to be one of several ranks."""
+    """Refuse to run as one of several ranks."""
     launched.check()
     if launched.size() > 1:
         raise click.UsageError(f"{command} runs on one process: leave the launcher out")
@@ -26,7 +26,7 @@ def alone(command: str) -> None:
 
 @contextlib.contextmanager
 def writing(what: Any) -> Iterator[None]:
-    """That ``what`` cannot be written is the user's to mend."""
+    """Turn an OSError within it into a usage error: ``what`` cannot be written."""
     try:
         yield
     except OSError as error:
@@ -35,18 +35,18 @@ def writing(what: Any) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print to the standard output; who has closed it (``| head``) wants no more."""
+    """Print to the standard output; a reader that has gone away (``| head``) is no error."""
     with writing("the standard output"), contextlib.suppress(BrokenPipeError):
         click.echo(text)
 
 
 def table_width() -> int:
-    """Characters in a row of a table; wide where nobody watches."""
+    """Characters in a row of a table; wide where the output is no terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
 
 
 def show(what: Any) -> None:
-    """Print a table, or anything else as JSON."""
+    """Print a rich Table as such, anything else as JSON."""
     from rich.console import Console
     from rich.table import Table
 
@@ -57,19 +57,19 @@ def show(what: Any) -> None:
 
 
 def split(config: Any, overrides: Tuple[str, ...]) -> Tuple[Any, Tuple[str, ...]]:
-    """The config's file, if any, and the overrides: the first word may read like one."""
+    """The config file, if any, and the overrides, which may begin in the first word."""
     return (None, (config, *overrides)) if config and "=" in config else (config, overrides)
 
 
 def load_config(config: Any, overrides: Tuple[str, ...]) -> Config:
-    """The settings of a command, checked; then the cores are divided, before MXNet is loaded."""
+    """The validated config of a command; also assigns cores, before MXNet is loaded."""
     settings = load(*split(config, overrides))
     device.share_cores()
     return settings
 
 
 def load_saved(checkpoint: str, overrides: Tuple[str, ...]) -> Any:
-    """The model of a checkpoint, as ``saved.Saved``; the cores are divided first."""
+    """The model of a checkpoint, a ``saved.Saved``; assigns cores first."""
     device.share_cores()
     from . import saved
 

@@ -1,4 +1,4 @@
-"""The commands that make runs, and those that look at them: train, bench, runs, ..."""
+"""The commands that make and inspect runs: train, bench, summary, config, runs, compare."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def bench(
         alone("bench with --sweep or --ranks")
         if timeline is not None:
             raise click.UsageError("--timeline goes with one bench, not with --sweep or --ranks")
-    # What cannot be written is told now, not after the measurement.
+    # Fail before the measurement, not after it, if the results cannot be written.
     if json_path is not None and launched.rank() == 0:
         with writing(json_path):
             open(json_path, "a").close()

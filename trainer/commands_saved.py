@@ -1,4 +1,4 @@
-"""The commands that take a trained model from its checkpoint: evaluate, predict, export, ..."""
+"""The commands that use a checkpoint: evaluate, calibrate, predict, export."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def predict(
         from . import images, predict
 
         found = images.read(paths, saved.image_shape, invert)
-        _tell_of_light_backgrounds(saved, found, invert)
+        _note_light_backgrounds(saved, found, invert)
         answers = predict.predict(saved, found)
         as_json = format_ == "json" or (format_ is None and str(output).endswith(".json"))
         text = predict.as_json(answers) if as_json else predict.as_csv(answers)
@@ -101,7 +101,7 @@ def predict(
 
 @contextlib.contextmanager
 def _written(path: Optional[str]) -> Iterator[Optional[Path]]:
-    """Where to write what becomes the file at ``path``; None for none."""
+    """A temporary file that replaces ``path`` on success; None if ``path`` is None."""
     if path is None:
         yield None
         return
@@ -109,7 +109,7 @@ def _written(path: Optional[str]) -> Iterator[Optional[Path]]:
         yield partial
 
 
-def _tell_of_light_backgrounds(saved: Saved, found: Images, invert: bool) -> None:
+def _note_light_backgrounds(saved: Saved, found: Images, invert: bool) -> None:
     if saved.config.data.dataset.startswith("fashion_mnist") and found.light_backgrounds:
         click.echo(
             f"note: {found.light_backgrounds} of {len(found.names)} images have a light "

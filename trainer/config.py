@@ -1,7 +1,7 @@
 """Every setting of a run: its meaning, its default and what it may be.
 
-A preset in ``configs/`` holds only what differs from the defaults here. Whatever is wrong is told
-in one line (:class:`ConfigError`) before anything is started or written.
+A preset in ``configs/`` holds only what differs from these defaults. Every error is one line
+(:class:`ConfigError`), before anything is started or written.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def load(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Config:
 
 
 def from_dict(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
-    """The config that a nested mapping of settings describes; what it leaves out is default."""
+    """The config of a nested mapping; settings it leaves out have their defaults."""
     chosen: Dict[str, Any] = copy.deepcopy(dict(values))
     for override in overrides:
         config_file.override(chosen, override)
@@ -224,17 +224,16 @@ def from_dict(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Confi
 
 
 def to_dict(config: Config) -> Dict[str, Any]:
-    """Every setting, as :func:`from_dict` takes it."""
+    """Every setting as a nested dict, for :func:`from_dict`."""
     return plain(dataclasses.asdict(config))
 
 
 def as_yaml(config: Config) -> str:
-    """Every setting, as :func:`load` reads it."""
+    """Every setting as YAML, for :func:`load`."""
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
-# What may change between a checkpoint and the run that goes on from it without changing what
-# that run computes.
+# Settings that do not influence the result, and so may change when a run is resumed.
 _FREE_TO_CHANGE = re.compile(
     r"(output|name|device|evaluate\..*|checkpoint\..*|monitor\..*|data\.(folder|prefetch)"
     r"|train\.(max_steps|watchdog_seconds)|optimizer\.(fp16_allreduce|shared_memory)|model\.hybridize)"
@@ -242,14 +241,14 @@ _FREE_TO_CHANGE = re.compile(
 
 
 def decides_result(name: str) -> bool:
-    """Whether the setting of that dotted name has a say in what a run computes."""
+    """Whether the setting of that dotted name influences the result of a run."""
     return not _FREE_TO_CHANGE.fullmatch(name)
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> List[str]:
-    """What would be computed differently, as ``setting: old -> new``, of two nested mappings.
+    """The differences that influence the result, as ``setting: old -> new``.
 
-    A setting that ``before`` does not know, as it is older, had what is the default now.
+    A setting missing from ``before``, written by an older version, counts as the default.
     """
     found: List[str] = []
     defaults = flat(to_dict(Config()))
@@ -282,9 +281,9 @@ def _build(cls: Any, values: Any, prefix: str) -> Any:
 
 
 def _meant(name: str) -> str:
-    """What somebody may have meant by the ``name`` of no setting, for a message."""
+    """A suggestion, for a message, of what an unknown ``name`` was meant to be."""
     known = all_settings()
-    if name in known:  # at the top of a file, written as on the command line
+    if name in known:  # a dotted name at the top of a file
         section, _, leaf = name.partition(".")
         return f"; in a file it reads `{section}: {{{leaf}: ...}}`"
     leaves = [k for k in known if re.search(rf"[._]{re.escape(name)}$", k)]
@@ -303,7 +302,7 @@ def all_settings(cls: Any = None, prefix: str = "") -> List[str]:
 
 
 def _check_together(config: Config) -> None:
-    """What no single setting shows."""
+    """Checks that involve several settings."""
     schedule, train, data = config.schedule, config.train, config.data
     if schedule.warmup_epochs > train.epochs:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""YAML files and ``section.setting=value`` overrides, as nested mappings of what they say."""
+"""Reading YAML files and ``section.setting=value`` overrides into nested mappings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def read(path: str) -> Dict[str, Any]:
     """The settings in a file.
 
     Raises:
-        ConfigError: it is missing (the nearest names are told), unreadable, or no mapping.
+        ConfigError: it is missing (similar names are suggested), unreadable, or no mapping.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -41,7 +41,7 @@ def override(values: Dict[str, Any], text: str) -> None:
     """Put ``section.setting=value`` into ``values``.
 
     Raises:
-        ConfigError: it does not read like that.
+        ConfigError: it is malformed.
     """
     name, equals, value_text = text.partition("=")
     if not equals or not name.strip():
@@ -59,7 +59,7 @@ def override(values: Dict[str, Any], text: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a name that stands twice in one mapping: YAML keeps the last in silence."""
+    """Refuses duplicate keys, of which PyYAML silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -74,6 +74,6 @@ class _Loader(yaml.SafeLoader):
 def _parse(text: str, what: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
-    # PyYAML lets all but its own through where a value does not fit its tag or nests too deep.
+    # PyYAML leaks other errors where a value does not fit its tag, or is nested too deeply.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{what} is not YAML: {' '.join(str(error).split())}") from None

@@ -1,4 +1,4 @@
-"""Lines for whoever watches: one that cannot be written (a full disk) is lost, the run is not."""
+"""Console output that never ends a run: a line that cannot be written (full disk) is dropped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def print_line(text: str, stream: Optional[TextIO] = None) -> None:
 
 
 def escape_what_is_missing(stream: TextIO) -> None:
-    """Have letters that the stream's encoding (``LC_ALL=C``) lacks written as ``\\u4e2d``."""
+    """Escape characters that the stream's encoding (``LC_ALL=C``) lacks, as ``\\u4e2d``."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
 
@@ -27,7 +27,7 @@ def warn(message: str) -> None:
 
 
 def flush() -> None:
-    """Write out what has been printed. What finds no room is dropped: Python would fail at exit."""
+    """Flush both streams; drop what cannot be written, or Python would fail at exit."""
     for stream in filter(None, (sys.stdout, sys.stderr)):  # a shell may have closed them
         try:
             stream.flush()

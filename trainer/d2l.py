@@ -1,7 +1,7 @@
 """The book's ``train_ch5`` on every rank, and its loaders: ``from trainer.d2l import train_ch5``.
 
 For the notebooks of *Dive into Deep Learning* (d2lzh), with their own loaders and Gluon trainers.
-``trainer.fit`` does more: it reads each image once rather than once a rank, saves, goes on, shows.
+``trainer.fit`` does more: each rank loads its own shard only; it saves, resumes and reports.
 """
 
 from __future__ import annotations
@@ -34,20 +34,19 @@ def train_ch5(
 ) -> None:
     """Train ``net`` on all ranks as the book does on one; rank 0 prints the book's lines.
 
-    Alone, this is ``d2lzh.train_ch5`` itself. On ranks each takes its slice of every batch, so the
-    global batch is the user's and ``batch_size`` what its gradients are divided by; with synced
-    batch norm (``batch_norm.convert_sync_batch_norm(net)``) the result is the book's, up to
-    rounding. Plain batch norm normalizes each slice by itself; its running statistics are merged.
+    On one rank this calls ``d2lzh.train_ch5``. On several each takes its shard of every batch, so
+    the loader's batch is the global batch, and its gradients are divided by ``batch_size``. With
+    synced batch norm (``batch_norm.convert_sync_batch_norm(net)``) the result is the book's up to
+    rounding. Plain batch norm normalizes each shard by itself; running statistics are merged.
 
     Args:
-        train_iter, test_iter: Gluon loaders, alike on every rank. Those that shuffle do so alike,
-            as rank 0's state of NumPy's random numbers is given to all.
-        trainer: a plain ``gluon.Trainer``; its optimizer and its states are used, and gradients
-            are added up over ranks.
-        ctx: of this rank; on a node with several GPUs ``mx.gpu(local_rank)``.
+        train_iter, test_iter: Gluon loaders, the same on every rank. They shuffle alike, because
+            NumPy's random state is copied from rank 0.
+        trainer: a plain ``gluon.Trainer``, whose optimizer and states are used.
+        ctx: this rank's device; on a node with several GPUs ``mx.gpu(local_rank)``.
 
     Raises:
-        ValueError: ``ctx`` is no single device, or ranks were given different batches.
+        ValueError: ``ctx`` is not a single device, or the ranks' batches differ.
         NonFiniteError: on every rank, after an epoch in which the loss or a weight was not
             finite.
     """
@@ -73,9 +72,9 @@ def train_ch5(
             if step == 0:
                 _check_same(label)
             if (epoch, step) == (1, 0):
-                _make_alike(net, data[:1].as_in_context(ctx))
+                _broadcast_weights(net, data[:1].as_in_context(ctx))
             # The book divides by the batch size even where the last batch is smaller.
-            batch = _slice(data, label, ctx)._replace(global_samples=batch_size)
+            batch = _shard(data, label, ctx)._replace(global_samples=batch_size)
             metrics.add(step, train_step(net, trainer, batch, config), batch.samples)
         means = metrics.read_epoch()
         with replica.as_one_model(net, config):
@@ -91,12 +90,10 @@ def train_ch5(
 def load_data_fashion_mnist(
     batch_size: int, resize: Optional[int] = None, root: Optional[str] = None
 ) -> Tuple[gluon.data.DataLoader, gluon.data.DataLoader]:
-    """The book's loaders of that name, from files that can still be had.
-
-    d2lzh's own downloads from a server of MXNet's that is gone where this was written.
+    """The book's loaders of that name, without d2lzh's download from MXNet's server.
 
     Args:
-        batch_size: samples of a batch over all ranks.
+        batch_size: samples of a global batch.
         resize: side in pixels.
         root: folder of the four IDX files; None: see ``fashion_mnist.find_or_download``.
 
@@ -112,17 +109,17 @@ def load_data_fashion_mnist(
     def loader(split: str, shuffle: bool) -> gluon.data.DataLoader:
         images, labels = fashion_mnist.load(split, root)
         dataset = gluon.data.ArrayDataset(mx.nd.array(images[..., None], dtype=np.uint8), labels)
-        # No workers: they would be forked from a process that has threads of Horovod's.
+        # No workers: forking a process that runs Horovod's threads is unsafe.
         return gluon.data.DataLoader(dataset.transform_first(transform), batch_size, shuffle)
 
     return loader("train", True), loader("test", False)
 
 
 def _over_ranks(trainer: gluon.Trainer) -> gluon.Trainer:
-    """A trainer with the same parameters, optimizer and states that adds up over ranks."""
+    """A distributed trainer with the same parameters, optimizer and states."""
     if type(trainer) is not gluon.Trainer:  # the user's own distributed one
         return trainer
-    # A new trainer takes over this factor, in which the last step's batch size would be left.
+    # The new trainer takes over this factor, which still contains the last step's batch size.
     trainer._optimizer.rescale_grad = trainer._scale
     in_order = {f"{index:08d}": parameter for index, parameter in enumerate(trainer._params)}
     distributed = dist.gluon_trainer(in_order, trainer._optimizer)
@@ -131,7 +128,7 @@ def _over_ranks(trainer: gluon.Trainer) -> gluon.Trainer:
 
 
 def _check_same(label: mx.nd.NDArray) -> None:
-    """Slices of different batches would leave out some samples and take others twice."""
+    """Refuse different batches: their shards would skip samples and repeat others."""
     seen = dist.gather_objects(hashlib.sha256(label.asnumpy().tobytes()).hexdigest())
     if len(set(seen)) > 1:
         dist.shutdown()
@@ -141,16 +138,16 @@ def _check_same(label: mx.nd.NDArray) -> None:
         )
 
 
-def _make_alike(net: gluon.Block, sample: mx.nd.NDArray) -> None:
-    """Settle deferred shapes, on all ranks at once, and give all of them rank 0's weights."""
+def _broadcast_weights(net: gluon.Block, sample: mx.nd.NDArray) -> None:
+    """Settle deferred shapes, on all ranks at once, and broadcast rank 0's weights."""
     net(sample)
     dist.broadcast_parameters(net.collect_params().values())
 
 
-def _slice(data: mx.nd.NDArray, label: mx.nd.NDArray, ctx: mx.Context) -> Batch:
-    """This rank's part of a batch; a stand-in of one sample that counts for none where it is empty.
+def _shard(data: mx.nd.NDArray, label: mx.nd.NDArray, ctx: mx.Context) -> Batch:
+    """This rank's shard of a batch; a placeholder sample that does not count where it is empty.
 
-    Every rank has to run something, to meet its peers in their sums.
+    Every rank has to run something, to take part in collectives.
     """
     own = sharding.shard(np.arange(len(label)), dist.rank(), dist.world_size())
     first, last = (int(own[0]), int(own[-1]) + 1) if len(own) else (0, 1)
@@ -163,10 +160,10 @@ def _slice(data: mx.nd.NDArray, label: mx.nd.NDArray, ctx: mx.Context) -> Batch:
 
 
 def _accuracy(net: gluon.Block, pairs: Pairs, ctx: mx.Context) -> float:
-    """Share of all samples that are recognised, each looked at by one rank; collective."""
+    """Accuracy over all samples, each evaluated on one rank; collective."""
     hits, count = mx.nd.zeros((1,), ctx=ctx), 0
     for data, label in pairs:
-        batch = _slice(data, label, ctx)
+        batch = _shard(data, label, ctx)
         if batch.samples:
             hits = hits + (net(batch.data).argmax(axis=1) == batch.label).sum()
             count += batch.samples

@@ -11,11 +11,11 @@ from .settings import ConfigError
 
 
 def share_cores() -> None:
-    """Divide the node's cores among its ranks, and keep this one to its own.
+    """Divide the node's cores among its ranks: set this rank's thread count and CPU affinity.
 
-    What the user has set stays: OMP_NUM_THREADS, and OMP_PROC_BIND (to anything), with which ranks
-    are not bound to cores. OpenMP reads its variables once, when MXNet is loaded, and threads are
-    bound as the one that starts them: call this before importing MXNet.
+    OMP_NUM_THREADS is kept if the user has set it; with OMP_PROC_BIND set, to anything, the
+    affinity stays as it is. Call this before importing MXNet: OpenMP reads its variables when it is
+    loaded, and threads inherit the affinity of the thread that creates them.
     """
     ranks, allowed = launched.local_size(), os.sched_getaffinity(0)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(allowed) // ranks)))
@@ -26,21 +26,21 @@ def share_cores() -> None:
 
 
 def own_cores(allowed: Set[int], local_rank: int, ranks: int, threads: int) -> Set[int]:
-    """The logical CPUs, of those ``allowed`` to the process, that a rank keeps to.
+    """The logical CPUs, out of those ``allowed``, to which a rank is bound.
 
-    All of them where they are fewer than the ranks' threads: the ranks then share, or whoever
-    started them (Slurm, mpirun) has given each its own already.
+    All of them if they are fewer than the threads of all ranks: then ranks share CPUs, or their
+    launcher (Slurm, mpirun) has bound each already.
     """
     if ranks * threads > len(allowed):
         return allowed
-    # The threads of a physical core side by side, so that no two ranks divide one.
+    # Hyperthreads of one core are neighbours in this order, so that ranks do not share cores.
     ordered = sorted(allowed, key=lambda cpu: (*_physical_core(cpu), cpu))
     share = len(ordered) // ranks
     return set(ordered[local_rank * share : (local_rank + 1) * share])
 
 
 def _physical_core(cpu: int) -> Tuple[int, int]:
-    """(package, core) as Linux numbers them; unknown, as in some containers: (0, cpu)."""
+    """(package, core) as numbered by Linux; (0, cpu) where unknown, as in some containers."""
     topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
     try:
         package, core = (
@@ -55,12 +55,12 @@ def choose(device: str, local_rank: int, gpus: Optional[int] = None) -> Any:
     """The MXNet context for ``device``: ``auto``, ``cpu`` or ``gpu``.
 
     Args:
-        local_rank: ranks of a node take its GPUs in turn; where the launcher shows each rank only
-            its own, that is GPU 0 for all of them.
-        gpus: how many this process sees; None asks the driver.
+        local_rank: selects the GPU; always GPU 0 where the launcher makes only one visible.
+        gpus: number of visible GPUs; None asks the driver.
 
     Raises:
-        ConfigError: a GPU was asked for and there is none, or this MXNet cannot compute on it.
+        ConfigError: no GPU is visible although one was asked for, there are fewer than ranks, or
+            this MXNet cannot compute on it.
     """
     import mxnet as mx
 

@@ -1,4 +1,4 @@
-"""Every test sample once, on any number of ranks."""
+"""Evaluation: every test sample exactly once, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .step import Loss, cross_entropy, eval_step
 def evaluate(
     net: gluon.Block, batches: Iterable[Batch], num_classes: int, loss_of: Loss = cross_entropy
 ) -> Evaluation:
-    """Run ``net`` over this rank's share of a set and add up over ranks; collective.
+    """Run ``net`` over this rank's shard of a set and sum over ranks; collective.
 
-    A rank waits for its device a batch behind, so that making batches, the forward and reading
-    the answers overlap and memory does not grow with the set.
+    Results are read one batch late, so that loading, forward and reading overlap, and memory does
+    not grow with the set.
     """
     loss_sum, count = 0.0, 0
     confusion = np.zeros((num_classes, num_classes), np.int64)

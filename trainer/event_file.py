@@ -1,8 +1,8 @@
-"""TensorBoard's event files on a disk that may be full: points wait in memory until there is room.
+"""TensorBoard event files that survive a full disk: points wait in memory until there is room.
 
-tensorboardX opens what begins with a registered prefix through our factory; given the plain path
-it would raise in the middle of a record, end the run, and leave a file that no reader can finish.
-Nor does it need /dev/shm here, where its own queue between threads has a semaphore.
+tensorboardX opens paths with a registered prefix through a factory. With a plain path it would
+raise in the middle of a record, end the run and leave an unreadable file. Its queue is replaced as
+well: multiprocessing's needs /dev/shm.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def address(folder: Path) -> str:
 
 
 class _Queue(queue.Queue):
-    """In place of multiprocessing's, which fails where /dev/shm is full or read-only."""
+    """Replaces multiprocessing.Queue, which fails where /dev/shm is full or read-only."""
 
     def close(self) -> None:
-        """As that one has it."""
+        """multiprocessing.Queue has this method."""
 
 
 class _Factory:
@@ -49,30 +49,30 @@ def _plain(path: str) -> str:
 
 
 class EventFile:
-    """A file that takes all that is written, and puts into it what there is room for."""
+    """A file that accepts every write, and keeps in memory what the disk has no room for."""
 
     def __init__(self, path: str):
         self._path = path
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115
-        self._waiting = bytearray()
-        self._told = False
+        self._pending = bytearray()
+        self._warned = False
 
     def write(self, data: bytes) -> None:
-        """Take ``data``; :meth:`flush` puts it into the file."""
-        self._waiting += data
+        """Buffer ``data`` until :meth:`flush`."""
+        self._pending += data
 
     def flush(self) -> None:
-        """Put into the file what waits; what finds no room goes on waiting, which is told once."""
+        """Write what is pending; warn once where there is no room, and keep it."""
         try:
-            while self._waiting:
-                del self._waiting[: self._file.write(self._waiting)]
-            self._told = False
+            while self._pending:
+                del self._pending[: self._file.write(self._pending)]
+            self._warned = False
         except OSError as error:
-            if not self._told:
+            if not self._warned:
                 warn(f"{self._path} cannot be written ({error.strerror}); its points wait for room")
-            self._told = True
+            self._warned = True
 
     def close(self) -> None:
-        """A last :meth:`flush`, and the end."""
+        """Flush once more and close the file."""
         self.flush()
         self._file.close()

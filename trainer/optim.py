@@ -57,9 +57,7 @@ class SGD(mx.optimizer.SGD):
 
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
-        self.aggregate_num = max(
-            1, self.aggregate_num
-        )  # with 0, update_multi_precision would not get lists
+        self.aggregate_num = max(1, self.aggregate_num)  # 0 would mean no lists in updates
 
     def update_multi_precision(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
         """Update some parameters, given lists of their indices, weights, gradients and states."""

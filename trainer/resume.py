@@ -1,4 +1,4 @@
-"""Where a run begins: at a checkpoint that fits its config, or anew."""
+"""Where a run starts: from a checkpoint that fits its config, or anew."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from . import checkpoint, config, launched, whole_file
 from .config import Config
 from .console import print_line, warn
 
-_taken: Set[Path] = set()  # folders of the runs that this process has begun
+_taken: Set[Path] = set()  # checkpoint folders of the runs that this process has begun
 
 
 def checkpoint_folder(settings: Config) -> Path:
-    """Where the run keeps its checkpoints."""
+    """The folder of the run's checkpoints."""
     return settings.folder / "checkpoints"
 
 
 def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
-    """The checkpoint to go on from; None to start anew. Reads only.
+    """The checkpoint to resume from; None to start anew. Reads only.
 
-    ``none`` and a path are for the first start of a launch: started again, after a fault or to be
-    resized, it goes on from what it has saved itself. A process that asks for the same run a second
-    time has not been started again.
+    ``none`` and a path apply to the first start of a launch. When the launcher restarts the ranks,
+    after a fault or to resize the job, they resume from the newest checkpoint of the same launch.
+    A second run in one process, as in a notebook, does not count as a restart.
 
     Args:
-        resume: ``auto`` (the newest whole one of the run's folder, if any), ``none``, or a path.
+        resume: ``auto`` (the newest valid one in the run's folder, if any), ``none``, or a path.
         force: accept one that was made with other settings.
 
     Raises:
-        CheckpointError: the one asked for is missing or damaged; or it was made with settings
-            under which other weights would come out.
+        CheckpointError: it is missing or damaged, or was made with settings that lead to other
+            results.
     """
     folder = checkpoint_folder(settings)
     launch = None if folder.resolve() in _taken else launched.launch_id()
@@ -61,14 +61,17 @@ def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
 
 
 def take_folder(settings: Config, start: Optional[Path]) -> filelock.BaseFileLock:
-    """Make the run's folder ready for it, with its config; :func:`claim` of it.
+    """Prepare the run's folder, with its config in it, and lock it.
 
     Args:
-        start: the checkpoint that the run goes on from; None: it begins anew. What an earlier run
-            left there that does not lead up to this one is set aside.
+        start: the checkpoint that the run resumes from; None to start anew. Checkpoints in the
+            folder that are not its ancestors are set aside.
+
+    Returns:
+        The lock; see :func:`claim`.
 
     Raises:
-        ConfigError: another run is at work there.
+        ConfigError: another run holds the lock.
     """
     folder = settings.folder
     lock = claim(folder)
@@ -84,7 +87,7 @@ def take_folder(settings: Config, start: Optional[Path]) -> filelock.BaseFileLoc
 
 
 def _begin(folder: Path, config_text: str) -> None:
-    """Make ``folder`` one of a run that begins; without room for it nothing is set aside."""
+    """Create the folder of a new run; on a full disk nothing has been set aside yet."""
     made = folder.with_name(f".{folder.name}.begun")
     shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
     try:
@@ -98,7 +101,7 @@ def _begin(folder: Path, config_text: str) -> None:
 
 @contextlib.contextmanager
 def usable(folder: Path) -> Iterator[None]:
-    """What the system refuses meanwhile is told as the fault of ``folder``: ConfigError."""
+    """Turn an OSError within it into a ConfigError about ``folder``."""
     try:
         yield
     except OSError as error:
@@ -110,7 +113,7 @@ def usable(folder: Path) -> Iterator[None]:
 
 
 def _keep_config(path: Path, text: str) -> None:
-    """Have the file hold ``text``; if it does already, a full disk is no error."""
+    """Write ``text`` to the file, unless it is there already: a full disk is then no error."""
     if path.is_file() and path.read_text(errors="replace") == text:
         return
     with whole_file.replaced(path) as partial:
@@ -118,12 +121,12 @@ def _keep_config(path: Path, text: str) -> None:
 
 
 def claim(folder: Path) -> filelock.BaseFileLock:
-    """Keep other runs out of ``folder`` until the lock is released or this process ends.
+    """Lock ``folder`` against other runs, until the lock is released or this process ends.
 
     Raises:
-        ConfigError: another run is at work there.
+        ConfigError: another run holds the lock.
     """
-    place = folder.resolve()  # one lock, whatever links lead there
+    place = folder.resolve()  # one lock, through whatever symlinks
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(str(place.parent / f".{place.name}.lock"))
     try:
@@ -137,19 +140,19 @@ def claim(folder: Path) -> filelock.BaseFileLock:
 
 
 def set_aside(folder: Path) -> None:
-    """Keep what an earlier run left in ``folder`` under the next free name beside it."""
+    """Rename ``folder``, if it exists, to the next free name beside it."""
     if folder.exists():
         aside = _free_name(folder)
         folder.rename(aside)
-        # Not on stdout, which may hold nothing but JSON.
+        # Not on stdout, which may have to be pure JSON.
         print_line(f"{folder} held an earlier run; it is {aside} now", sys.stderr)
 
 
 def _set_newer_aside(checkpoints: Path, start: Path) -> None:
-    """Keep what comes after ``start``, damaged or made on another way, out of this run's way."""
+    """Move checkpoints newer than ``start``, damaged or not its descendants, out of the way."""
     newer = [path for path in checkpoint.listing(checkpoints) if path.name > start.name]
     if newer:
-        aside = _free_name(checkpoints / "aside")  # on the same device
+        aside = _free_name(checkpoints / "aside")  # in the same file system
         aside.mkdir()
         for path in newer:
             path.rename(aside / path.name)
