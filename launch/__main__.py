@@ -7,13 +7,21 @@ stay quick.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, List, Optional, Sequence, Tuple
 
-from launch.process import say
+from launch.process import open_standard_streams, say
+
+_LIMITS = {
+    errno.EMFILE: ": raise the limit of open files (`ulimit -n 4096`) or start fewer ranks",
+    errno.EAGAIN: ": raise the limit of processes (`ulimit -u`) or start fewer ranks",
+    errno.ENOMEM: ": raise the limit of memory (`ulimit -v`) or start fewer ranks",
+}
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -21,17 +29,25 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options, command = _split_command(arguments)
     parser = _parser()
-    args = parser.parse_args(options)
+    args, unknown = parser.parse_known_args(options)
     if args.needs_command and not command:
-        parser.error(f"what to run is missing: python -m launch {args.action} ... -- COMMAND")
+        missing = "what to run is" if not unknown or unknown[0].startswith("-") else "-- is"
+        words = shlex.join(unknown) if missing == "-- is" else "COMMAND"
+        parser.error(f"{missing} missing: python -m launch {args.action} ... -- {words}")
+    if unknown:
+        parser.error(f"unrecognized arguments: {shlex.join(unknown)}")
     args.arguments = arguments
     try:
+        open_standard_streams()
         _look_for_the_folder()
         return int(args.run(args, command))
     except ModuleNotFoundError as error:
         say(f"{error}: type `make setup` in a clone and use .venv/bin/python")
         return 2
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        say(f"{error}{_LIMITS.get(error.errno or 0, '')}")
+        return 2
+    except ValueError as error:
         say(str(error))
         return 2
 

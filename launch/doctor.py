@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -75,11 +76,13 @@ def _examine_allocation() -> int:
     rows = _node_rows()
     try:
         if first:
-            marker.touch()
+            with suppress(OSError):  # told by the row on writing; the others wait for this task
+                marker.touch()
         found, allreduce = _meet(rows, marker)
     finally:
         if first:
-            marker.unlink()
+            with suppress(OSError):
+                marker.unlink()
     if not first:
         return 0
     rows = [*allocation_rows(found, int(os.environ["SLURM_STEP_NUM_TASKS"])), allreduce]
@@ -115,19 +118,20 @@ def allocation_rows(nodes: List[Dict[str, Any]], world_size: int) -> List[Row]:
     """One row for each node, from what the tasks found; the first node's clock is the reference.
 
     Each of `nodes` has `host`, `rows` (fields of `Row`), `clock` (seconds since the epoch, taken
-    at one moment on all nodes) and `shared` (whether the first node's file is seen).
+    at one moment on all nodes) and `shared` (whether the first node's file is seen; by none where
+    it could not be written).
     """
-    rows = [_node_row(node, nodes[0]["clock"]) for node in nodes]
+    rows = [_node_row(node, nodes[0]) for node in nodes]
     if len(nodes) < world_size:
         missing = f"{len(nodes)} of {world_size} nodes answered"
         rows.append(Row("nodes", FAIL, missing, "look at the job's log for the others"))
     return rows
 
 
-def _node_row(node: Dict[str, Any], reference_clock: float) -> Row:
+def _node_row(node: Dict[str, Any], first: Dict[str, Any]) -> Row:
     rows = [Row(**row) for row in node["rows"]]
-    skew = node["clock"] - reference_clock
-    if not node["shared"]:
+    skew = node["clock"] - first["clock"]
+    if first["shared"] and not node["shared"]:
         fix = "start from a folder that all nodes share, or set output to one"
         rows.append(Row("shared folder", WARN, f"{Path.cwd()} is not the first node's", fix))
     if abs(skew) > MAX_SKEW_SECONDS:

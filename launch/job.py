@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import signal
 import time
 from types import FrameType
@@ -44,6 +45,17 @@ def tell(failure: Failure, then: str = "all other ranks have been ended") -> Non
     say(f"rank {failure.rank} {failure.cause}; {then}")
 
 
+def _gloo_timeout() -> float:
+    """How long ranks wait for a peer that fell silent, in seconds."""
+    given = os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", "30")
+    if not re.fullmatch("[0-9]{1,7}", given):
+        raise ValueError(
+            f"HOROVOD_GLOO_TIMEOUT_SECONDS is {given!r}; it must be a whole number of seconds, "
+            "such as 30: correct it, or `unset HOROVOD_GLOO_TIMEOUT_SECONDS`"
+        )
+    return float(given)
+
+
 class Outcome(NamedTuple):
     """How the ranks of one start ended."""
 
@@ -68,7 +80,7 @@ class Job:
         self._events = events
         self._kill_after = kill_after
         self._outdated = outdated
-        self._stop_limit = float(os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", 30))
+        self._stop_limit = _gloo_timeout()
         self._failed: List[RankProcess] = []  # in the order of their ends
         self._unresponsive: List[RankProcess] = []
         self._stopped_since: Dict[RankProcess, float] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import signal
 import sys
 
@@ -17,6 +18,20 @@ def say(message: str) -> None:
     """What the launcher itself has to tell, on stderr; lost where the terminal was closed."""
     with contextlib.suppress(OSError):
         print(f"launch: {message}", file=sys.stderr, flush=True)
+
+
+def open_standard_streams() -> None:
+    """Where stdin, stdout or stderr is closed (`>&-`, some daemons), it becomes /dev/null.
+
+    A file or socket would take its number, and the ranks would write into that.
+    """
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    while descriptor <= 2:
+        os.set_inheritable(descriptor, True)
+        descriptor = os.open(os.devnull, os.O_RDWR)
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
 def die_with_parent() -> None:

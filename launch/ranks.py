@@ -10,7 +10,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Mapping, Optional
+from typing import Dict, Mapping, Optional, Tuple
 
 EXIT_SAVED = 85
 """Exit code of a rank that was warned (SIGTERM, SIGUSR1), saved, and wants to be run again."""
@@ -49,6 +49,7 @@ def rank_environment(
     for all ranks and over all restarts, so that a command knows what it has saved itself.
     """
     env = dict(os.environ)
+    env.pop("HOROVOD_ELASTIC", None)  # left by an elastic horovodrun; these ranks have no other
     env.update(
         HOROVOD_RANK=str(facts.rank),
         HOROVOD_SIZE=str(facts.world_size),
@@ -73,15 +74,30 @@ def rank_environment(
     return env
 
 
-def cores_per_rank(local_size: int, env: Optional[Mapping[str, str]] = None) -> int:
-    """CPU cores that each of the `local_size` ranks of this host may use, at least 1.
+def cores_per_rank(ranks: int, env: Optional[Mapping[str, str]] = None) -> int:
+    """CPU cores for each of the `ranks` that this process starts, at least 1.
+
+    They divide what this process may use: its own cores, or fewer where a Slurm allocation, whose
+    sites need not bind processes to it, has fewer of this node.
+    """
+    bound, on_node = _cores(os.environ if env is None else env)
+    return max(1, min(bound, on_node) // ranks)
+
+
+def cores_of_task(local_size: int, env: Optional[Mapping[str, str]] = None) -> int:
+    """CPU cores of a Slurm task, one of `local_size` on this host, at least 1.
 
     Slurm's own division (SLURM_CPUS_PER_TASK) wins. Otherwise the allocation's cores are divided;
     a task that Slurm has bound to few cores already does not divide those once more.
     """
     env = os.environ if env is None else env
-    bound = len(os.sched_getaffinity(0))
     if "SLURM_CPUS_PER_TASK" in env:
         return int(env["SLURM_CPUS_PER_TASK"])
-    on_node = int(env.get("SLURM_CPUS_ON_NODE", bound))
+    bound, on_node = _cores(env)
     return max(1, min(bound, on_node // local_size))
+
+
+def _cores(env: Mapping[str, str]) -> Tuple[int, int]:
+    """How many this process is bound to, and how many of this node its Slurm allocation has."""
+    bound = len(os.sched_getaffinity(0))
+    return bound, int(env.get("SLURM_CPUS_ON_NODE", bound))

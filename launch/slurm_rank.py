@@ -24,7 +24,7 @@ from launch.network import (
     interface_of,
 )
 from launch.process import die_with_parent, say
-from launch.ranks import RankFacts, cores_per_rank, rank_environment
+from launch.ranks import RankFacts, cores_of_task, rank_environment
 from launch.rendezvous import CHECK_IN, Endpoint, Rendezvous
 from launch.slurm import (
     expand_nodes,
@@ -68,7 +68,7 @@ def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
         facts,
         endpoint.environment(),
         interface,
-        cores_per_rank(facts.local_size),
+        cores_of_task(facts.local_size),
         step_launch_id(env),
     )
     return facts, endpoint, environment

@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -217,6 +218,8 @@ def test_no_rank_outlives_a_killed_launcher(tmp_path):
         (["-n", "2", "--", "nonesuch"], "launch: [Errno 2] No such file or directory: 'nonesuch'"),
         (["-n", "0", "--", "true"], "'0' is not a number from 1 to 9999"),
         (["-n", "2"], "what to run is missing: python -m launch local ... -- COMMAND"),
+        (["-n", "2", "python", "x.py"], "-- is missing: python -m launch local ... -- python x.py"),
+        (["-n", "2", "--x", "--", "true"], "unrecognized arguments: --x"),
     ],
 )
 def test_wrong_use_is_one_line(arguments, words):
@@ -225,7 +228,31 @@ def test_wrong_use_is_one_line(arguments, words):
     assert words in err.splitlines()[-1]
 
 
-def test_wrong_interface_is_one_line():
-    code, _, err = run("-n", "2", "--", "true", env={"HOROVOD_GLOO_IFACE": "eth99"})
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("HOROVOD_GLOO_IFACE", "eth99", "HOROVOD_GLOO_IFACE=eth99: "),
+        ("HOROVOD_GLOO_TIMEOUT_SECONDS", "5 s", "HOROVOD_GLOO_TIMEOUT_SECONDS is '5 s'; it must"),
+    ],
+)
+def test_wrong_variable_is_one_line(variable, value, words):
+    code, _, err = run("-n", "2", "--", "true", env={variable: value})
     assert code == 2
-    assert err.startswith("launch: HOROVOD_GLOO_IFACE=eth99: ")
+    assert err.startswith(f"launch: {words}") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_ranks_run_where_standard_streams_are_closed(tmp_path, closed):
+    rank = f"echo; echo >&2; touch {tmp_path}/$HOROVOD_RANK"
+    command = [sys.executable, "-m", "launch", "local", "-n", "2", "--", "bash", "-c", rank]
+    line = f"{shlex.join(command)} {closed}"
+    assert subprocess.run(["bash", "-c", line], cwd=ROOT, timeout=60).returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+
+
+def test_a_limit_that_is_too_low_is_named():
+    line = f"ulimit -n 20; exec {sys.executable} -m launch local -n 16 -- sleep 600"
+    command = ["bash", "-c", line]
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "Too many open files: raise the limit" in done.stderr

@@ -266,3 +266,9 @@ def test_faults_between_nodes():
     assert "is not the first node's" in rows[2].found
     assert (rows[3].found, rows[3].fix) == ("MXNet: ImportError", "make setup")
     assert rows[4].found == "4 of 5 nodes answered"
+
+
+def test_a_folder_that_cannot_be_written_is_not_said_to_be_another(tmp_path):
+    row = Row("write", FAIL, "/data: Read-only file system", "start elsewhere")
+    rows = doctor.allocation_rows([node(n, 100.0, False, row) for n in ("n1", "n2")], 2)
+    assert [row.found for row in rows] == ["write: /data: Read-only file system"] * 2

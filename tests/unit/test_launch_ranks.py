@@ -9,7 +9,7 @@ import pytest
 from launch import network
 from launch.blame import first_cause, tells_no_cause
 from launch.process import describe_exit, shell_exit_code
-from launch.ranks import cores_per_rank, facts_on_one_host, rank_environment
+from launch.ranks import cores_of_task, cores_per_rank, facts_on_one_host, rank_environment
 
 
 def test_environment_of_a_rank(monkeypatch):
@@ -41,19 +41,37 @@ def test_python_means_the_launchers_in_a_virtual_environment(monkeypatch):
     assert env["PATH"].split(os.pathsep)[0] == "/venv/bin"
 
 
+def test_what_an_elastic_horovodrun_left_is_not_handed_on(monkeypatch):
+    monkeypatch.setenv("HOROVOD_ELASTIC", "1")
+    assert "HOROVOD_ELASTIC" not in rank_environment(facts_on_one_host(0, 1), {}, "lo", 1, "id")
+
+
 @pytest.mark.parametrize(
-    ("bound", "env", "local_size", "cores"),
+    ("bound", "env", "ranks", "cores"),
     [
         (8, {}, 2, 4),
         (2, {}, 4, 1),
         (64, {"SLURM_CPUS_ON_NODE": "16"}, 4, 4),  # the whole node is visible, a part is ours
+        (8, {"SLURM_CPUS_PER_TASK": "8", "SLURM_CPUS_ON_NODE": "8"}, 4, 2),  # `srun -n1 -c8`
+        (2, {"SLURM_CPUS_PER_TASK": "8", "SLURM_CPUS_ON_NODE": "64"}, 2, 1),  # left by another job
+    ],
+)
+def test_cores_are_divided_among_the_ranks_of_one_process(monkeypatch, bound, env, ranks, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(bound)))
+    assert cores_per_rank(ranks, env) == cores
+
+
+@pytest.mark.parametrize(
+    ("bound", "env", "local_size", "cores"),
+    [
+        (64, {"SLURM_CPUS_ON_NODE": "16"}, 4, 4),
         (1, {"SLURM_CPUS_ON_NODE": "8"}, 4, 1),  # bound to a core each: not divided again
         (64, {"SLURM_CPUS_PER_TASK": "6", "SLURM_CPUS_ON_NODE": "48"}, 8, 6),
     ],
 )
-def test_cores_are_divided(monkeypatch, bound, env, local_size, cores):
+def test_cores_of_a_slurm_task(monkeypatch, bound, env, local_size, cores):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(bound)))
-    assert cores_per_rank(local_size, env) == cores
+    assert cores_of_task(local_size, env) == cores
 
 
 def test_route_to_this_machine():
