@@ -88,7 +88,7 @@ def _add_local(actions: Any) -> None:
         usage="python -m launch local -n N [--quiet] [elastic and other options] -- COMMAND",
     )
     local.add_argument("-n", "--ranks", type=_positive, help="number of ranks")
-    local.add_argument("--quiet", action="store_true", help="show only what rank 0 says")
+    local.add_argument("--quiet", action="store_true", help="show only rank 0's output")
     local.add_argument(
         "--kill-after",
         type=_seconds,
@@ -104,26 +104,26 @@ def _add_local(actions: Any) -> None:
 def _add_elastic(local: argparse.ArgumentParser) -> None:
     elastic = local.add_argument_group(
         "elastic",
-        "When a rank is lost, all are ended and COMMAND is started again; it must go on by itself "
-        "from what it has saved. Exit code 2 (bad input) is not started again.",
+        "When a rank is lost, all are ended and COMMAND is started again; it must resume from its "
+        "own checkpoints. After exit code 2 (bad input) nothing is started again.",
     )
     elastic.add_argument(
         "--min-ranks",
         type=_positive,
         metavar="N",
-        help="give up the slot of a lost rank, while so many are left (else it is replaced)",
+        help="drop the slot of a lost rank, as long as N are left (default: replace it)",
     )
     elastic.add_argument(
         "--max-ranks",
         type=_positive,
         metavar="N",
-        help="never more ranks (default: -n, or as many as --discover finds)",
+        help="upper limit of ranks (default: -n, or as many as --discover finds)",
     )
     elastic.add_argument(
         "--max-restarts",
         type=_natural,
         metavar="N",
-        help="how often (default 10 with one of these options, else 0)",
+        help="how often COMMAND is restarted (default 10 with one of these options, else 0)",
     )
     elastic.add_argument(
         "--discover",
@@ -136,7 +136,7 @@ def _add_elastic(local: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=5.0,
         metavar="SECONDS",
-        help="how often it is asked (default 5)",
+        help="interval between its calls (default 5)",
     )
 
 
@@ -165,7 +165,7 @@ def _run_local(args: argparse.Namespace, command: List[str]) -> int:
 def _add_elastic_rank(actions: Any) -> None:
     elastic_rank = actions.add_parser(
         "elastic-rank",
-        help="under elastic horovodrun: be a rank, over the loss and coming of others",
+        help="under elastic horovodrun: run COMMAND, and restart it when others are lost or added",
         usage="horovodrun --min-np N --host-discovery-script FILE [options] "
         "python -m launch elastic-rank -- COMMAND",
     )
@@ -185,8 +185,8 @@ def _add_slurm(actions: Any) -> None:
         usage="python -m launch slurm --nodes N --gpus-per-node G --time T [options] -- COMMAND",
     )
     slurm.add_argument("--nodes", type=int, help="number of nodes (default 1)")
-    slurm.add_argument("--gpus-per-node", type=int, help="GPUs, and so ranks, of each node")
-    slurm.add_argument("--ranks-per-node", type=int, help="when it is not one for each GPU")
+    slurm.add_argument("--gpus-per-node", type=int, help="GPUs per node, with one rank for each")
+    slurm.add_argument("--ranks-per-node", type=int, help="if not one for each GPU")
     slurm.add_argument("--cpus-per-rank", type=int, help="cores for each rank")
     slurm.add_argument("--time", help="time limit: minutes, HH:MM:SS or D-HH:MM:SS")
     slurm.add_argument("--partition")
@@ -247,7 +247,7 @@ def _default_site() -> Optional[Path]:
 def _add_slurm_rank(actions: Any) -> None:
     slurm_rank = actions.add_parser(
         "slurm-rank",
-        help="inside srun: become the rank that Slurm's variables say, and run COMMAND",
+        help="inside srun: become the rank given by Slurm's variables, and run COMMAND",
         usage="srun [options] python -m launch slurm-rank [--start-timeout SECONDS] -- COMMAND",
     )
     _add_start_timeout(slurm_rank)
@@ -263,7 +263,7 @@ def _run_slurm_rank(args: argparse.Namespace, command: List[str]) -> int:
 def _add_slurm_job(actions: Any) -> None:
     slurm_job = actions.add_parser(
         "slurm-job",
-        help="inside a job script: run srun, explain a failure, requeue what was saved",
+        help="inside a job script: run srun, explain a failure, requeue a job that saved",
         usage="python -m launch slurm-job [options] -- srun --label ... slurm-rank -- COMMAND",
     )
     slurm_job.add_argument("--save-seconds", type=_natural, default=60)
@@ -280,7 +280,7 @@ def _run_slurm_job(args: argparse.Namespace, command: List[str]) -> int:
 def _add_doctor(actions: Any) -> None:
     doctor = actions.add_parser(
         "doctor",
-        help="tell whether this machine can train, and what to do when not",
+        help="check whether this machine can train, and how to fix it if not",
         usage="[srun --ntasks-per-node=1] python -m launch doctor",
     )
     doctor.set_defaults(run=_run_doctor, needs_command=False)
@@ -298,7 +298,7 @@ def _add_start_timeout(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=600.0,
         metavar="SECONDS",
-        help="how long the first ranks wait for the last one to come (default 600)",
+        help="how long ranks wait for the last one to arrive (default 600)",
     )
 
 

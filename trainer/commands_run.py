@@ -28,7 +28,7 @@ from .command_line import (
 @click.command()
 @configured
 @overridden
-@click.option("--resume", default="auto", help="auto, none, or the checkpoint to go on from.")
+@click.option("--resume", default="auto", help="auto, none, or the checkpoint to resume from.")
 @click.option("--force", is_flag=True, help="Resume although settings of the run have changed.")
 @click.option(
     "--log-format",
@@ -38,7 +38,7 @@ from .command_line import (
 def train(
     config: str, overrides: Tuple[str, ...], resume: str, force: bool, log_format: Optional[str]
 ) -> None:
-    """Train on every rank the launcher started, or on this process alone."""
+    """Train on all ranks that a launcher started, or on this process alone."""
     try:
         chosen = () if log_format is None else (f"monitor.log_format={log_format}",)
         settings = load_config(config, (*overrides, *chosen))
@@ -83,7 +83,7 @@ def bench(
     sweep: Tuple[str, ...],
     ranks: Optional[str],
 ) -> None:
-    """Measure the run that CONFIG describes: speed, where a step's time goes, memory.
+    """Benchmark the run that CONFIG describes: throughput, time breakdown of a step, memory.
 
     On the ranks that the launcher started; or, with --ranks and --sweep, on ranks of its own, one
     combination after another. It writes nothing but what is asked for.
@@ -127,7 +127,7 @@ def bench(
 @configured
 @overridden
 def summary(config: str, overrides: Tuple[str, ...]) -> None:
-    """Show the net's layers, shapes, parameters and FLOPs (data.image_size=224: the seed's)."""
+    """Show the net's layers, shapes, parameters and FLOPs."""
     settings = load_config(config, overrides)
     import mxnet as mx
 
@@ -144,7 +144,7 @@ def summary(config: str, overrides: Tuple[str, ...]) -> None:
 @configured
 @overridden
 def config(config: str, overrides: Tuple[str, ...]) -> None:
-    """Check a config and show it with every default."""
+    """Check a config and print it with all defaults."""
     say(config_module.as_yaml(load_config(config, overrides)).rstrip("\n"))
 
 
@@ -152,7 +152,7 @@ def config(config: str, overrides: Tuple[str, ...]) -> None:
 @click.argument("folder", default="runs", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="A list of objects.")
 def runs(folder: Path, as_json: bool) -> None:
-    """List the runs in FOLDER (default: runs) with their figures."""
+    """List the runs in FOLDER (default: runs) and their results."""
     from . import runs as past
 
     found = past.find(folder)
@@ -164,7 +164,7 @@ def runs(folder: Path, as_json: bool) -> None:
 @click.argument("second", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="An object of settings and results.")
 def compare(first: Path, second: Path, as_json: bool) -> None:
-    """Show in what the runs in two folders differ: settings, and what came of them."""
+    """Show the settings and results in which two runs differ."""
     from . import runs as past
 
     found = past.compare(first, second)

@@ -25,7 +25,7 @@ FILE = click.Path(dir_okay=False, writable=True)
 @click.argument("checkpoint", type=click.Path())
 @overridden
 def evaluate(checkpoint: str, overrides: Tuple[str, ...]) -> None:
-    """Look at the whole test set with the model of CHECKPOINT (or a run's folder: its best)."""
+    """Evaluate CHECKPOINT (of a run's folder, its best) on the whole test set."""
     saved = load_saved(checkpoint, overrides)
     from .saved import evaluate_saved
 
@@ -45,7 +45,7 @@ def evaluate(checkpoint: str, overrides: Tuple[str, ...]) -> None:
 def calibrate(
     checkpoint: str, overrides: Tuple[str, ...], samples: Optional[int], out: Optional[str]
 ) -> None:
-    """Measure the running statistics of CHECKPOINT's model anew and write its parameters."""
+    """Recompute the running statistics of CHECKPOINT's model and write its parameters."""
     saved = load_saved(checkpoint, overrides)
     from .saved import calibrate_saved, evaluate_saved, write_parameters
 
@@ -65,8 +65,8 @@ def calibrate(
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT... [SETTING=VALUE]...")
 @click.option("--output", type=FILE, help="Default: standard output.")
 @click.option("--format", "format_", type=click.Choice(["csv", "json"]), help="Default: --output's")
-@click.option("--picture", type=FILE, help="PNG with the images and answers.")
-@click.option("--invert", is_flag=True, help="The images are dark objects on a light ground.")
+@click.option("--picture", type=FILE, help="PNG of images and predictions.")
+@click.option("--invert", is_flag=True, help="Images are dark on light.")
 def predict(
     checkpoint: str,
     inputs: Tuple[str, ...],
@@ -75,7 +75,7 @@ def predict(
     picture: Optional[str],
     invert: bool,
 ) -> None:
-    """Say what the model of CHECKPOINT takes images for.
+    """Predict the classes of images with CHECKPOINT's model.
 
     INPUT is an image file, a folder of them, or an IDX file (gzipped or not).
     """
@@ -124,7 +124,7 @@ def _note_light_backgrounds(saved: Saved, found: Images, invert: bool) -> None:
 @click.option("--output", type=click.Path(file_okay=False), required=True, help="The folder.")
 @click.option("--no-onnx", is_flag=True, help="MXNet's own files alone.")
 def export(checkpoint: str, overrides: Tuple[str, ...], output: str, no_onnx: bool) -> None:
-    """Write CHECKPOINT's model for MXNet and ONNX, check both, and describe it (model_card.md)."""
+    """Export CHECKPOINT's model for MXNet and ONNX, check both, and write a model card."""
     alone("export")
     folder = Path(output)
     with writing(folder), whole_file.filled(folder) as partial:

@@ -37,10 +37,10 @@ def as_markdown(
     side = data.image_size
     resized = "" if side in (None, height) else f", resized (bilinear) to {side} x {side}"
     limits = (
-        "Trained on shop photographs of single garments, light on a black ground, trimmed and "
-        "centred. On anything else, photographs on white included, its answers mean nothing."
+        "Trained on shop photographs of single garments, light on black, trimmed and centred. "
+        "Predictions for anything else, photographs on white included, are meaningless."
         if data.dataset.startswith("fashion_mnist")
-        else "It knows images such as those it was trained on."
+        else "Valid only for images like those it was trained on."
     )
     again = (
         "fit(config=trainer.config.load(FILE), train=..., test=...)"
@@ -70,7 +70,7 @@ def as_markdown(
         *_class_table(seen, saved.class_names),
         "## Files",
         "",
-        "Each was run beside the checkpoint, over the whole test set where there is one:",
+        "Each file was compared with the checkpoint, on the whole test set if there is one:",
         "",
         *(f"- {checked}" for checked in files),
         "",
@@ -78,7 +78,7 @@ def as_markdown(
         "",
         "## Training",
         "",
-        f"Put this into a file and train again with `{again}`; the number of ranks is free.",
+        f"Save this as FILE and train again with `{again}`, on any number of ranks.",
         "",
         "```yaml",
         config.as_yaml(settings).rstrip("\n"),
@@ -111,9 +111,9 @@ def _class_table(seen: Optional[Evaluation], names: Sequence[str]) -> List[str]:
     if seen is None:
         return []
     lines = [
-        "## Each class",
+        "## Per class",
         "",
-        "| class | images | recognised | right when named | most often taken for |",
+        "| class | images | recall | precision | most often confused with |",
         "| --- | --: | --: | --: | --- |",
     ]
     named = seen.confusion.sum(axis=0)
