@@ -218,6 +218,8 @@ def host_row() -> Row:
     try:
         address = socket.gethostbyname(name)
     except OSError:
-        return Row("host", OK, f"{name}, which does not resolve; launch goes by the route")
-    note = "; not for other hosts, launch goes by the route" if address.startswith("127.") else ""
+        return Row("host", OK, f"{name} does not resolve; launch uses the route's address instead")
+    note = (
+        " (this host only); launch uses the route's address" if address.startswith("127.") else ""
+    )
     return Row("host", OK, f"{name} is {address}{note}")

@@ -75,7 +75,7 @@ def run() -> None:
             _leave(str(error), USER_ERROR)
         where = launched.where()
         if SharedMemorySum.lost or any(words in str(error) for words in _LOST_PEER):
-            said = f"{where}: another rank has ended or stands still; what it says is the cause"
+            said = f"{where}: another rank has ended or hangs; its own message gives the cause"
         else:
             said = f"{traceback.format_exc()}{where} failed: {type(error).__name__}: {error}"
         console.print_line(said, sys.stderr)

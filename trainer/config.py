@@ -22,75 +22,77 @@ from .settings import Checked, ConfigError, flat, nearest, plain, setting, show
 
 @dataclass(frozen=True)
 class Data(Checked, section="data."):
-    """Which images, and what is done to them."""
+    """The images and their preprocessing."""
 
     dataset: str = setting(
         "fashion_mnist",
         "fashion_mnist; fashion_mnist_sample (2,000 + 500 of its images, in the repository); "
-        "idx (any set in the four IDX files of MNIST, in data.folder); arrays (fit sets it, where "
-        "it is given train= and test=)",
+        "idx (any dataset in MNIST's four IDX files, in data.folder); arrays (set by fit when "
+        "given train= and test=)",
         choices=("fashion_mnist", "fashion_mnist_sample", "idx", "arrays"),
     )
-    folder: Optional[str] = setting(None, "where the IDX files are; null looks in the usual places")
+    folder: Optional[str] = setting(None, "folder of the IDX files; null: the usual places")
     image_size: Optional[int] = setting(
-        None, "side in pixels that images are resized to (bilinear); null keeps theirs", minimum=1
+        None, "side in pixels that images are resized to (bilinear); null: not resized", minimum=1
     )
     pad_crop: int = setting(
-        0, "training: pad by that many pixels (before resizing) and crop at random", minimum=0
+        0, "training: pad by so many pixels (before resizing), then crop at random", minimum=0
     )
-    flip: bool = setting(False, "training: mirror half of the images, left to right")
+    flip: bool = setting(False, "training: mirror half of the images horizontally")
     erase: float = setting(
         0.0, "training: share of images with a random rectangle blanked", minimum=0, maximum=1
     )
     mean: float = setting(
-        0.2860, "subtracted from pixels scaled to 0..1, of all channels; the training set's own"
+        0.2860, "subtracted from pixels scaled to 0..1, in all channels; Fashion-MNIST's by default"
     )
-    std: float = setting(0.3530, "pixels are divided by it; the training set's own", above=0)
-    prefetch: int = setting(4, "batches made ahead by the background thread", minimum=1)
+    std: float = setting(0.3530, "pixels are divided by it; Fashion-MNIST's by default", above=0)
+    prefetch: int = setting(4, "batches prepared ahead by the background thread", minimum=1)
 
 
 @dataclass(frozen=True)
 class Model(Checked, section="model."):
-    """Which net."""
+    """The net."""
 
     factory: str = setting(
         "trainer.model:resnet18", "package.module:function that returns a Gluon Block"
     )
     arguments: Dict[str, Any] = setting({}, "keyword arguments of the factory, e.g. {stem: small}")
-    hybridize: bool = setting(True, "compile the net where it is a HybridBlock")
+    hybridize: bool = setting(True, "compile the net if it is a HybridBlock")
 
 
 @dataclass(frozen=True)
 class Optimizer(Checked, section="optimizer."):
-    """How gradients become steps."""
+    """The update rule, and how gradients are reduced over ranks."""
 
     name: str = setting("sgd", "any optimizer registered in MXNet: sgd, nag, adam, lamb, ...")
-    lr: float = setting(0.1, "peak learning rate, for a global batch of base_batch_size", above=0)
+    lr: float = setting(0.1, "peak learning rate (see base_batch_size)", above=0)
     base_batch_size: Optional[int] = setting(
-        None, "lr is scaled by global_batch_size over it; null: lr is used as it is", minimum=1
+        None, "lr is multiplied by global_batch_size / base_batch_size; null: it is not", minimum=1
     )
     momentum: float = setting(0.9, "of sgd and nag", minimum=0, below=1)
-    nesterov: bool = setting(False, "sgd looks ahead (MXNet's nag)")
-    weight_decay: float = setting(0.0, "per step, times the learning rate", minimum=0)
-    decay_norm_and_bias: bool = setting(False, "decay gamma, beta and biases as well")
+    nesterov: bool = setting(False, "Nesterov momentum with sgd (MXNet's nag)")
+    weight_decay: float = setting(
+        0.0, "decay of weights per step, times the learning rate", minimum=0
+    )
+    decay_norm_and_bias: bool = setting(False, "also decay gamma, beta and biases")
     arguments: Dict[str, Any] = setting({}, "further arguments of MXNet's optimizer")
     clip_norm: Optional[float] = setting(
-        None, "gradients of the global batch are scaled down to that L2 norm", above=0
+        None, "clip the global batch's gradient to this L2 norm; null: no clipping", above=0
     )
-    accumulate: int = setting(
-        1, "micro-batches a rank splits its share of a global batch into, to save memory", minimum=1
+    accumulate: int = setting(1, "micro-batches per rank and step, to save memory", minimum=1)
+    fp16_allreduce: bool = setting(
+        False, "reduce gradients in float16 (pays off on slow links only)"
     )
-    fp16_allreduce: bool = setting(False, "send gradients as float16 (pays on slow links only)")
     groups: int = setting(
         1,
-        "gradients are sent in that many fixed groups; 0: as they come, whose last bits differ "
-        "from run to run on three ranks or more",
+        "fixed groups in which Horovod reduces gradients; 0: each as it becomes ready, so that "
+        "last bits vary between runs on three ranks or more",
         minimum=0,
     )
     shared_memory: bool = setting(
         True,
-        "add gradients up in memory that the ranks share, where all compute on the CPUs of one "
-        "node; else through Horovod, in the groups above",
+        "reduce gradients in shared memory if all ranks are on the CPUs of one node; otherwise "
+        "Horovod does, in optimizer.groups",
     )
 
 
@@ -98,42 +100,46 @@ class Optimizer(Checked, section="optimizer."):
 class Schedule(Checked, section="schedule."):
     """The learning rate over a run, a function of the step alone."""
 
-    name: str = setting("cosine", "after the warm-up", choices=("constant", "step", "cosine"))
-    warmup_epochs: float = setting(0.0, "epochs of linear rise from 0 to lr", minimum=0)
-    milestones: Tuple[float, ...] = setting((), "step: the epochs at which lr is multiplied")
-    gamma: float = setting(0.1, "step: by what", above=0)
-    final_lr: float = setting(0.0, "cosine: where it ends, as a share of lr", minimum=0)
+    name: str = setting(
+        "cosine", "course after the warm-up", choices=("constant", "step", "cosine")
+    )
+    warmup_epochs: float = setting(0.0, "epochs of linear increase from 0 to lr", minimum=0)
+    milestones: Tuple[float, ...] = setting((), "step: epochs at which lr is multiplied by gamma")
+    gamma: float = setting(0.1, "step: the factor", above=0)
+    final_lr: float = setting(0.0, "cosine: final value, as a share of lr", minimum=0)
 
 
 @dataclass(frozen=True)
 class Train(Checked, section="train."):
-    """How long, in which portions."""
+    """Length, batch size and precision of training."""
 
     epochs: int = setting(10, "passes over the training set", minimum=1)
-    global_batch_size: int = setting(128, "samples a step, over all ranks", minimum=1)
+    global_batch_size: int = setting(128, "samples per step, over all ranks", minimum=1)
     max_steps: Optional[int] = setting(
         None,
-        "stop there although the epochs are not over (the schedule keeps its length)",
+        "stop after so many steps (the schedule keeps its full length)",
         minimum=1,
     )
-    label_smoothing: float = setting(0.0, "share of a label spread over all", minimum=0, below=1)
+    label_smoothing: float = setting(
+        0.0, "share of a label spread over all classes", minimum=0, below=1
+    )
     watchdog_seconds: float = setting(
-        600.0, "a rank that makes no step for so long ends the job and shows its stacks", above=0
+        600.0, "a rank without progress for so long prints its stacks and ends the job", above=0
     )
     precision: str = setting(
         "float32",
-        "what convolutions and dense layers multiply in while they are trained; bfloat16 pays on "
-        "CPUs with AVX512_BF16 and large images. Weights, sums and evaluation stay float32",
+        "of the products in convolutions and dense layers in training; bfloat16 pays off on CPUs "
+        "with AVX512_BF16 and large images. Weights, sums and evaluation stay float32",
         choices=("float32", "bfloat16"),
     )
 
 
 @dataclass(frozen=True)
 class Evaluate(Checked, section="evaluate."):
-    """When the test set is looked at."""
+    """When the test set is evaluated."""
 
-    every_epochs: int = setting(1, "0: only at the end", minimum=0)
-    batch_size: int = setting(250, "test samples a rank takes at once", minimum=1)
+    every_epochs: int = setting(1, "epochs between evaluations; 0: only at the end", minimum=0)
+    batch_size: int = setting(250, "test samples per batch of a rank", minimum=1)
 
 
 @dataclass(frozen=True)
@@ -141,24 +147,24 @@ class Checkpoint(Checked, section="checkpoint."):
     """When the run is saved."""
 
     every_steps: Optional[int] = setting(
-        None, "besides the end of each epoch; null: not", minimum=1
+        None, "steps between checkpoints, besides the one after each epoch; null: none", minimum=1
     )
-    keep: int = setting(2, "newest ones kept, besides the best", minimum=1)
+    keep: int = setting(2, "newest checkpoints kept, besides the best", minimum=1)
 
 
 @dataclass(frozen=True)
 class Monitor(Checked, section="monitor."):
-    """What is told while it runs."""
+    """Logging."""
 
     every_steps: int = setting(
-        20, "steps between two lines, and two points in TensorBoard", minimum=1
+        20, "steps between log lines, and between points in TensorBoard", minimum=1
     )
-    tensorboard: bool = setting(True, "rank 0 writes event files")
+    tensorboard: bool = setting(True, "rank 0 writes TensorBoard event files")
     histograms_every_epochs: int = setting(
-        1, "weights and gradients as histograms in TensorBoard; 0: never", minimum=0
+        1, "epochs between histograms of weights and gradients in TensorBoard; 0: none", minimum=0
     )
     log_format: str = setting(
-        "text", "what rank 0 prints: text, or one JSON object a line", choices=("text", "json")
+        "text", "what rank 0 prints: text, or one JSON object per line", choices=("text", "json")
     )
 
 
@@ -166,21 +172,25 @@ class Monitor(Checked, section="monitor."):
 class Config(Checked):
     """A run."""
 
-    seed: int = setting(0, "of weights, order and augmentation", minimum=0, below=2**31)
-    output: str = setting("runs", "folder that holds the runs")
-    name: str = setting("default", "of the run's folder below it")
+    seed: int = setting(
+        0, "seed of weights, sample order, augmentation and dropout", minimum=0, below=2**31
+    )
+    output: str = setting("runs", "folder of all runs")
+    name: str = setting("default", "of the run, and of its folder in output")
     device: str = setting(
-        "auto", "auto takes the GPU of the local rank, else the CPU", choices=("auto", "cpu", "gpu")
+        "auto",
+        "auto: the GPU numbered as the local rank, else the CPU",
+        choices=("auto", "cpu", "gpu"),
     )
     batch_norm: str = setting(
         "local",
-        "moments over the samples of all ranks (sync), of one node's ranks (group), of one (local)",
+        "over the samples of all ranks (sync), of the ranks of a node (group), of a rank (local)",
         choices=("sync", "group", "local"),
     )
     calibrate_samples: int = setting(
         0,
-        "training samples over which running statistics are measured anew before the last "
-        "evaluation; 0: they stay as they are",
+        "training samples from which batch norm's running statistics are recomputed before the "
+        "last evaluation; 0: they are not",
         minimum=0,
     )
     data: Data = field(default_factory=Data)

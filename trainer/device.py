@@ -88,7 +88,7 @@ def choose(device: str, local_rank: int, gpus: Optional[int] = None) -> Any:
     except mx.MXNetError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ConfigError(
-            f"{context} cannot be used by this MXNet ({reason}); builds of 1.9.1 from PyPI hold "
-            "code for compute capability 5.0 to 8.9, for newer GPUs use NVIDIA's NGC container"
+            f"{context} cannot be used by this MXNet ({reason}); builds of 1.9.1 from PyPI run "
+            "on compute capability 5.0 to 8.9, for newer GPUs use NVIDIA's NGC container"
         ) from error
     return context

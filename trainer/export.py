@@ -189,7 +189,7 @@ def _write_onnx(saved: Saved, shape: Any, folder: Path) -> None:
                 dynamic_input_shapes=[(None, *shape)],
             )
     except AttributeError as error:  # it says which operator it has no translation for
-        raise ExportError(f"MXNet cannot write this net as ONNX: {error}; --no-onnx") from error
+        raise ExportError(f"MXNet cannot write this net as ONNX: {error}; use --no-onnx") from error
     model = onnx.load(path)
     model.opset_import[0].version, model.ir_version = OPERATOR_SET, IR_VERSION
     # Weights that are inputs as well could be replaced by the caller, so nothing is folded.
@@ -220,7 +220,7 @@ def _load_onnx(folder: Path) -> Forward:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # each of its own kind, without a base
         reason = str(error).strip().splitlines()[0]
-        raise ExportError(f"ONNX Runtime cannot run this net: {reason}; --no-onnx") from error
+        raise ExportError(f"ONNX Runtime cannot run this net: {reason}; use --no-onnx") from error
     return lambda data: np.asarray(session.run(None, {INPUT: data})[0])
 
 

@@ -102,7 +102,7 @@ def fit(
         )
     config = config or Config()
     if loss is not None and config.train.label_smoothing:
-        raise ConfigError("train.label_smoothing is of the usual loss; leave it out, or loss=")
+        raise ConfigError("train.label_smoothing is for the default loss; leave it out, or loss=")
     if train is not None:  # the recorded config must not name a dataset that was not used
         config = replace(config, data=replace(config.data, dataset="arrays"))
     seconds = config.train.watchdog_seconds

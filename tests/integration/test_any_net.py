@@ -87,7 +87,7 @@ class Logarithm(gluon.HybridBlock):
     ("make", "expected"),
     [
         (OwnForward, "OwnForward has a forward of its own, .* hybrid_forward"),
-        (Double, "ONNX Runtime cannot run this net: .*; --no-onnx"),
+        (Double, "ONNX Runtime cannot run this net: .*; use --no-onnx"),
     ],
 )
 def test_what_cannot_be_exported_is_told_in_a_line(

@@ -57,7 +57,7 @@ def test_calibration_measures_the_training_set_at_the_end(tmp_path: Path) -> Non
 
 def test_smoothing_is_not_added_to_a_loss_of_ones_own(tmp_path: Path) -> None:
     loss, smoothed = gluon.loss.SoftmaxCrossEntropyLoss(), {"label_smoothing": 0.1}
-    with pytest.raises(ConfigError, match=r"train\.label_smoothing is of the usual loss"):
+    with pytest.raises(ConfigError, match=r"train\.label_smoothing is for the default loss"):
         trained(nn.Dense(4), tmp_path, loss, train=smoothed)
 
 

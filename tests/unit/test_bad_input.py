@@ -421,7 +421,7 @@ def test_an_error_that_is_no_users_fault_is_told_with_its_place_on_any_rank(said
     assert f"rank {rank} on" in error and "operands could not" in error
 
 
-@pytest.mark.parametrize("words", entry._OF_A_LOST_RANK)
+@pytest.mark.parametrize("words", entry._LOST_PEER)
 def test_a_rank_that_lost_another_says_so_in_words_that_the_launcher_knows(said_of, words):
     """Or it would be named for the cause: see launch/blame.py."""
     error = said_of(RuntimeError(f"...: {words}"), 1)
