@@ -1,7 +1,7 @@
-"""A trained net as files that need nothing of this project, each checked against the original.
+"""Exports a trained net to files independent of this project, each verified against the original.
 
 - ``model-symbol.json`` and ``model-0000.params``: MXNet's own, for ``gluon.SymbolBlock.imports``;
-- ``model.onnx``: for ONNX Runtime and whatever else reads ONNX, any number of images at once.
+- ``model.onnx``: for ONNX Runtime and other readers of ONNX, with any batch size.
 
 Both take float32 (N, C, H, W), resized and normalised as in training, and give logits (N, K).
 """
@@ -29,27 +29,27 @@ from .settings import UserError
 SYMBOL, PARAMETERS, ONNX = "model-symbol.json", "model-0000.params", "model.onnx"
 INPUT = "data"
 
-# MXNet's converter writes operators as ONNX's operator set 13 has them, but stamps them with the
-# newest that the onnx package knows. IR version 7 came with 13.
+# MXNet's converter emits operators of opset 13, but labels them with the newest opset that the onnx
+# package knows. IR version 7 belongs to opset 13.
 OPERATOR_SET, IR_VERSION = 13, 7
 
-TOLERANCE = 1e-3  # of a logit, absolute and relative: other orders of summation in float32
-NOISE_IMAGES = 64  # to compare by, where there is no test set
+TOLERANCE = 1e-3  # of a logit, absolute and relative: float32 sums in another order
+NOISE_IMAGES = 64  # compared instead of a test set, where there is none
 
 Forward = Callable[[np.ndarray], np.ndarray]  # float32 (N, C, H, W) -> (N, K)
 
 
 class ExportError(UserError):
-    """The net cannot be exported, or what was written computes something else: one line."""
+    """The net cannot be exported, or an exported file computes something else; one line."""
 
 
 class Checked(NamedTuple):
-    """A file's model beside the original one, over a whole test set, or over noise."""
+    """A file's model compared to the original, over the whole test set or over noise."""
 
     name: str
     samples: int
-    difference: float  # the largest of any logit
-    accuracy: Optional[float] = None  # share of samples; None of noise
+    difference: float  # largest absolute difference of a logit
+    accuracy: Optional[float] = None  # 0 to 1; None on noise
     original_accuracy: Optional[float] = None
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ class Checked(NamedTuple):
 
 
 def check_possible(saved: Saved, onnx: bool) -> None:
-    """Refuse what cannot work, before anything is written.
+    """Refuse an export that cannot work, before anything is written.
 
     Raises:
         ExportError: the net is imperative, or packages are missing.
@@ -87,13 +87,14 @@ def check_possible(saved: Saved, onnx: bool) -> None:
 
 
 def export(saved: Saved, test: Optional[Arrays], folder: Path, onnx: bool = True) -> List[Checked]:
-    """Write the files into ``folder`` and run the whole of ``test`` through each of them.
+    """Write the files into ``folder`` and verify each on the whole of ``test``.
 
-    None takes noise instead, which shows whether they compute the same, but no accuracy.
+    Args:
+        test: None compares on noise instead, which gives no accuracy.
 
     Raises:
-        ExportError: the net or one of its operators cannot be exported, or a file computes
-            something else than the checkpoint does.
+        ExportError: the net or one of its operators cannot be exported, or a file's results differ
+            from the checkpoint's.
     """
     check_possible(saved, onnx)
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,7 @@ def _batches(saved: Saved, test: Arrays) -> Iterator[Batch]:
 
 
 def _scores(saved: Saved, test: Arrays, forward: Forward) -> np.ndarray:
-    """The logits of the whole set, float32 (N, K)."""
+    """Logits of the whole set, float32 (N, K)."""
     return np.concatenate([forward(batch.data.asnumpy()) for batch in _batches(saved, test)])
 
 
@@ -142,12 +143,12 @@ def _gluon(net: gluon.Block, ctx: mx.Context) -> Forward:
 
 
 def _write_symbol(net: gluon.HybridBlock, batch: mx.nd.NDArray, folder: Path) -> None:
-    batch_norm.revert_sync_batch_norm(net)  # a symbol file cannot hold an operator in Python
+    batch_norm.revert_sync_batch_norm(net)  # a symbol file cannot contain a Python operator
     try:
         net.hybridize()
         net(batch)
         mx.nd.waitall()
-    # HybridBlocks of the user's own may fail in any way when they are given symbols.
+    # A user's HybridBlock may fail in any way on symbols.
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ExportError(
@@ -165,7 +166,7 @@ def _write_symbol(net: gluon.HybridBlock, batch: mx.nd.NDArray, folder: Path) ->
 
 def _load_symbol(folder: Path) -> Forward:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Cannot decide type")  # it takes float32, which is right
+        warnings.filterwarnings("ignore", "Cannot decide type")  # float32, its default, is right
         net = gluon.SymbolBlock.imports(
             str(folder / SYMBOL), [INPUT], str(folder / PARAMETERS), ctx=mx.cpu()
         )
@@ -188,11 +189,11 @@ def _write_onnx(saved: Saved, shape: Any, folder: Path) -> None:
                 dynamic=True,
                 dynamic_input_shapes=[(None, *shape)],
             )
-    except AttributeError as error:  # it says which operator it has no translation for
+    except AttributeError as error:  # names the operator that has no ONNX translation
         raise ExportError(f"MXNet cannot write this net as ONNX: {error}; use --no-onnx") from error
     model = onnx.load(path)
     model.opset_import[0].version, model.ir_version = OPERATOR_SET, IR_VERSION
-    # Weights that are inputs as well could be replaced by the caller, so nothing is folded.
+    # Weights listed as inputs can be replaced by the caller, which prevents constant folding.
     inputs = [value for value in model.graph.input if value.name == INPUT]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
@@ -202,7 +203,7 @@ def _write_onnx(saved: Saved, shape: Any, folder: Path) -> None:
 
 
 def _properties(saved: Saved) -> dict[str, str]:
-    """What the caller has to know of the input and the output."""
+    """Metadata of the input and the output, for the ONNX file."""
     data = saved.config.data
     return {
         "mean": str(data.mean),
@@ -218,7 +219,7 @@ def _load_onnx(folder: Path) -> Forward:
     path = str(folder / ONNX)
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:  # each of its own kind, without a base
+    except Exception as error:  # its exceptions have no common base class
         reason = str(error).strip().splitlines()[0]
         raise ExportError(f"ONNX Runtime cannot run this net: {reason}; use --no-onnx") from error
     return lambda data: np.asarray(session.run(None, {INPUT: data})[0])
@@ -226,7 +227,7 @@ def _load_onnx(folder: Path) -> Forward:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without a line for each operator that is converted."""
+    """Suppress MXNet's log line for each converted operator."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:

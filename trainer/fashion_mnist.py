@@ -1,4 +1,4 @@
-"""Fashion-MNIST: find or download its four files, verify them, and read them into NumPy arrays.
+"""Fashion-MNIST: finds or downloads its four files, verifies them and reads them into arrays.
 
 Three datasets, all in the IDX format of MNIST (http://yann.lecun.com/exdb/mnist), gzipped or not:
 
@@ -81,10 +81,8 @@ MIRRORS = (
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 SAMPLE_FOLDER = Path(__file__).resolve().parent.parent / "tests" / "sample"
 
-CONNECT_SECONDS = (
-    10.0  # without an answer, or between two pieces of one, before a mirror is given up
-)
-LOCK_SECONDS = 600.0  # that a process waits for the one of its node that downloads
+CONNECT_SECONDS = 10.0  # until a mirror answers, and between two chunks of its answer
+LOCK_SECONDS = 600.0  # until another process of this node has finished downloading
 
 WAYS_OUT = (
     "Three ways out: `apt-get install dataset-fashion-mnist` (Debian, Ubuntu); or put the four"
@@ -98,7 +96,7 @@ Arrays = Tuple[np.ndarray, np.ndarray]
 
 
 class DataError(UserError):
-    """The dataset cannot be had, or a file of it is not what it should be. One line."""
+    """The dataset cannot be found, or one of its files is not as it should be; one line."""
 
 
 def load(split: str, folder: Optional[str] = None, dataset: str = "fashion_mnist") -> Arrays:
@@ -123,20 +121,20 @@ def load(split: str, folder: Optional[str] = None, dataset: str = "fashion_mnist
 def find_or_download(folder: Optional[str] = None, dataset: str = "fashion_mnist") -> Path:
     """Return a folder that holds the dataset's four files, verified.
 
-    A given folder is the only place looked at. Without one, `fashion_mnist` is looked for in
-    MXNet's cache, in the folder of Debian's package and in this project's cache, and else
-    downloaded there, by one process of the node while the others wait.
+    If a folder is given, only that one is searched. Otherwise `fashion_mnist` is looked for in
+    MXNet's cache, in Debian's package and in this project's cache; failing that, one process of
+    the node downloads it there while the others wait.
 
     Raises:
-        DataError: names the file or folder, what was found and what was expected; or, where the set
-            is nowhere and no mirror can be reached, the ways out.
+        DataError: a file is missing or wrong, with what was found and expected; or the set is
+            nowhere and no mirror can be reached, with the ways out.
     """
     place, _ = _search(list(FILES), folder, dataset)
     return place
 
 
 def class_names(dataset: str, num_classes: int) -> List[str]:
-    """A name for each class; its number where the data has none."""
+    """A name for each class; its number where the dataset names none."""
     known = CLASS_NAMES if dataset.startswith("fashion_mnist") else ()
     return [*known, *map(str, range(len(known), num_classes))]
 
@@ -224,7 +222,7 @@ def read_idx(path: Path, name: str, sums: Dict[str, str]) -> np.ndarray:
     magic, start = bytes((0, 0, 8, ndim)), 4 + 4 * ndim
     if content[:4] != magic:
         raise DataError(
-            f"{path} begins with {content[:4].hex() or 'nothing'}{_told(content[:4])}, "
+            f"{path} begins with {content[:4].hex() or 'nothing'}{_describe_magic(content[:4])}, "
             f"expected {magic.hex()} ({kind}: uint8, {ndim}-D)"
         )
     if len(content) < start:
@@ -243,8 +241,8 @@ def read_idx(path: Path, name: str, sums: Dict[str, str]) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def _told(magic: bytes) -> str:
-    """What the first four bytes of an IDX file say."""
+def _describe_magic(magic: bytes) -> str:
+    """The element type and rank in an IDX file's magic number, for a message."""
     known = len(magic) == 4 and magic[:2] == b"\0\0" and magic[2] in IDX_TYPES
     return f" ({IDX_TYPES[magic[2]]}, {magic[3]}-D)" if known else ""
 
@@ -252,7 +250,7 @@ def _told(magic: bytes) -> str:
 def _decompress(path: Path) -> bytes:
     try:
         content = path.read_bytes()
-        # Told by content, because some download tools unpack a file and leave it its name.
+        # By content, because some download tools decompress a file without renaming it.
         return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
@@ -298,7 +296,7 @@ def _is_verified(place: Path, name: str, sums: Dict[str, str]) -> bool:
 
 
 def _download(name: str, cache: Path, sums: Dict[str, str]) -> None:
-    """Download one file from the first mirror that gives it right; it appears when verified."""
+    """Download one file from the first mirror that has it; it appears once verified."""
     from pooch import HTTPDownloader
 
     partial, path = cache / f"{name}.gz.partial", cache / f"{name}.gz"
@@ -311,7 +309,7 @@ def _download(name: str, cache: Path, sums: Dict[str, str]) -> None:
             read_idx(partial, name, sums)
         except DataError as error:
             failures.append(str(error))
-        except OSError as error:  # which requests' exceptions are too
+        except OSError as error:  # requests' exceptions are OSErrors
             failures.append(f"{urlsplit(mirror).netloc}: {error.strerror or type(error).__name__}")
         else:
             os.replace(partial, path)

@@ -1,4 +1,4 @@
-"""The training and the test set, and this rank's share of them, put on its device."""
+"""Reads the training and test set and makes this rank's loaders for them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .placement import on_device
 
 
 def read(settings: Data, train: Any = None, test: Any = None) -> Tuple[Arrays, Arrays]:
-    """The training and the test set: the given ones, else those that ``settings`` name.
+    """The training and the test set: the given ones, or those that ``settings`` name.
 
     Args:
         train, test: arrays or a dataset, see :func:`arrays.checked`.
 
     Raises:
-        DataError: they cannot be had, are no such arrays, or differ in the size of their images.
+        DataError: they cannot be found or are invalid, or their images differ in size or channels.
     """
     if train is None and test is None:
         source = (settings.folder, settings.dataset)
@@ -46,15 +46,15 @@ def read(settings: Data, train: Any = None, test: Any = None) -> Tuple[Arrays, A
 
 
 def check_alike(train: Arrays, test: Arrays) -> None:
-    """Refuse ranks with sets of their own, which would part or wait for each other; collective.
+    """Refuse sets that differ between ranks, which would diverge or deadlock; collective.
 
     Raises:
         DataError: on every rank.
     """
-    seen = hashlib.sha256(train[1].tobytes() + test[1].tobytes()).hexdigest()
+    digest = hashlib.sha256(train[1].tobytes() + test[1].tobytes()).hexdigest()
     sizes = f"{len(train[1])} training and {len(test[1])} test images"
-    found = dist.gather_objects((seen, f"{sizes} on {launched.where()}"))
-    other = next((said for digest, said in found if digest != found[0][0]), None)
+    found = dist.gather_objects((digest, f"{sizes} on {launched.where()}"))
+    other = next((which for digest, which in found if digest != found[0][0]), None)
     if other is not None:
         raise DataError(
             f"the ranks have different sets, or labels in another order: {found[0][1]}, {other}; "
@@ -63,7 +63,7 @@ def check_alike(train: Arrays, test: Arrays) -> None:
 
 
 def train_loader(train: Arrays, config: Config, ctx: mx.Context) -> TrainLoader:
-    """Its share of every global batch."""
+    """This rank's loader of training batches."""
     return TrainLoader(
         *train,
         config.data,
@@ -76,7 +76,7 @@ def train_loader(train: Arrays, config: Config, ctx: mx.Context) -> TrainLoader:
 
 
 def test_loader(test: Arrays, config: Config, ctx: mx.Context) -> EvalLoader:
-    """Its share of the test set."""
+    """This rank's loader of the test set."""
     return EvalLoader(
         *test,
         config.data,

@@ -1,4 +1,4 @@
-"""Figures of an evaluation: the confusion matrix, and images with what they were taken for."""
+"""Matplotlib figures of an evaluation: the confusion matrix, and images with predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title("percent of each true class")
-    if len(names) <= 20:  # more numbers than that cannot be read
+    if len(names) <= 20:  # more could not be read
         for row, column in np.argwhere(shares > 0.5):
             share = shares[row, column]
             colour = "white" if share > 50 else "black"
@@ -34,13 +34,13 @@ def prediction_figure(
 ) -> Any:
     """A Matplotlib figure of images, uint8 (N, H, W[, C]), in rows of eight under their true names.
 
-    Wrong ones have a red frame, and the predicted name as well.
+    Misclassified ones have a red frame, and the predicted name as well.
     """
     from matplotlib.patches import Rectangle
 
-    if images.ndim == 4 and images.shape[3] != 3:  # no colours that a screen has
+    if images.ndim == 4 and images.shape[3] != 3:  # not RGB
         images = images.mean(axis=3)
-    # One picture of all, as axes for each would take most of a small run's time.
+    # One image of all: separate axes for each would take most of a small run's time.
     count, height, width, *colours = images.shape
     rows, gap = -(-count // 8), -(-height // 3)  # room for two lines above each image
     grid = np.full((rows * (gap + height), 8 * (width + 2), *colours), 255, np.uint8)
@@ -63,7 +63,7 @@ def prediction_figure(
 
 
 def _figure(width: float, height: float) -> Any:
-    # Without pyplot, which would ask for a screen. Imported late: it takes half a second.
+    # Not pyplot, which needs a display. Imported late, because it takes half a second.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""A net's graph of operators, for TensorBoard's GRAPHS tab."""
+"""The operator graph of a net, for TensorBoard's GRAPHS tab."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from mxnet import gluon
 
 
 def graph_def(net: gluon.HybridBlock) -> Any:
-    """TensorFlow's GraphDef, as tensorboardX has it, of a net that can be hybridized.
+    """The graph of a net that can be hybridized, as tensorboardX's GraphDef.
 
-    Blocks become scopes, which TensorBoard folds. The net is traced with symbols; nothing in it
-    changes.
+    Blocks become scopes, which TensorBoard folds. The net is traced with symbols and not changed.
     """
     from tensorboardX.proto.attr_value_pb2 import AttrValue
     from tensorboardX.proto.graph_pb2 import GraphDef
@@ -43,7 +42,7 @@ def graph_def(net: gluon.HybridBlock) -> Any:
 
 
 def _prefixes(net: gluon.Block) -> List[str]:
-    """What the names within each block of ``net`` begin with, the outer before the inner."""
+    """The name prefixes of the blocks of ``net``, outer before inner."""
     found = set()
     net.apply(lambda block: found.add(block.prefix))
     return sorted(found - {""}, key=len)

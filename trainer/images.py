@@ -1,8 +1,8 @@
-"""Images of any kind and size, made into what Fashion-MNIST's are: small, grey, on black.
+"""Reads images of any format and size and converts them to the net's: small, light on dark.
 
 Fashion-MNIST's own makers trimmed, shrank, centred, negated and greyed their photographs (Xiao,
 Rasul and Vollgraf 2017, arXiv:1708.07747, figure 1). Trimming is left to the user, and so is the
-question whether to negate: an image does not say whether its bright parts are the object.
+decision whether to negate: a file does not tell whether its bright parts are the object.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _LIGHT = 128  # of 255
 
 
 class Images(NamedTuple):
-    """What was found in some files."""
+    """Images read from files."""
 
-    names: List[str]  # the path of a file, or of an IDX file with the place in it: PATH[17]
+    names: List[str]  # path of the file; within an IDX file with the index: PATH[17]
     pixels: np.ndarray  # uint8 (N, H, W), or (N, H, W, 3) in colour
 
     @property
     def light_backgrounds(self) -> int:
-        """How many have an edge that is light rather than dark."""
+        """The number of images whose border is light rather than dark."""
         top_bottom, sides = self.pixels[:, (0, -1), :], self.pixels[:, 1:-1, (0, -1)]
         count = len(self.pixels)
         edge = np.concatenate([top_bottom.reshape(count, -1), sides.reshape(count, -1)], axis=1)
@@ -41,12 +41,12 @@ def read(paths: Sequence[str], shape: Tuple[int, ...], invert: bool = False) -> 
     """The images in files, in folders (and folders below them), and in IDX files, gzipped or not.
 
     Args:
-        shape: (height, width) that each is fitted into, its proportions kept, or (height, width, 3)
-            for a net that takes colours; what is left free becomes background.
-        invert: for dark objects on a light ground. Transparent parts are background either way.
+        shape: (height, width), or (height, width, 3) for colour; images are scaled to fit, keeping
+            their aspect ratio, and padded with background.
+        invert: negate, for dark objects on a light ground. Transparency is always background.
 
     Raises:
-        DataError: a path is not there, is no image, or holds none; one line.
+        DataError: a path does not exist, is not an image, or contains none; one line.
     """
     if shape[2:] not in ((), (3,)):
         raise DataError(f"the net takes {shape[2]} channels; files hold grey levels or 3 colours")
@@ -78,7 +78,7 @@ def _files(paths: Sequence[str]) -> Iterator[Path]:
 
 
 def _in_folder(folder: Path) -> List[Path]:
-    """The images in a folder and those below it, but hidden ones, by path."""
+    """The images in a folder and its subfolders, without hidden ones, sorted by path."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"folder {error.filename} cannot be read: {error.strerror}")
@@ -87,7 +87,8 @@ def _in_folder(folder: Path) -> List[Path]:
         Path(place, name)
         for place, _, names in os.walk(folder, onerror=refuse)
         for name in names
-        if name.lower().endswith(SUFFIXES) and not name.startswith(".")  # as of macOS: ._photo.jpg
+        if name.lower().endswith(SUFFIXES)
+        and not name.startswith(".")  # e.g. ._photo.jpg from macOS
     ]
     found = sorted(path for path in found if os.path.isfile(path))
     if not found:
@@ -96,7 +97,7 @@ def _in_folder(folder: Path) -> List[Path]:
 
 
 def _images(path: Path, invert: bool, mode: str) -> Iterator[Tuple[str, Image.Image]]:
-    """The images of one file in Pillow's ``mode``, L (grey) or RGB, light on dark."""
+    """(name, image) of each image in a file, in Pillow's ``mode`` L or RGB, light on dark."""
     if _is_idx(path):
         for index, values in enumerate(read_idx(path, "images", {})):
             image = Image.fromarray(values).convert(mode)
@@ -106,12 +107,12 @@ def _images(path: Path, invert: bool, mode: str) -> Iterator[Tuple[str, Image.Im
 
 
 def _shown(path: Path) -> str:
-    """The path as text that can be written: names of files are bytes, which may be no UTF-8."""
+    """The path as printable text: file names are bytes, and need not be UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _is_idx(path: Path) -> bool:
-    """Told by its first bytes: IDX files of all kinds come under all kinds of names."""
+    """By its first bytes, because IDX files have all kinds of names."""
     try:
         with open(path, "rb") as file:
             return file.read(2) in (b"\0\0", b"\x1f\x8b")
@@ -120,17 +121,17 @@ def _is_idx(path: Path) -> bool:
 
 
 def _open(path: Path, invert: bool, mode: str) -> Image.Image:
-    """A picture file as grey levels or colours on black."""
+    """Read an image file, composited on black."""
     try:
         with Image.open(path) as file:
             file.load()
             image = ImageOps.exif_transpose(file)
-            assert image is not None  # it is where the image is changed in place
+            assert image is not None  # only with in_place=True
     except Image.UnidentifiedImageError:
         raise DataError(
             f"{path} is neither an image that Pillow knows nor an IDX file of images"
         ) from None
-    # Pillow's decoders raise all kinds of errors on broken files.
+    # Pillow's decoders raise all kinds of exceptions on broken files.
     except Exception as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if image.mode not in _EIGHT_BIT:
@@ -145,7 +146,7 @@ def _open(path: Path, invert: bool, mode: str) -> Image.Image:
 
 
 def _fit(image: Image.Image, size: Tuple[int, ...]) -> np.ndarray:
-    """uint8 (H, W[, 3]); an image that has this size already stays as it is."""
+    """uint8 (H, W[, 3]); an image of that size is not resampled."""
     height, width = size
     if image.size != (width, height):
         image = ImageOps.pad(image, (width, height), method=Image.Resampling.LANCZOS)

@@ -1,10 +1,10 @@
-"""Products in bfloat16 while a net is trained; all else stays float32.
+"""Mixed precision: convolutions and dense layers multiply in bfloat16 during training.
 
-Within :func:`computing_in` the net's convolutions and dense layers round their input and weights to
-bfloat16 and give float32; so do their gradients. Weights, norms, activations, loss, optimizer and
-the sums over ranks are float32. The net's layers are told, one by one and for a while:
-``mxnet.contrib.amp`` would replace MXNet's operators for the whole process, for good. Nor can its
-``amp_cast`` add to a gradient (see :func:`_rounded`).
+Within :func:`computing_in` these layers round their input and weights to bfloat16 and return
+float32, in forward and backward. Weights, norms, activations, loss, optimizer and the allreduce
+stay float32. Individual layers are patched, temporarily, because ``mxnet.contrib.amp`` replaces
+MXNet's operators for the whole process and for good. Also, its ``amp_cast`` cannot accumulate a
+gradient (see :func:`_rounded`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def check(net: gluon.Block, precision: str, ctx: mx.Context) -> None:
     """Refuse a ``precision``, float32 or bfloat16, in which ``net`` cannot be trained on ``ctx``.
 
     Raises:
-        ConfigError: MXNet has no such products there, or the net has no layer that would use them.
+        ConfigError: MXNet cannot compute in it there, or the net has no layer that would use it.
     """
     if precision == "float32":
         return
@@ -60,10 +60,10 @@ def check(net: gluon.Block, precision: str, ctx: mx.Context) -> None:
 
 @contextlib.contextmanager
 def computing_in(net: gluon.Block, precision: str) -> Iterator[None]:
-    """Have ``net`` multiply in ``precision``, float32 or bfloat16, while it lasts; may be nested.
+    """Within it ``net`` multiplies in ``precision``, float32 or bfloat16; may be nested.
 
-    bfloat16 is for the layers that :func:`check` names; subclasses with a forward of their own,
-    and what is computed outside of layers, stay as they are.
+    bfloat16 affects Gluon's Conv1D, Conv2D, Conv3D and Dense; subclasses with their own forward,
+    and operators outside of layers, do not change.
     """
     layers = _layers(net)
     before = [vars(layer).get(_FORWARD) for layer in layers]
@@ -89,7 +89,7 @@ def _layers(net: gluon.Block) -> List[Any]:
 
 
 def _set_forwards(net: gluon.Block, layers: List[Any], forwards: List[Optional[Forward]]) -> None:
-    """Give each layer a forward of its own; None: that of its class."""
+    """Override the forward of each layer; None restores that of its class."""
     if [vars(layer).get(_FORWARD) for layer in layers] == forwards:
         return
     for layer, forward in zip(layers, forwards):
@@ -100,7 +100,7 @@ def _set_forwards(net: gluon.Block, layers: List[Any], forwards: List[Optional[F
 
 
 def _in_bfloat16(layer: Any) -> Forward:
-    """The layer's forward with its operator in bfloat16; its activation is in float32."""
+    """The layer's forward with its operator in bfloat16 and its activation in float32."""
     forward = getattr(type(layer), _FORWARD)
 
     def of_operators(F: Any, *inputs: Any, **parameters: Any) -> Any:
@@ -114,12 +114,11 @@ def _in_bfloat16(layer: Any) -> Forward:
 
 
 def _product(F: Any, operator: Any, *operands: Any, **options: Any) -> Any:
-    """``operator`` of float32 operands (None for one that is missing), in bfloat16 -> float32."""
+    """``operator`` on float32 operands (or None), computed in bfloat16 -> float32."""
     low = (None if operand is None else _rounded(F, operand) for operand in operands)
     return F.amp_cast(operator(*low, **options), dtype="float32")
 
 
 def _rounded(F: Any, operand: Any) -> Any:
-    # The backward of MXNet's amp_cast loses what it should add to a gradient (grad_req="add");
-    # that of a copy does not.
+    # The backward of MXNet's amp_cast ignores grad_req="add"; that of identity does not.
     return F.amp_cast(F.identity(operand), dtype=bfloat16)

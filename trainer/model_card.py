@@ -1,4 +1,4 @@
-"""A model card in Markdown: what a model is, what it was trained on, how well it does, and limits.
+"""A model card in Markdown: the model, its training data, its accuracy and its limits.
 
 After Mitchell et al., "Model cards for model reporting", FAT* 2019.
 """
@@ -26,9 +26,9 @@ def as_markdown(
     """The card of ``saved``.
 
     Args:
-        seen: the model on its test set; None where that was given to ``fit`` and is not kept.
-        command: that made the files.
-        files: with what they were found to compute.
+        seen: the evaluation on the test set; None where that was passed to ``fit`` and is not kept.
+        command: the command line that made the files.
+        files: the exported files, verified.
     """
     settings = saved.config
     data, train = settings.data, settings.train
@@ -107,7 +107,7 @@ def _result_rows(seen: Optional[Evaluation]) -> List[str]:
 
 
 def _class_table(seen: Optional[Evaluation], names: Sequence[str]) -> List[str]:
-    """Recall, precision and what it is most often taken for instead."""
+    """Recall, precision and most frequent confusion of each class."""
     if seen is None:
         return []
     lines = [

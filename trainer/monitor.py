@@ -1,8 +1,8 @@
-"""What TensorBoard shows of a run: written by rank 0 alone, on the others every call is empty.
+"""Writes a run's TensorBoard events, on rank 0; on the others every call is a no-op.
 
-Tags: ``train/*`` means over the steps since the last point, ``epoch/*`` over an epoch's training
-samples, ``test/*`` and ``class/*`` over the test set, ``speed/*`` and ``batch_norm/*`` of the whole
-job, ``system/*`` of rank 0's machine. docs/monitoring.md shows what TensorBoard makes of them.
+Tags: ``train/*`` are means over the steps since the last point, ``epoch/*`` over an epoch's
+training samples, ``test/*`` and ``class/*`` over the test set; ``speed/*`` and ``batch_norm/*``
+concern the whole job, ``system/*`` rank 0's machine. docs/monitoring.md shows them in TensorBoard.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .figures import confusion_figure, prediction_figure
 from .metrics import Evaluation
 from .settings import flat
 
-SHOWN_CLASSES = 20  # with more of them, no curve for each
-HISTOGRAM_VALUES = 65536  # of an array go into its histogram, at most
+SHOWN_CLASSES = 20  # with more classes, there are no curves for each
+HISTOGRAM_VALUES = 65536  # the most elements of an array in its histogram
 HISTOGRAM_BINS = 64
 
 _LAYOUT = {
@@ -41,8 +41,8 @@ class Monitor:
     """Event files in ``folder``.
 
     Args:
-        first_step: where the run goes on. Points from there on that an earlier, killed process
-            wrote are taken back, so that a resumed curve has each step once.
+        first_step: where the run resumes. TensorBoard then drops later points of an earlier, killed
+            process, so that the curve has each step once.
         enabled: whether this process writes.
     """
 
@@ -55,17 +55,17 @@ class Monitor:
             from . import event_file
 
             self._writer = SummaryWriter(event_file.address(folder), filename_suffix=_suffix())
-            # tensorboardX hands events to a thread that its flush() does not wait for: a killed
-            # run would lose points that its last checkpoint has seen. They are written here.
+            # tensorboardX passes events to a thread that its flush() does not wait for, so a killed
+            # run would lose points from before its last checkpoint. Write them synchronously.
             events = self._writer.file_writer.event_writer
             events.add_event = events._ev_writer.write_event
             if first_step:
-                # A point at step n is written after n steps; the checkpoint of step n has seen it.
+                # The point at step n was written before the checkpoint of step n.
                 start = Event(session_log=SessionLog(status=SessionLog.START))
                 self._writer.file_writer.add_event(start, first_step + 1)
 
     def start(self, config: Config, layers: str, graph: Any = None) -> None:
-        """The resolved config and the net's layers, as text; its graph, where it has one.
+        """Write the resolved config and the net's layers as text, and its graph if given.
 
         Args:
             graph: a GraphDef, see :func:`trainer.graph.graph_def`.
@@ -81,7 +81,7 @@ class Monitor:
             self._writer.add_text("model", layers, 0)
 
     def scalars(self, values: Mapping[str, Optional[float]], step: int) -> None:
-        """Points after ``step`` steps, by tag; None is left out."""
+        """Write points after ``step`` steps, by tag; None is skipped."""
         if self._writer:
             for tag, value in values.items():
                 if value is not None:
@@ -89,7 +89,7 @@ class Monitor:
             self._writer.flush()
 
     def evaluation(self, evaluation: Evaluation, names: Sequence[str], step: int) -> None:
-        """The test set's figures, those of each class, and the confusion matrix as a picture."""
+        """Write the metrics on the test set, in total and by class, and the confusion matrix."""
         if not self._writer:
             return
         if len(names) <= SHOWN_CLASSES:
@@ -109,7 +109,7 @@ class Monitor:
                 self._writer.add_pr_curve_raw(f"test/{name}", *curve, step)
 
     def histograms(self, group: str, arrays: Mapping[str, np.ndarray], step: int) -> None:
-        """How the values of arrays are spread, ``group/name``: of large ones every n-th value."""
+        """Write histograms of arrays as ``group/name``; large arrays are subsampled."""
         if self._writer:
             for name, array in arrays.items():
                 values = array.ravel()[:: -(-array.size // HISTOGRAM_VALUES)]
@@ -125,7 +125,7 @@ class Monitor:
         names: Sequence[str],
         step: int,
     ) -> None:
-        """Images, uint8 (N, H, W[, C]), with true and predicted names, wrong ones in red."""
+        """Write images, uint8 (N, H, W[, C]), with true and predicted names, errors in red."""
         if self._writer:
             figure = prediction_figure(images, labels, predicted, names)
             self._writer.add_figure("test/predictions", figure, step)
@@ -133,7 +133,7 @@ class Monitor:
     def hyper_parameters(
         self, config: Config, ranks: int, metrics: Mapping[str, Optional[float]]
     ) -> None:
-        """What decides the result, and the final figures, for the HPARAMS tab; None is left out."""
+        """Write hyperparameters and final metrics for the HPARAMS tab; None is skipped."""
         if not self._writer:
             return
         from tensorboardX import SummaryWriter
@@ -141,8 +141,8 @@ class Monitor:
 
         settings = {k: v for k, v in flat(to_dict(config)).items() if decides_result(k)}
         figures = {f"final/{name}": value for name, value in metrics.items() if value is not None}
-        # Without the description of an experiment, which comes first, TensorBoard makes one of all
-        # runs, and shows the settings in which they differ before the others.
+        # The first summary describes an experiment. Without it TensorBoard infers one from all
+        # runs, and lists the settings in which they differ first.
         _, *session = hparams(_as_parameters({**settings, "ranks": ranks}), figures)
         folder = f"{self._writer.file_writer.get_logdir()}/hparams"
         with SummaryWriter(folder, filename_suffix=_suffix()) as writer:
@@ -152,23 +152,23 @@ class Monitor:
                 writer.add_scalar(tag, value)
 
     def flush(self) -> None:
-        """Have the files hold every point given so far."""
+        """Write all pending points to the files."""
         if self._writer:
             self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left and end the files."""
+        """Write all pending points and close the files."""
         if self._writer:
             self._writer.close()
 
 
 def _suffix() -> str:
-    """Of a file's name, which has seconds only: a second writer must not meet the first's file."""
+    """A unique file name suffix: tensorboardX's own names are unique to the second only."""
     return f".{time.time_ns()}"
 
 
 def _as_parameters(settings: Mapping[str, Any]) -> Dict[str, Any]:
-    """What is no number, text or flag becomes text, as HPARAMS knows no other."""
+    """Values that HPARAMS does not support, as text: only numbers, strings and booleans are."""
     return {
         name: value if isinstance(value, (bool, int, float, str)) else str(value)
         for name, value in settings.items()
