@@ -25,7 +25,7 @@ _LIMITS = {
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Runs one action and returns its exit code; 2 for what the user can set right."""
+    """Runs one action and returns its exit code; 2 for errors that the user can fix."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     options, command = _split_command(arguments)
     parser = _parser()
@@ -39,7 +39,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args.arguments = arguments
     try:
         open_standard_streams()
-        _look_for_the_folder()
+        _check_current_folder()
         return int(args.run(args, command))
     except ModuleNotFoundError as error:
         say(f"{error}: type `make setup` in a clone and use .venv/bin/python")
@@ -52,7 +52,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 2
 
 
-def _look_for_the_folder() -> None:
+def _check_current_folder() -> None:
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -60,7 +60,7 @@ def _look_for_the_folder() -> None:
 
 
 def _split_command(arguments: List[str]) -> Tuple[List[str], List[str]]:
-    """What stands before and after the first `--`."""
+    """The arguments before and after the first `--`."""
     if "--" not in arguments:
         return arguments, []
     at = arguments.index("--")
@@ -145,12 +145,12 @@ def _run_local(args: argparse.Namespace, command: List[str]) -> int:
     from launch.elastic import Elastic
     from launch.local import run_local
 
-    first = args.min_ranks if args.discover else args.max_ranks
-    ranks = args.ranks or first
+    ranks = args.ranks or (args.min_ranks if args.discover else args.max_ranks)
     if ranks is None:
         raise ValueError("how many ranks? -n N")
-    options = (args.min_ranks, args.max_ranks, args.discover)
-    restarts = 10 if any(options) and args.max_restarts is None else args.max_restarts or 0
+    restarts = args.max_restarts
+    if restarts is None:
+        restarts = 10 if args.min_ranks or args.max_ranks or args.discover else 0
     elastic = Elastic(
         ranks=ranks,
         min_ranks=args.min_ranks,

@@ -1,7 +1,7 @@
-"""Which rank to name when a job fails.
+"""Finds the rank that caused a job to fail.
 
-A rank that raises takes Horovod down while it unwinds, so its peers, which only lost a peer, often
-end before it does. The first to end is not the cause then: what a rank last said tells.
+A rank that raises shuts Horovod down while it unwinds, so its peers often exit before it does. The
+first to exit is therefore not always the cause; the last output of the ranks tells them apart.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Optional, Sequence
 
-# What Horovod 0.28 and Gloo say in a rank that lost a peer, and what a trainer makes of it.
+# Messages of Horovod 0.28, Gloo and trainer/ in a rank that lost a peer.
 _LOST_PEER = re.compile(
     "Horovod has been shut down|Horovod background loop uncaught exception"
     "|Connection (closed|reset) by peer|caused pair closure|HTTP request failed"
@@ -19,10 +19,10 @@ _LOST_PEER = re.compile(
 
 
 def tells_no_cause(exited: bool, last_lines: Sequence[str]) -> bool:
-    """Whether a failed rank leaves it to another one to tell why.
+    """Whether a failed rank's output does not tell why the job failed.
 
-    Either it lost a peer, or it `exited` (no signal ended it) without a word, as the other ranks
-    do where rank 0 speaks for all.
+    Either it lost a peer, or it `exited` (was not killed by a signal) without output, as ranks do
+    where rank 0 prints for all.
     """
     return (exited and not last_lines) or any(_LOST_PEER.search(line) for line in last_lines)
 
@@ -30,10 +30,10 @@ def tells_no_cause(exited: bool, last_lines: Sequence[str]) -> bool:
 def first_cause(
     failed: Sequence[int], without_cause: Sequence[int], unresponsive: Sequence[int]
 ) -> Optional[int]:
-    """The rank to name: the first of the `failed` ones (in order of their end) that tells a cause.
+    """The rank to blame: the first of `failed` (in order of exit) whose output tells a cause.
 
-    When all are `without_cause` (`tells_no_cause`), it is the first `unresponsive` rank (alive,
-    but it had to be killed), and failing that the first that ended. None when nothing failed.
+    If all are `without_cause` (see `tells_no_cause`), it is the first `unresponsive` rank (alive,
+    but it had to be killed), and failing that the first that exited. None if nothing failed.
     """
     causes = [rank for rank in failed if rank not in without_cause]
     candidates = [*causes, *unresponsive, *failed]

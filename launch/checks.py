@@ -1,4 +1,4 @@
-"""The single checks of `launch doctor`. Each gives rows; a red row says how to mend it."""
+"""The individual checks of `launch doctor`. Each returns rows; a failed row says how to fix it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NGC = "use NVIDIA's NGC MXNet container (24.06): python -m launch slurm --contai
 
 @dataclass(frozen=True)
 class Row:
-    """One finding: `status` is ok, warn (training works, but) or FAIL (it cannot)."""
+    """One finding; `status` is ok, warn (training works, with a drawback) or FAIL (it cannot)."""
 
     name: str
     status: str
@@ -33,7 +33,7 @@ class Row:
 
 
 def run(command: List[str], timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """A finished command; exit code 127 when there is no such program, 124 when it hangs."""
+    """Runs a command; exit code 127 if the program does not exist, 124 if it hangs."""
     try:
         return subprocess.run(
             command,
@@ -50,7 +50,7 @@ def run(command: List[str], timeout: float = 120) -> subprocess.CompletedProcess
 
 
 def ask_libraries() -> Dict[str, Any]:
-    """What launch/probe_libraries.py finds; a crash of it counts for both libraries."""
+    """The output of launch/probe_libraries.py; if it crashes, both libraries count as broken."""
     done = run([sys.executable, "-m", "launch.probe_libraries"])
     try:
         return dict(json.loads(done.stdout.strip().splitlines()[-1]))
@@ -61,7 +61,7 @@ def ask_libraries() -> Dict[str, Any]:
 
 
 def library_rows(libraries: Dict[str, Any]) -> List[Row]:
-    """Python, MXNet, Horovod and TensorBoard, from what `ask_libraries` found."""
+    """Python, MXNet, Horovod and TensorBoard, from the result of `ask_libraries`."""
     version = sys.version_info[:2]
     rows = [
         Row(
@@ -97,7 +97,7 @@ def library_rows(libraries: Dict[str, Any]) -> List[Row]:
 
 
 def gpu_rows(libraries: Dict[str, Any]) -> List[Row]:
-    """Driver, GPUs against what this MXNet holds code for, and NCCL."""
+    """The driver, whether MXNet has code for the GPUs, and NCCL."""
     query = "--query-gpu=name,compute_cap,driver_version"
     answer = run(["nvidia-smi", query, "--format=csv,noheader"], timeout=30)
     cuda_build = "CUDA" in libraries["mxnet"].get("features", ())
@@ -149,7 +149,7 @@ def _nccl_row(horovod: Dict[str, Any]) -> Row:
 
 
 def data_row() -> Row:
-    """Fashion-MNIST, found or downloaded as training would."""
+    """Fashion-MNIST, found or downloaded as in training."""
     done = run([sys.executable, "-m", "trainer.fashion_mnist"])
     words = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1:]
     if done.returncode == 0:
@@ -158,7 +158,7 @@ def data_row() -> Row:
 
 
 def write_row(folder: Path) -> Row:
-    """Whether runs can be written to `folder`, and how much room there is."""
+    """Whether `folder` is writable, and its free space."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x")
@@ -174,7 +174,7 @@ def write_row(folder: Path) -> Row:
 
 
 def slurm_row() -> Row:
-    """Whether Slurm's commands are here, and which partitions there are."""
+    """Whether Slurm's commands are installed, and its partitions."""
     done = run(["sinfo", "--noheader", "--format=%R %D"], timeout=30)
     if done.returncode == 127:
         return Row("Slurm", OK, "not on this machine; `python -m launch local` does not need it")
@@ -187,7 +187,7 @@ def slurm_row() -> Row:
 
 
 def allreduce_row(done: subprocess.CompletedProcess[str]) -> Row:
-    """What launch/probe_allreduce.py measured."""
+    """The result of launch/probe_allreduce.py."""
     report = allreduce_report(done)
     if report is None:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -205,7 +205,7 @@ def allreduce_row(done: subprocess.CompletedProcess[str]) -> Row:
 
 
 def allreduce_report(done: subprocess.CompletedProcess[str]) -> Optional[Dict[str, Any]]:
-    """The probe's JSON; None when it failed."""
+    """The probe's JSON; None if it failed."""
     try:
         return dict(json.loads(done.stdout.strip().splitlines()[-1]))
     except (ValueError, IndexError):
@@ -213,7 +213,7 @@ def allreduce_report(done: subprocess.CompletedProcess[str]) -> Optional[Dict[st
 
 
 def host_row() -> Row:
-    """The address that this host's name leads to."""
+    """The address to which this host's name resolves."""
     name = socket.gethostname()
     try:
         address = socket.gethostbyname(name)

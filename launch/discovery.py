@@ -1,4 +1,4 @@
-"""How many ranks this machine can run now, as a command of the user's says."""
+"""Asks a command of the user how many ranks this machine can run now."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TIMEOUT_SECONDS = 60
 
 
 class Discovery:
-    """The number of slots that a shell command prints, asked for again every `every` seconds."""
+    """The number of slots that a shell command prints; it is run every `every` seconds."""
 
     def __init__(self, command: str, every: float) -> None:
         self.every = every
@@ -23,8 +23,11 @@ class Discovery:
         self._running: Optional[subprocess.Popen] = None
 
     def ask(self) -> int:
-        """The number of slots now. Where the command fails, that is said and the number before
-        stays; a ValueError when there was none before."""
+        """Runs the command and returns the number of slots.
+
+        If it fails, that is reported and the previous number stays. Raises ValueError if there is
+        no previous number.
+        """
         try:
             self._found = self._answer()
         except ValueError as error:
@@ -34,7 +37,7 @@ class Discovery:
         return self._found
 
     def poll(self) -> Optional[int]:
-        """The number of slots when an answer has just come; never waits."""
+        """The number of slots if an answer has just arrived, else None; never waits."""
         if self._running is None and time.monotonic() - self._asked > self.every:
             self._start()
         if self._running is None or self._running.poll() is None:

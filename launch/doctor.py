@@ -1,8 +1,8 @@
-"""`python -m launch doctor`: one page that tells whether this machine or allocation can train.
+"""`python -m launch doctor`: reports whether this machine or allocation can train.
 
-Alone it looks at this machine. Under `srun --ntasks-per-node=1` each task looks at its own node
-and the first one shows a row a node, with what only several nodes can have wrong between them:
-clocks, the shared file system, the network.
+Alone it checks this machine. Under `srun --ntasks-per-node=1` each task checks its own node, and
+the first prints a row per node, including what can only be wrong between nodes: clocks, the shared
+file system, the network.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from launch import checks
 from launch.checks import FAIL, OK, WARN, Row
 
 MAX_SKEW_SECONDS = 1.0
-_SUMMARY = ("Python", "MXNet", "Horovod", "GPU")  # shown of a node without faults
-_RESULTS = "doctor"  # scope of the store in which tasks leave their findings
+_SUMMARY = ("Python", "MXNet", "Horovod", "GPU")  # the rows shown for a healthy node
+_RESULTS = "doctor"  # scope in the rendezvous store for the tasks' findings
 
 
 def examine() -> int:
-    """Looks at this machine, prints its page; 1 when training cannot work, else 0."""
+    """Checks this machine or allocation and prints the report; returns 1 if it cannot train."""
     if "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return _examine_allocation()
     rows = [*_node_rows(), checks.host_row(), checks.slurm_row(), _local_allreduce()]
@@ -33,7 +33,7 @@ def examine() -> int:
 
 
 def _node_rows() -> List[Row]:
-    """What every node has for itself."""
+    """The checks of a single node."""
     libraries = checks.ask_libraries()
     return [
         *checks.library_rows(libraries),
@@ -54,7 +54,7 @@ def exit_code(rows: List[Row]) -> int:
 
 
 def page(rows: List[Row]) -> str:
-    """The rows as a table, each that is not ok with its fix, and a verdict."""
+    """The report: the rows as a table, with fixes for those that are not ok, and a verdict."""
     width = max(len(row.name) for row in rows)
     lines = []
     for row in rows:
@@ -70,15 +70,15 @@ def page(rows: List[Row]) -> str:
 
 
 def _examine_allocation() -> int:
-    """Looks at this task's node; the first task prints the page of all nodes, others return 0."""
+    """Checks this task's node; the first task prints the report on all nodes, others return 0."""
     marker = Path.cwd() / f".launch-doctor-{os.environ['SLURM_JOB_ID']}"
     first = os.environ["SLURM_PROCID"] == "0"
     rows = _node_rows()
     try:
         if first:
-            with suppress(OSError):  # told by the row on writing; the others wait for this task
+            with suppress(OSError):  # a finding of write_row; the other tasks wait for this one
                 marker.touch()
-        found, allreduce = _meet(rows, marker)
+        found, allreduce = _exchange(rows, marker)
     finally:
         if first:
             with suppress(OSError):
@@ -90,10 +90,10 @@ def _examine_allocation() -> int:
     return exit_code(rows)
 
 
-def _meet(rows: List[Row], marker: Path) -> Tuple[List[Dict[str, Any]], Row]:
-    """Tells the other tasks what was found here; what they found, and the allreduce between all.
+def _exchange(rows: List[Row], marker: Path) -> Tuple[List[Dict[str, Any]], Row]:
+    """Publishes this node's findings; returns those of all nodes and the allreduce between them.
 
-    Only the first task waits for the others' findings.
+    Only the first task gets the findings of the others.
     """
     from launch.slurm_rank import join
 
@@ -101,12 +101,12 @@ def _meet(rows: List[Row], marker: Path) -> Tuple[List[Dict[str, Any]], Row]:
     node = {
         "host": facts.hostname,
         "rows": [vars(row) for row in rows],
-        "clock": time.time(),  # comparable: all tasks leave the check-in at the same moment
+        "clock": time.time(),  # comparable, because all tasks leave join() at the same moment
         "shared": marker.exists(),
     }
     store.request("PUT", _RESULTS, str(facts.rank), json.dumps(node).encode())
     os.environ.update(environment)
-    # The allreduce ends only after every task has come so far, and so after every PUT.
+    # The allreduce returns after every task has started it, and so after every PUT.
     allreduce = checks.run([sys.executable, "-m", "launch.probe_allreduce"])
     ranks = range(facts.world_size) if facts.rank == 0 else []
     answers = [store.request("GET", _RESULTS, str(rank)) for rank in ranks]
@@ -115,11 +115,11 @@ def _meet(rows: List[Row], marker: Path) -> Tuple[List[Dict[str, Any]], Row]:
 
 
 def allocation_rows(nodes: List[Dict[str, Any]], world_size: int) -> List[Row]:
-    """One row for each node, from what the tasks found; the first node's clock is the reference.
+    """One row for each node, from the tasks' findings; the first node's clock is the reference.
 
-    Each of `nodes` has `host`, `rows` (fields of `Row`), `clock` (seconds since the epoch, taken
-    at one moment on all nodes) and `shared` (whether the first node's file is seen; by none where
-    it could not be written).
+    Each of `nodes` has `host`, `rows` (fields of `Row`), `clock` (seconds since the epoch, read at
+    the same moment on all nodes) and `shared` (whether it sees the first node's file; on none if
+    that could not be written).
     """
     rows = [_node_row(node, nodes[0]) for node in nodes]
     if len(nodes) < world_size:

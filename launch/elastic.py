@@ -1,8 +1,8 @@
-"""A job that goes on after it has lost a rank: how often, and on which slots.
+"""Restart policy of a job that has lost a rank: whether it restarts, and on which slots.
 
-All ranks are ended and the same command is started again, as torchrun does, so that what goes on
-is always whole processes that have met anew. The command must go on by itself from what it has
-saved. Nothing here knows how ranks are started.
+As in torchrun, all ranks are ended and the same command is started again, so that a job always
+consists of fresh processes. The command must resume from what it has saved. Nothing here knows how
+ranks are started.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from launch.job import Events, Outcome, tell
 from launch.process import say
 
 EXIT_USAGE = 2
-"""Exit code of a command that was given bad input: started again, it would fail again."""
+"""Exit code of a command that was given bad input, and would fail again."""
 
 Slots = List[int]
-"""A slot is room for one rank, counted from 0: a GPU, where there are any."""
+"""A slot, numbered from 0, is room for one rank: a GPU, where there are any."""
 
 
 @dataclass
 class Elastic:
-    """Which slots a job runs on at first, and after each end of its ranks.
+    """Decides on which slots a job runs, at first and after each restart.
 
-    `min_ranks` None: a rank that is lost is replaced. A number: its slot is given up, and the job
-    goes on with the others while that many are left. With a `discovery` the job takes as many
-    slots as that finds, up to `max_ranks`; it waits `patience` seconds for enough of them, which
-    is `ranks` at first and `min_ranks` later.
+    If `min_ranks` is None, a lost rank is replaced. Otherwise its slot is given up, and the job
+    goes on while at least that many are left. With a `discovery` the job takes as many slots as it
+    finds, up to `max_ranks`; it waits up to `patience` seconds for enough of them: `ranks` at
+    first, `min_ranks` later.
     """
 
     ranks: int
@@ -57,7 +57,7 @@ class Elastic:
         self._least, self._most, self._restarts = least, most, 0
 
     def first_slots(self, events: Events) -> Slots:
-        """The slots of the first start; a ValueError when there are not enough of them."""
+        """The slots of the first start; raises ValueError if there are not enough."""
         self._slots = list(range(self.ranks))
         if self.discovery:
             self._slots = self._discovered(self.discovery, self.ranks, events)
@@ -71,7 +71,7 @@ class Elastic:
         return found is not None and min(found, self._most) != len(self._slots)
 
     def next_slots(self, outcome: Outcome, events: Events) -> Slots:
-        """The slots of the next start; none where the job is over. Says which in one line."""
+        """The slots of the next start, none if the job is over; reports which in one line."""
         if outcome.exit_code == 0 or outcome.told_to_end:
             return []
         if self.max_restarts == 0 and not outcome.outdated:
@@ -116,7 +116,7 @@ class Elastic:
         return [slot for rank, slot in enumerate(self._slots) if rank != lost]
 
     def _discovered(self, discovery: Discovery, needed: int, events: Events) -> Slots:
-        """Waits for `needed` slots; fewer when there are not so many in time or a signal comes."""
+        """Waits for `needed` slots; returns fewer after `patience` seconds or upon a signal."""
         deadline = time.monotonic() + self.patience
         found = discovery.ask()
         while found < needed and time.monotonic() < deadline:
@@ -131,7 +131,7 @@ class Elastic:
 def visible_devices(slots: Slots) -> Optional[str]:
     """CUDA_VISIBLE_DEVICES for a job on `slots`, so that a lost GPU is not used again.
 
-    None where no slot was lost, and it stays as the user set it.
+    None if no slot was lost: then the user's value stays.
     """
     if slots == list(range(len(slots))):
         return None

@@ -1,11 +1,11 @@
-"""A rank under elastic horovodrun: its command is started again when others were lost or join.
+"""A rank under elastic horovodrun, which restarts its command when other ranks are lost or join.
 
     horovodrun --min-np 1 ... --host-discovery-script FILE python -m launch elastic-rank -- COMMAND
 
-horovodrun keeps the processes of the ranks that are left, tells rank 0 when hosts come and go, and
-expects all to meet anew. Horovod has no such mode for MXNet: what is left of a rank that lost a
-peer is mostly aborted within Gloo, and now and then hangs. This process is what horovodrun keeps;
-the rank is a child, and each meeting has a new one, which goes on by itself from what was saved.
+horovodrun keeps the processes of the surviving ranks, notifies rank 0 of host changes, and expects
+all ranks to initialise again. Horovod does not support that for MXNet: a process that lost a peer
+usually aborts within Gloo, and sometimes hangs. So the process that horovodrun keeps is this one;
+the rank itself is a child, started afresh for each rendezvous, and resumes from what it has saved.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from launch.rank_process import RankProcess
 from launch.ranks import EXIT_SAVED
 
 SAVE_SECONDS = 60.0
-"""Between SIGTERM, when the hosts have changed, and SIGKILL."""
+"""Time between SIGTERM, when the hosts have changed, and SIGKILL."""
 PLACE_SECONDS = 600.0
-"""For horovodrun to say which rank this is now; it waits until it has heard of all others."""
+"""Time for horovodrun to assign the new rank; it waits for all other ranks first."""
 _PLACE = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE")
 
 
 class _HostNews:
-    """Hears from horovodrun that hosts have come or gone."""
+    """Receives horovodrun's notifications of host changes."""
 
     def __init__(self) -> None:
         self._come = threading.Event()
@@ -44,14 +44,14 @@ class _HostNews:
         self._come.set()
 
     def changed(self) -> bool:
-        """Whether they have since this was last asked."""
+        """Whether hosts have changed since the last call."""
         changed = self._come.is_set()
         self._come.clear()
         return changed
 
 
 def run_elastic_rank(command: Sequence[str]) -> int:
-    """Runs `command` as a rank for as long as it has a place in the job; its last exit code."""
+    """Runs `command` as a rank while it has a place in the job; returns its last exit code."""
     if os.environ.get("HOROVOD_ELASTIC") != "1":
         raise ValueError(
             "elastic-rank is for the ranks of `horovodrun --min-np N --host-discovery-script FILE`"
@@ -61,8 +61,8 @@ def run_elastic_rank(command: Sequence[str]) -> int:
         signal.signal(signum, events.on_signal)
     news = _HostNews()
     environment = dict(os.environ)
-    del environment["HOROVOD_ELASTIC"]  # to the command this is a job like any other
-    # horovodrun's store is the same one for as long as the job lasts.
+    del environment["HOROVOD_ELASTIC"]  # to the command this is an ordinary job
+    # horovodrun keeps the same store for the whole job.
     store = (environment[f"HOROVOD_GLOO_RENDEZVOUS_{part}"] for part in ("ADDR", "PORT"))
     environment["LAUNCH_ID"] = ":".join(store)
     while True:
@@ -81,7 +81,7 @@ def run_elastic_rank(command: Sequence[str]) -> int:
 
 
 def _goes_on(outcome: Outcome, child: RankProcess) -> bool:
-    """Whether the child ended because of others, or to be run again; its own failures are final."""
+    """Whether the child ended because of its peers, or to be restarted; own failures are final."""
     if outcome.told_to_end or outcome.exit_code in (0, EXIT_USAGE):
         return False
     if outcome.outdated or outcome.exit_code == EXIT_SAVED or child.tells_no_cause():
@@ -92,7 +92,7 @@ def _goes_on(outcome: Outcome, child: RankProcess) -> bool:
 
 
 def _new_place() -> List[str]:
-    """What `_PLACE` names, from horovodrun's store, once it has heard of every rank of before."""
+    """The values of `_PLACE`, from horovodrun's store, once all previous ranks have reported."""
     env = os.environ
     address, port = env["HOROVOD_GLOO_RENDEZVOUS_ADDR"], int(env["HOROVOD_GLOO_RENDEZVOUS_PORT"])
     slot = f"{env['HOROVOD_HOSTNAME']}:{env['HOROVOD_LOCAL_RANK']}"

@@ -1,11 +1,11 @@
-"""A Python function as the ranks of this machine: `launch.run(train, ranks=2)`.
+"""Runs a Python function on ranks of this machine: `launch.run(train, ranks=2)`.
 
-For notebooks and scripts. The function travels as `horovod.run`'s does, by cloudpickle, so it may
-be defined in a cell. Its ranks are those of `python -m launch local`: they divide the cores, each
-line names its rank, and the rank that failed is told with what it said last. `horovod.run` itself
-was not taken because it keeps the signal handlers that it replaces, so that a notebook's cell
-cannot be interrupted any more, and serves pickles to all who reach a port; here they pass through
-a private folder.
+For notebooks and scripts. The function is pickled by cloudpickle, as in `horovod.run`, so it may be
+defined in a cell. Its ranks are those of `python -m launch local`: they divide the cores, each line
+names its rank, and a rank that fails is reported with its last output. `horovod.run` itself is not
+used because it does not restore the signal handlers that it replaces, after which a notebook cell
+cannot be interrupted, and because it serves pickles on an open port; here they pass through a
+private folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from launch.function_rank import FAILURE, TASK, result_file
 
 
 class RankError(RuntimeError):
-    """The function failed on a rank: which, how it ended, and the last lines it said."""
+    """The function failed on a rank: which one, how it ended, and its last output."""
 
     def __init__(self, how: str, last_lines: Sequence[str] = ()):
         lines = "".join(f"\n    {line}" for line in last_lines)
@@ -33,7 +33,7 @@ class RankError(RuntimeError):
         self._in_short = ": ".join([how, *last_lines[-1:]])
 
     def _render_traceback_(self) -> List[str]:
-        """What IPython shows in a cell, where this process's frames would hide the rank's word."""
+        """Shown by IPython instead of a traceback, whose frames in this process would not help."""
         return [f"RankError: {self._in_short}"]
 
 
@@ -44,21 +44,21 @@ def run(
     ranks: int = 2,
     on_line: Optional[Callable[[str], Any]] = None,
 ) -> List[Any]:
-    """Calls `function(*args, **kwargs)` on `ranks` ranks; what each returned, by rank.
+    """Calls `function(*args, **kwargs)` on `ranks` ranks; returns the results in rank order.
 
-    Each rank is a process of its own, where `horovod.init()` or `trainer.fit` find the others. It
-    gets copies of the function, its arguments and the variables it mentions, and gives back a copy
-    of what it returns. A Gluon net can be among them, unless it was compiled and run in this
-    process. What ranks print is shown as it comes, or given to `on_line`, line by line, here in
-    this process; `trainer.notebook.LiveCurves` makes curves of it. An interrupt (ctrl-C, or
-    Jupyter's stop button) ends all ranks, which `trainer.fit` takes as a wish to save first.
+    Each rank is a separate process, in which `horovod.init()` and `trainer.fit` find the others. It
+    gets copies of the function, its arguments and the globals it uses, and sends back a copy of its
+    result. A Gluon net can be among them, unless it was hybridized and run in this process. Output
+    of the ranks is printed as it comes, or passed to `on_line` line by line, in this process;
+    `trainer.notebook.LiveCurves` draws curves from it. An interrupt (ctrl-C, or Jupyter's stop
+    button) ends all ranks; `trainer.fit` saves first.
 
     Raises:
-        ValueError: something cannot be pickled, `ranks` is no positive number, or this process is
-            a rank itself.
-        RankError: a rank failed; the others have been ended.
+        ValueError: something cannot be pickled, `ranks` is not a positive number, or this process
+            is itself a rank.
+        RankError: a rank failed; the others were terminated.
         RuntimeError: the ranks could not be started.
-        KeyboardInterrupt: when all ranks have ended after an interrupt.
+        KeyboardInterrupt: after an interrupt, once all ranks have ended.
     """
     if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
         raise ValueError(f"ranks is {ranks!r}; it must be a whole number from 1")
@@ -87,7 +87,7 @@ def _write_task(
 
     try:
         task = cloudpickle.dumps((function, tuple(args), dict(kwargs)))
-    except Exception as error:  # whatever an object's own way of being pickled may raise
+    except Exception as error:  # __reduce__ of an object may raise anything
         raise ValueError(
             f"{getattr(function, '__name__', function)} cannot be sent to the ranks: {error}; "
             "make what it needs inside of it, or hand it over as plain arguments"
@@ -96,12 +96,12 @@ def _write_task(
 
 
 def _supervise(folder: Path, ranks: int, on_line: Callable[[str], Any]) -> int:
-    """Gives what the ranks say to `on_line` until they have ended; the job's exit code.
+    """Passes the ranks' output to `on_line` until they have ended; returns the exit code.
 
-    Another process starts and watches them: this one may run threads, with which it must not fork,
-    and keeps its own signal handlers.
+    A separate process starts and supervises them, because this one may have threads, with which
+    forking is unsafe, and should keep its signal handlers.
     """
-    # The ranks find the modules that the function mentions where this process does.
+    # The ranks must find the modules that the function uses where this process does.
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     supervisor = subprocess.Popen(
         [sys.executable, "-m", "launch.function_rank", str(folder), str(ranks)],
@@ -109,7 +109,7 @@ def _supervise(folder: Path, ranks: int, on_line: Callable[[str], Any]) -> int:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": path},
-        start_new_session=True,  # an interrupt comes to it through this process, once
+        start_new_session=True,  # interrupts are forwarded by this process, once
     )
     interrupted = False
     try:
@@ -120,7 +120,7 @@ def _supervise(folder: Path, ranks: int, on_line: Callable[[str], Any]) -> int:
                 interrupted = True
                 supervisor.send_signal(signal.SIGINT)
     finally:
-        supervisor.kill()  # it takes the ranks with it
+        supervisor.kill()  # the ranks die with it
         supervisor.wait()
     if interrupted:
         raise KeyboardInterrupt("all ranks have ended")

@@ -1,7 +1,7 @@
-"""The processes behind `launch.run`: one that supervises the ranks, and the ranks themselves.
+"""The processes behind `launch.run`: the supervisor, and the ranks themselves.
 
-`python -m launch.function_rank FOLDER RANKS` supervises, without RANKS it is a rank. The folder is
-private to the user; the function comes and the results go in it.
+`python -m launch.function_rank FOLDER RANKS` supervises; without RANKS it is a rank. The pickled
+function and the results are files in FOLDER, which is private to the user.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ FAILURE = "failure.json"
 
 
 def result_file(folder: Path, rank: int) -> Path:
-    """Where `rank` puts what the function returned."""
+    """The file with the pickled result of `rank`."""
     return folder / f"result-{rank}.pkl"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Supervises or is a rank; its exit code."""
+    """Runs the supervisor or a rank; returns its exit code."""
     folder = Path(arguments[0])
     if len(arguments) == 1:
         return _be_rank(folder)
@@ -47,7 +47,7 @@ def _supervise(folder: Path, ranks: int) -> int:
 
 
 def _be_rank(folder: Path) -> int:
-    """Calls the function and leaves its result."""
+    """Calls the function and writes its result."""
     try:
         function, args, kwargs = pickle.loads((folder / TASK).read_bytes())
         result = function(*args, **kwargs)
@@ -55,7 +55,7 @@ def _be_rank(folder: Path) -> int:
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
-        # An ordinary exit would wait for collectives in which the peers never meet this rank.
+        # An ordinary exit would wait for collectives that can no longer complete.
         os._exit(1)
     return 0
 

@@ -1,10 +1,10 @@
-"""The host name that Gloo sees, where the real one leads astray.
+"""Overrides the host name that Gloo sees, where the real one resolves to a wrong address.
 
-Horovod 0.28.1 honours HOROVOD_GLOO_IFACE only for the connections that `hvd.init()` makes first.
-Those of process sets (and all ranks together are one) offer the address that the host's own name
-resolves to: with Debian's `127.0.1.1 <host>` line in /etc/hosts, one that no other host reaches.
-As `gethostname()` may as well return an address, a rank can be given a name that resolves rightly,
-in a namespace of its own that nothing else on the host notices.
+Horovod 0.28.1 honours HOROVOD_GLOO_IFACE only for the first connections of `hvd.init()`. Those of
+process sets (the global one included) use the address to which the host's own name resolves: with
+Debian's `127.0.1.1 <host>` line in /etc/hosts, one that other hosts cannot reach. A host name may
+be an address, so a rank can be given one that resolves correctly, in its own UTS namespace,
+without affecting the host.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def address_of_own_name() -> Optional[str]:
-    """The address that Gloo takes for this host's name: the first that it resolves to and that
-    can be bound. None when there is none."""
+    """The address that Gloo uses for this host's name: the first resolved one that can be bound.
+
+    None if there is none.
+    """
     try:
         found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
     except socket.gaierror:
@@ -38,9 +40,9 @@ def address_of_own_name() -> Optional[str]:
 
 
 def take_hostname(name: str) -> None:
-    """Gives this process, and those that it starts, the host name `name`; the host keeps its own.
+    """Sets the host name seen by this process and its children; the host keeps its own.
 
-    Raises OSError where the system allows ordinary users no namespaces. The process must not have
+    Raises OSError where unprivileged users cannot create namespaces. The process must not have
     started threads yet.
     """
     user, group = os.getuid(), os.getgid()

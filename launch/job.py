@@ -1,4 +1,4 @@
-"""All ranks of one start, from their start to their end: which failed, why, and what is left."""
+"""Supervises the ranks of one start until all have ended, and finds which failed and why."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from launch.rank_process import RankProcess
 from launch.ranks import EXIT_SAVED
 
 SETTLE_SECONDS = 3.0
-"""When the first rank to fail tells no cause: time for the one that does, before all are ended."""
+"""Time for the rank at fault to exit, if the first to fail tells no cause, before all are ended."""
 TICK_SECONDS = 0.2
-"""Python's handlers run between two waits: a signal that comes just before one is seen after it."""
+"""Signal handlers run between two waits, so a signal may be seen this much later."""
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Events(queue.SimpleQueue):
-    """What a job waits for: ranks that have ended, and the signals that the launcher got."""
+    """The queue that a job waits on: ranks that have ended, and signals to the launcher."""
 
     def on_signal(self, signum: int, frame: Optional[FrameType]) -> None:
         self.put(signal.SIGTERM if signum == signal.SIGHUP else signum)
 
 
 class Failure(NamedTuple):
-    """Why a job failed: the rank that was the cause, how it ended, and what it last said."""
+    """Why a job failed: the rank that caused it, how it ended, and its last output."""
 
     rank: int
     cause: str
@@ -38,7 +38,7 @@ class Failure(NamedTuple):
 
 
 def tell(failure: Failure, then: str = "all other ranks have been ended") -> None:
-    """Repeats what the rank last said, so that nobody has to scroll for it."""
+    """Prints the failure, repeating the rank's last output, so that nobody has to scroll for it."""
     if failure.last_lines:
         lines = [f"last lines of rank {failure.rank}, which failed:", *failure.last_lines]
         say("\n    ".join(lines))
@@ -62,15 +62,15 @@ class Outcome(NamedTuple):
     exit_code: int  # as a shell would have it: 128 + n for signal n
     failure: Optional[Failure] = None
     told_to_end: bool = False  # by ctrl-C or a signal to the launcher
-    outdated: bool = False  # ended because another number of ranks is wanted
+    outdated: bool = False  # ended because the number of ranks should change
 
 
 class Job:
-    """The ranks, which the caller adds to `ranks`, and their supervision.
+    """Supervises ranks, which the caller adds to `ranks`.
 
-    When one fails the others get SIGTERM, and SIGKILL `kill_after` seconds later. One that a
-    SIGSTOP holds for as long as its peers wait for it gets SIGKILL. When `outdated()` says so, all
-    are ended in the same way.
+    When one fails, the others get SIGTERM, and SIGKILL `kill_after` seconds later. A rank that is
+    stopped (SIGSTOP) for longer than its peers wait for it gets SIGKILL. When `outdated()` is true,
+    all ranks are ended in the same way.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Job:
         self._timer: Optional[Tuple[float, Callable[[], None]]] = None
 
     def supervise(self) -> Outcome:
-        """Waits until all ranks have ended."""
+        """Waits until all ranks have ended; returns how."""
         for rank in self.ranks:
             rank.watch(self._events)
         running = len(self.ranks)
@@ -126,7 +126,7 @@ class Job:
             self._terminate()
 
     def _kill_stopped(self) -> None:
-        """A stopped rank hears no SIGTERM, and where it is alone no peer misses it."""
+        """Kills ranks stopped for too long: they ignore SIGTERM, and a lone one has no peers."""
         now, before = time.monotonic(), self._stopped_since
         self._stopped_since = {r: before.get(r, now) for r in self._running() if r.is_stopped()}
         for rank, since in self._stopped_since.items():
@@ -138,7 +138,7 @@ class Job:
         return [rank for rank in self.ranks if rank.process.returncode is None]
 
     def _ended(self, rank: RankProcess) -> None:
-        """Notes a failure and ends the others, once it is known which rank was the cause."""
+        """Records a failure, and ends the other ranks once the cause is known."""
         if rank.process.returncode in (0, EXIT_SAVED) or self._ending:
             return
         self._failed.append(rank)

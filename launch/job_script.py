@@ -1,7 +1,7 @@
-"""The Slurm job script: its options, the site's defaults for them, and the text. Pure but for YAML.
+"""The Slurm job script: its options, the site's defaults for them, and its text.
 
-What a job asks for differs between sites in small ways; what is the same for all of a site's
-jobs stands in one small YAML file (configs/site-example.yaml).
+Options that are the same for all jobs of a site are set in a small YAML file (see
+configs/site-example.yaml). Apart from reading that file, nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-_NOTHING = ("", "~", "null")  # in a site file: the key stands for its default
+_NOTHING = ("", "~", "null")  # values in a site file that mean the default
 MAX_NUMBER = 99999
 CONTAINER_RUNTIMES = ("apptainer", "pyxis")
 _TIME = re.compile(r"(\d+-)?\d{1,2}(:\d{2}){0,2}|\d+(:\d{2}){0,2}|UNLIMITED|infinite")
 
 
 def _is_line(text: str) -> bool:
-    """Whether it stays one line of the script, and says something."""
+    """Whether `text` is a single, non-blank line."""
     return text.isprintable() and bool(text.strip())
 
 
@@ -44,8 +44,8 @@ class JobOptions:
     setup: Tuple[str, ...] = ()  # shell lines before srun, such as `module load cuda`
     sbatch: Tuple[str, ...] = ()  # further #SBATCH options, such as --constraint=a100
     srun: Tuple[str, ...] = ()  # further options of srun, such as --cpu-bind=cores
-    save_seconds: int = 60  # the ranks are warned so long before the time limit
-    straggler_seconds: int = 120  # after the first rank's end, how long the others may go on
+    save_seconds: int = 60  # how long before the time limit the ranks are warned
+    straggler_seconds: int = 120  # how long ranks may go on after the first has ended
     max_requeues: int = 10
 
     def __post_init__(self) -> None:
@@ -80,11 +80,11 @@ class JobOptions:
 
 
 def read_site(path: Path) -> Dict[str, Any]:
-    """The site's defaults for `JobOptions`; ValueError names an unknown key or a wrong value."""
-    import yaml  # here, so that all else works on a login node without it
+    """The site's defaults for `JobOptions`; raises ValueError for unknown keys and wrong values."""
+    import yaml  # imported late: login nodes may not have it
 
     try:
-        # Every value as it is written: YAML would make 5400 of the time 1:30:00.
+        # All values as strings: YAML 1.1 would turn the time 1:30:00 into 5400.
         site = yaml.load(path.read_text(), Loader=yaml.BaseLoader) or {}
     except (OSError, ValueError, LookupError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
@@ -104,7 +104,7 @@ def read_site(path: Path) -> Dict[str, Any]:
 
 
 def _site_value(name: str, kind: str, value: Any) -> Any:
-    """What a site file says of a field, as the field's annotation has it."""
+    """A value of a site file converted to the field's annotated type `kind`."""
     if "Tuple" in kind:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise ValueError(f"{name} must be a list of texts, not {value!r}")
@@ -120,7 +120,7 @@ def _site_value(name: str, kind: str, value: Any) -> Any:
 
 
 def job_options(site: Dict[str, Any], given: Dict[str, Any]) -> JobOptions:
-    """The site's defaults, overridden by what was `given` on the command line (None: not given)."""
+    """The site's defaults, overridden by those `given` on the command line that are not None."""
     return replace(JobOptions(**site), **{k: v for k, v in given.items() if v is not None})
 
 
@@ -190,7 +190,7 @@ def _job_lines(options: JobOptions, command: Sequence[str], folder: Path, python
 
 
 def _container_words(options: JobOptions, image: str, folder: Path) -> List[str]:
-    """What stands between srun and the command so that it runs inside `image`."""
+    """The words between srun and the command that make it run inside `image`."""
     mounts = [f"{folder}:{folder}", *options.container_mounts]
     if options.container_runtime == "pyxis":
         return [

@@ -1,8 +1,8 @@
-"""A run's curves in a notebook's cell while its ranks train.
+"""Live curves of a run in a notebook cell while its ranks train.
 
     launch.run(train, ranks=2, on_line=LiveCurves())
 
-The ranks tell of the run in JSON lines (``monitor.log_format: json``, docs/monitoring.md).
+The ranks must print JSON lines (``monitor.log_format: json``, docs/monitoring.md).
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ _FIGURES = ("loss", "accuracy")
 
 
 class LiveCurves:
-    """Draws loss and accuracy anew at each reading; all else that the ranks say is printed."""
+    """Redraws loss and accuracy at each report; prints all other output of the ranks."""
 
     def __init__(self) -> None:
-        self._told: Dict[str, List[Dict[str, Any]]] = {"step": [], "evaluation": []}
+        self._events: Dict[str, List[Dict[str, Any]]] = {"step": [], "evaluation": []}
         self._display: Any = None
 
     def __call__(self, line: str) -> None:
-        """Take one line of a rank, without its end."""
-        told = _told_in(line)
-        if told is None:
+        """Handle one line of a rank's output, without its newline."""
+        event = _event_in(line)
+        if event is None:
             print(line, flush=True)
             return
-        text = wording.text(told["event"], told)
-        if told["event"] in self._told:
-            self._told[told["event"]].append(told)
+        kind = event["event"]
+        text = wording.text(kind, event)
+        if kind in self._events:
+            self._events[kind].append(event)
             self._draw(text)
-        if told["event"] != "step" and text:
+        if kind != "step" and text:
             print(text, flush=True)
 
     def _draw(self, title: str) -> None:
@@ -47,14 +48,14 @@ class LiveCurves:
             self._display.update(picture)
 
     def _picture(self, title: str) -> bytes:
-        # Without pyplot, whose settings and open figures are the notebook's own.
+        # Not pyplot, whose state belongs to the notebook.
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(9, 3), dpi=120, layout="constrained")
         figure.suptitle(title, fontsize=10)
         for axes, name in zip(figure.subplots(1, 2), _FIGURES):
-            for event, style, label in (("step", "-", "training"), ("evaluation", "o", "test")):
-                points = [(told["step"], told[name]) for told in self._told[event]]
+            for kind, style, label in (("step", "-", "training"), ("evaluation", "o", "test")):
+                points = [(event["step"], event[name]) for event in self._events[kind]]
                 axes.plot(*zip(*points) if points else ([], []), style, label=label)
             axes.set_xlabel("step")
             axes.set_ylabel(name)
@@ -65,13 +66,13 @@ class LiveCurves:
         return written.getvalue()
 
 
-def _told_in(line: str) -> Optional[Dict[str, Any]]:
-    """The event in a line, which may begin with its rank; None where it is ordinary text."""
+def _event_in(line: str) -> Optional[Dict[str, Any]]:
+    """The event in a line, which may be prefixed with its rank; None for ordinary text."""
     try:
-        told = json.loads(line[line.index("{") :])
+        event = json.loads(line[line.index("{") :])
     except ValueError:
         return None
-    if not isinstance(told, dict) or told.get("event") not in wording.EVENTS:
+    if not isinstance(event, dict) or event.get("event") not in wording.EVENTS:
         return None
-    # JSON has null for what is not finite.
-    return {**told, **{name: math.nan for name in _FIGURES if told.get(name, 0) is None}}
+    # Non-finite numbers are null in JSON.
+    return {**event, **{name: math.nan for name in _FIGURES if event.get(name, 0) is None}}

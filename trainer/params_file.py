@@ -1,6 +1,6 @@
-"""Whether a file of arrays holds what it says, before MXNet is let loose on it.
+"""Validates a file of arrays before MXNet loads it.
 
-``mx.nd.load`` believes the numbers in a file: a wrong one has it allocate a petabyte or end the
+``mx.nd.load`` trusts the sizes in a file: a corrupt one makes it allocate a petabyte or crash the
 process. The format of MXNet's ``.params`` files (src/ndarray/ndarray.cc, little-endian): a header,
 each array's shape, device, type and values, then a name for each.
 """
@@ -24,7 +24,7 @@ _MOST_DIMENSIONS = 32
 
 
 def problem(path: Path) -> Optional[str]:
-    """What is wrong with the file of dense, named arrays at ``path``; None when it is whole.
+    """What is wrong with the file of dense, named arrays at ``path``; None if it is valid.
 
     Raises:
         OSError: it cannot be read.
@@ -38,10 +38,10 @@ def problem(path: Path) -> Optional[str]:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[None]:
-    """What MXNet saves at ``path`` meanwhile is all there.
+    """Check, after the block, that the file which MXNet saved at ``path`` is complete.
 
     Raises:
-        OSError: it is not; MXNet does not notice when the last block finds no room.
+        OSError: it is not; MXNet does not notice a disk that fills up at the last block.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: each phase waited for, so that it is its own and no other's."""
+"""Times the phases of a step, waiting for the device after each to tell them apart."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class PhaseClock:
     """Adds up seconds by phase.
 
     Args:
-        wait: returns when the device has done all that it was given.
-        clock: seconds, rising.
+        wait: returns when the device has finished all enqueued work.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class PhaseClock:
         self._phase, self._since = "other", clock()
 
     def enter(self, phase: str) -> None:
-        """Wait for the device, close the phase that it was in, and begin ``phase``."""
+        """Wait for the device, end the current phase and begin ``phase``."""
         self._wait()
         now = self._clock()
         self.seconds[self._phase] += now - self._since
@@ -50,10 +50,10 @@ class PhaseClock:
 
 @contextlib.contextmanager
 def watched(net: gluon.Block, trainer: gluon.Trainer, clock: PhaseClock) -> Iterator[None]:
-    """While it lasts, ``train_step`` with ``net`` and ``trainer`` tells ``clock`` its phases.
+    """Within it, ``train_step`` with ``net`` and ``trainer`` reports its phases to ``clock``.
 
-    The step itself is not touched: what stands between the end of the net's forward and the
-    allreduce is the loss and the backward. Collectives of synced norm are within those two.
+    The step itself is not changed. What happens between the net's forward and the allreduce is the
+    loss and backward; collectives of synced batch norm are part of forward and backward.
     """
     allreduce_grads, update = trainer.allreduce_grads, trainer.update
 

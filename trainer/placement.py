@@ -1,4 +1,4 @@
-"""Arrays on a device, written from the host; and the memory of those on the CPU."""
+"""Creates arrays on a device from host data, and gives access to the memory of CPU arrays."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import numpy as np
 from mxnet.base import _LIB, NDArrayHandle, check_call
 
 Shape = Tuple[int, ...]
-Fill = Callable[[np.ndarray], Any]  # writes every number of the float32 array that it is given
-Place = Callable[[Shape, Fill], Any]  # makes an array of a shape and has it filled
+Fill = Callable[[np.ndarray], Any]  # writes every element of the given float32 array
+Place = Callable[[Shape, Fill], Any]  # allocates a float32 array of a shape and fills it
 
 
 def on_host(shape: Shape, fill: Fill) -> np.ndarray:
-    """A NumPy array."""
+    """Make a NumPy array."""
     array = np.empty(shape, np.float32)
     fill(array)
     return array
 
 
 def on_device(ctx: mx.Context) -> Place:
-    """MXNet arrays on ``ctx``; on the CPU written where they stay, without a copy."""
+    """Make MXNet arrays on ``ctx``; on the CPU they are filled in place, without a copy."""
 
     def in_memory(shape: Shape, fill: Fill) -> mx.nd.NDArray:
         array = mx.nd.empty(shape, ctx=ctx)
-        # Nothing in MXNet's engine knows of the array yet, so nothing need be waited for.
+        # The engine has no pending work on a new array, so there is nothing to wait for.
         fill(memory_of(array))
         return array
 
@@ -37,9 +37,9 @@ def on_device(ctx: mx.Context) -> Place:
 
 
 def memory_of(array: mx.nd.NDArray) -> np.ndarray:
-    """A view of a CPU array's memory, brought into the order of its shape if oneDNN had another.
+    """A view of a CPU array's memory, converted from oneDNN's layout to row-major if necessary.
 
-    It must not outlive ``array``.
+    It must not outlive ``array``, nor be used while the engine works on the array.
     """
     address = ctypes.c_void_p()
     check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(address)))
@@ -49,13 +49,13 @@ def memory_of(array: mx.nd.NDArray) -> np.ndarray:
 
 
 def dense_on_cpu(array: mx.nd.NDArray, *dtypes: type) -> bool:
-    """Whether it is a dense array on the CPU, of one of ``dtypes``."""
+    """Whether ``array`` is dense, on the CPU and of one of ``dtypes``."""
     on_cpu = array.context.device_type == "cpu"
     return on_cpu and array.stype == "default" and array.dtype in dtypes
 
 
 class _Tensor(ctypes.Structure):
-    """DLPack's DLTensor, of version 0.2, which MXNet 1.9 has."""
+    """DLPack's DLTensor, version 0.2, as in MXNet 1.9."""
 
     _fields_: ClassVar = [
         ("data", ctypes.c_void_p),
@@ -82,11 +82,10 @@ class _ManagedTensor(ctypes.Structure):
 
 
 def around_memory(memory: np.ndarray, kind: type = mx.nd.NDArray) -> Any:
-    """An array of MXNet's over ``memory``, float32 or float64, without a copy.
+    """An MXNet array that shares ``memory``, float32 or float64, without a copy.
 
-    ``memory`` must be kept for as long as anything of MXNet's may hold the array. MXNet's own
-    ``from_numpy`` would see to that, by Python called from the engine's threads, which may come
-    when Python has ended.
+    ``memory`` must stay alive for as long as MXNet may use the array. MXNet's ``from_numpy`` would
+    keep it alive, but by calling Python from engine threads, possibly after Python has exited.
     """
     cpu, floating = 1, 2
     tensor = _Tensor(

@@ -1,7 +1,6 @@
-"""Precision and recall at every threshold, exact over ranks: counts that add up.
+"""Precision-recall curves from counts that are summed over ranks, and so exact.
 
-A sample's probability of a class falls into one of 127 buckets, TensorBoard's own for its PR
-curves. What crosses ranks is how many samples fell into each.
+Probabilities are counted in 127 buckets, those of TensorBoard's PR curves.
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-THRESHOLDS = 127  # i / 126; more than that TensorBoard does not read
+THRESHOLDS = 127  # i / 126; the most that TensorBoard reads
 
 
 def count_scores(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Samples by class, by whether they are of it, and by the probability they were given.
+    """Histogram of the predicted probabilities of each class, for its own samples and all others.
 
     Args:
         probabilities: float (B, K), 0 to 1.
@@ -25,7 +24,7 @@ def count_scores(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
         probability of class k is at least i / 126 and below (i + 1) / 126.
     """
     classes = probabilities.shape[1]
-    # As TensorBoard does: in the probabilities' own precision, rounded down.
+    # As in TensorBoard: in the probabilities' own precision, rounded down.
     bucket = np.floor(probabilities * (THRESHOLDS - 1)).astype(np.int64).clip(0, THRESHOLDS - 1)
     own = labels[:, np.newaxis] == np.arange(classes)
     place = (own * classes + np.arange(classes)) * THRESHOLDS + bucket
@@ -34,7 +33,7 @@ def count_scores(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 class Curve(NamedTuple):
-    """Of one class, at each threshold: counts int64 (127,), shares float64 (127,)."""
+    """One class at each threshold: counts, int64 (127,); precision and recall, float64 (127,)."""
 
     true_positives: np.ndarray
     false_positives: np.ndarray

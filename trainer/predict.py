@@ -1,4 +1,4 @@
-"""What a trained net takes images for: names and probabilities, as CSV, JSON or a picture."""
+"""Class predictions and probabilities for images, as CSV, JSON or a picture."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ COLUMNS = 8
 
 
 class Predictions(NamedTuple):
-    """The answers for N images."""
+    """The predictions for N images."""
 
     images: Images
-    class_names: List[str]  # K of them
-    probabilities: np.ndarray  # float64 (N, K), rows add up to 1
+    class_names: List[str]  # K names
+    probabilities: np.ndarray  # float64 (N, K), rows sum to 1
 
     @property
     def classes(self) -> np.ndarray:
@@ -31,14 +31,14 @@ class Predictions(NamedTuple):
 
 
 def predict(saved: Saved, images: Images) -> Predictions:
-    """Run the net over ``images``, prepared as in training."""
+    """Run the net on ``images``, resized and normalised as in training."""
     logits = scores(saved, images.pixels).astype(np.float64)
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return Predictions(images, saved.class_names, powers / powers.sum(axis=1, keepdims=True))
 
 
 def as_csv(predictions: Predictions) -> str:
-    """A line for each image: its name, the class, its probability, then that of every class."""
+    """A row per image: name, predicted class, its probability, then those of all classes."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(["image", "class", "probability", *predictions.class_names])
@@ -70,8 +70,8 @@ def _rows(predictions: Predictions) -> Iterator[Tuple[str, int, np.ndarray]]:
 
 
 def write_picture(predictions: Predictions, path: Path) -> None:
-    """The first images as the net saw them, as PNG, each under its answer, red below 50 %."""
-    # Without pyplot, which would ask for a screen. Imported late: it takes half a second.
+    """Write a PNG of the first images as the net saw them, with predictions, red below 50 %."""
+    # Not pyplot, which needs a display. Imported late, because it takes half a second.
     from matplotlib.figure import Figure
 
     count = min(SHOWN, len(predictions.images.names))

@@ -1,7 +1,7 @@
-"""How a run goes, on rank 0's stdout: a live bar, plain lines where nobody watches, or JSON.
+"""Progress on rank 0's stdout: a live bar, plain lines where it is no terminal, or JSON.
 
-What is told is an event, a name with figures; docs/monitoring.md lists them. JSON gives them as
-they are, the other two in the words of :mod:`trainer.wording`.
+What is reported are events, a name with values; docs/monitoring.md lists them. JSON prints them as
+they are, the other two as worded by :mod:`trainer.wording`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def make_display(log_format: str, first_step: int, last_step: int, ranks: int) -
 
 
 class _Pace:
-    """How long the rest of a run takes, by the steps that this process made."""
+    """Estimates the remaining time of a run from the steps that this process has made."""
 
     def __init__(self, first_step: int, last_step: int):
         self._first, self._last = first_step, last_step
         self._started = time.monotonic()
 
     def seconds_left(self, step: int) -> Optional[int]:
-        """None where there is nothing to reckon with, or nothing left."""
+        """None before the first step and after the last."""
         made = step - self._first
         if made <= 0 or step >= self._last:
             return None
@@ -47,8 +47,8 @@ class _Pace:
 class ProgressDisplay:
     """A bar over the steps of a run, with the last figures below it.
 
-    Logs, pipes (horovodrun prefixes every line with its rank) and terminals that cannot move their
-    cursor (``TERM=dumb``) get a line at each reading.
+    Files, pipes (horovodrun prefixes every line with its rank) and terminals that cannot move their
+    cursor (``TERM=dumb``) get plain lines instead.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class ProgressDisplay:
         self._live: Optional[_LiveBar] = None
         escape_what_is_missing(self._stream)
         if self._stream.isatty():
-            from rich.console import Console  # late: logs and pipes need none of it
+            from rich.console import Console  # imported late: files and pipes do not need it
 
             console = Console(file=self._stream)
             if console.is_interactive:
                 self._live = _LiveBar(console, wording.of_ranks(ranks), first_step, last_step)
 
     def tell(self, event: str, figures: Mapping[str, Any]) -> None:
-        """Show what happened, in words; what has none is not shown."""
+        """Show an event in words, if there are any for it."""
         text = wording.text(event, figures)
         if event == "step":
             self.figures(figures["step"], text)
@@ -106,7 +106,7 @@ class ProgressDisplay:
 
 
 class _LiveBar:
-    """Two rows at the terminal's foot, so that a narrow one has room for both: the bar, figures."""
+    """Two rows at the bottom of the terminal: the bar, and below it the latest figures."""
 
     def __init__(self, console: Console, ranks: str, first_step: int, last_step: int):
         from rich.console import Group
@@ -122,7 +122,7 @@ class _LiveBar:
 
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None),  # what the others leave
+            BarColumn(bar_width=None),  # the remaining width
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             expand=True,
@@ -140,7 +140,7 @@ class _LiveBar:
             self._figures.plain = figures
 
     def print(self, text: str) -> None:
-        """Print lines above; the terminal folds long ones, so that they are copied whole."""
+        """Print lines above the bar, not wrapped by us, so that they can be copied."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
@@ -156,23 +156,23 @@ class JsonDisplay:
         self._pace = _Pace(first_step, last_step)
 
     def tell(self, event: str, figures: Mapping[str, Any]) -> None:
-        """Print the event with its figures, and the time left after a step."""
+        """Print an event with its values; for a step also the time left."""
         if event == "step":
             figures = {**figures, "seconds_left": self._pace.seconds_left(figures["step"])}
         print_line(json_line(event, figures), self._stream)
 
     def step(self, step: int) -> None:
-        """Steps are told with their figures only."""
+        """Nothing to show between two reports."""
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Nothing to close."""
 
 
 Display = Union[ProgressDisplay, JsonDisplay]
 
 
 def json_line(event: str, figures: Mapping[str, Any]) -> str:
-    """The event as strict JSON, with the time; a number that is not finite becomes null."""
+    """The event as strict JSON, with the time; non-finite numbers become null."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value

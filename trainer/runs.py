@@ -1,7 +1,7 @@
-"""Past runs, by what they leave: listed, and compared.
+"""Lists and compares past runs, from the files in their folders.
 
-Rank 0 leaves ``result.json`` in a run's folder: at the start what it can know then, with the state
-``unfinished``, at the end the figures. A run that was killed has its checkpoints beside that.
+Rank 0 writes ``result.json``: at the start with the state ``unfinished``, at the end with the
+results. The progress of a run that was killed is read from its checkpoints.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ UNREADABLE = "unreadable"
 
 
 class RunsError(UserError):
-    """No run where one was looked for: where, what is there, the fix."""
+    """There is no run where one was looked for: where, what is there, the fix."""
 
 
 class Run(NamedTuple):
-    """What is known of a run; None where nothing is."""
+    """What is known about a run; None where a value is unknown."""
 
     name: str
     started: Optional[str]  # ISO 8601, UTC
     state: str  # done, stopped (as asked; goes on when trained again), unfinished or unreadable
     step: int  # steps made and saved
     last_step: Optional[int]  # where it ends
-    epochs: Optional[int]  # that it is to make
+    epochs: Optional[int]  # as configured
     ranks: Optional[int]
     accuracy: Optional[float]  # of the last evaluation of the test set
     loss: Optional[float]
@@ -46,13 +46,13 @@ class Run(NamedTuple):
 
 
 def write_result(folder: Path, **figures: Any) -> None:
-    """Replace a run's ``result.json``, whole."""
+    """Replace a run's ``result.json`` atomically."""
     with whole_file.replaced(folder / RESULT) as partial:
         partial.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def now() -> str:
-    """The time as ``result.json`` has it."""
+    """The current time in the format of ``result.json``: ISO 8601, UTC."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
@@ -104,9 +104,9 @@ def _read_or_warn(folder: Path) -> Run:
 
 
 def as_table(runs: List[Run], width: int) -> Table:
-    """A row for each run, in as many columns as have room in ``width`` characters."""
+    """A row for each run, with as many columns as fit into ``width`` characters."""
     from rich.cells import cell_len
-    from rich.table import Table  # late: a run that writes its result needs none
+    from rich.table import Table  # imported late: writing a result does not need it
 
     rows = [_cells(run) for run in runs]
     widths = {
@@ -146,17 +146,17 @@ def _cells(run: Run) -> Dict[str, str]:
 
 
 class Comparison(NamedTuple):
-    """What differs between two runs: [of the first, of the second] by name."""
+    """The differences between two runs: [first, second] by name."""
 
-    settings: Dict[str, List[Any]]  # dotted
-    results: Dict[str, List[Any]]  # of Run
+    settings: Dict[str, List[Any]]  # by dotted name
+    results: Dict[str, List[Any]]  # by field of Run
 
 
 def compare(first: Path, second: Path) -> Comparison:
-    """What differs between the runs in two folders.
+    """The differences between the runs in two folders.
 
     Raises:
-        RunsError: one of them is no run.
+        RunsError: one of the folders holds no run.
     """
     results = [read(folder)._asdict() for folder in (first, second)]
     settings = [_settings(folder) for folder in (first, second)]
@@ -164,7 +164,7 @@ def compare(first: Path, second: Path) -> Comparison:
 
 
 def comparison_table(comparison: Comparison, first: Path, second: Path) -> Table:
-    """Settings, then results, a row for each that differs."""
+    """A row for each setting and then each result that differs."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -199,9 +199,9 @@ def _json(path: Path) -> Dict[str, Any]:
 
 
 def _saved(checkpoints: Path) -> Dict[str, Any]:
-    """What an unfinished run's checkpoints tell."""
+    """The progress of an unfinished run, from its checkpoints."""
     for path in reversed(checkpoint.listing(checkpoints)):
-        with contextlib.suppress(OSError, ValueError, RecursionError):  # damaged, it tells nothing
+        with contextlib.suppress(OSError, ValueError, RecursionError):  # damaged: try an older one
             state = checkpoint.read_state(path)
             best = checkpoint.find_best(checkpoints)
             return {

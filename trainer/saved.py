@@ -1,6 +1,6 @@
-"""A trained model taken from its checkpoint: looked at on the test set, or calibrated.
+"""Loads a trained model from its checkpoint, evaluates it and recalibrates its batch norm.
 
-What is done with one from here: ``predict.py``, ``export.py``.
+See also ``predict.py`` and ``export.py``.
 """
 
 from __future__ import annotations
@@ -40,35 +40,35 @@ class Saved(NamedTuple):
     config: Config
     net: gluon.Block
     ctx: mx.Context
-    image_shape: Tuple[int, ...]  # of the data's images, before any resizing: (H, W) or (H, W, C)
+    image_shape: Tuple[int, ...]  # of the dataset, before any resizing: (H, W) or (H, W, C)
     num_classes: int
 
     @property
     def class_names(self) -> List[str]:
-        """A name for each class; its number where the data has none."""
+        """A name for each class; its number where the dataset names none."""
         return fashion_mnist.class_names(self.config.data.dataset, self.num_classes)
 
     @property
     def on_given_images(self) -> bool:
-        """Whether its images were given to ``fit``, which keeps none."""
+        """Whether it was trained on images passed to ``fit``, which are not kept."""
         return self.config.data.dataset == "arrays"
 
     @property
     def pixels(self) -> str:
-        """What a pixel of its images is, for whoever is to make some."""
+        """What its images look like, for users who prepare their own."""
         channels = "".join(f"{count} channels" for count in self.image_shape[2:]) or "grey"
         fashion = self.config.data.dataset.startswith("fashion_mnist")
         return f"{channels}, light on dark" if fashion else channels
 
 
 def load(where: str, overrides: Sequence[str] = ()) -> Saved:
-    """The model at ``where``: a checkpoint, or a run's folder (its best checkpoint); collective.
+    """Load the model at ``where``, a checkpoint or a run's folder (its best one); collective.
 
     Args:
-        overrides: settings in place of those that the checkpoint was made with.
+        overrides: ``setting=value``, replacing settings of the checkpoint.
 
     Raises:
-        CheckpointError: there is no whole checkpoint, or it does not fit the net.
+        CheckpointError: there is no valid checkpoint, or it does not fit the net.
     """
     dist.init()
     with dist.together():
@@ -92,7 +92,7 @@ def test_set(saved: Saved, given: Optional[Arrays] = None) -> Arrays:
     Images are uint8 (N, H, W[, C]), labels integer (N,).
 
     Raises:
-        DataError: it is not there, or does not fit the net.
+        DataError: it cannot be found, or does not fit the net.
     """
     images, labels = _read(saved, "test", given)
     if labels.max() >= saved.num_classes:
@@ -127,7 +127,7 @@ def _source(data: config.Data) -> Tuple[Optional[str], str]:
 
 
 def _image_size(data: config.Data) -> Tuple[int, int]:
-    """(height, width) of the images of a checkpoint that does not say."""
+    """(height, width) of the images, for older checkpoints, which do not record it."""
     if data.dataset != "idx":
         return fashion_mnist.IMAGE_SIZE
     height, width = fashion_mnist.load("test", *_source(data))[0].shape[1:]
@@ -152,10 +152,10 @@ def _find(where: Path) -> Path:
 
 
 def evaluate_saved(saved: Saved, test: Optional[Arrays] = None) -> Evaluation:
-    """The model on the whole test set; collective.
+    """Evaluate the model on the whole test set; collective.
 
     Args:
-        test: in place of the set that the config names; alike on every rank.
+        test: replaces the set that the config names; the same on every rank.
     """
     with dist.together():
         test = test_set(saved, test)
@@ -164,9 +164,9 @@ def evaluate_saved(saved: Saved, test: Optional[Arrays] = None) -> Evaluation:
 
 
 def scores(saved: Saved, images: np.ndarray) -> np.ndarray:
-    """Logits, float32 (N, K), of ``images``, uint8 (N, H, W[, C]); on one process.
+    """Logits, float32 (N, K), of ``images``, uint8 (N, H, W[, C]); in a single process.
 
-    They are resized and normalised as in training.
+    Images are resized and normalised as in training.
     """
     labels = np.zeros(len(images), np.int32)
     batches = feed.test_loader((images, labels), saved.config, saved.ctx)
@@ -176,12 +176,11 @@ def scores(saved: Saved, images: np.ndarray) -> np.ndarray:
 def calibrate_saved(
     saved: Saved, samples: Optional[int] = None, train: Optional[Arrays] = None
 ) -> None:
-    """Measure the running statistics anew over ``samples`` of the training set; collective.
-
-    None takes all of it. The samples are augmented as in training.
+    """Recompute the running statistics on the training set, augmented; collective.
 
     Args:
-        train: in place of the set that the config names; alike on every rank.
+        samples: how many samples to use, rounded up to global batches; None uses all.
+        train: replaces the set that the config names; the same on every rank.
     """
     settings = saved.config
     train = _read(saved, "train", train)
@@ -189,17 +188,17 @@ def calibrate_saved(
     steps = loader.steps_per_epoch
     if samples is not None:
         steps = min(steps, -(-samples // settings.train.global_batch_size))
-    # The epoch after the last: an order of its own.
+    # The epoch after the last, which has its own order.
     first = settings.train.epochs * loader.steps_per_epoch
     batches = loader.from_step(first, first + steps)
     batch_norm.calibrate(saved.net, ((batch.data, batch.samples) for batch in batches))
 
 
 def write_parameters(saved: Saved, path: Path) -> None:
-    """Write the model's parameters for ``net.load_parameters``, whole or not at all.
+    """Write the model's parameters, atomically, for ``net.load_parameters``.
 
     Raises:
-        OSError: there is no room, ...
+        OSError: the disk is full, ...
     """
     with whole_file.replaced(path) as partial, params_file.whole(partial):
         saved.net.save_parameters(str(partial))

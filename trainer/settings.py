@@ -1,6 +1,6 @@
-"""What a setting is: a dataclass field with its meaning and bounds, checked when it is made.
+"""Settings: dataclass fields with a meaning and bounds, validated on construction.
 
-Whatever is wrong is told in one line (:class:`ConfigError`): what was given, what is allowed.
+Every error is one line (:class:`ConfigError`): what was given and what is allowed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, Dict, Mapping, Optional, Sequence
 
 
 class UserError(ValueError):
-    """What the user can mend, told in one line; any other exception is shown with its traceback."""
+    """An error that the user can fix, shown in one line, without a traceback."""
 
 
 class ConfigError(UserError):
-    """A setting that cannot be used: what was given, what is allowed, the fix."""
+    """An invalid setting: what was given, what is allowed, the fix."""
 
 
 def setting(
@@ -34,7 +34,7 @@ def setting(
     below: Optional[float] = None,
     choices: Sequence[str] = (),
 ) -> Any:
-    """A field with its meaning and its bounds beside it."""
+    """A dataclass field with its meaning and bounds as metadata; bounds hold for each element."""
     metadata = {
         "meaning": meaning,
         "minimum": minimum,
@@ -49,7 +49,7 @@ def setting(
 
 
 class Checked:
-    """Settings that are brought to their type and checked when made, from YAML or in Python."""
+    """Base of settings dataclasses: converts and validates every field on construction."""
 
     _section = ""
 
@@ -72,7 +72,7 @@ class Checked:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """``; did you mean ...?`` with the most similar of ``known``; empty where none is similar."""
+    """``; did you mean ...?`` with the most similar of ``known``; empty if none is similar."""
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     leaf = name.rsplit(".", 1)[-1]
     matches = matches or [k for k in known if k.rsplit(".", 1)[-1] == leaf]
@@ -80,14 +80,14 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """``value`` with tuples as lists, as JSON and YAML hold it."""
+    """``value`` with tuples as lists, as in JSON and YAML."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
-    """Nested settings under their dotted names."""
+    """Nested settings by their dotted names."""
     found: Dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -98,18 +98,18 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
 
 
 def show(value: Any) -> str:
-    """``value`` for a message, cut to a line."""
+    """``value`` for a message, truncated to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-_NAMES = (int, float, datetime.date)  # as YAML reads them
+_NAMES = (int, float, datetime.date)  # what YAML makes of some names
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
 
 def _convert(name: str, kind: Any, value: Any) -> Any:
-    """``value`` as the annotated type, or a ConfigError that says what was expected."""
+    """``value`` converted to the annotated type; raises ConfigError."""
     arguments = typing.get_args(kind)
     if type(None) in arguments:
         if value is None:
@@ -135,7 +135,7 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
         try:
             value = float(value)
         except OverflowError:
-            value = math.inf  # refused below, as what is not finite
+            value = math.inf  # refused below as not finite
     if kind is str and isinstance(value, _NAMES) and not isinstance(value, bool):
         value = str(value)  # name=2024 is a name, and so is name=2024-11-23
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -147,10 +147,10 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether JSON, and so a checkpoint, gives ``value`` back as it is."""
+    """Whether ``value`` survives a round trip through JSON, and so through a checkpoint."""
     try:
         return bool(json.loads(json.dumps(value, allow_nan=False)) == plain(value))
-    except (TypeError, ValueError, RecursionError):  # a date, a NaN, a mapping within itself
+    except (TypeError, ValueError, RecursionError):  # a date, a NaN, a recursive mapping
         return False
 
 

@@ -1,4 +1,4 @@
-"""What a net is made of: the seed's table of layers and shapes, with parameters and FLOPs."""
+"""A table of a net's layers with output shapes, parameters and FLOPs."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from mxnet.gluon import Block, nn
 
 
 class Row(NamedTuple):
-    """A layer at the top of the net."""
+    """A top-level layer of the net."""
 
     name: str
     kind: str
-    output: Tuple[int, ...]  # with the batch in front
+    output: Tuple[int, ...]  # shape, batch first
     parameters: int
-    flops: int  # multiplications and additions of convolutions and dense layers, one forward
+    flops: int  # multiplications and additions of convolutions and dense layers in a forward
 
 
 def summarize(net: Block, data: mx.nd.NDArray) -> List[Row]:
     """The layers of ``net`` on an input like ``data``, in the order they run.
 
-    A Sequential is told layer by layer, as the seed prints it; any other block child by child in
-    the order they are called. The net must be initialised; a forward in inference mode settles
-    deferred shapes and moves nothing. Inside a hybridized block there is nothing to see.
+    The rows are the layers of a Sequential, or the children of any other block, in call order. The
+    net must be initialised; a forward in inference mode settles deferred shapes and changes nothing
+    else. Layers inside a hybridized block are not seen.
     """
     rows: List[Row] = []
     flops: List[int] = []
@@ -32,7 +32,7 @@ def summarize(net: Block, data: mx.nd.NDArray) -> List[Row]:
     handles = []
 
     def count(layer: Block, inputs: Any, output: Any) -> None:
-        if isinstance(output, mx.nd.NDArray):  # in a hybridized block it is a symbol
+        if isinstance(output, mx.nd.NDArray):  # a symbol in a hybridized block
             flops.append(_layer_flops(layer, output))
 
     def close(layer: Block, inputs: Any, output: Any) -> None:
@@ -53,10 +53,10 @@ def summarize(net: Block, data: mx.nd.NDArray) -> List[Row]:
     handles += [layer.register_forward_hook(close) for layer in top]
     try:
         output = net(data)
-        # In inference oneDNN lays weights out anew while it runs; whoever reads them before it
-        # has ended gets them in the wrong order.
+        # oneDNN reorders weights in place during an inference forward: nobody may read them before
+        # it has ended.
         mx.nd.waitall()
-        if net.collect_params().keys() - counted:  # it has parameters that are in no layer
+        if net.collect_params().keys() - counted:  # parameters outside of any layer
             close(net, data, output)
     finally:
         for handle in handles:
@@ -65,7 +65,7 @@ def summarize(net: Block, data: mx.nd.NDArray) -> List[Row]:
 
 
 def _layer_flops(layer: Block, output: Any) -> int:
-    """2 x multiply-accumulates of one leaf layer; what does not multiply by weights is left out."""
+    """2 x the multiply-accumulates of a leaf layer; layers without weight products count as 0."""
     if isinstance(layer, (nn.Conv1D, nn.Conv2D, nn.Conv3D, nn.Dense)):
         per_output = int(np.prod(layer.weight.shape[1:]))
         return 2 * per_output * int(np.prod(output.shape))
@@ -73,7 +73,7 @@ def _layer_flops(layer: Block, output: Any) -> int:
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    """The rows as an aligned table, totals below."""
+    """The rows as an aligned table with totals."""
     cells = [("layer", "kind", "output shape", "parameters", "MFLOPs")]
     for row in rows:
         shape = "(" + ", ".join(map(str, row.output)) + ")"

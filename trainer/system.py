@@ -1,4 +1,4 @@
-"""What the machine of rank 0 is doing: load, memory and GPUs. Nothing here waits."""
+"""Load, memory and GPU utilization of rank 0's machine, read without waiting."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Dict, List, Optional
 
 import psutil
 
-_QUERY = ["--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
+_OPTIONS = ["--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
 
 
 class System:
-    """Figures of this machine, read now and then."""
+    """Reads metrics of this machine from time to time."""
 
     def __init__(self) -> None:
         self._nvidia_smi = shutil.which("nvidia-smi")
-        self._asked: Optional[subprocess.Popen] = None
-        psutil.cpu_percent()  # what the next call gives is measured from here
+        self._query: Optional[subprocess.Popen] = None
+        psutil.cpu_percent()  # starts the interval that the next call measures
 
     def read(self) -> Dict[str, float]:
-        """Processor use since the last reading, load and memory; GPUs as they were then."""
+        """CPU use since the last reading, load, memory; GPUs as of the last reading."""
         figures = {
             "processor_percent": psutil.cpu_percent(),
             "load": psutil.getloadavg()[0],  # processes at work or waiting, over one minute
@@ -29,12 +29,12 @@ class System:
         return {**figures, **self._gpus()}
 
     def _gpus(self) -> Dict[str, float]:
-        """What nvidia-smi, which may take a second, has answered since it was asked last."""
-        if self._nvidia_smi is None or (self._asked and self._asked.poll() is None):
+        """The answer of the nvidia-smi started at the last reading, as it may take a second."""
+        if self._nvidia_smi is None or (self._query and self._query.poll() is None):
             return {}
-        answer = self._asked.communicate()[0] if self._asked else ""
-        self._asked = subprocess.Popen(
-            [self._nvidia_smi, *_QUERY],
+        answer = self._query.communicate()[0] if self._query else ""
+        self._query = subprocess.Popen(
+            [self._nvidia_smi, *_OPTIONS],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -42,14 +42,14 @@ class System:
         return gpu_figures(answer.splitlines())
 
     def close(self) -> None:
-        """Leave no process behind."""
-        if self._asked:
-            self._asked.kill()
-            self._asked.communicate()
+        """End nvidia-smi if it is running."""
+        if self._query:
+            self._query.kill()
+            self._query.communicate()
 
 
 def gpu_figures(lines: List[str]) -> Dict[str, float]:
-    """nvidia-smi's lines, ``utilisation, memory``, one for each GPU; left out where no number."""
+    """Metrics from nvidia-smi's lines, ``utilization, memory`` per GPU; non-numbers are skipped."""
     figures = {}
     for gpu, line in enumerate(lines):
         for name, text in zip(("percent", "memory_megabytes"), line.split(",")):

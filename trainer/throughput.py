@@ -1,22 +1,22 @@
-"""Images a second, of the whole job, without warm-up and pauses."""
+"""Images a second over all ranks, without warm-up and pauses."""
 
 from __future__ import annotations
 
 import time
 from typing import Callable, Optional
 
-# The first steps compile, allocate and connect.
+# The first steps compile graphs, allocate memory and connect ranks.
 WARMUP_STEPS = 5
 
 
 class Throughput:
-    """Counts images and the seconds in which they were trained on.
+    """Counts images and the time spent training on them.
 
-    Steps are handed to the device without waiting for it, so time is taken only where the host
-    has just waited for all of them: :meth:`begin` and :meth:`end` are called at such places.
+    Steps are enqueued asynchronously, so the time is read only where the host has just waited for
+    all of them: :meth:`begin`, :meth:`end` and :meth:`mark` must be called at such places.
 
     Args:
-        clock: seconds, rising.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -27,29 +27,29 @@ class Throughput:
         self._images, self._seconds = 0, 0.0
 
     def begin(self) -> None:
-        """Training goes on from here; what was not timed before is left out."""
+        """Start timing; images since the last :meth:`end` do not count."""
         self._since = self._clock()
         self._pending = 0
 
     def step(self, images: int) -> None:
-        """A step over ``images``, of all ranks, was handed to the device."""
+        """Count a step over ``images``, of all ranks, that has been enqueued."""
         self._pending += images
 
     def end(self) -> None:
-        """The device has done all steps; what follows is not training, until :meth:`begin`."""
+        """Stop timing, as all steps are complete; what follows is not training."""
         if self._since is not None:
             self._window_images += self._pending
             self._window_seconds += self._clock() - self._since
         self._since = None
 
     def mark(self) -> None:
-        """The device has done all steps so far, and training goes on."""
+        """Read the time, as all steps so far are complete, and go on."""
         if self._since is not None:
             self.end()
             self.begin()
 
     def read(self) -> Optional[float]:
-        """Images a second since the last reading; None where nothing was timed."""
+        """Images a second since the last reading; None if nothing was timed."""
         images, seconds = self._window_images, self._window_seconds
         self._images, self._seconds = self._images + images, self._seconds + seconds
         self._window_images, self._window_seconds = 0, 0.0
@@ -57,5 +57,5 @@ class Throughput:
 
     @property
     def overall(self) -> Optional[float]:
-        """Images a second of all that was read; None where nothing was timed."""
+        """Images a second over all readings; None if nothing was timed."""
         return self._images / self._seconds if self._seconds else None

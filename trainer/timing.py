@@ -1,8 +1,8 @@
-"""Where the time of a step goes on each rank, by timing one step out of many.
+"""Times the parts of a step on each rank, on one step out of many.
 
-Operators run behind the host's back, so a step can be taken apart only by waiting for the device
-between its parts. That is done on the first step after a reading, when all ranks have just met,
-and costs what that one step's communication would have been hidden behind.
+Operators run asynchronously, so timing the parts of a step means waiting for the device between
+them. That is done on the first step after a reading, when all ranks have just synchronised; it
+costs that step the overlap of computation and communication.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class StepTimer:
 
     def __init__(self) -> None:
         mx.nd.waitall()
-        self.seconds: Dict[str, float] = {}  # of each part, less those of batch norm's sums in it
-        self.sums = 0.0  # seconds in sums over ranks for synced batch norm: mostly waiting for them
+        self.seconds: Dict[str, float] = {}  # of each part, without synced batch norm's sums
+        self.sums = 0.0  # seconds in synced batch norm's sums: mostly waiting for peers
         self._since = time.perf_counter(), seconds_of_sums()
 
     def mark(self, part: str) -> None:
-        """The device has done ``part``."""
+        """End ``part``, which has been enqueued, by waiting for the device."""
         mx.nd.waitall()
         before, self._since = self._since, (time.perf_counter(), seconds_of_sums())
         elapsed, sums = (now - then for now, then in zip(self._since, before))
@@ -41,8 +41,8 @@ class Timing:
     """The timed steps of a run.
 
     Args:
-        every: the first of so many steps is timed; None times none, and reads nothing.
-        first_step: what is timed begins there.
+        every: time one step out of this many; None disables timing.
+        first_step: do not time earlier steps.
     """
 
     def __init__(self, every: Optional[int], first_step: int):
@@ -50,18 +50,18 @@ class Timing:
         self._timer: Optional[StepTimer] = None
 
     def of(self, step: int) -> Mark:
-        """What marks the parts of the step that follows ``step`` steps."""
+        """The mark function for the step after ``step`` steps; see train_step."""
         if self._every is None or step % self._every or step < self._first:
             return unmarked
         self._timer = StepTimer()
         return self._timer.mark
 
     def read(self) -> Dict[str, float]:
-        """What the ranks' last timed steps show, and their memory, by tag; collective.
+        """Metrics of the ranks' last timed steps, and of their memory, by tag; collective.
 
-        ``compute_ms`` is forward and backward, without what synced batch norm waits in it for the
-        others. Who comes last to the allreduce waits for nobody, so the shortest allreduce is
-        nearest to what communication itself takes, and the rest of the longest is waiting.
+        ``compute_ms`` is forward and backward without synced batch norm's sums. The rank that
+        arrives last at the allreduce does not wait, so the shortest allreduce approximates the
+        communication itself, and the excess of the longest is waiting.
         """
         if self._every is None:
             return {}
@@ -84,7 +84,7 @@ class Timing:
         return figures
 
     def _own(self) -> List[float]:
-        """Seconds of compute, of batch norm's sums, of the allreduce (NaN untimed); bytes held."""
+        """[compute, batch norm's sums, allreduce] in seconds, NaN if untimed; resident bytes."""
         timer, self._timer = self._timer, None
         seconds = timer.seconds if timer else {}
         sums = timer.sums if timer else np.nan

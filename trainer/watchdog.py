@@ -1,7 +1,7 @@
-"""A rank that stands still ends itself, with its stacks, so that its peers do not wait for ever.
+"""Ends a rank that hangs, printing its stacks, so that its peers do not wait for ever.
 
-Horovod's own stall inspector does nothing under Gloo: a live rank that stops submitting tensors
-hangs all others. When one ends, the others raise at once.
+Horovod's stall inspector does not work under Gloo: a live rank that stops submitting tensors hangs
+all others. When it exits, the others raise at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ EXIT_CODE = 70  # EX_SOFTWARE
 
 
 class Watchdog:
-    """Ends the process when :meth:`beat` is not called for ``seconds``; ``who`` it is, it says."""
+    """Ends the process, named ``who`` in the message, ``seconds`` after the last :meth:`beat`."""
 
     def __init__(self, seconds: float, who: str):
         self._seconds = seconds
@@ -35,7 +35,7 @@ class Watchdog:
         self._thread.join()
 
     def beat(self, doing: str) -> None:
-        """Say that the rank is alive, and what it begins."""
+        """Reset the timer; ``doing`` says what begins now, for the message."""
         self._doing = doing
         self._beat = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, then renamed into it."""
+"""Atomic writes: files are written under a temporary name and renamed when complete."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Iterator
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A file to write to, which takes the place of ``path`` if nothing is raised meanwhile.
+    """A temporary file that replaces ``path`` unless an exception is raised.
 
-    Devices and pipes are written to as they are.
+    Devices and pipes are written directly.
 
     Raises:
-        OSError: at once where nothing can be written, or when there is no room.
+        OSError: the place is not writable, at once; or the disk is full.
     """
     if path.exists() and not path.is_file():
         yield path
         return
-    place = Path(os.path.realpath(path))  # a link stays one
+    place = Path(os.path.realpath(path))  # keeps a symlink
     partial = place.with_name(f".{place.name}.partial")
-    with _as_the_fault_of(path):
+    with _errors_name(path):
         partial.touch()
     try:
         yield partial
@@ -36,15 +36,15 @@ def replaced(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def filled(folder: Path) -> Iterator[Path]:
-    """An empty folder to write to, whose files come into ``folder`` if nothing is raised meanwhile.
+    """A temporary folder whose files are moved to ``folder`` unless an exception is raised.
 
-    What else is in ``folder`` stays there; it is made if it is not there.
+    ``folder`` is created if necessary; other files in it stay.
 
     Raises:
-        OSError: at once where nothing can be written, or when there is no room.
+        OSError: the place is not writable, at once; or the disk is full.
     """
     is_new = not folder.exists()
-    with _as_the_fault_of(folder):
+    with _errors_name(folder):
         folder.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
     try:
@@ -54,13 +54,13 @@ def filled(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if is_new:
-            with contextlib.suppress(OSError):  # there is something in it
+            with contextlib.suppress(OSError):  # it is not empty
                 folder.rmdir()
 
 
 @contextlib.contextmanager
-def _as_the_fault_of(path: Path) -> Iterator[None]:
-    """Errors name ``path``, not what is written beside it."""
+def _errors_name(path: Path) -> Iterator[None]:
+    """Let an OSError name ``path`` instead of the temporary name."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a run tells, as people read it: a text for each event."""
+"""The texts, for people, of a run's events."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Figures = Mapping[str, Any]
 
 
 def text(event: str, figures: Figures) -> str:
-    """The event in words; empty for one that people need not see."""
+    """The event in words; empty for events that are not shown."""
     return _TEXTS[event](figures)
 
 
@@ -22,7 +22,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def minutes(seconds: float) -> str:
-    """``6:05`` for 365 seconds; ``1:00:00`` would be ``60:00``."""
+    """``6:05`` for 365 seconds, ``60:00`` for an hour."""
     whole = round(seconds)
     return f"{whole // 60}:{whole % 60:02}"
 
@@ -89,4 +89,4 @@ _TEXTS: Dict[str, Callable[[Figures], str]] = {
 }
 
 EVENTS = tuple(_TEXTS)
-"""Those that :func:`text` has words for."""
+"""The events that :func:`text` knows."""
