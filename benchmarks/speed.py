@@ -246,7 +246,7 @@ def medians(rounds: List[Dict[str, Figures]]) -> Dict[str, Figures]:
 
 def table() -> str:
     """Every row that has been measured, in Markdown."""
-    head = ("", "", "", "beside", "", "ratio", "aim", "")
+    head = ("", "", "", "compared with", "", "ratio", "target", "")
     cells = [cell for cell in map(cells_of, ROWS) if cell]
     return report.table(head, cells)
 

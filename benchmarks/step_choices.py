@@ -108,7 +108,7 @@ def results() -> Dict[str, List[Any]]:
 def table() -> str:
     """Every choice that has been measured, in Markdown."""
     found = results()
-    head = ("instead", f"images/s {AS_IS}", "so", "ratio", "rounds")
+    head = ("choice", "images/s by default", "with the choice", "ratio", "rounds")
     return report.table(head, [cells(name, found[name]) for name in CHOICES if name in found])
 
 
