@@ -39,6 +39,9 @@ __all__ = [
 _PlainBatchNorm = nn.basic_layers._BatchNorm  # base of nn.BatchNorm and nn.BatchNormReLU
 
 
+_NO_SAMPLE = "the ranks' counts are all 0; give each the number of its samples"
+
+
 class SyncBatchNorm(nn.BatchNorm):
     """``nn.BatchNorm`` with the mean and variance of all ranks' samples.
 
@@ -217,12 +220,34 @@ def running_statistics(net: gluon.Block) -> List[gluon.Parameter]:
     return [p for p in net.collect_params().values() if not p._differentiable]
 
 
+def other_statistics(net: gluon.Block) -> List[gluon.Parameter]:
+    """The running statistics of layers other than Gluon's batch norm."""
+    of_norms = {id(p) for layer in _batch_norm_layers(net) for p in layer._reg_params.values()}
+    return [p for p in running_statistics(net) if id(p) not in of_norms]
+
+
+def average_other_statistics(net: gluon.Block, count: int) -> None:
+    """Replace them by their mean over ranks, each rank weighted by its ``count``; collective."""
+    others = other_statistics(net)
+    if not others:
+        return
+    own = [parameter.data().asnumpy().astype(np.float64) for parameter in others]
+    flat = np.concatenate([*(values.ravel() for values in own), [1.0]])
+    total = dist.allreduce_sum(count * flat, "average_other_statistics")
+    if total[-1] == 0:
+        raise ValueError(_NO_SAMPLE)
+    means = np.split(total[:-1] / total[-1], np.cumsum([values.size for values in own])[:-1])
+    for parameter, values in zip(others, means):
+        parameter.set_data(nd.array(values.reshape(parameter.shape), dtype=parameter.dtype))
+
+
 def merge_running_statistics(net: gluon.Block, count: int) -> None:
     """Give every rank the same running statistics, merged from all ranks'; collective.
 
     The mean is the mean of means; the variance is the mean of variances plus the variance of means.
     Means are exact. Variances are approximate, because the spread of the ranks' batch means is
-    known only through their running means; :func:`calibrate` gives exact ones.
+    known only through their running means; :func:`calibrate` gives exact ones. Statistics of layers
+    other than batch norm are averaged.
 
     Args:
         count: this rank's weight: its number of training samples.
@@ -238,12 +263,13 @@ def merge_running_statistics(net: gluon.Block, count: int) -> None:
         sums += [count * mean, count * (variance + mean**2)]
     total = dist.allreduce_sum(np.concatenate([*sums, [count]]), "merge_running_statistics")
     if total[-1] == 0:
-        raise ValueError("the ranks' counts are all 0; give each the number of its samples")
+        raise ValueError(_NO_SAMPLE)
     start = 0
     for layer in layers:
         stop = start + 2 * layer.running_mean.shape[0]
         _set_statistics(layer, np.append(total[start:stop], total[-1]))
         start = stop
+    average_other_statistics(net, count)
 
 
 def calibrate(net: gluon.Block, batches: Iterable[Tuple[mx.nd.NDArray, int]]) -> None:

@@ -117,18 +117,27 @@ def make_trainer(net: gluon.Block, settings: Optimizer) -> gluon.Trainer:
     """The distributed trainer of ``net``, which must be initialised; on every rank.
 
     Unless asked for, gamma, beta and biases (parameters of at most one dimension) do not decay.
+
+    Raises:
+        ConfigError: the optimizer would not keep the weights of several ranks alike.
     """
+    optimizer = make_optimizer(settings)
+    if dist.world_size() > 1 and isinstance(optimizer, mx.optimizer.SGLD):
+        raise ConfigError(
+            f"optimizer.name is {settings.name}, whose noise each rank would draw for itself, so "
+            "that their weights would part; train on one rank, or take another optimizer"
+        )
     parameters = net.collect_params()
     for parameter in parameters.values():
         if parameter.grad_req == "null":
             continue
         if len(parameter.shape) <= 1 and not settings.decay_norm_and_bias:
             parameter.wd_mult = 0.0
-        if settings.accumulate > 1:
-            parameter.grad_req = "add"
+        # Whatever the user or an earlier run of this net left there.
+        parameter.grad_req = "add" if settings.accumulate > 1 else "write"
     return dist.gluon_trainer(
         parameters,
-        make_optimizer(settings),
+        optimizer,
         settings.fp16_allreduce,
         settings.groups,
         settings.shared_memory,

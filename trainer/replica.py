@@ -67,11 +67,13 @@ def prepare(
 def merge_running_statistics(net: gluon.Block, config: Config) -> None:
     """Merge the ranks' running statistics for good; collective.
 
-    With synced batch norm they are equal already; otherwise a rank's weight is its shard size.
+    Those of synced batch norm are equal already; for others a rank's weight is its shard size.
     """
-    if config.batch_norm != "sync":
-        whole = np.arange(config.train.global_batch_size)
-        own = sharding.shard(whole, dist.rank(), dist.world_size())
+    whole = np.arange(config.train.global_batch_size)
+    own = sharding.shard(whole, dist.rank(), dist.world_size())
+    if config.batch_norm == "sync":
+        batch_norm.average_other_statistics(net, len(own))
+    else:
         batch_norm.merge_running_statistics(net, len(own))
 
 
@@ -99,8 +101,15 @@ def check_loss(loss_of: Loss, scores: int, ctx: mx.Context) -> None:
     """Refuse a loss that does not give one value per sample.
 
     Raises:
-        ConfigError: it fails, or has another shape.
+        ConfigError: it fails, has another shape, or has parameters to be trained.
     """
+    own = loss_of.collect_params().values() if isinstance(loss_of, gluon.Block) else ()
+    trained = [parameter.name for parameter in own if parameter.grad_req != "null"]
+    if trained:
+        raise ConfigError(
+            f"the loss has parameters of its own ({', '.join(trained)}), which fit would not "
+            "train; make them part of the net, and the loss a function of its scores"
+        )
     try:
         found = loss_of(mx.nd.zeros((2, scores), ctx=ctx), mx.nd.zeros((2,), ctx=ctx))
         mx.nd.waitall()
@@ -135,10 +144,11 @@ def as_one_model(net: gluon.Block, config: Config) -> Iterator[None]:
 def gather_statistics(net: gluon.Block, config: Config) -> Optional[np.ndarray]:
     """Every rank's running statistics, (ranks, elements), for an exact resume; collective.
 
-    None where the merged ones suffice: with synced batch norm, on one rank, and without any.
+    None where the merged ones suffice: with synced batch norm alone, on one rank, without any.
     """
     own = [p.data().asnumpy().ravel() for p in batch_norm.running_statistics(net)]
-    if config.batch_norm == "sync" or dist.world_size() == 1 or not own:
+    equal = config.batch_norm == "sync" and not batch_norm.other_statistics(net)
+    if equal or dist.world_size() == 1 or not own:
         return None
     return np.stack(dist.gather_objects(np.concatenate(own)))
 

@@ -142,9 +142,21 @@ def test_a_loss_of_ones_own_is_what_is_lowered(tmp_path: Path) -> None:
     np.testing.assert_allclose(net.weight.data().asnumpy(), usual.weight.data().asnumpy(), 1e-4)
 
 
+class OfDistances(gluon.HybridBlock):
+    """A loss that learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres = nn.Dense(4, in_units=4)
+
+    def hybrid_forward(self, F: Any, scores: Any, label: Any) -> Any:
+        return F.pick(self.centres(scores) ** 2, label)
+
+
 @pytest.mark.parametrize(
     ("loss", "expected"),
     [
+        (OfDistances(), "the loss has parameters of its own .*_weight, .*_bias.*, which fit would"),
         (lambda scores, label: scores.sum(), r"the loss gives \(1,\) for 2 samples"),
         (lambda scores, label: label[5], r"the loss cannot take .*: IndexError.*test_any_net\.py"),
     ],

@@ -204,6 +204,30 @@ def test_weights_that_are_frozen_are_not_gathered() -> None:
     assert statistics.shape == (dist.world_size(), 2 * 100)
 
 
+@pytest.mark.parametrize("kind", ["local", "sync"])
+def test_running_statistics_of_a_layer_of_ones_own_are_averaged(kind: str) -> None:
+    """Or each rank would evaluate a model of its own, and rank 0's would be saved."""
+    net, settings = nn.Dense(4, in_units=3), config.from_dict({**SETTINGS, "batch_norm": kind})
+    net.seen = net.params.get("seen", shape=(1, 2), init="zeros", differentiable=False)
+    net.initialize()
+    own = np.array([[dist.rank(), 1.0]])
+    net.seen.set_data(mx.nd.array(own))
+    counts = np.diff([17 * rank // dist.world_size() for rank in range(dist.world_size() + 1)])
+    mean = (counts * np.arange(dist.world_size())).sum() / 17
+    with replica.as_one_model(net, settings):
+        np.testing.assert_allclose(net.seen.data().asnumpy(), [[mean, 1.0]], rtol=1e-6)
+    np.testing.assert_array_equal(net.seen.data().asnumpy(), own)
+    gathered = replica.gather_statistics(net, settings)
+    np.testing.assert_array_equal(gathered[:, 0], np.arange(dist.world_size()))
+
+
+def test_an_optimizer_whose_noise_differs_between_ranks_is_refused() -> None:
+    net = nn.Dense(4, in_units=3)
+    net.initialize()
+    with pytest.raises(config.ConfigError, match="optimizer.name is sgld, whose noise each rank"):
+        optim.make_trainer(net, config.Optimizer("sgld"))
+
+
 def test_ranks_with_sets_of_their_own_are_refused_on_every_rank() -> None:
     images, labels = _set()
     feed.check_alike((images, labels), (images, labels))

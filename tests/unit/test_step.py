@@ -164,6 +164,18 @@ def test_gradients_of_one_step_do_not_reach_into_the_next():
     assert norms[0] == norms[1] == norms[2] > 0
 
 
+def test_gradients_of_one_step_do_not_reach_into_a_run_after_one_that_adds_up():
+    """Nor into one of a net whose user had its gradients add up."""
+    net, config = make_net(), settings(lr=1e-30)
+    make_trainer(net, settings(accumulate=2).optimizer)
+    trainer = make_trainer(net, config.optimizer)
+    first, second = (
+        train_step(net, trainer, batch_of(7, 7), config, want_norm=True).gradient_norm.asscalar()
+        for _ in range(2)
+    )
+    assert first == second > 0
+
+
 @pytest.mark.parametrize("by_kernels", [False, True])
 def test_parameters_of_several_precisions_are_clipped_as_one(by_kernels, monkeypatch):
     """As of a net that is cast to float16, whose batch norm Gluon leaves in float32."""
