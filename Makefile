@@ -1,13 +1,13 @@
-# The project's commands. Each does the set-up that it needs, once (see launch/install.py).
+# The project's commands. Each first does the set-up it needs, once (see launch/install.py).
 #
 #   make train    train on Fashion-MNIST: CONFIG, RANKS, and overrides in ARGS ("optimizer.lr=0.1")
-#   make test     every test, two files at a time; ARGS go to pytest ("-k sharding", "-n 0")
+#   make test     run all tests, two files at a time; ARGS go to pytest ("-k sharding", "-n 0")
 #   make chaos    52 runs in which ranks die, disks fill and links break (TRIALS, SEED; as root)
 #   make lint     ruff and mypy
-#   make bench    speed beside other ways, with figures for the docs; TORCH=1 installs PyTorch for it
-#   make setup    set up alone; GPU=1 for machines with NVIDIA GPUs
+#   make bench    compare speed with alternatives, for the docs; TORCH=1 installs PyTorch for it
+#   make setup    only set up; GPU=1 for machines with NVIDIA GPUs
 #   make data     set up, and find or download Fashion-MNIST
-#   make clean    remove what tools and builds left behind; not .venv, not runs
+#   make clean    remove caches and build output; not .venv, not runs
 
 PYTHON ?= python3
 RANKS ?= 2
