@@ -1,14 +1,14 @@
-"""Set up all that the project needs, asking nothing: what `make setup`, `train` and `test` run.
+"""Unattended set-up of all that the project needs; run by `make setup`, `train`, `test`, ...
 
     python3 launch/install.py [--gpu] [--dev] [--data] [--test-system]
 
-Makes .venv, installs the pinned packages there, and builds Horovod with MXNet and Gloo. What was
-done is kept with the digest of what it was done from (.venv/installed.json), and not done again.
-A failure ends in one line that says what is missing and the command that brings it; what pip and
-the compiler said is in .venv/install.log.
+Makes .venv, installs the pinned packages there, and builds Horovod with MXNet and Gloo. Finished
+steps are recorded with a digest of their inputs (.venv/installed.json) and not repeated. A failure
+ends in one line that says what is missing and the command that installs it; the output of pip and
+the compiler is in .venv/install.log.
 
-Standard library only, as it runs with the system's python3, of whatever version from 3.7 on; and
-one file, as nothing of the project can be imported before it has run.
+Standard library only, because it runs under the system's python3, any version from 3.7 on; and a
+single file, because nothing of the project can be imported before it has run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STAMP = VENV / "installed.json"
 # MXNet 1.9.1 needs a NumPy below 1.24, which has no wheels for other Pythons.
 PYTHON_VERSIONS = ((3, 11), (3, 10), (3, 9), (3, 8))
 MAX_GXX = 13  # Horovod 0.28.1 does not compile with g++ 14
-BUILD_TOOLS = ("setuptools", "wheel", "packaging")  # installed first, for the others' builds
+BUILD_TOOLS = ("setuptools", "wheel", "packaging")  # installed first: builds of others need them
 
 HOROVOD_BUILD = {
     "HOROVOD_WITH_MXNET": "1",
@@ -46,19 +46,19 @@ HOROVOD_BUILD = {
     "HOROVOD_WITHOUT_TENSORFLOW": "1",
     "HOROVOD_WITHOUT_PYTORCH": "1",
 }
-# Not `horovodrun --check-build`, which reports PyTorch as built in where it is not.
+# Not `horovodrun --check-build`, which reports PyTorch as built in when it is not.
 HOROVOD_CHECK = "import sys, horovod.mxnet as hvd; sys.exit(not hvd.gloo_built())"
 
 DATA_PACKAGE = "dataset-fashion-mnist"
-# For the integration tests: Slurm, hosts in network namespaces, TensorBoard's page, the real data.
+# For the integration tests: Slurm, network namespaces, a browser for TensorBoard, the real data.
 TEST_PACKAGES = (
     *("slurmctld", "slurmd", "slurm-client", "munge", "iproute2"),
     *("chromium", "chromium-driver", DATA_PACKAGE),
 )
 
-# What a log says -> what it means, and what to do.
+# Pattern in a log -> its meaning and the way out.
 KNOWN_FAILURES = {
-    # All pins exist, so an index that has no version of one is none, or cannot be reached.
+    # All pins exist, so an index without any version of one is unreachable, or no index.
     r"NewConnectionError|[Nn]ame resolution|Read timed out|\(from versions: none\)": (
         "no network: pip cannot reach its package index. Connect this machine, or set PIP_INDEX_URL"
         " or https_proxy to what it can reach, and run the command again"
@@ -73,11 +73,11 @@ say = functools.partial(print, flush=True)
 
 
 class SetupError(Exception):
-    """What is missing, and the command that brings it. One line."""
+    """What is missing, and the command that installs it; one line."""
 
 
 class Step(NamedTuple):
-    """A part of the set-up, done again only when its key changes."""
+    """A part of the set-up, repeated only when its key changes."""
 
     name: str
     label: str
@@ -103,11 +103,14 @@ def main(arguments: Optional[List[str]] = None) -> int:
     except SetupError as error:
         print(f"set-up stopped: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"set-up stopped: {explain(str(error))}", file=sys.stderr)
+        return 1
     return 0
 
 
 def install(gpu: bool, dev: bool) -> None:
-    """Bring .venv to what the requirement files say. A GPU installation stays one."""
+    """Bring .venv up to date with the requirement files. A GPU installation stays one."""
     gpu = gpu or bool(read_stamp().get("gpu"))
     start = time.monotonic()
     version = usable_venv(gpu) or make_venv(gpu)
@@ -172,10 +175,10 @@ def steps(gpu: bool, dev: bool, version: Tuple[int, int]) -> List[Step]:
 
 
 def usable_venv(gpu: bool) -> Optional[Tuple[int, int]]:
-    """Return the Python version of .venv, or None where it is to be made, or made again.
+    """Return the Python version of .venv, or None if it must be created, or recreated.
 
-    Made again is one whose Python is gone, one that was moved (its scripts name their folder), and
-    a CPU one when GPUs are asked for (both MXNets have the same files).
+    It is recreated if its Python is gone, if it was moved (its scripts contain its path), and if
+    GPU support is added (both builds of MXNet install the same files).
     """
     stamp = read_stamp()
     version = python_version(str(PYTHON))
@@ -184,7 +187,7 @@ def usable_venv(gpu: bool) -> Optional[Tuple[int, int]]:
 
 
 def make_venv(gpu: bool) -> Tuple[int, int]:
-    """Make .venv, having checked the machine for all that the later steps need."""
+    """Create .venv, after checking the machine for everything that later steps need."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise SetupError(
             f"this is {sys.platform} on {platform.machine()}, and MXNet 1.9.1 is built for Linux on"
@@ -234,7 +237,7 @@ def python_version(command: str) -> Optional[Tuple[int, int]]:
 
 
 def find_compiler() -> Dict[str, str]:
-    """Return CC and CXX for Horovod's build: $CXX, else the first g++ that is not too new."""
+    """Return CC and CXX for Horovod's build: none if $CXX is set, else the first suitable g++."""
     if shutil.which("make") is None:
         raise SetupError(f"no make: `{apt_get('make')}`")
     asked = os.environ.get("CXX")
@@ -267,14 +270,14 @@ def check_nvcc() -> None:
 def build_horovod(pin: str, gpu: bool) -> None:
     env = {**HOROVOD_BUILD, **find_compiler()}
     env["HOROVOD_CMAKE"] = str(VENV / "bin" / "cmake")  # PATH may have cmake 4, or none
-    # Not the flags of the make that runs this script, which would make the build serial.
+    # Not inherited from the make that runs this script, which would serialize the build.
     env["MAKEFLAGS"] = f"-j{min(os.cpu_count() or 1, 8)}"
     if gpu:
         env["HOROVOD_GPU_OPERATIONS"] = "NCCL"
     else:
         pip_install(pin, env=env)
     if gpu or not horovod_works():
-        # pip's cache may hold a wheel of this version that was built for something else.
+        # pip's cache may hold a wheel of this version built for another framework.
         pip_install("--force-reinstall", "--no-cache-dir", pin, env=env)
     if not horovod_works():
         raise SetupError(f"Horovod is built but does not work: see `{PYTHON} -c '{HOROVOD_CHECK}'`")
@@ -285,14 +288,14 @@ def horovod_works() -> bool:
 
 
 def compile_batch_norm() -> None:
-    """Save ranks from compiling at their first step. Where this fails, they run slower instead."""
+    """Compile ahead of the first step. If this fails, ranks use the slower Python operator."""
     failure = run_logged([str(PYTHON), "-m", "trainer.batch_norm_native"], find_compiler())
     if failure:
         say(f"synced batch norm will run in Python, which is slower: {failure}")
 
 
 def find_data() -> None:
-    """Find or download Fashion-MNIST; where that fails, as root on Debian, install its package."""
+    """Find or download Fashion-MNIST; failing that, as root on Debian, install its package."""
     known = read_stamp().get("data")
     if isinstance(known, str) and len(list(Path(known).glob("*-ubyte*"))) >= 4:
         return
@@ -317,7 +320,7 @@ def find_data() -> None:
 
 
 def install_test_system() -> None:
-    """Install the Debian packages of the integration tests, or say what these do without."""
+    """Install the Debian packages for the integration tests, or say that some will be skipped."""
     query = ["dpkg-query", "-W", "-f", "${db:Status-Status}"]
     missing = [name for name in TEST_PACKAGES if output_of([*query, name]) != "installed"]
     if not missing:
@@ -341,7 +344,7 @@ def apt_get_install(*packages: str) -> bool:
 
 
 def apt_get(*packages: str) -> str:
-    """Return the command that installs the packages, to be shown."""
+    """Return the command that installs the packages, for a message."""
     sudo = "" if os.geteuid() == 0 else "sudo "
     return f"{sudo}apt-get install {' '.join(packages)}"
 
@@ -370,7 +373,7 @@ def run_logged(command: List[str], env: Optional[Dict[str, str]] = None) -> Opti
 
 
 def explain(text: str) -> str:
-    """Condense what a failed command said to one line."""
+    """Condense the output of a failed command to one line."""
     for pattern, meaning in KNOWN_FAILURES.items():
         if re.search(pattern, text):
             return meaning
@@ -380,7 +383,7 @@ def explain(text: str) -> str:
 
 
 def output_of(command: List[str]) -> Optional[str]:
-    """Return what a command prints, stripped, or None where it is absent or fails."""
+    """Return the output of a command, stripped, or None if it does not exist or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     except OSError:
@@ -406,7 +409,10 @@ def read_stamp() -> Dict[str, object]:
 
 
 def write_stamp(**entries: object) -> None:
-    STAMP.write_text(json.dumps({**read_stamp(), **entries}, indent=1), encoding="utf-8")
+    """Record entries, atomically: without its record, set-up would refuse .venv as not its own."""
+    partial = STAMP.with_name(f"{STAMP.name}.partial")
+    partial.write_text(json.dumps({**read_stamp(), **entries}, indent=1), encoding="utf-8")
+    partial.replace(STAMP)
 
 
 if __name__ == "__main__":

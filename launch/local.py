@@ -1,8 +1,8 @@
-"""The ranks of this machine: start them, end them together, and start them again.
+"""Runs a job on this machine: starts its ranks, ends them together, and restarts them.
 
-The store they meet in and their variables are horovodrun's (launch/rendezvous.py); the supervision
-is our own, because horovodrun mixes the lines of all ranks, does not repeat the cause of a failure
-and gives ranks five fixed seconds to save.
+The rendezvous store and the environment variables are horovodrun's (launch/rendezvous.py). The
+supervision is our own, because horovodrun interleaves the ranks' output, does not repeat the cause
+of a failure and gives ranks a fixed five seconds to save.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def run_local(
 ) -> int:
     """Runs `command` as the ranks of this machine and returns the job's exit code.
 
-    That is 0, the first failing rank's, 85 when ranks were warned and saved, or 130 after ctrl-C.
-    When a rank fails the others get SIGTERM, and SIGKILL `kill_after` seconds later; `elastic`
-    says whether, and with how many ranks, the command is then started again. SIGTERM and SIGUSR1
-    are passed on to all ranks; they get SIGTERM too when the terminal is closed. With `quiet` rank
-    0 has the terminal for itself; otherwise each line is prefixed with its rank. `on_failure` is
-    told of the failure that ended the job.
+    The exit code is 0, that of the first failing rank, 85 if the ranks were warned and saved, or
+    130 after ctrl-C. When a rank fails, the others get SIGTERM, and SIGKILL `kill_after` seconds
+    later; `elastic` decides whether, and on how many ranks, the command is restarted. SIGTERM and
+    SIGUSR1 are forwarded to all ranks; a closed terminal counts as SIGTERM. With `quiet` only rank
+    0 has the terminal; otherwise each line is prefixed with its rank. `on_failure` is called with
+    the failure that ended the job.
     """
     named = os.environ.get("HOROVOD_GLOO_IFACE")
     interface = check_interface(named) if named else interface_of(LOOPBACK)
@@ -75,7 +75,7 @@ def _run_once(
     quiet: bool,
     start_timeout: float,
 ) -> Outcome:
-    """Starts one rank for each slot and waits for their end."""
+    """Starts one rank for each slot and waits until all have ended."""
     world_size = len(slots)
     rendezvous = Rendezvous(
         LOOPBACK, world_size, secrets.token_hex(16), say, start_timeout=start_timeout
@@ -98,7 +98,7 @@ def _run_once(
         # Threads start only now: a fork of a process with threads may deadlock.
         rendezvous.serve_in_thread()
         return job.supervise()
-    except subprocess.SubprocessError:  # what Popen makes of an error in `prepare`
+    except subprocess.SubprocessError:  # raised by Popen for any error in `prepare`
         raise ValueError(
             f"this host's own name, {socket.gethostname()}, does not resolve, and Horovod goes by "
             f"it; add a line `127.0.1.1 {socket.gethostname()}` to /etc/hosts"
@@ -109,6 +109,6 @@ def _run_once(
 
 
 def _prepare_without_name() -> None:
-    """Where the host's own name does not resolve, Horovod would crash (launch/hostname.py)."""
+    """For a host whose own name does not resolve: Horovod would crash (launch/hostname.py)."""
     die_with_parent()
     take_hostname(LOOPBACK)

@@ -1,7 +1,7 @@
-"""Which address and which interface lead to another host.
+"""Finds the address and the network interface on the route to another host.
 
-Gloo, left alone, offers the address that the host's own name resolves to; with Debian's
-`127.0.1.1 <host>` line in /etc/hosts no other host can reach that. Here the route decides instead.
+By default Gloo uses the address to which the host's own name resolves; with Debian's
+`127.0.1.1 <host>` line in /etc/hosts no other host can reach that.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import psutil
 
 
 def address_towards(host: str) -> str:
-    """IPv4 address of this machine on the route to `host` (a name or an address).
+    """The IPv4 address of this machine on the route to `host` (a name or an address).
 
-    Nothing is sent: connecting a UDP socket only asks the kernel for the route.
-    Raises OSError when `host` does not resolve or no route leads to it.
+    Nothing is sent: connecting a UDP socket only asks the kernel for the route. Raises OSError if
+    `host` does not resolve or there is no route to it.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))
@@ -43,7 +43,7 @@ def interface_of(address: str) -> str:
 
 
 def check_interface(name: str) -> str:
-    """Returns `name` when it is an interface with an IPv4 address; a ValueError lists those."""
+    """Returns `name` if that interface has an IPv4 address; else a ValueError lists those."""
     known = addresses_by_interface()
     if name not in known:
         choices = ", ".join(f"{n} ({', '.join(a)})" for n, a in sorted(known.items()))

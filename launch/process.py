@@ -1,4 +1,4 @@
-"""Small facts about processes that more than one launcher needs."""
+"""Helpers for processes that several launchers use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def say(message: str) -> None:
-    """What the launcher itself has to tell, on stderr; lost where the terminal was closed."""
+    """Prints a message of the launcher to stderr; dropped if the terminal was closed."""
     with contextlib.suppress(OSError):
         print(f"launch: {message}", file=sys.stderr, flush=True)
 
@@ -35,9 +35,9 @@ def open_standard_streams() -> None:
 
 
 def die_with_parent() -> None:
-    """The calling process gets SIGKILL when the one that started it is gone (Linux).
+    """Makes the kernel send SIGKILL to this process when its parent dies (Linux).
 
-    So nothing goes on training unseen after the launcher itself was killed.
+    So no rank goes on unnoticed after the launcher itself was killed.
     """
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 

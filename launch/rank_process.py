@@ -1,4 +1,4 @@
-"""One rank's process: start it, show what it says, remember the last of that."""
+"""The process of one rank: starts it, forwards its output and keeps the last lines."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _terminal = threading.Lock()
 
 
 class RankProcess:
-    """A rank that runs `command`, in a session of its own.
+    """A rank that runs `command`, in its own session.
 
-    With `inherit` it has the launcher's terminal; otherwise its last lines are kept, and all are
-    shown with `prefix` before each, unless that is None. `prepare` runs in the child before the
-    command does.
+    With `inherit` it writes to the launcher's terminal; otherwise its last lines are kept, and each
+    line is printed after `prefix`, or not at all if that is None. `prepare` runs in the child
+    before the command.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class RankProcess:
         )
 
     def watch(self, events: queue.SimpleQueue[Any]) -> None:
-        """Starts the threads that drain the rank's output and put it into `events` at its end."""
+        """Starts threads that drain the rank's output and put it into `events` when it ends."""
         streams = [(self.process.stdout, sys.stdout), (self.process.stderr, sys.stderr)]
         drains = [
             threading.Thread(target=self._drain, args=(source, target.buffer), daemon=True)
@@ -77,21 +77,21 @@ class RankProcess:
         return self._lost_a_peer or tells_no_cause(self.process.returncode > 0, self.last_lines())
 
     def is_stopped(self) -> bool:
-        """Whether a SIGSTOP holds it, so that it can neither go on nor listen."""
+        """Whether the process is stopped (SIGSTOP)."""
         try:
             return bool(psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED)
         except psutil.NoSuchProcess:
             return False
 
     def signal(self, signum: int) -> None:
-        """Sends a signal to the rank and to the processes it has started."""
+        """Sends a signal to the rank and its child processes."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signum)
 
     def _drain(self, source: IO[bytes], target: IO[bytes]) -> None:
         for line in source:
             self._tail.append(line)
-            # A traceback may follow that is longer than the tail.
+            # Checked now, because a traceback longer than the kept lines may follow.
             self._lost_a_peer = self._lost_a_peer or tells_no_cause(False, [line.decode("latin-1")])
             if self._prefix is None:
                 continue

@@ -1,7 +1,7 @@
-"""Who a rank is, and the environment variables that tell it so.
+"""The place of a rank in its job, and the environment variables that pass it on.
 
-A rank learns its place from HOROVOD_* variables alone; whatever starts it (this machine, Slurm)
-fills in a `RankFacts` and hands over `rank_environment(...)`.
+A rank learns its place from HOROVOD_* variables alone. Whatever starts it (the local launcher,
+Slurm) fills in a `RankFacts` and starts it with `rank_environment(...)`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Dict, Mapping, Optional, Tuple
 
 EXIT_SAVED = 85
-"""Exit code of a rank that was warned (SIGTERM, SIGUSR1), saved, and wants to be run again."""
+"""Exit code of a rank that was warned (SIGTERM, SIGUSR1), has saved, and should be restarted."""
 
 
 @dataclass(frozen=True)
 class RankFacts:
-    """The place of one rank among all (`world_size`) and among those of its host (`local_size`).
+    """The place of a rank among all (`world_size`) and among those of its host (`local_size`).
 
-    `cross_rank` counts, among the hosts that have more than `local_rank` ranks, those before
-    this one; `cross_size` is the number of such hosts. `hostname` must differ between hosts.
+    `cross_size` is the number of hosts with more than `local_rank` ranks, and `cross_rank` the
+    number of those before this one. `hostname` must differ between hosts.
     """
 
     rank: int
@@ -34,19 +34,19 @@ class RankFacts:
 
 
 def facts_on_one_host(rank: int, world_size: int) -> RankFacts:
-    """The facts of `rank` when all ranks share this machine."""
+    """The place of `rank` if all ranks run on this machine."""
     return RankFacts(rank, world_size, rank, world_size, 0, 1, "localhost")
 
 
 def rank_environment(
     facts: RankFacts, rendezvous: Mapping[str, str], interface: str, cores: int, launch_id: str
 ) -> Dict[str, str]:
-    """Environment of one rank: this process's own, plus what Horovod and the threads need.
+    """The environment of one rank: that of this process, plus variables for Horovod and OpenMP.
 
-    What the user has set for threads and NCCL stays as it is; so does CUDA_VISIBLE_DEVICES.
-    `rendezvous` names the store (`Endpoint.environment`), `interface` the network interface that
-    leads to the other ranks, `cores` the CPU cores that this rank may use. `launch_id` is the same
-    for all ranks and over all restarts, so that a command knows what it has saved itself.
+    The user's own settings for threads, NCCL and CUDA_VISIBLE_DEVICES are kept. `rendezvous` is
+    `Endpoint.environment()`, `interface` the network interface towards the other ranks, `cores`
+    the number of CPU cores of this rank. `launch_id` is the same for all ranks and across restarts,
+    so that a command can tell its own checkpoints from older ones.
     """
     env = dict(os.environ)
     env.pop("HOROVOD_ELASTIC", None)  # left by an elastic horovodrun; these ranks have no other

@@ -1,10 +1,10 @@
-"""Gloo's store, without ssh or MPI: the one place where the ranks of a job find each other.
+"""The rendezvous store in which the ranks of a job find each other, without ssh or MPI.
 
-It is horovodrun's own key-value store over HTTP, with four things added: it binds one address, it
-answers only to this job's token, it holds early ranks until the late ones are there, and it
-closes once all ranks are connected. It is plain HTTP: the network it is on must be trusted.
+It is horovodrun's key-value store over HTTP with four additions: it binds a single address, accepts
+only requests with the job's token, holds early ranks until the last one has arrived, and closes
+once all ranks are connected. It is plain HTTP: the network must be trusted.
 
-Horovod's client knows no tokens, but builds its URLs as `http://ADDR:PORT/scope/key`. With
+Horovod's client does not support tokens, but builds its URLs as `http://ADDR:PORT/scope/key`. With
 `ADDR = 10.0.0.1:29400/TOKEN` that reads `http://10.0.0.1:29400/TOKEN:29400/scope/key`, so the
 token travels as the first part of the path.
 """
@@ -23,34 +23,34 @@ from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPSer
 
 START_TIMEOUT_SECONDS = 600.0
 LINGER_SECONDS = 30.0
-"""The store stays open for so long after its last request: process sets made right after
-`hvd.init()` meet in it too."""
+"""How long the store stays open after its last request: process sets created right after
+`hvd.init()` use it too."""
 
 CONNECT_SECONDS = 10.0
-"""When the ranks have found each other's addresses but cannot connect, it is said so soon after.
-Gloo itself gives up after HOROVOD_GLOO_TIMEOUT_SECONDS (30)."""
+"""How long ranks that know each other's addresses may take to connect before a warning. Gloo
+itself gives up after HOROVOD_GLOO_TIMEOUT_SECONDS (30)."""
 
 CHECK_IN = "check_in"  # scope of launch's own check-in, before the command starts
 HELD_KEYS = {CHECK_IN: "{rank}", "global": "rank_{rank}"}
 """Scope -> the key whose PUT is answered only when every rank has sent its own. Gloo's first PUT
-in `hvd.init()` is `global/rank_<n>`, and its clock starts after the answer: a rank that comes
-late keeps the others waiting here instead of running into HOROVOD_GLOO_TIMEOUT_SECONDS."""
+in `hvd.init()` is `global/rank_<n>`, and its timeout starts after the answer: while a rank is
+late, the others wait here instead of running into HOROVOD_GLOO_TIMEOUT_SECONDS."""
 
 
 class StartTimeoutError(Exception):
-    """Not every rank came within the start timeout; the message names those missing."""
+    """Not every rank arrived within the start timeout; the message names the missing ones."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a job's store listens, and the token it answers to."""
+    """The address of a job's store, and its token."""
 
     address: str
     port: int
     token: str
 
     def environment(self) -> Dict[str, str]:
-        """What Horovod in a rank must be told."""
+        """The environment variables that lead Horovod to the store."""
         return {
             "HOROVOD_GLOO_RENDEZVOUS_ADDR": f"{self.address}:{self.port}/{self.token}",
             "HOROVOD_GLOO_RENDEZVOUS_PORT": str(self.port),
@@ -63,9 +63,9 @@ class Endpoint:
     def request(
         self, method: str, scope: str, key: str, value: bytes = b"", timeout: float = 5.0
     ) -> Tuple[int, bytes]:
-        """Status and body of one request; OSError or HTTPException when there is no answer.
+        """Status and body of one request; raises OSError or HTTPException without an answer.
 
-        http.client is used because urllib would send this through the site's HTTP proxy.
+        Not by urllib, which would send the request through the site's HTTP proxy.
         """
         connection = http.client.HTTPConnection(self.address, self.port, timeout=timeout)
         try:
@@ -77,7 +77,7 @@ class Endpoint:
 
 
 class Arrivals:
-    """Which ranks have come to each held scope, and the wait for the rest of them."""
+    """Tracks which ranks have arrived in each held scope, and lets them wait for the rest."""
 
     def __init__(self, world_size: int, timeout: float) -> None:
         self._world_size = world_size
@@ -92,23 +92,23 @@ class Arrivals:
         return sorted(set(range(self._world_size)) - self._arrived[scope])
 
     def overdue(self, scope: str) -> bool:
-        """Whether some ranks wait in `scope` although the time for the others has run out."""
+        """Whether some ranks are waiting in `scope` after the timeout."""
         with self._changed:
             some = 0 < len(self._arrived[scope]) < self._world_size
             return some and time.monotonic() > self._deadline
 
     def seconds_since_complete(self, scope: str) -> float:
-        """Time since the last rank came; 0 while some are missing."""
+        """Seconds since the last rank arrived; 0 while some are missing."""
         return time.monotonic() - self._completed.get(scope, time.monotonic())
 
     def close(self) -> None:
-        """Lets go of those that wait: the job is over."""
+        """Releases the waiting ranks: the job is over."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def arrive_and_wait(self, scope: str, rank: int) -> None:
-        """Notes that `rank` has come; returns when all have, or raises StartTimeoutError."""
+        """Records that `rank` has arrived; returns when all have, or raises StartTimeoutError."""
         with self._changed:
             self._arrived[scope].add(rank)
             if not self.missing(scope):
@@ -137,11 +137,11 @@ def ranks_text(ranks: Iterable[int]) -> str:
 
 
 class _Server(RendezvousHTTPServer):
-    """Horovod's HTTP server, with what this job adds to it."""
+    """Horovod's HTTP server with this job's token and arrivals."""
 
     allow_reuse_address = False
     daemon_threads = True
-    request_queue_size = 1024  # a thousand ranks may knock at once
+    request_queue_size = 1024  # a thousand ranks may connect at once
     timeout = 0.2  # seconds that `handle_request` waits
 
     def __init__(self, endpoint: Endpoint, arrivals: Arrivals, say: Callable[[str], None]) -> None:
@@ -149,7 +149,7 @@ class _Server(RendezvousHTTPServer):
         self.endpoint = Endpoint(endpoint.address, self.server_address[1], endpoint.token)
         self.arrivals = arrivals
         self.say = say
-        self.connected: Set[str] = set()  # ranks whose global context stands
+        self.connected: Set[str] = set()  # ranks that have connected the global context
         self.last_request = time.monotonic()
         self._strangers: Set[str] = set()
 
@@ -159,20 +159,20 @@ class _Server(RendezvousHTTPServer):
             self.say(f"{host} spoke to the rendezvous port without this job's token; ignored")
 
     def handle_error(self, request: object, client_address: Tuple[str, int]) -> None:
-        """A peer that hangs up in the middle is no error of ours; others are said in one line."""
+        """Ignores clients that hang up; reports other errors in one line."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             self.say(f"rendezvous request from {client_address[0]} failed: {error!r}")
 
 
 class _Handler(RendezvousHandler):
-    """Horovod's handler behind the token, with held PUTs."""
+    """Horovod's handler with a token check and held PUTs."""
 
     server: _Server
     path: str
 
     def send_error(self, code: int, message: Optional[str] = None, explain: object = None) -> None:
-        """Called for what is not HTTP at all: someone else's protocol."""
+        """Called for requests that are not HTTP at all."""
         self.server.turn_away(self.client_address[0])
 
     def do_GET(self) -> None:  # noqa: N802
@@ -202,7 +202,7 @@ class _Handler(RendezvousHandler):
                 self.server.arrivals.arrive_and_wait(scope, int(rank))
 
     def _admitted(self) -> bool:
-        """Strips the token from the path; answers 403 when it is not there."""
+        """Strips the token from the path; answers 403 if it is wrong."""
         prefix = self.server.endpoint.path_prefix
         given = self.path[: len(prefix)]
         if not secrets.compare_digest(given.encode(), prefix.encode()):
@@ -221,10 +221,10 @@ class _Handler(RendezvousHandler):
 
 
 class Rendezvous:
-    """One job's store, bound to one address; `serve` answers until all ranks are connected.
+    """The store of one job, bound to one address; `serve` answers until all ranks are connected.
 
-    `ports` are tried in turn (0 lets the kernel choose); OSError when none is free.
-    `say` gets each one-line message that a person should see.
+    `ports` are tried in turn (0 lets the kernel choose); raises OSError if none is free. `say` is
+    called with each message for the user, one line.
     """
 
     def __init__(
@@ -261,15 +261,17 @@ class Rendezvous:
         return self._server.endpoint
 
     def serve(self) -> None:
-        """Answers until `close`, or until all ranks are connected and nothing came for `linger`
-        seconds. Says it when ranks wait in vain for others, or cannot connect to each other."""
+        """Answers until `close`, or until all ranks are connected and idle for `linger` seconds.
+
+        Warns when ranks wait in vain for others, or cannot connect to each other.
+        """
         while not self._closed.is_set() and not self._finished():
             self._server.handle_request()
             for scope in HELD_KEYS:
                 if self.arrivals.overdue(scope):
                     self._say_once(scope, self.arrivals.explain(scope))
             if self.arrivals.seconds_since_complete("global") > CONNECT_SECONDS:
-                self._complain_of_interfaces()
+                self._warn_of_interfaces()
         self._server.server_close()
 
     def serve_in_thread(self) -> None:
@@ -277,7 +279,7 @@ class Rendezvous:
         self._thread.start()
 
     def close(self) -> None:
-        """Stops answering; returns when no thread of it is left but those that end at once."""
+        """Stops serving and joins the serving thread; request handlers end on their own."""
         self._closed.set()
         self.arrivals.close()
         if self._thread is not None:
@@ -288,7 +290,7 @@ class Rendezvous:
             self._said.add(topic)
             self._server.say(message)
 
-    def _complain_of_interfaces(self) -> None:
+    def _warn_of_interfaces(self) -> None:
         missing = self._world_size - len(self._server.connected)
         if missing <= 0:
             return

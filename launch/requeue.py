@@ -1,7 +1,7 @@
-"""Why a Slurm job was warned, and whether it asks Slurm to run it again.
+"""Why a Slurm job was warned, and whether it must requeue itself.
 
-Read off a real Slurm 22.05 (tests/integration/test_slurm.py holds it to that). When the ranks have
-ended and `srun` is back, the job's own record tells what is going on:
+Observed with Slurm 22.05 (tests/integration/test_slurm.py verifies it). When the ranks have ended
+and `srun` has returned, the job's record and output show what is going on:
 
 | what happened      | JobState | what else                                        | requeued by |
 | ------------------ | -------- | ------------------------------------------------ | ----------- |
@@ -13,7 +13,7 @@ ended and `srun` is back, the job's own record tells what is going on:
 | preemption, late   | another  | slurmstepd cancels it "DUE TO PREEMPTION"        | Slurm       |
 | scancel            | another  | slurmstepd cancels it and gives no reason        | nobody      |
 
-`scontrol requeue` would run a cancelled job again, so asking and seeing is no way to find out.
+`scontrol requeue` would run a cancelled job again, so it cannot be used to find out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from datetime import datetime
 from typing import Dict, Optional
 
 SIGNAL_EARLY_SECONDS = 60
-"""Slurm sends the warning up to a minute earlier than asked for (man sbatch, --signal)."""
+"""Slurm may send the warning up to a minute earlier than requested (man sbatch, --signal)."""
 
 ASKED = "asked to save (SIGUSR1 or SIGTERM)"
 
@@ -50,7 +50,7 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of the job: the line for its log, and whether we ask Slurm to requeue it."""
+    """What happens to the job: the line for its log, and whether to ask Slurm to requeue it."""
 
     message: str
     requeue: bool
@@ -87,7 +87,7 @@ def _time(text: Optional[str]) -> Optional[datetime]:
 
 
 def step_cancelled(line: str) -> Optional[str]:
-    """The reason in slurmstepd's line on a cancelled step, "" where it gives none; else None."""
+    """The reason in slurmstepd's line on a cancelled step, "" if it gives none; else None."""
     found = _STEP_CANCELLED.search(line)
     return (found[1] or "") if found else None
 
@@ -101,7 +101,7 @@ def judge(
     max_requeues: int,
     saved: bool = True,
 ) -> Verdict:
-    """What to do with a job whose ranks ended because they were warned.
+    """Decides what to do with a job whose ranks ended because they were warned.
 
     `saved`: all of them ended with EXIT_SAVED; otherwise the warning killed some, as it does before
     a command listens to it. `cancelled` is what `step_cancelled` found; `warning_seconds` the lead
@@ -127,7 +127,7 @@ def judge(
 def _cause(
     job: JobRecord, cancelled: Optional[str], now: datetime, warning_seconds: int
 ) -> Optional[str]:
-    """Why the job was warned, in words; None for a cancel."""
+    """Why the job was warned, in words; None if it was cancelled."""
     if cancelled == "TIME LIMIT":
         return f"time limit ({job.time_limit}) reached"
     if cancelled == "JOB REQUEUE":

@@ -1,4 +1,4 @@
-"""Slurm's variables and compact lists -> rank facts. Pure: nothing here runs a command."""
+"""Converts Slurm's environment variables and compact lists to rank facts; pure functions."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _NEEDED = (
 
 
 def expand_nodes(nodes: str) -> List[str]:
-    """Host names of a Slurm node list: `gpu[01-03,7],login` -> gpu01 gpu02 gpu03 gpu7 login.
+    """The host names of a Slurm node list: `gpu[01-03,7],login` -> gpu01 gpu02 gpu03 gpu7 login.
 
-    What `scontrol show hostnames` does, for places without scontrol (containers).
-    Raises ValueError when the list cannot be read.
+    Same as `scontrol show hostnames`, which containers do not have. Raises ValueError for a
+    malformed list.
     """
     parts = re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", nodes)
     if not parts or ",".join(parts) != nodes:
@@ -48,7 +48,7 @@ def _expand_brackets(part: str) -> List[str]:
 
 
 def _expand_range(piece: str) -> List[str]:
-    """`08-11` -> 08 09 10 11; zeros in front are kept."""
+    """`08-11` -> 08 09 10 11; leading zeros are kept."""
     if not re.fullmatch(r"\d+(-\d+)?", piece):
         raise ValueError(f"cannot read {piece!r} in a node list; expected a number or a range")
     first, _, last = piece.partition("-")
@@ -67,7 +67,7 @@ def expand_tasks(tasks: str) -> List[int]:
 
 
 def facts_from_slurm(env: Mapping[str, str]) -> RankFacts:
-    """The facts of the task whose environment this is, for any distribution of tasks over nodes.
+    """The facts of the task with environment `env`, for any distribution of tasks over nodes.
 
     Raises ValueError outside of srun.
     """
@@ -92,23 +92,23 @@ def facts_from_slurm(env: Mapping[str, str]) -> RankFacts:
 
 
 def step_launch_id(env: Mapping[str, str]) -> str:
-    """What the tasks of one step share with those of the same step of the requeued job."""
+    """A launch id shared by the tasks of a step and by the same step of the requeued job."""
     return f"{env.get('SLURM_CLUSTER_NAME', 'slurm')}.{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}"
 
 
 def step_token(env: Mapping[str, str]) -> str:
     """The token that all tasks of one step share.
 
-    A job script made by `python -m launch slurm` hands a secret one to its tasks. Without it the
-    token comes from the job's numbers: it keeps jobs apart, but anyone can work it out.
+    A job script made by `python -m launch slurm` passes a secret one to its tasks. Without it the
+    token is derived from the job's ids: it keeps jobs apart, but is not secret.
     """
     return env.get("LAUNCH_TOKEN") or hashlib.sha256(_step_name(env).encode()).hexdigest()[:32]
 
 
 def rendezvous_ports(env: Mapping[str, str]) -> List[int]:
-    """Ports that task 0 tries in turn, and at which the other tasks look for it.
+    """The ports that task 0 tries in turn, and on which the other tasks look for it.
 
-    They are drawn from the step's name, so that jobs that share a node rarely try the same.
+    They are drawn from the step's name, so that jobs on the same node rarely collide.
     """
     return random.Random(_step_name(env)).sample(PORT_RANGE, PORT_TRIES)
 

@@ -1,6 +1,6 @@
-"""The batch step of a Slurm job: runs `srun`, names the rank that failed, requeues what was saved.
+"""The batch step of a Slurm job: runs `srun`, names a failed rank, requeues a job that has saved.
 
-It needs nothing but Python, so that it runs outside of the container that the ranks run in.
+It needs only Python's standard library, because it runs outside of the ranks' container.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def run_job(srun: Sequence[str], warning_seconds: int, max_requeues: int) -> int
     restarts = int(env.get("SLURM_RESTART_COUNT", "0"))
     say(f"job {env['SLURM_JOB_ID']} on {env.get('SLURM_JOB_NODELIST')}, restarts: {restarts}")
     for signum in _WARNINGS:
-        # The ranks hear Slurm's signals themselves. A handler, unlike SIG_IGN, is not inherited.
+        # Ranks get Slurm's signals themselves. Unlike SIG_IGN, a handler is not inherited by srun.
         signal.signal(signum, lambda signum, frame: None)
     step = _Step(srun, {**env, "LAUNCH_TOKEN": secrets.token_hex(16)})
     code = step.wait()
@@ -85,7 +85,7 @@ def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 class _Step:
-    """A running `srun --label`, whose output is passed on and remembered."""
+    """A running `srun --label`, whose output is forwarded and analysed."""
 
     def __init__(self, srun: Sequence[str], env: Mapping[str, str]) -> None:
         self.cancelled: Optional[str] = None
@@ -111,11 +111,11 @@ class _Step:
         return shell_exit_code(self._process.wait())
 
     def ended_by_warning(self) -> bool:
-        """Whether SIGTERM or SIGUSR1 killed a rank, which then was not listening yet."""
+        """Whether SIGTERM or SIGUSR1 killed a rank, before it had installed its handlers."""
         return any(ending.endswith(_KILLED_BY_WARNING) for ending in self._endings.values())
 
     def explain(self) -> None:
-        """Names the node that is missing, or the rank that failed first with its last lines."""
+        """Prints the node that was lost, or the rank that failed first with its last lines."""
         if self._lost_node:
             say(self._lost_node)
             return
@@ -136,15 +136,15 @@ class _Step:
 
     def _pump(self, source: IO[bytes], target: IO[bytes]) -> None:
         for line in source:
-            # A log that cannot be written must not stop the ranks: the pipe is drained anyway.
+            # Keep draining the pipe if the log cannot be written: ranks must not block.
             with self._lock, suppress(OSError):
                 target.write(self._note(line))
                 target.flush()
 
     def _note(self, line: bytes) -> bytes:
-        """Remembers what a line tells; the line as the log shall show it.
+        """Analyses a line of output; returns it as it should appear in the log.
 
-        The lines of rank 0 come without a prefix, so that its log can be read by programs.
+        Rank 0's lines get no prefix, so that programs can parse them.
         """
         labelled = _LABELLED.fullmatch(line)
         text = (labelled[2] if labelled else line).decode(errors="replace").rstrip("\n")

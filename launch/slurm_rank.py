@@ -1,7 +1,7 @@
-"""One task of `srun`: becomes a rank.
+"""Turns a task of `srun` into a rank.
 
-Task 0 opens the store (launch/rendezvous.py) in a child process; every task finds it, checks in,
-waits until all have, and then turns into the user's command.
+Task 0 serves the store (launch/rendezvous.py) in a child process; every task finds it, checks in,
+waits until all have, and then executes the user's command.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ LOOPBACK = "127.0.0.1"
 
 
 def become_rank(command: Sequence[str], start_timeout: float) -> NoReturn:
-    """Replaces this process by `command`, as the rank that Slurm's variables say.
+    """Replaces this process by `command`, as the rank given by Slurm's variables.
 
-    Exits with 1 when not all ranks came within `start_timeout` seconds. Raises ValueError for a
-    place that is no Slurm task, and OSError when the command cannot be started.
+    Exits with 1 if not all ranks arrive within `start_timeout` seconds. Raises ValueError outside
+    of a Slurm task, and OSError if the command cannot be started.
     """
     _, _, environment = join(start_timeout)
     os.execvpe(command[0], list(command), environment)
 
 
 def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
-    """Meets the other tasks of this step: this rank's facts, the store, the rank's environment."""
+    """Joins the other tasks of this step; returns this rank's facts, the store, its environment."""
     env = os.environ
     facts = facts_from_slurm(env)
     nodes = expand_nodes(env["SLURM_STEP_NODELIST"])
@@ -75,10 +75,10 @@ def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
 
 
 def _store_address(nodes: List[str], node: int, env: Mapping[str, str]) -> str:
-    """IPv4 address of task 0's store, the one address that it binds.
+    """The IPv4 address that task 0's store binds.
 
-    On the first node that is the local address of the route to the second: its own name may lead
-    to 127.0.1.1 there.
+    On the first node it is the local address on the route to the second, because the node's own
+    name may resolve to 127.0.1.1 there.
     """
     if "LAUNCH_RENDEZVOUS_HOST" in env:
         return _resolve(env["LAUNCH_RENDEZVOUS_HOST"])
@@ -88,7 +88,7 @@ def _store_address(nodes: List[str], node: int, env: Mapping[str, str]) -> str:
 
 
 def _resolve(node: str) -> str:
-    """IPv4 address of a node by its name, or else by what Slurm knows of it."""
+    """The IPv4 address of a node, by its name or else by Slurm's NodeAddr."""
     try:
         return socket.gethostbyname(node)
     except socket.gaierror:
@@ -109,7 +109,7 @@ def _resolve(node: str) -> str:
 
 
 def _serve_in_child(store: Rendezvous) -> None:
-    """Serves the store from a child process, which ends with this one.
+    """Serves the store from a child process, which dies with this one.
 
     A thread would not survive the exec.
     """
@@ -128,7 +128,7 @@ def _serve_in_child(store: Rendezvous) -> None:
 def _find_store(
     address: str, ports: Sequence[int], token: str, facts: RankFacts, deadline: float
 ) -> Endpoint:
-    """The endpoint at which task 0 answers to this step's token."""
+    """The endpoint at which task 0 accepts this step's token."""
     while True:
         for port in ports:
             endpoint = Endpoint(address, port, token)
@@ -160,7 +160,7 @@ def _interface_towards(address: str, several_nodes: bool) -> str:
 
 
 def _make_own_name_lead_to(interface: str, several_nodes: bool) -> None:
-    """Lets Gloo find the interface's address under this host's own name (launch/hostname.py)."""
+    """Makes this host's own name resolve to the interface's address (launch/hostname.py)."""
     address = addresses_by_interface()[interface][0]
     own = address_of_own_name()
     if own == address or (own and not several_nodes):
@@ -179,7 +179,7 @@ def _make_own_name_lead_to(interface: str, several_nodes: bool) -> None:
 
 
 def _check_in(endpoint: Endpoint, facts: RankFacts, interface: str, deadline: float) -> None:
-    """Tells the store that this rank is there; returns when all are."""
+    """Checks in at the store; returns when all ranks have."""
     place = f"{facts.hostname} {interface}"
     seconds = max(1.0, deadline - time.monotonic()) + 5.0  # the store's own clock comes first
     try:
@@ -193,7 +193,7 @@ def _check_in(endpoint: Endpoint, facts: RankFacts, interface: str, deadline: fl
 
 
 def _give_up(facts: RankFacts, reason: str) -> NoReturn:
-    """One line a node is enough."""
+    """Exits with 1; the first rank of each node prints the reason."""
     if facts.local_rank == 0:
         say(f"rank {facts.rank} ({facts.hostname}): {reason}")
     sys.exit(1)

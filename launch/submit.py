@@ -1,4 +1,4 @@
-"""Hands a job script to Slurm, and shows the job's log until it ends."""
+"""Submits a job script to Slurm, and shows the job's log until it ends."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def submit(script: str) -> str:
 
 
 def log_path(script: str, job_id: str) -> Path:
-    """Where the job with this script and id writes its log."""
+    """The log file of the job with this script and id."""
     name = _option(script, "job-name")
     log = _option(script, "output")
     assert log and name
@@ -42,7 +42,7 @@ def log_path(script: str, job_id: str) -> Path:
 
 
 def _option(script: str, name: str) -> Optional[str]:
-    """The value of an option in the script's #SBATCH lines."""
+    """The value of an option in the script's #SBATCH lines; None if it is not there."""
     return next((value for option, value in _options(script) if option == name), None)
 
 
@@ -63,7 +63,7 @@ def _environment(script: str) -> Dict[str, str]:
 def follow(job_id: str, log: Path) -> int:
     """Copies the log to stdout until the job has ended, over requeues too; its exit code.
 
-    Ctrl-C stops the following, not the job.
+    Ctrl-C ends the display, not the job.
     """
     shown: Optional[str] = None
     offset = 0
@@ -92,7 +92,7 @@ def _run(
 
 
 def _explain_refusal(script: str, error: str) -> str:
-    """sbatch's own words, and for a wrong partition those that exist."""
+    """sbatch's own message; for an unknown partition, the existing ones."""
     words = " ".join(line.replace("sbatch: error: ", "") for line in error.split("\n") if line)
     partition = _option(script, "partition")
     if partition and "partition" in words.lower():
@@ -125,7 +125,7 @@ def _exit_code(job_id: str) -> int:
 
 
 def _copy_from(path: Path, offset: int, target: IO[bytes]) -> int:
-    """Copies what the file holds past `offset`; the new offset."""
+    """Copies the file from `offset` on to `target`; returns the new offset."""
     if not path.exists():
         return offset
     with open(path, "rb") as source:

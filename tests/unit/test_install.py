@@ -222,6 +222,14 @@ def test_log_is_condensed_to_one_line(log, line):
     assert "\n" not in install.explain(log)
 
 
+def test_a_full_disk_is_one_line_and_keeps_the_record(pip, tree, capsys):
+    install.write_stamp(folder=str(tree))
+    (tree / ".venv" / "installed.json.partial").symlink_to("/dev/full")
+    assert install.main([]) == 1
+    assert capsys.readouterr().err.startswith("set-up stopped: the disk is full: free 3 GB")
+    assert install.read_stamp() == {"folder": str(tree)}
+
+
 def test_failure_is_told_on_one_line_with_exit_code_1(tree, monkeypatch, capsys):
     def fail(*arguments):
         raise SetupError("no make: `apt-get install make`")
