@@ -252,15 +252,16 @@ def barrier() -> None:
 def gather_objects(value: Any) -> List[Any]:
     """Every rank's ``value``, picklable, in rank order; collective."""
     # Not horovod.allgather_object: it names tensors by type(value), so mixed types never match.
-    pickled = np.frombuffer(pickle.dumps(value), np.uint8)
+    pickled = pickle.dumps(value)
+    # Eight bytes a number, as sums are of int64 anyway; pickle ignores what follows its end.
+    words = np.frombuffer(pickled + bytes(-len(pickled) % 8), np.int64)
     sizes = np.zeros(world_size(), np.int64)
-    sizes[rank()] = pickled.size
-    sizes = allreduce_sum(sizes, "object.sizes")
-    places = np.split(np.arange(sizes.sum()), np.cumsum(sizes)[:-1])
-    together = np.zeros(sizes.sum(), np.uint8)
-    together[places[rank()]] = pickled
-    together = allreduce_sum(together, "object")
-    return [pickle.loads(together[place].tobytes()) for place in places]
+    sizes[rank()] = words.size
+    ends = np.cumsum(allreduce_sum(sizes, "object.sizes"))
+    together = np.zeros(ends[-1], np.int64)
+    together[ends[rank()] - words.size : ends[rank()]] = words
+    parts = np.split(allreduce_sum(together, "object"), ends[:-1])
+    return [pickle.loads(part.tobytes()) for part in parts]
 
 
 def broadcast_object(value: Any) -> Any:

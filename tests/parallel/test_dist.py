@@ -56,6 +56,15 @@ def test_objects_of_another_type_on_each_rank_arrive() -> None:
     assert dist.gather_objects(mine) == [{"from": 0}] + [None] * (SIZE() - 1)
 
 
+def test_objects_of_any_length_arrive() -> None:
+    """Of one to eight bytes more than a whole number of those that are added up at once."""
+    given = [
+        bytes([255]) * (2**16 * rank + SIZE() + more) for rank in range(SIZE()) for more in range(8)
+    ]
+    found = dist.gather_objects(given[8 * RANK() : 8 * RANK() + 8])
+    assert [value for own in found for value in own] == given
+
+
 def test_any_rank() -> None:
     assert dist.any_rank(RANK() == SIZE() - 1, "test.any")
     assert not dist.any_rank(False, "test.none")
