@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import List, Optional
 
@@ -21,8 +23,19 @@ from launch.process import say
 EXIT_USAGE = 2
 """Exit code of a command that was given bad input, and would fail again."""
 
+ANSWER_SECONDS = 0.05
+"""Poll interval while the job waits for an answer of --discover."""
+
 Slots = List[int]
 """A slot, numbered from 0, is room for one rank: a GPU, where there are any."""
+
+
+class ToldToEndError(Exception):
+    """The launcher received a signal before the ranks were started."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"ended by {signal.Signals(signum).name} before ranks were started")
+        self.exit_code = 128 + signum
 
 
 @dataclass
@@ -57,13 +70,21 @@ class Elastic:
         self._least, self._most, self._restarts = least, most, 0
 
     def first_slots(self, events: Events) -> Slots:
-        """The slots of the first start; raises ValueError if there are not enough."""
+        """The slots of the first start; raises ValueError if there are not enough.
+
+        Raises ToldToEndError if a signal arrives first.
+        """
         self._slots = list(range(self.ranks))
         if self.discovery:
             self._slots = self._discovered(self.discovery, self.ranks, events)
         if len(self._slots) < self.ranks:
             raise ValueError(f"--discover found {len(self._slots)} slots; {self.ranks} are needed")
         return self._slots
+
+    def close(self) -> None:
+        """Ends the discovery command if it is running."""
+        if self.discovery:
+            self.discovery.close()
 
     def outdated(self) -> bool:
         """Whether the job should now run on another number of slots. Never waits."""
@@ -78,7 +99,11 @@ class Elastic:
             return []
         why_not = self._why_not(outcome)
         if why_not is None:
-            self._slots = self._slots_after(outcome, events)
+            try:
+                self._slots = self._slots_after(outcome, events)
+            except ToldToEndError as told:
+                say(str(told))
+                return []
             if len(self._slots) < self._least:
                 why_not = f"slots left: {len(self._slots)}, --min-ranks is {self._least}"
         if why_not is not None:
@@ -116,15 +141,15 @@ class Elastic:
         return [slot for rank, slot in enumerate(self._slots) if rank != lost]
 
     def _discovered(self, discovery: Discovery, needed: int, events: Events) -> Slots:
-        """Waits for `needed` slots; returns fewer after `patience` seconds or upon a signal."""
+        """Waits for an answer with `needed` slots; returns fewer after `patience` seconds."""
         deadline = time.monotonic() + self.patience
-        found = discovery.ask()
-        while found < needed and time.monotonic() < deadline:
-            try:
-                events.get(timeout=discovery.every)
-                break
-            except queue.Empty:
-                found = discovery.ask()
+        found: Optional[int] = None
+        discovery.ask()
+        while found is None or (found < needed and time.monotonic() < deadline):
+            with suppress(queue.Empty):
+                raise ToldToEndError(events.get(timeout=ANSWER_SECONDS))
+            answer = discovery.poll()
+            found = found if answer is None else answer
         return list(range(min(found, self._most)))
 
 

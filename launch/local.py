@@ -15,7 +15,7 @@ import socket
 import subprocess
 from typing import Callable, Sequence
 
-from launch.elastic import Elastic, Slots, visible_devices
+from launch.elastic import Elastic, Slots, ToldToEndError, visible_devices
 from launch.hostname import address_of_own_name, take_hostname
 from launch.job import FORWARDED, Events, Failure, Job, Outcome, tell
 from launch.network import check_interface, interface_of
@@ -62,7 +62,11 @@ def run_local(
         if outcome.failure:
             on_failure(outcome.failure)
         return outcome.exit_code
+    except ToldToEndError as told:
+        say(str(told))
+        return told.exit_code
     finally:
+        elastic.close()
         for signum, handler in previous.items():
             signal.signal(signum, handler)
 

@@ -12,7 +12,7 @@ import pytest
 from launch import elastic_rank
 from launch.__main__ import main
 from launch.discovery import Discovery
-from launch.elastic import Elastic, visible_devices
+from launch.elastic import Elastic, ToldToEndError, visible_devices
 from launch.job import Events, Failure, Outcome
 from launch.rank_process import RankProcess
 
@@ -108,14 +108,58 @@ def outdated_after_an_answer(elastic, asked):
     return outdated
 
 
-def test_too_few_slots_are_waited_for_until_a_signal_comes():
-    elastic = Elastic(1, 1, discovery=Discovery("echo 0", 60.0), max_restarts=1, patience=600)
+@pytest.mark.parametrize("command", ["echo 0", "sleep 600"], ids=["no slots", "no answer"])
+def test_slots_are_waited_for_until_a_signal_comes(command):
+    elastic = Elastic(1, 1, discovery=Discovery(command, 60.0), max_restarts=1, patience=600)
     events = Events()
     events.put(signal.SIGINT)
-    with pytest.raises(ValueError, match="found 0 slots; 1 are needed"):
+    with pytest.raises(ToldToEndError, match="ended by SIGINT before ranks were started") as told:
         elastic.first_slots(events)
+    assert told.value.exit_code == 130
     with pytest.raises(queue.Empty):
         events.get_nowait()
+    elastic.close()
+
+
+def test_a_signal_between_two_starts_ends_the_job(capsys):
+    elastic = Elastic(1, 1, discovery=Discovery("echo 1", 0.0), max_restarts=1, patience=600)
+    elastic.first_slots(Events())
+    events = Events()
+    events.put(signal.SIGTERM)
+    assert elastic.next_slots(KILLED, events) == []
+    elastic.close()
+    assert "ended by SIGTERM before ranks were started" in capsys.readouterr().err
+
+
+def test_what_the_command_leaves_running_is_not_waited_for(tmp_path):
+    discovery = Discovery(f"sleep 600 & echo $! > {tmp_path}/left; echo 2", 60.0)
+    elastic = Elastic(2, 1, discovery=discovery, patience=600)
+    try:
+        assert elastic.first_slots(Events()) == [0, 1]
+    finally:
+        os.kill(int((tmp_path / "left").read_text()), signal.SIGKILL)
+
+
+def test_a_command_that_still_runs_at_the_end_is_ended(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    discovery = Discovery(f"sleep 600 > {fifo} & wait", 60.0)
+    discovery.ask()
+    with open(fifo) as held:  # for as long as the command runs
+        discovery.close()
+        assert held.read() == ""
+
+
+def test_a_command_that_goes_on_failing_is_told_of_once(tmp_path, capsys):
+    once = tmp_path / "once"
+    asked = tmp_path / "asked"
+    discovery = Discovery(f"echo >> {asked}; rm {once} 2>/dev/null && echo 2", 0.0)
+    once.touch()
+    elastic = Elastic(2, 1, discovery=discovery, patience=600)
+    elastic.first_slots(Events())
+    assert not outdated_after_an_answer(elastic, asked)
+    elastic.close()
+    assert capsys.readouterr().err.count("it stays at 2") == 1
 
 
 def test_too_few_slots_are_waited_for_until_there_are_enough(tmp_path):
