@@ -19,6 +19,7 @@ from tests.waiting import wait_until
 from trainer import dist, shared_gradients
 from trainer.config import Config, Optimizer, Train
 from trainer.loop import TrainingError, fit
+from trainer.shared_memory import SharedMemorySum
 
 RANKS = (2, 3, 4)
 RANK, SIZE = dist.rank, dist.world_size
@@ -66,18 +67,18 @@ def test_sums_are_those_through_horovod(groups: int) -> None:
 
 
 def test_nobody_overwrites_what_a_late_rank_still_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each rank is late in turn, at each place where ranks meet."""
+    """Each rank is late in turn, after each barrier."""
     made = parameters()
     trainer = trainer_of(made)
     late = np.random.RandomState(RANK())
-    meet = shared_gradients.shared_memory.SharedMemorySum.meet
+    barrier = SharedMemorySum.barrier
 
-    def late_after(meeting: Any) -> None:
-        meet(meeting)
+    def late_after(peers: SharedMemorySum) -> None:
+        barrier(peers)
         if late.randint(4) == 0:
             time.sleep(0.01)
 
-    monkeypatch.setattr(shared_gradients.shared_memory.SharedMemorySum, "meet", late_after)
+    monkeypatch.setattr(SharedMemorySum, "barrier", late_after)
     for step in range(40):
         for number, parameter in enumerate(made[:4]):
             parameter.grad()[:] = (step + number) * (RANK() + 1)
