@@ -1,13 +1,12 @@
-"""One training step with local, group and sync batch norm, on ranks of one machine, in alternation.
+"""Times a training step with local, group and sync batch norm, on ranks of one machine.
 
     horovodrun -np 2 python -m benchmarks.batch_norm
 
-The seed's ResNet at 1 x 28 x 28, SGD with momentum, gradients averaged over ranks. One process
-holds one net for each way of normalizing and for each form, and steps them in turn, so that
-whatever else the machine does falls on all alike. With all ranks on one node, group and sync do
-the same work; ``--forms hybridized`` leaves the other form out. ``--through horovod`` sums by
-Horovod's collectives instead of shared memory. Beside it: what one small sum over ranks takes
-either way.
+The seed's ResNet at 1 x 28 x 28, SGD with momentum, gradients averaged over ranks. Each process
+holds one net per kind of batch norm and steps them in turn, so that other load on the machine
+affects all alike. With all ranks on one node, group and sync do the same work. ``--forms
+hybridized`` omits the imperative nets; ``--through horovod`` reduces statistics by Horovod instead
+of through shared memory. The latency of one small allreduce is measured both ways.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ from trainer import batch_norm, dist
 from trainer.batch_norm_op import RankSum
 from trainer.model import resnet18
 
-IN_PYTHON = "sync, in Python"  # by the operator that serves where the one in C++ does not
+IN_PYTHON = "sync, in Python"  # the operator used where the one in C++ cannot be
 WAYS = ("local", "group", "sync", IN_PYTHON)
 FORMS = ("imperative", "hybridized")
 LATENCIES = ("shared memory", "horovod")
-Seconds = Tuple[float, float]  # on the clock, and of this process's processor time
+Seconds = Tuple[float, float]  # wall time, CPU time of this process
 
 
 def step_of(way: str, hybridize: bool, batch: int) -> Callable[[], Seconds]:
-    """A function that takes one training step and returns what it took."""
+    """A function that makes one training step and returns its wall and CPU time."""
     mx.random.seed(0)
     net = resnet18()
     net.initialize(mx.init.Xavier())
@@ -91,10 +90,10 @@ def measure(hybridize: bool, batch: int, rounds: int) -> Dict[str, Any]:
 
 
 def microseconds_of_a_sum(shared: bool, calls: int = 300) -> float:
-    """Median time of one sum over ranks of the 129 numbers that 64 channels need, one by one."""
+    """Median latency of an allreduce of 129 numbers, as 64 channels need, one after another."""
     rank_sum, values, taken = RankSum(None), np.ones(129), []
     if not shared:
-        rank_sum._connected = True  # without memory to share, it takes Horovod
+        rank_sum._connected = True  # without shared memory it uses Horovod
     for _ in range(calls):
         start = time.perf_counter()
         rank_sum(values)

@@ -1,10 +1,10 @@
-"""Many runs in which something goes wrong: what came of each, and how long it took to recover.
+"""Runs with random faults: the outcome of each, and the time to recover.
 
     python -m benchmarks.chaos --trials 52 --seed 0
 
-The trials are those of tests/integration/chaos.py. Needs root, for a tiny disk and for networks of
-its own. After each trial the figures so far are in results/chaos.json and in the table of
-docs/reliability.md. Exits with 1 when a trial did not hold.
+The trials are defined in tests/integration/chaos.py. Needs root, for a tiny disk and network
+namespaces. After each trial the results so far are written to results/chaos.json and the table of
+docs/reliability.md. Exits with 1 if a trial failed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tests.integration import chaos
 FAILED = "failed"
 PAGE = report.RESULTS.parents[1] / "docs" / "reliability.md"
 _TABLE = re.compile(r"(?<=<!-- benchmarks.chaos -->\n).*?(?=<!-- end -->)", re.DOTALL)
-_LAST_WORDS = 4000  # characters that are kept of what a trial said that did not hold
+_KEPT_OUTPUT = 4000  # characters of a failed trial's error
 
 
 def main() -> int:
-    """Make the trials, print a line for each and a summary, and write the figures."""
+    """Run the trials, print a line for each and a summary, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=len(chaos.KINDS) * 2)
     parser.add_argument("--first", type=int, default=0, help="number of the first trial")
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def with_table(page: str, results: Dict[str, Any]) -> str:
-    """The text of docs/reliability.md with the figures of ``results``, as chaos.json holds them."""
+    """The text of docs/reliability.md with the table of ``results``, the content of chaos.json."""
     figures, machine = results["figures"], results["machine"]
     again = [row["fault"] for row in figures["all"] if row["outcome"] == chaos.AGAIN]
     kinds = "; ".join(f"{again.count(kind)} {kind}" for kind in sorted(set(again)))
@@ -86,9 +86,9 @@ def _row(trial: chaos.Trial, expected: Dict[str, Any]) -> Dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             result = chaos.run_trial(trial, Path(folder), expected)
-        except Exception as error:  # whatever it was, the other trials are to be made
+        except Exception as error:  # whatever it is, go on with the other trials
             row["outcome"] = FAILED
-            row["because"] = f"{type(error).__name__}: {error}"[-_LAST_WORDS:]
+            row["because"] = f"{type(error).__name__}: {error}"[-_KEPT_OUTPUT:]
         else:
             row["outcome"] = result.outcome
             if result.because:

@@ -1,10 +1,10 @@
-"""The README's two commands as somebody types them who has just cloned the repository.
+"""Times the README's commands in a fresh clone of the repository.
 
     python -m benchmarks.fresh_clone
 
 Clones this repository into a temporary folder and runs there, with an empty HOME and so without
-any cache: set-up with data, `make train`, set-up again, `make lint` and `make test`. Prints what
-each took and writes results/fresh_clone.json, with the last lines that they printed.
+any cache: set-up with data, `make train`, set-up again, `make lint` and `make test`. Prints the
+duration of each and writes results/fresh_clone.json, with the last lines of their output.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from benchmarks import report
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("make setup data", "make train", "make setup data", "make lint", "make test")
 KEPT_LINES = 12
-OURS = ("PYTHONPATH", "VIRTUAL_ENV", "XDG_CACHE_HOME")  # what would lead out of the clone
+OURS = ("PYTHONPATH", "VIRTUAL_ENV", "XDG_CACHE_HOME")  # they would lead out of the clone
 
 
 def run(command: str, folder: Path, home: Path) -> Dict[str, Any]:
-    """Run ``command`` in ``folder`` with its output shown; ends this process when it fails."""
+    """Run ``command`` in ``folder``, showing its output; exits if it fails."""
     environment = {name: value for name, value in os.environ.items() if name not in OURS}
     environment["HOME"] = str(home)
     before, start = os.getloadavg()[0], time.monotonic()
@@ -54,7 +54,7 @@ def run(command: str, folder: Path, home: Path) -> Dict[str, Any]:
 
 
 def main() -> None:
-    """Run them, print the times, write the results."""
+    """Run the commands, print their durations and write the results."""
     before = report.machine()
     with tempfile.TemporaryDirectory() as temporary:
         clone, home = Path(temporary) / "clone", Path(temporary) / "home"

@@ -1,10 +1,10 @@
-"""Losses of one config on 1, 2 and 4 ranks, step by step, beside what reordering alone does.
+"""Compares the losses of one config on 1, 2 and 4 ranks, step by step, to a reordering floor.
 
     python -m benchmarks.invariance [--steps 30] [--ranks 1,2,4]
 
-Thirty steps of the seed's net with augmentation, warm-up and ``batch_norm: sync``, each on the
-2,000 images of the sample, by the real command line under horovodrun. The floor is the same run
-on one rank with every global batch in the opposite order: the same sums, rounded otherwise.
+Thirty steps of the seed's net with augmentation, warm-up and ``batch_norm: sync`` on the 2,000
+images of the sample, through the real command line under horovodrun. The floor is the same run on
+one rank with every global batch reversed: the same sums with different rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Dict, List
 
 from benchmarks import report
 
-SHOWN = (1, 2, 3, 5, 10, 15, 20, 25, 30)  # steps, in the table
+SHOWN = (1, 2, 3, 5, 10, 15, 20, 25, 30)  # steps shown in the table
 SETTINGS = [
     "data.dataset=fashion_mnist_sample",
     "data.pad_crop=2",
@@ -36,7 +36,7 @@ SETTINGS = [
 
 
 def losses(output: Path, steps: int, ranks: int, reverse: bool = False) -> List[float]:
-    """The training loss of each step, as the event files hold it."""
+    """The training loss of each step, from the event files."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     name = f"{ranks}-ranks{'-reversed' if reverse else ''}"
@@ -56,14 +56,14 @@ def losses(output: Path, steps: int, ranks: int, reverse: bool = False) -> List[
 
 
 def all_losses(output: Path, steps: int, numbers: List[int]) -> Dict[str, List[float]]:
-    """One list of losses for each number of ranks, and for the floor."""
+    """The losses for each number of ranks, and for the floor."""
     runs = {f"{ranks}": losses(output, steps, ranks) for ranks in numbers}
     runs["1, reversed"] = losses(output, steps, 1, reverse=True)
     return runs
 
 
 def differences(runs: Dict[str, List[float]]) -> Dict[str, List[float]]:
-    """Relative difference of each run's losses from those on one rank."""
+    """The relative difference of each run's losses from those on one rank."""
     one = runs["1"]
     return {
         name: [abs(a - b) / b for a, b in zip(values, one)]

@@ -1,10 +1,10 @@
-"""Forward and backward seconds of each layer of a net, with its gradient's bytes.
+"""Measures forward and backward time and gradient size of each layer of a net.
 
     OMP_NUM_THREADS=1 python -m benchmarks.layer_times [--rounds 7] [--images 4]
 
-Measures the seed's ResNet-18 at 28 x 28 and ResNet-50 at 224 x 224 for ``scaling_model.py``. A net
-is taken as a chain: sequential blocks are opened up, all other blocks are layers. Each layer runs
-alone, compiled, waited for; the median over rounds counts.
+The input of ``scaling_model.py``: the seed's ResNet-18 at 28 x 28 and ResNet-50 at 224 x 224. A net
+is treated as a chain: sequential blocks are flattened, all other blocks are layers. Each layer runs
+alone, hybridized and synchronised; times are medians over rounds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import statistics
 import time
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 import mxnet as mx
 from mxnet import autograd, gluon
@@ -26,7 +26,7 @@ from trainer.model import resnet18
 
 
 def chain(net: gluon.Block) -> List[gluon.Block]:
-    """The layers of ``net`` in the order they run, sequential blocks opened up."""
+    """The layers of ``net`` in call order, with sequential blocks flattened."""
     if isinstance(net, (nn.Sequential, nn.HybridSequential)):
         return [layer for child in net._children.values() for layer in chain(child)]
     if isinstance(net, vision.ResNetV1):
@@ -35,7 +35,7 @@ def chain(net: gluon.Block) -> List[gluon.Block]:
 
 
 def measure(layers: List[gluon.Block], data: mx.nd.NDArray, rounds: int) -> List[Layer]:
-    """Each layer's times on ``data``, of which the first takes no gradient."""
+    """Each layer's times in a forward of ``data``; the first layer needs no input gradient."""
     found = []
     for number, layer in enumerate(layers):
         if number:
@@ -53,21 +53,27 @@ def measure(layers: List[gluon.Block], data: mx.nd.NDArray, rounds: int) -> List
             forward.append(middle - began)
             backward.append(time.perf_counter() - middle)
         parameters = [p for p in layer.collect_params().values() if p.grad_req != "null"]
-        norms: List[int] = []
-        layer.apply(
-            lambda block, norms=norms: (
-                norms.append(block.gamma.shape[0]) if isinstance(block, nn.BatchNorm) else None
-            )
-        )
         size = sum(4 * p.data().size for p in parameters)
         medians = (statistics.median(times[1:]) for times in (forward, backward))
-        found.append(Layer(layer.name, *medians, size, tuple(norms)))
+        found.append(Layer(layer.name, *medians, size, norm_channels(layer)))
         data = output.detach()
     return found
 
 
+def norm_channels(layer: gluon.Block) -> Tuple[int, ...]:
+    """The number of channels of each batch norm within ``layer``."""
+    found: List[int] = []
+
+    def collect(block: gluon.Block) -> None:
+        if isinstance(block, nn.BatchNorm):
+            found.append(block.gamma.shape[0])
+
+    layer.apply(collect)
+    return tuple(found)
+
+
 def prepared(net: gluon.HybridBlock, data: mx.nd.NDArray) -> List[gluon.Block]:
-    """The layers of ``net``, initialised and compiled."""
+    """The layers of ``net``, initialised and hybridized."""
     net.initialize(mx.init.Xavier())
     net(data)
     net.hybridize(static_alloc=True)

@@ -1,10 +1,11 @@
-"""The input pipeline beside Gluon's DataLoader, the same transforms, alternating, medians.
+"""Compares the input pipeline with Gluon's DataLoader on the same transforms.
 
     python -m benchmarks.loader [--rounds 5] [--images 6400]
 
 One epoch's worth of batches from the real training set is made by this project's loader (one
 background thread, as in training) and by ``gluon.data.DataLoader`` with 0, 2 and 4 workers; at
-28 x 28 with padding, random crop and flip, and at 96 x 96 with resizing. A round times each once.
+28 x 28 with padding, random crop and flip, and at 96 x 96 with resizing. Each round times all of
+them once; the results are medians over rounds.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ WORKERS = (0, 2, 4)
 
 
 def ours(images: np.ndarray, labels: np.ndarray, settings: Data) -> Iterable[Any]:
-    """This project's batches on the device, over the whole set."""
+    """This project's batches on the device, for one epoch."""
     loader = TrainLoader(
         images, labels, settings, global_batch_size=BATCH, seed=0, place=on_device(mx.cpu())
     )
@@ -42,10 +43,10 @@ def ours(images: np.ndarray, labels: np.ndarray, settings: Data) -> Iterable[Any
 
 
 def gluons(images: np.ndarray, labels: np.ndarray, size: int, workers: int) -> Iterable[Any]:
-    """Gluon's batches, transformed as its own examples do it."""
+    """Gluon's batches, transformed as in its own examples."""
     steps = [transforms.ToTensor(), transforms.Normalize(Data().mean, Data().std)]
     if size == 28:
-        images = np.pad(images, ((0, 0), (2, 2), (2, 2)))  # once, as ours is
+        images = np.pad(images, ((0, 0), (2, 2), (2, 2)))  # once, not timed
         steps = [RandomCrop(), transforms.RandomFlipLeftRight(), *steps]
     else:
         steps = [transforms.Resize(size), *steps]
@@ -57,14 +58,14 @@ def gluons(images: np.ndarray, labels: np.ndarray, size: int, workers: int) -> I
 
 
 class RandomCrop(gluon.Block):
-    """28 x 28 out of a padded image; MXNet 1.9.1's own transforms have no plain random crop."""
+    """A random 28 x 28 crop; MXNet 1.9.1's transforms have none without resizing."""
 
     def forward(self, image: mx.nd.NDArray) -> mx.nd.NDArray:
         return mx.image.random_crop(image, (28, 28))[0]
 
 
 def speed(batches: Iterable[Any]) -> float:
-    """Images a second, from the second batch on: workers start once."""
+    """Images a second, from the second batch on, without the start of workers."""
     images, began = 0, 0.0
     for number, batch in enumerate(batches):
         batch[0].wait_to_read()

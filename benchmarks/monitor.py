@@ -1,15 +1,15 @@
-"""What looking costs: steps with and without what TensorBoard is given between evaluations.
+"""Measures the cost of monitoring: steps with and without a report to TensorBoard.
 
     python -m launch local -n 2 --quiet -- python -m benchmarks.monitor
 
 The seed's ResNet at 1 x 28 x 28, on ranks of one machine, SGD with momentum. Every second block of
-steps has all that the trainer's loop does for a reading: one step is timed in its parts, the last
-one's gradient norm is taken, loss and accuracy are read and the weights looked at, the ranks' times
-are gathered, and rank 0 reads the machine and writes its points. The others have nothing of it.
-Blocks alternate, A B A B, so that whatever else the machine does falls on both. What a reading
-costs does not depend on the steps since the last one, so blocks are short, where it weighs more
-against the noise, and the cost is told as a share of the default interval.
-Beside it: how long rank 0 needs for histograms and pictures, once an epoch.
+steps does all that the trainer's loop does for a report: it times the parts of one step, computes
+the gradient norm of the last, reads loss and accuracy, checks the weights, gathers the ranks'
+times, reads rank 0's machine and writes the points. The other blocks do none of it. Blocks
+alternate, so that other load on the machine affects both. The cost of a report does not depend on
+the number of steps before it, so blocks are short, for a better signal, and the cost is given as a
+share of the default interval. The time for histograms and pictures, once per epoch, is measured
+as well.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from trainer.timing import Timing
 
 
 class Work:
-    """A net in training, by blocks of steps."""
+    """A net in training, in blocks of steps."""
 
     def __init__(self, config: Config, samples: int):
         self.config, self.net, self.step = config, resnet18(), 0
@@ -54,33 +54,33 @@ class Work:
             samples * dist.world_size(),
         )
 
-    def block(self, timing: Timing, told: Optional[Report]) -> float:
-        """Milliseconds for ``monitor.every_steps`` steps, and a reading after them for ``told``."""
+    def block(self, timing: Timing, reporter: Optional[Report]) -> float:
+        """Milliseconds of ``monitor.every_steps`` steps, and of a report if there is a reporter."""
         steps = self.config.monitor.every_steps
         start = time.perf_counter()
         for number in range(1, steps + 1):
-            mark, norm = timing.of(self.step), told is not None and number == steps
+            mark, norm = timing.of(self.step), reporter is not None and number == steps
             result = train_step(self.net, self.trainer, self.batch, self.config, norm, mark)
             self.metrics.add(self.step, result, self.batch.samples)
             self.step += 1
-        if told is not None:
+        if reporter is not None:
             means, times = self.metrics.read(), timing.read()
-            told.training(self.step, means, 0.1, result.gradient_norm, 1.0, times)
+            reporter.training(self.step, means, 0.1, result.gradient_norm, 1.0, times)
         mx.nd.waitall()
         return 1000 * (time.perf_counter() - start)
 
 
-def once_an_epoch(work: Work, told: Report) -> Dict[str, float]:
-    """Milliseconds for what is written once an epoch, with points that are made up."""
+def once_an_epoch(work: Work, reporter: Report) -> Dict[str, float]:
+    """Milliseconds for what is written once per epoch, with made-up values."""
     confusion, counts = np.ones((10, 10), np.int64), np.ones((2, 10, THRESHOLDS), np.int64)
     images, labels = np.zeros((32, 28, 28), np.uint8), np.zeros(32, int)
-    told.predictions(1, images, labels, labels)  # loads Matplotlib
+    reporter.predictions(1, images, labels, labels)  # loads Matplotlib
     taken = {}
     seen = Evaluation(1.0, 1.0, confusion, 100, counts)
     for name, write in (
-        ("histograms", lambda: told.parameters(work.step, work.net, work.trainer)),
-        ("test figures", lambda: told.evaluation(work.step, seen)),
-        ("test images", lambda: told.predictions(work.step, images, labels, labels)),
+        ("histograms", lambda: reporter.parameters(work.step, work.net, work.trainer)),
+        ("test figures", lambda: reporter.evaluation(work.step, seen)),
+        ("test images", lambda: reporter.predictions(work.step, images, labels, labels)),
     ):
         start = time.perf_counter()
         write()
@@ -89,7 +89,7 @@ def once_an_epoch(work: Work, told: Report) -> Dict[str, float]:
 
 
 def around_median(values: Sequence[float]) -> Tuple[float, float]:
-    """The median's confidence interval of 95 %: the values at its binomial bounds, by rank."""
+    """The 95 % confidence interval of the median, from order statistics at binomial bounds."""
     ordered, count = sorted(values), len(values)
     reach = 1.96 * math.sqrt(count) / 2
     lower = max(0, math.floor(count / 2 - reach) - 1)
@@ -108,19 +108,19 @@ def main() -> None:
         config = from_dict({"output": folder, "monitor": {"every_steps": arguments.steps}})
         config.folder.mkdir()
         work = Work(config, arguments.batch)
-        told = Report(config, 10**6, 0, 10**9, 10)
+        reporter = Report(config, 10**6, 0, 10**9, 10)
         kinds = {
             "without": (Timing(None, 0), None),
-            "with": (Timing(arguments.steps, 0), told),
+            "with": (Timing(arguments.steps, 0), reporter),
         }
         taken: Dict[str, List[float]] = {kind: [] for kind in kinds}
         for number in range(arguments.blocks + 1):
-            for kind, (timing, teller) in kinds.items():
-                milliseconds = work.block(timing, teller)
+            for kind, monitoring in kinds.items():
+                milliseconds = work.block(*monitoring)
                 if number:  # the first of each warms up
                     taken[kind].append(milliseconds)
-        epoch = once_an_epoch(work, told)
-        told.close()
+        epoch = once_an_epoch(work, reporter)
+        reporter.close()
     step = statistics.median(taken["without"]) / arguments.steps
     interval = Monitor().every_steps
     costs = [b - a for a, b in zip(taken["without"], taken["with"])]

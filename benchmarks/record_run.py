@@ -1,8 +1,8 @@
-"""Keeps the figures of a finished run: ``python -m benchmarks.record_run runs/NAME COMMAND...``.
+"""Records the results of a finished run: ``python -m benchmarks.record_run runs/NAME COMMAND...``.
 
 Reads the run's event files and config, and writes ``results/NAME.json`` with the accuracy after
-each epoch, the wall time from the first to the last point, and the command that made the run; with
-``--picture FILE`` before the run also the curve of accuracy.
+each epoch, the wall time from the first to the last point, and the command that made the run.
+``--picture FILE``, before the run, also plots the accuracy.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def draw(accuracy: Sequence[float], picture: Path) -> None:
-    """The share of test images that were recognised after each epoch."""
+    """Plot the test accuracy after each epoch."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.add_subplot(
         xlabel="epoch", ylabel="test accuracy, %", xlim=(0, len(accuracy) + 0.5)

@@ -1,4 +1,4 @@
-"""Writes what a benchmark measured, with where, when and by which command."""
+"""Writes the results of a benchmark with its machine, date and command."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def machine() -> Dict[str, Any]:
 
 
 def _gpus() -> str:
-    """Their names as the driver has them; "none" without one."""
+    """The names of the GPUs from the driver; "none" without one."""
     if shutil.which("nvidia-smi") is None:
         return "none"
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
@@ -43,7 +43,7 @@ def _gpus() -> str:
 
 
 def write(name: str, figures: Any, before: Dict[str, Any]) -> Path:
-    """Write ``results/NAME.json``: the figures, and ``before``, what :func:`machine` said then."""
+    """Write ``results/NAME.json``; ``before`` is :func:`machine` from before the benchmark."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     command = "python -m " + ".".join(("benchmarks", Path(sys.argv[0]).stem))
@@ -58,14 +58,14 @@ def write(name: str, figures: Any, before: Dict[str, Any]) -> Path:
 
 
 def include(page: Path, module: str, text: str) -> None:
-    """Put ``text`` into a document, in the place of what ``python -m MODULE`` left there before."""
+    """Replace the part of a document between the :func:`marks` of ``module`` by ``text``."""
     begin, end = marks(module)
     before, _, rest = page.read_text().partition(begin)
     page.write_text(before + begin + text + end + rest.partition(end)[2])
 
 
 def marks(module: str) -> Tuple[str, str]:
-    """What stands before and after that place."""
+    """The marks before and after the part of a document that ``python -m MODULE`` makes."""
     return f"<!-- made by python -m {module} -->\n", "\n<!-- end -->"
 
 

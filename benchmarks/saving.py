@@ -1,12 +1,11 @@
-"""A training step while a checkpoint is written beside it, over the usual one; in alternation.
+"""Measures how much slower training steps are while a checkpoint is being written.
 
     horovodrun -np 2 python -m benchmarks.saving
 
-The seed's ResNet at 1 x 28 x 28, SGD with momentum (85 MB a checkpoint), gradients averaged over
-ranks; checkpoints go to a temporary folder below ``--folder``. A round makes some steps as usual,
-begins a save, and steps until it has ended; then it saves once more while training waits, as it
-would without a thread. What a save costs the run is the copying of its arrays, at the boundary,
-and what the steps beside it take longer.
+The seed's ResNet at 1 x 28 x 28, SGD with momentum (85 MB per checkpoint), gradients averaged over
+ranks; checkpoints go to a temporary folder below ``--folder``. A round makes some ordinary steps,
+begins a save, and steps until it has ended; then it saves once more synchronously, for comparison.
+A save costs the run the time to copy its arrays, plus the slowdown of the steps during it.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ STATE: Dict[str, Any] = {"step": 0, "accuracy": None}
 
 
 def milliseconds(work: Callable[[], Any]) -> float:
-    """What ``work`` takes, the device's part of it included."""
+    """The duration of ``work``, including what it enqueues on the device."""
     start = time.perf_counter()
     work()
     mx.nd.waitall()
@@ -46,7 +45,7 @@ def milliseconds(work: Callable[[], Any]) -> float:
 
 
 class Rounds:
-    """The figures of each round, on rank 0; other ranks make the same steps."""
+    """Measures rounds on rank 0, in milliseconds; other ranks make the same steps."""
 
     def __init__(self, batch: int, folder: Path):
         mx.random.seed(0)
@@ -72,7 +71,7 @@ class Rounds:
         return milliseconds(lambda: train_step(self._net, self._trainer, self._batch, self._config))
 
     def make(self, steps: int) -> None:
-        """One round, of so many steps as usual."""
+        """Make one round with ``steps`` ordinary steps."""
         self.usual += [self.step() for _ in range(steps)]
         began = time.perf_counter()
         self.copying.append(milliseconds(self._begin))

@@ -1,4 +1,4 @@
-"""Efficiency on 8 to 4,096 GPUs, on paper: the table and the plot of ``docs/scaling.md``.
+"""Predicts efficiency on 8 to 4,096 GPUs: the table and the plot of ``docs/scaling.md``.
 
     python -m benchmarks.scaling
 
@@ -35,12 +35,12 @@ REQUEST = 1e-3
 
 
 def network(gbit: float) -> Link:
-    """A node's."""
+    """The network link of a node."""
     return Link(LATENCY, gbit * 1e9 / 8)
 
 
 class Scenario(NamedTuple):
-    """A line of the table."""
+    """A row of the table."""
 
     title: str
     gbit: float = 25
@@ -49,7 +49,7 @@ class Scenario(NamedTuple):
     sync_batch_norm: bool = False
 
     def speed(self, layers: Sequence[Layer], gpus: int) -> float:
-        """Images a second of all."""
+        """Images a second over all GPUs."""
         cluster = Cluster(gpus, network(self.gbit), 8, WITHIN, self.hierarchical, trees=True)
         return gpus * BATCH / step(layers, cluster, self.horovod, self.sync_batch_norm).step
 
@@ -66,7 +66,7 @@ SCENARIOS = [
 
 
 def calibrated(layers: Sequence[Layer], images_per_second: float) -> List[Layer]:
-    """``layers`` on such a device that 8 of them in a node make so many images a second."""
+    """``layers`` scaled to a device of which 8 in a node reach ``images_per_second``."""
     low, high = 0.0, 8 * BATCH / images_per_second / compute(layers)
     for _ in range(50):
         middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""A rank of ``benchmarks/scaling_validation.py``: what a step takes, and what the model asks for.
+"""A rank of ``benchmarks/scaling_validation.py``: measures steps and the inputs of the model.
 
 Every rank measures the layers of the seed's ResNet-18 and a step without its allreduce while the
 others do the same, then the ways of summing, alternating. Rank 0 writes JSON to the file named.
@@ -54,23 +54,23 @@ class Step:
         self._trainer = dist.gluon_trainer(net.collect_params(), sgd, fp16, groups)
 
     def whole(self) -> None:
-        """All of it."""
+        """A whole step."""
         self._record()
         self._trainer.allreduce_grads()
         self.update()
 
     def alone(self) -> None:
-        """What a rank does on its own."""
+        """A step without the allreduce."""
         self._record()
         self.update()
 
     def backward(self) -> None:
-        """Up to the gradients."""
+        """Forward and backward."""
         self._record()
         mx.nd.waitall()
 
     def update(self) -> None:
-        """The optimizer."""
+        """The optimizer's update."""
         self._trainer.update(BATCH)
         mx.nd.waitall()
 
@@ -138,7 +138,7 @@ def norms(synced: bool) -> float:
 
 
 def main() -> None:
-    """Measure and tell."""
+    """Measure, and write the mean over ranks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
@@ -166,7 +166,7 @@ def main() -> None:
 
 
 def mean(values: List[Any]) -> Any:
-    """The mean of numbers, place by place in nested lists and mappings; the first of all else."""
+    """The elementwise mean of nested lists and mappings of floats; other values from the first."""
     first = values[0]
     if isinstance(first, dict):
         return {key: mean([value[key] for value in values]) for key in first}

@@ -1,4 +1,4 @@
-"""The scaling model held against real steps of 2 to 4 ranks on slow links.
+"""Validates the scaling model on real steps of 2 to 4 ranks on throttled links.
 
     python -m benchmarks.scaling_validation [--rates none,10gbit,1gbit,100mbit] [--ranks 2,3,4]
 
@@ -35,7 +35,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
 
 
 def measure(ranks: int, rate: str, rounds: int, folder: Path) -> Dict[str, Any]:
-    """What rank 0 told."""
+    """Run benchmarks/scaling_rank.py on ``ranks`` hosts; returns its results."""
     result = folder / f"{rate}-{ranks}.json"
     with Hosts(ranks, folder) as hosts:
         if RATES[rate]:
@@ -87,7 +87,7 @@ def predictions(found: Dict[str, Any], probe: Dict[str, float], rate: str, ranks
 
 
 def compare(runs: Dict[str, Any]) -> List[Dict[str, Any]]:
-    """Seconds measured and predicted of each way, for each rate and number of ranks."""
+    """Measured and predicted seconds of each way, for each rate and number of ranks."""
     return [
         {
             "link": rate,
@@ -101,7 +101,7 @@ def compare(runs: Dict[str, Any]) -> List[Dict[str, Any]]:
 
 
 def cells(row: Dict[str, Any]) -> List[str]:
-    """A line of the table: measured -> predicted (error)."""
+    """A row of the table: measured -> predicted (error)."""
     measured, predicted = row["measured"], row["predicted"]
     return [
         row["link"],
@@ -115,7 +115,7 @@ def cells(row: Dict[str, Any]) -> List[str]:
 
 
 def summary(rows: Sequence[Dict[str, Any]]) -> str:
-    """The table, and how many of its predictions are near, in Markdown."""
+    """The table, and how many of its predictions are accurate, in Markdown."""
     near = {
         (row["link"], row["ranks"], way): abs(row["predicted"][way] / row["measured"][way] - 1)
         <= NEAR
@@ -131,7 +131,7 @@ def summary(rows: Sequence[Dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure, print the table, put it into the document, write results/scaling_validation.json."""
+    """Measure, print the table, insert it into the docs, write results/scaling_validation.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rates", default=",".join(RATES))
     parser.add_argument("--ranks", default="2,3,4")

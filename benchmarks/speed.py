@@ -1,10 +1,10 @@
-"""This project beside what a user would pick instead: ``make bench``, or
+"""Compares the speed of this project to its alternatives: ``make bench``, or
 
     python -m benchmarks.speed [--only training_28,first_step] [--rounds 5]
 
-Every measurement is a process tree of its own, started anew, one OpenMP thread a rank; contenders
-alternate, and a figure is the median over rounds. Each experiment writes ``results/speed_*.json``;
-the table over all of them goes into ``docs/performance.md``. The contenders are in ``peers/``.
+Every measurement is a new job with one OpenMP thread per rank; contenders alternate, and results
+are medians over rounds. Each experiment writes ``results/speed_*.json``; the table over all of them
+goes into ``docs/performance.md``. The contenders are in ``peers/``.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ Contenders = Dict[str, Callable[[Path], Figures]]
 
 
 def peer(module: str, launcher: List[str], *options: str, **environment: str) -> Any:
-    """A contender: ``benchmarks.peers.MODULE`` under a launcher; measured when called."""
+    """A contender: ``benchmarks.peers.MODULE`` under a launcher; calling it measures it."""
     command = [*launcher, sys.executable, "-m", f"benchmarks.peers.{module}"]
     return lambda data: measure([[*command, *options]], data, environment)
 
 
 def torch(*options: str, ranks: int = 2, jobs: int = 1) -> Any:
-    """PyTorch's contender, in its own environment; or several of its jobs, at the same time."""
+    """PyTorch DDP, in its own environment; or several of its jobs, at the same time."""
     script = str(ROOT / "benchmarks" / "peers" / "torch_ddp.py")
     # A standalone job looks for a free port.
     command = [str(TORCHRUN), "--standalone", f"--nproc_per_node={ranks}", script, *options]
@@ -55,7 +55,7 @@ def torch(*options: str, ranks: int = 2, jobs: int = 1) -> Any:
 
 
 def ours(*options: str, launcher: List[str] = HOROVODRUN) -> Any:
-    """This project's."""
+    """This project as a contender."""
     return peer("this_project", launcher, *options)
 
 
@@ -66,40 +66,44 @@ def side_by_side(*options: str) -> Any:
 
 
 def measure(commands: List[List[str]], data: Path, environment: Dict[str, str]) -> Figures:
-    """Run the commands at the same time; what their ranks told.
+    """Run the commands at the same time and combine the results of their ranks.
 
-    Speeds of several commands add up; of times and memory the largest counts.
+    Speeds of several commands are added; of times and memory the maximum counts.
+
+    Raises:
+        SystemExit: a command failed or took too long; the others have been killed.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as leftovers:
         began = time.time()
         running = []
         for number, command in enumerate(commands):
             out = Path(folder, str(number))
             out.mkdir()
-            log = (out / "log").open("w")
+            log = leftovers.enter_context((out / "log").open("w"))
             command = [*command, "--data", str(data), "--out", str(out)]
             variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-            # Installed libraries are compiled to bytecode; what lies here is so by the first run.
+            # Installed libraries have cached bytecode; let ours be cached by the first run.
             variables.pop("PYTHONDONTWRITEBYTECODE", None)
-            running.append(
-                subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log)
-            )
+            process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log)
+            leftovers.callback(process.wait)
+            leftovers.callback(process.kill)
+            running.append(process)
         for number, process in enumerate(running):
             if process.wait(timeout=TIME_LIMIT_SECONDS):
                 said = Path(folder, str(number), "log").read_text()[-2000:]
                 raise SystemExit(f"{' '.join(commands[number])} failed:\n{said}")
-        told = [
+        jobs = [
             [json.loads(path.read_text()) for path in sorted(Path(folder, str(n)).glob("*.json"))]
             for n in range(len(commands))
         ]
-    ranks = [rank for job in told for rank in job]
+    ranks = [rank for job in jobs for rank in job]
     figures = {"peak_mib": max(rank["peak_mib"] for rank in ranks)}
     if "seconds" in ranks[0]:
         figures["seconds"] = max(rank["seconds"] for rank in ranks)
     if "first_step_at" in ranks[0]:
         figures["first_step"] = max(rank["first_step_at"] for rank in ranks) - began
     if "images_per_second" in ranks[0]:
-        figures["images_per_second"] = sum(job[0]["images_per_second"] for job in told)
+        figures["images_per_second"] = sum(job[0]["images_per_second"] for job in jobs)
     return figures
 
 
@@ -150,7 +154,7 @@ EXPERIMENTS: Dict[str, Contenders] = {
 
 
 class Row(NamedTuple):
-    """A line of the table: ``one`` over ``other``, held against an aim where there is one."""
+    """A row of the table: the ratio ``one`` / ``other``, compared to an aim if there is one."""
 
     title: str
     experiment: str
@@ -169,7 +173,7 @@ ROWS = [
     Row("", "training_96", "images_per_second", OURS, TORCH, 1.1),
     Row("", "training_96", "images_per_second", OURS, TORCH_LAST, 1.1),
     Row("", "training_96", "images_per_second", OURS, BOOK, 2),
-    # Aims are for one thread a rank.
+    # Aims apply to one thread per rank.
     Row("", "training_96", "images_per_second", OURS, BOOK_THREADS, None),
     Row("scaling, images/s", "scaling", "images_per_second", "2 ranks", "2 x 1 rank", 0.95),
     # What the same machine does to another synchronous trainer.
@@ -185,7 +189,7 @@ ROWS = [
 
 
 def main() -> None:
-    """Measure what was asked for, print the table and put it into the documents."""
+    """Run the chosen experiments, print the table and insert it into the docs."""
     parser = argparse.ArgumentParser(description="This project beside what a user would pick.")
     parser.add_argument("--only", help=f"of {','.join(EXPERIMENTS)}, with commas between")
     parser.add_argument("--rounds", type=int, default=5)
@@ -205,7 +209,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def unpacked_data() -> Iterator[Path]:
-    """A folder with the four files of Fashion-MNIST, not compressed."""
+    """A folder with the four files of Fashion-MNIST, uncompressed."""
     source = fashion_mnist.find_or_download()
     with tempfile.TemporaryDirectory() as folder:
         for path in source.glob("*-ubyte*"):
@@ -216,7 +220,7 @@ def unpacked_data() -> Iterator[Path]:
 
 
 def runnable(contenders: Contenders) -> Contenders:
-    """Those that this machine has; says which it has not, and why."""
+    """The contenders installed on this machine; prints which are skipped, and why."""
     if TORCHRUN.exists():
         return contenders
     print(f"skipped: {TORCH}, as there is no .venv-bench; `make bench TORCH=1` makes it")
@@ -226,7 +230,7 @@ def runnable(contenders: Contenders) -> Contenders:
 def alternate(
     experiment: str, contenders: Contenders, data: Path, rounds: int
 ) -> List[Dict[str, Figures]]:
-    """One measurement of each contender in turn, round after round."""
+    """Measure the contenders in turn, round after round."""
     taken: List[Dict[str, Figures]] = []
     for number in range(1, rounds + 1):
         taken.append({})
@@ -237,7 +241,7 @@ def alternate(
 
 
 def medians(rounds: List[Dict[str, Figures]]) -> Dict[str, Figures]:
-    """Of each contender's figures."""
+    """The median over rounds of each contender's results."""
     return {
         name: {key: statistics.median(taken[name][key] for taken in rounds) for key in figures}
         for name, figures in rounds[0].items()
@@ -245,14 +249,14 @@ def medians(rounds: List[Dict[str, Figures]]) -> Dict[str, Figures]:
 
 
 def table() -> str:
-    """Every row that has been measured, in Markdown."""
+    """The table of all rows that have been measured, in Markdown."""
     head = ("", "", "", "compared with", "", "ratio", "target", "")
     cells = [cell for cell in map(cells_of, ROWS) if cell]
     return report.table(head, cells)
 
 
 def cells_of(row: Row) -> Optional[List[str]]:
-    """One line of the table; None where its experiment has not been run with both."""
+    """One row of the table; None if its experiment has not been run with both contenders."""
     path = report.RESULTS / f"speed_{row.experiment}.json"
     if not path.exists():
         return None

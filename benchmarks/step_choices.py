@@ -1,13 +1,12 @@
-"""What makes a step faster and what does not: a run as it is beside one that differs in one thing.
+"""Ablation: the speed of a run compared to runs that differ in a single setting.
 
     python -m benchmarks.step_choices [--only "tcmalloc,jemalloc"] [--rounds 5] [--steps 40]
 
-28 x 28, 64 images a rank, 2 ranks, the project's own loop with real data. Every measurement is a
-job of its own; each round measures the run as it is and then every other, so that whatever else the
-machine does falls on all. A ratio is the median over rounds, each divided by its own round's run as
-it is. Choices that are not asked for keep their last figures in ``results/step_choices.json``; the
-table over all goes into ``docs/performance.md``. A round takes 15 seconds for each choice and for
-the run as it is.
+28 x 28, 64 images per rank, 2 ranks, the project's own loop with real data. Every measurement is a
+new job. Each round measures the unchanged run and then every choice, so that other load on the
+machine affects all. A ratio is the median over rounds, each relative to the unchanged run of its
+round. Choices not selected keep their results in ``results/step_choices.json``; the table over all
+goes into ``docs/performance.md``. A round takes 15 seconds per choice and for the unchanged run.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ import json
 import os
 import statistics
 import subprocess
-from typing import Any, Callable, Dict, List, Sequence
+from types import MappingProxyType
+from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
 
 from benchmarks import report, speed
 
@@ -26,21 +26,25 @@ AS_IS = "as it is"
 TCMALLOC, JEMALLOC = "libtcmalloc_minimal.so.4", "libjemalloc.so.2"
 
 
-def run(*settings: str, **environment: str) -> Callable[[int], Callable[..., speed.Figures]]:
-    """The project's loop on 2 ranks with some settings and variables, for a number of steps."""
+class Choice(NamedTuple):
+    """How a run differs from the unchanged one."""
 
-    def of_steps(steps: int) -> Callable[..., speed.Figures]:
-        options = ["--size=28", f"--steps={steps}", "--settings", *speed.SILENT, *settings]
-        contender: Callable[..., speed.Figures] = speed.peer(
-            "this_project", speed.OWN_LAUNCHER, *options, **environment
-        )
-        return contender
+    settings: Sequence[str] = ()
+    environment: Mapping[str, str] = MappingProxyType({})
 
-    return of_steps
+    def contender(self, steps: int) -> Any:
+        """The project's loop on 2 ranks with this choice, for :func:`speed.alternate`."""
+        options = ["--size=28", f"--steps={steps}", "--settings", *speed.SILENT, *self.settings]
+        return speed.peer("this_project", speed.OWN_LAUNCHER, *options, **self.environment)
+
+
+def run(*settings: str, **environment: str) -> Choice:
+    """A run with some settings and environment variables."""
+    return Choice(settings, environment)
 
 
 HOROVOD = "optimizer.shared_memory=false"
-CHOICES: Dict[str, Callable[[int], Callable[..., speed.Figures]]] = {
+CHOICES: Dict[str, Choice] = {
     "ranks not kept to cores (`OMP_PROC_BIND=false`)": run(OMP_PROC_BIND="false"),
     f"gradients through Horovod (`{HOROVOD}`)": run(HOROVOD),
     "through Horovod, as they come (`optimizer.groups=0`)": run(HOROVOD, "optimizer.groups=0"),
@@ -65,7 +69,7 @@ CHOICES: Dict[str, Callable[[int], Callable[..., speed.Figures]]] = {
 
 
 def main() -> None:
-    """Measure what was asked for, print the table and put it into the document."""
+    """Measure the selected choices, print the table and insert it into the docs."""
     parser = argparse.ArgumentParser(description="A run as it is beside others.")
     parser.add_argument("--only", help="parts of choices' names, with commas between")
     parser.add_argument("--rounds", type=int, default=5)
@@ -76,8 +80,8 @@ def main() -> None:
     if not asked:
         parser.error(f"nothing to measure; the choices are: {'; '.join(CHOICES)}")
     before, found = report.machine(), results()
-    runs = {AS_IS: run(), **{name: CHOICES[name] for name in asked}}
-    contenders = {name: of_steps(options.steps) for name, of_steps in runs.items()}
+    runs = {AS_IS: Choice(), **{name: CHOICES[name] for name in asked}}
+    contenders = {name: choice.contender(options.steps) for name, choice in runs.items()}
     with speed.unpacked_data() as data:
         rounds = speed.alternate(NAME, contenders, data, options.rounds)
     for name in asked:
@@ -88,7 +92,7 @@ def main() -> None:
 
 
 def missing(name: str) -> bool:
-    """Whether the machine lacks the library that a choice preloads; says so."""
+    """Whether the machine lacks the library that a choice preloads; prints that it is skipped."""
     for library in (TCMALLOC, JEMALLOC):
         if library in name:
             variables = {**os.environ, "LD_PRELOAD": library}
@@ -99,21 +103,21 @@ def missing(name: str) -> bool:
 
 
 def results() -> Dict[str, List[Any]]:
-    """What has been measured so far: rounds of a choice and the run as it is, by the choice."""
+    """The results so far: by choice, its rounds with those of the unchanged run."""
     path = report.RESULTS / f"{NAME}.json"
     measured = json.loads(path.read_text())["figures"] if path.exists() else {}
     return {name: rounds for name, rounds in measured.items() if name in CHOICES}
 
 
 def table() -> str:
-    """Every choice that has been measured, in Markdown."""
+    """The table of all choices that have been measured, in Markdown."""
     found = results()
     head = ("choice", "images/s by default", "with the choice", "ratio", "rounds")
     return report.table(head, [cells(name, found[name]) for name in CHOICES if name in found])
 
 
 def cells(name: str, rounds: Sequence[Dict[str, speed.Figures]]) -> List[str]:
-    """A line of the table."""
+    """A row of the table."""
     pairs = [[taken[one]["images_per_second"] for one in (AS_IS, name)] for taken in rounds]
     medians = (f"{statistics.median(column):.0f}" for column in zip(*pairs))
     ratio = statistics.median(other / one for one, other in pairs)

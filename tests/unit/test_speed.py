@@ -1,4 +1,4 @@
-"""The bench beside peers: its bookkeeping; what it measures is another matter."""
+"""The bookkeeping of the benchmarks; not what they measure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Optional
 
+import psutil
 import pytest
 
 from benchmarks import report, scaling_validation, speed, step_choices
@@ -99,6 +100,20 @@ def test_side_by_side_runs_add_up(tmp_path: Path) -> None:
     assert figures["peak_mib"] == 8
 
 
-def test_a_contender_that_fails_is_told_with_what_it_said(tmp_path: Path) -> None:
+def test_a_failed_contender_is_reported_and_its_peer_killed(tmp_path: Path) -> None:
+    mine = tmp_path / "pid"
+    fails = f"""
+import pathlib, time
+while not pathlib.Path({str(mine)!r}).exists():
+    time.sleep(0.01)
+raise OSError("no such gluon")
+"""
+    hangs = f"""
+import os, pathlib, time
+pathlib.Path({str(tmp_path / "new")!r}).write_text(str(os.getpid()))
+os.rename({str(tmp_path / "new")!r}, {str(mine)!r})
+time.sleep(600)
+"""
     with pytest.raises(SystemExit, match="no such gluon"):
-        speed.measure([[sys.executable, "-c", "raise OSError('no such gluon')"]], tmp_path, {})
+        speed.measure([[sys.executable, "-c", code] for code in (fails, hangs)], tmp_path, {})
+    assert not psutil.pid_exists(int(mine.read_text()))
