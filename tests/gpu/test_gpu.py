@@ -122,7 +122,7 @@ def test_calibration_measures_what_the_cpu_does(ctx):
     assert_alike(calibrated(ctx), calibrated(mx.cpu()))
 
 
-def test_a_run_on_the_device_is_saved_and_goes_on(ctx, tmp_path):
+def test_a_run_on_the_device_is_saved_and_resumed(ctx, tmp_path):
     """Its checkpoint of half the way, taken up again, ends where the straight run does."""
 
     def run(name: str, **train: int) -> dict:

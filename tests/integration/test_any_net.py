@@ -90,7 +90,7 @@ class Logarithm(gluon.HybridBlock):
         (Double, "ONNX Runtime cannot run this net: .*; use --no-onnx"),
     ],
 )
-def test_what_cannot_be_exported_is_told_in_a_line(
+def test_what_cannot_be_exported_is_reported_in_one_line(
     tmp_path: Path, make: Any, expected: str
 ) -> None:
     net = make()
@@ -101,12 +101,14 @@ def test_what_cannot_be_exported_is_told_in_a_line(
     assert "\n" not in str(raised.value)
 
 
-def test_a_net_that_computes_no_number_is_not_told_to_learn_more_slowly(tmp_path: Path) -> None:
+def test_a_net_that_is_nan_from_the_start_is_not_blamed_on_the_learning_rate(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(TrainingError, match="not finite at step 0; .* own arithmetic"):
         trained(Logarithm(), tmp_path)
 
 
-def test_a_net_that_is_lost_behind_its_relu_is_told(tmp_path: Path) -> None:
+def test_nan_weights_hidden_by_a_relu_are_reported(tmp_path: Path) -> None:
     net = nn.HybridSequential()
     nowhere = mx.init.Constant(float("nan"))
     net.add(nn.Conv2D(4, kernel_size=3, weight_initializer=nowhere), nn.Activation("relu"))
@@ -125,13 +127,13 @@ def test_a_run_that_failed_leaves_nothing_open(tmp_path: Path) -> None:
     assert trained(OwnForward(), tmp_path).steps == 3, kept
 
 
-def test_two_answers_in_training_are_told_in_a_line(tmp_path: Path) -> None:
+def test_two_outputs_in_training_are_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="in training the net gives a tuple") as raised:
         trained(TwoHeads(), tmp_path)
     assert "\n" not in str(raised.value)
 
 
-def test_a_loss_of_ones_own_is_what_is_lowered(tmp_path: Path) -> None:
+def test_a_custom_loss_is_minimized(tmp_path: Path) -> None:
     """Three times the usual one takes steps three times as long."""
     usual, net = nn.Dense(4), nn.Dense(4)
     loss = gluon.loss.SoftmaxCrossEntropyLoss(weight=3)
@@ -161,7 +163,7 @@ class OfDistances(gluon.HybridBlock):
         (lambda scores, label: label[5], r"the loss cannot take .*: IndexError.*test_any_net\.py"),
     ],
 )
-def test_a_loss_that_is_none_is_told_before_anything_starts(
+def test_an_invalid_loss_is_reported_before_anything_starts(
     tmp_path: Path, loss: Any, expected: str
 ) -> None:
     with pytest.raises(ConfigError, match=expected) as raised:

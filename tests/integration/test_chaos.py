@@ -22,7 +22,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, np.ndarra
 
 
 @pytest.mark.parametrize("kind", ["kill save", "stop step, kill step", "short cut"])
-def test_a_trial_holds(kind: str, tmp_path: Path, undisturbed: Dict[str, np.ndarray]) -> None:
+def test_a_run_with_a_fault_ends_right_or_can_be_resumed(
+    kind: str, tmp_path: Path, undisturbed: Dict[str, np.ndarray]
+) -> None:
     if kind == "short cut" and hosts.why_not() is not None:
         pytest.skip(str(hosts.why_not()))
     chaos.run_trial(chaos.choose(1, chaos.KINDS.index(kind)), tmp_path, undisturbed)

@@ -73,7 +73,7 @@ def test_a_run_leaves_checkpoint_config_and_events(straight: Path) -> None:
 
 
 @pytest.mark.parametrize("norm", ["local", "sync"])
-def test_stopped_by_signal_it_goes_on_to_the_same_bits(
+def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(
     straight: Path, tmp_path: Path, norm: str
 ) -> None:
     """SIGTERM in mid-epoch, twice; then the end. Dropout and augmentation included."""
@@ -169,7 +169,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_at_its_step(tmp_path: Path) -
     assert not list(tmp_path.glob("default/checkpoints/*"))
 
 
-def test_an_error_on_one_rank_is_told_by_rank_0(tmp_path: Path) -> None:
+def test_an_error_on_one_rank_is_reported_by_rank_0(tmp_path: Path) -> None:
     """Each rank reads a folder named after it; rank 1's is empty."""
     full = Path(__file__).parents[1] / "sample"
     command = trainer(

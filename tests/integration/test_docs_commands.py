@@ -146,7 +146,7 @@ def _small(line: str) -> str:
     return f"{line} {SMALL}" if " train " in line else line
 
 
-def test_what_sets_up_does_so(folder: Path) -> None:
+def test_the_set_up_commands_succeed(folder: Path) -> None:
     """Nothing is left to install where tests run, so pip says so without an index."""
     (folder / ".venv").symlink_to(sys.prefix)
     for name in ("requirements-export.txt",):
@@ -223,7 +223,7 @@ def test_make_does_what_it_says(line: str, copy: Path) -> None:
     assert re.search(written[goal], said), said
 
 
-def test_those_that_run_elsewhere_do() -> None:
+def test_commands_run_by_other_tests_are_run_there() -> None:
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     for names in ELSEWHERE.values():
         for name in names:
@@ -233,7 +233,7 @@ def test_those_that_run_elsewhere_do() -> None:
         kind_of("python -m benchmark.nothing")
 
 
-def test_a_loop_of_ones_own_gives_the_same_losses_on_any_number_of_ranks(tmp_path: Path) -> None:
+def test_a_custom_loop_gives_the_same_losses_on_any_number_of_ranks(tmp_path: Path) -> None:
     code = [b.text for b in blocks(ROOT / "docs" / "batch_norm.md") if "hvd.init()" in b.text]
     script = tmp_path / "own.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n" + "\n".join(code))

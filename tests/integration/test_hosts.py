@@ -152,7 +152,7 @@ def test_lost_first_host_is_named_by_the_others(hosts):
         )
 
 
-def test_wrong_interface_is_told_by_the_store_and_ends_all_ranks(hosts, tmp_path):
+def test_a_wrong_interface_is_reported_by_the_store_and_ends_all_ranks(hosts, tmp_path):
     """Two ranks end at once. Gloo leaves the third waiting: the trainer's watchdog ends it."""
     command = ["python", "-m", "trainer", "train", *SMALL, f"output={tmp_path}"]
     processes = start_all(

@@ -63,7 +63,7 @@ def _rank(launcher: subprocess.Popen, rank: int) -> psutil.Process:
     return found[-1]
 
 
-def test_the_loss_of_rank_0_and_of_another_bends_nothing(
+def test_losing_rank_0_and_another_does_not_change_the_result(
     tmp_path: Path, earlier: Path, undisturbed: Dict[str, np.ndarray]
 ) -> None:
     """Three ranks, then two, then one; anew at first, and from what was saved since after that."""
@@ -155,7 +155,9 @@ def test_too_few_ranks_left_end_the_job() -> None:
 
 
 @pytest.mark.parametrize(("code", "starts"), [(1, 3), (85, 3), (2, 1), (0, 1)])
-def test_starts_of_a_command_that_always_ends_alike(tmp_path: Path, code: int, starts: int) -> None:
+def test_number_of_starts_of_a_command_that_always_ends_alike(
+    tmp_path: Path, code: int, starts: int
+) -> None:
     script = f"open(r'{tmp_path}/starts', 'a').write('x'); sys.exit({code})"
     done = _failing(script, "--max-restarts", "2", "-n", "1")
     assert (done.returncode, (tmp_path / "starts").read_text()) == (code, "x" * starts)

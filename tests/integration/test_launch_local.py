@@ -188,7 +188,7 @@ def test_second_ctrl_c_kills_ranks_that_do_not_listen(tmp_path):
     assert process.wait(timeout=60) == 130
 
 
-def test_warned_ranks_save_and_the_same_command_goes_on(tmp_path):
+def test_warned_ranks_save_and_the_same_command_resumes(tmp_path):
     command = ["-n", "2", "--", "python", str(STANDIN), str(tmp_path), "25", "0.05"]
     process = start(*command)
     wait_for(tmp_path / "losses")

@@ -43,7 +43,7 @@ def weights(settings: Config) -> bytes:
 
 
 @needs_bfloat16
-def test_runs_of_one_process_keep_to_their_own_precision_and_go_on_bit_for_bit(
+def test_runs_of_one_process_keep_their_own_precision_and_resume_bit_for_bit(
     tmp_path: Path,
 ) -> None:
     found = []
@@ -58,7 +58,7 @@ def test_runs_of_one_process_keep_to_their_own_precision_and_go_on_bit_for_bit(
 
 
 @needs_bfloat16
-def test_the_saved_model_is_evaluated_as_it_is_used_and_trained_on_in_its_precision(
+def test_the_saved_model_is_evaluated_in_float32_and_trained_on_in_its_precision(
     tmp_path: Path,
 ) -> None:
     run = config(tmp_path, "bfloat16")
@@ -73,7 +73,7 @@ def test_the_saved_model_is_evaluated_as_it_is_used_and_trained_on_in_its_precis
         fit(config=other, train=SET, test=SET)
 
 
-def test_an_older_processor_is_told_before_anything_is_written(tmp_path: Path) -> None:
+def test_an_older_processor_is_reported_before_anything_is_written(tmp_path: Path) -> None:
     command = trainer("train", *SMALL, f"output={tmp_path}/runs", "train.precision=bfloat16")
     older = {**os.environ, "DNNL_MAX_CPU_ISA": "AVX2"}  # oneDNN takes this one for such
     done = subprocess.run(command, cwd=ROOT, env=older, capture_output=True, text=True, timeout=60)

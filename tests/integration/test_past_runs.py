@@ -72,7 +72,7 @@ def test_compare_shows_in_what_they_differ(past_runs: PastRuns) -> None:
     assert ["train.epochs", "3", "2"] in lines and not any(line[0] == "seed" for line in lines)
 
 
-def test_what_is_no_run_is_told_in_one_line(past_runs: PastRuns) -> None:
+def test_a_folder_without_a_run_is_reported_in_one_line(past_runs: PastRuns) -> None:
     none = str(past_runs.folder / "none")
     for words, said in (
         (["runs", none], f"there is no folder {none}"),
@@ -83,7 +83,7 @@ def test_what_is_no_run_is_told_in_one_line(past_runs: PastRuns) -> None:
         assert done.err.startswith("error: ") and said in done.err
 
 
-def test_bad_input_is_told_in_json_too() -> None:
+def test_bad_input_is_reported_in_json_too() -> None:
     done = run(trainer("train", *SMALL, "optimizer.lr=-1", "--log-format", "json"))
     (line,) = done.out.splitlines()
     told = json.loads(line)

@@ -19,7 +19,7 @@ from trainer import checkpoint
 from .commands import ROOT, SMALL, curves, environment, read_until, run, start, trainer
 
 
-def test_gone_on_with_by_1_2_4_and_3_ranks_it_is_the_straight_run(tmp_path: Path) -> None:
+def test_a_run_resumed_on_1_2_4_and_3_ranks_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     """Losses and weights agree to float32 rounding. The straight run's own log finds no room."""
     settings = [
         *SMALL,

@@ -55,13 +55,13 @@ def test_calibration_measures_the_training_set_at_the_end(tmp_path: Path) -> Non
     assert running_var.asscalar() == pytest.approx(data.var(), rel=1e-5)
 
 
-def test_smoothing_is_not_added_to_a_loss_of_ones_own(tmp_path: Path) -> None:
+def test_smoothing_is_not_added_to_a_custom_loss(tmp_path: Path) -> None:
     loss, smoothed = gluon.loss.SoftmaxCrossEntropyLoss(), {"label_smoothing": 0.1}
     with pytest.raises(ConfigError, match=r"train\.label_smoothing is for the default loss"):
         trained(nn.Dense(4), tmp_path, loss, train=smoothed)
 
 
-def test_forced_a_run_goes_on_with_other_settings(tmp_path: Path, capsys: Any) -> None:
+def test_a_forced_run_resumes_with_other_settings(tmp_path: Path, capsys: Any) -> None:
     trained(nn.Dense(4), tmp_path, monitor=QUIET, train={"epochs": 2, "global_batch_size": 4})
     train = {"epochs": 3, "global_batch_size": 4}
     other = from_dict({"output": str(tmp_path), "train": train, "monitor": QUIET})

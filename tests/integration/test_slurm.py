@@ -157,7 +157,7 @@ def test_slurm_rank_outside_of_srun_says_how_to_use_it(cluster):
     assert "SLURM_JOB_ID is not set: slurm-rank runs inside srun" in done.stdout
 
 
-def test_srun_without_slurm_rank_is_told_what_is_missing(cluster, tmp_path):
+def test_srun_without_slurm_rank_says_what_is_missing(cluster, tmp_path):
     shown = cluster.run(
         "srun", "-N2", "-n2",
         sys.executable, "-m", "trainer", "train", *SMALL, f"output={tmp_path}/runs", check=False,

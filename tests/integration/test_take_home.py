@@ -195,7 +195,7 @@ def test_without_the_test_set_files_are_compared_on_noise(coloured: str, tmp_pat
     assert "on 8 test images" in str(checked[1])
 
 
-def test_light_backgrounds_are_told_of_never_guessed(trained: str, tmp_path: Path) -> None:
+def test_light_backgrounds_are_reported_not_inverted(trained: str, tmp_path: Path) -> None:
     Image.fromarray(255 - IMAGES[0]).save(tmp_path / "light.png")
     Image.fromarray(IMAGES[0]).save(tmp_path / "dark.png")
     done = _ask(trained, str(tmp_path))
@@ -221,7 +221,7 @@ def test_json_and_picture(trained: str, tmp_path: Path) -> None:
         assert (shown.width, shown.height) == (960, 288), "two rows of eight"
 
 
-def test_what_cannot_be_read_is_told_in_one_line(trained: str, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_reported_in_one_line(trained: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("this is no picture")
     (tmp_path / "nothing.png").write_bytes(b"")
@@ -279,7 +279,7 @@ def test_by_the_real_command_line(trained: str) -> None:
     assert (done.code, done.err) == (0, "")
 
 
-def test_what_cannot_be_written_is_told_in_one_line_and_nothing_is_lost(
+def test_what_cannot_be_written_is_reported_in_one_line_and_nothing_is_lost(
     trained: str, tmp_path: Path
 ) -> None:
     nowhere, kept = tmp_path / "no" / "where", tmp_path / "kept.csv"
@@ -364,7 +364,7 @@ def test_a_model_card_stands_beside_it(trained: str, exported: Tuple[Path, str])
     assert config.load(str(path)) == saved.load(trained).config
 
 
-def test_what_cannot_be_exported_is_told_in_one_line(
+def test_what_cannot_be_exported_is_reported_in_one_line(
     trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, output = saved.load(trained), tmp_path / "exported"
@@ -404,7 +404,7 @@ def test_a_file_that_computes_something_else_is_refused(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_set_of_ones_own_has_numbers_for_names(trained: str, tmp_path: Path) -> None:
+def test_a_custom_dataset_has_numbers_for_class_names(trained: str, tmp_path: Path) -> None:
     """The same files as a set that nobody knows; then with labels that the net has no class for."""
     own = ["data.dataset=idx", f"data.folder={fashion_mnist.SAMPLE_FOLDER}"]
     (by_number, *_), (by_name, *_) = _answers(trained, IDX, *own), _answers(trained, IDX)

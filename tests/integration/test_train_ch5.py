@@ -77,7 +77,7 @@ def book() -> Tuple[Dict, List[Tuple[float, ...]]]:
     return weights, _figures(said)
 
 
-def test_alone_it_is_the_books(book: tuple, capfd: pytest.CaptureFixture) -> None:
+def test_on_one_rank_it_is_the_books(book: tuple, capfd: pytest.CaptureFixture) -> None:
     weights, figures = book
     for name, array in _train("trainer.d2l").items():
         np.testing.assert_array_equal(array, weights[name], err_msg=name)

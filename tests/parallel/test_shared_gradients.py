@@ -213,7 +213,7 @@ def taken() -> int:
     return sum(512 * file.st_blocks for file in shared_files())
 
 
-def test_two_trainers_of_the_same_parameters_do_not_take_memory_for_ever() -> None:
+def test_two_trainers_of_the_same_parameters_take_bounded_memory() -> None:
     made = parameters()
     trainers = [trainer_of(made), trainer_of(made[1:3])]
     gc.collect()
@@ -228,7 +228,7 @@ def test_two_trainers_of_the_same_parameters_do_not_take_memory_for_ever() -> No
     assert len(shared_files()) - before < 2 * shared_gradients._MOVES + 10
 
 
-def test_what_reads_a_gradient_before_the_sum_gets_this_ranks() -> None:
+def test_a_gradient_read_before_the_sum_is_this_ranks() -> None:
     parameter = gluon.Parameter("p", shape=(1500, 1500))
     parameter.initialize()
     trainer = trainer_of([parameter])
@@ -241,7 +241,7 @@ def test_what_reads_a_gradient_before_the_sum_gets_this_ranks() -> None:
         assert (parameter.grad().asnumpy() == SIZE()).all()
 
 
-def test_what_is_released_is_free_and_the_net_goes_on() -> None:
+def test_released_memory_is_free_and_the_net_trains_on() -> None:
     made = parameters()
     trainer = trainer_of(made)
     made[0].grad()[:] = RANK() + 1

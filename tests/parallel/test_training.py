@@ -205,7 +205,7 @@ def test_weights_that_are_frozen_are_not_gathered() -> None:
 
 
 @pytest.mark.parametrize("kind", ["local", "sync"])
-def test_running_statistics_of_a_layer_of_ones_own_are_averaged(kind: str) -> None:
+def test_running_statistics_of_a_custom_layer_are_averaged(kind: str) -> None:
     """Or each rank would evaluate a model of its own, and rank 0's would be saved."""
     net, settings = nn.Dense(4, in_units=3), config.from_dict({**SETTINGS, "batch_norm": kind})
     net.seen = net.params.get("seen", shape=(1, 2), init="zeros", differentiable=False)

@@ -188,7 +188,7 @@ def test_any_value_in_a_state_under_right_sums(run, newest, data, value):
         (newest / checkpoint.STATE).write_text(text)
 
 
-def test_statistics_of_another_net_are_told_with_the_way_out(run, tmp_path):
+def test_statistics_of_another_net_are_refused_with_the_way_out(run, tmp_path):
     """Such as those of a run with frozen weights, which once were among them."""
     content = checkpoint.snapshot(run.net, run.trainer, {**STATE, "step": 1}, np.zeros((2, 99)))
     path = checkpoint.write(tmp_path, content, keep=1)
@@ -210,7 +210,7 @@ def test_file_that_would_end_the_process_is_refused(run, newest):
         checkpoint.load_parameters(newest, run.net)
 
 
-def test_a_folder_without_a_model_to_evaluate_is_told_in_a_line(newest, tmp_path):
+def test_a_folder_without_a_model_to_evaluate_is_reported_in_one_line(newest, tmp_path):
     (tmp_path / "new" / "checkpoints").mkdir(parents=True)
     (newest / checkpoint.PARAMETERS).write_bytes(b"")
     for where, words in (
@@ -358,7 +358,7 @@ def test_any_command_line(tmp_path_factory, monkeypatch, capsys, command, rest):
         ({"HOROVOD_RANK": ""}, "`unset HOROVOD_RANK`"),
     ],
 )
-def test_variables_that_no_launcher_set_are_told_whatever_rank_they_name(
+def test_variables_that_no_launcher_set_are_reported_whatever_rank_they_name(
     monkeypatch, capsys, variables, words
 ):
     def leave(code: int) -> None:
@@ -414,7 +414,7 @@ def said_of(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_an_error_that_is_no_users_fault_is_told_with_its_place_on_any_rank(said_of, rank):
+def test_an_unexpected_error_is_reported_with_its_traceback_on_any_rank(said_of, rank):
     """Such as a ValueError from NumPy, or from the user's own net, in the middle of a run."""
     error = said_of(ValueError("operands could not be broadcast together"), rank)
     assert "Traceback" in error and "test_bad_input.py" in error

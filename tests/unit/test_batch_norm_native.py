@@ -160,7 +160,7 @@ def test_two_may_compile_at_once(fresh: Path) -> None:
     assert ctypes.CDLL(str(paths[0])).load
 
 
-def test_a_change_of_any_source_is_compiled_anew(
+def test_a_change_of_any_source_is_recompiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = tmp_path / "native"

@@ -71,7 +71,7 @@ def test_sweep_names_a_setting_and_values(sweep):
         combinations([sweep], "1")
 
 
-def test_bad_value_is_told_before_the_first_combination_is_started(capfd):
+def test_bad_value_is_reported_before_the_first_combination_is_started(capfd):
     chosen = combinations(["train.epochs=1,none"], "1")
     with pytest.raises(ConfigError, match="train.epochs is 'none'"):
         measure(None, ["data.dataset=fashion_mnist_sample"], chosen, [])
@@ -93,7 +93,7 @@ def test_clock_books_time_on_the_phase_that_ends():
     assert len(waits) == 4
 
 
-def test_step_tells_its_phases_in_order_and_is_left_as_it_was():
+def test_a_step_reports_its_phases_in_order_and_is_restored():
     net = nn.Dense(3)
     net.initialize()
     config = Config(optimizer=Optimizer(accumulate=2))
@@ -116,7 +116,7 @@ def test_step_tells_its_phases_in_order_and_is_left_as_it_was():
     assert len(entered) == 9
 
 
-def test_speeds_and_phases_are_told():
+def test_speeds_and_phases_are_shown():
     _, speeds = bench_table.speeds(FIGURES)
     assert speeds[0] == ("training", "200.0", "of steps: 150.0 (10 %), 210.0, 220.0 (90 %)")
     assert speeds[2] == ("loader alone", "5,000", "25.0 times training")

@@ -115,7 +115,7 @@ def trained():
         *((name, {}) for name in OPTIMIZERS if name != "sgd"),
     ],
 )
-def test_run_that_goes_on_is_the_run_that_was_not_stopped_bit_for_bit(tmp_path, name, settings):
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, name, settings):
     uninterrupted = Run(name, **settings).train(0, 7)
     stopped = Run(name, **settings).train(0, 4)
     path = stopped.save(tmp_path, 4)
@@ -141,7 +141,7 @@ def test_layers_made_before_in_the_process_do_not_matter(tmp_path):
         assert (parameter.data().asnumpy() == found[1][name].data().asnumpy()).all(), name
 
 
-def test_parameter_that_gluon_would_not_save_is_told():
+def test_parameter_that_gluon_would_not_save_is_reported():
     class Hidden(nn.HybridBlock):
         def __init__(self):
             super().__init__()
@@ -226,9 +226,7 @@ def test_nothing_is_pickled_or_unpickled(tmp_path, monkeypatch, trained):
         (None, "PATH", 3),
     ],
 )
-def test_where_a_launch_that_is_started_again_goes_on(
-    tmp_path, monkeypatch, trained, launch, asked, step
-):
+def test_where_a_restarted_launch_resumes(tmp_path, monkeypatch, trained, launch, asked, step):
     settings = Config(output=str(tmp_path))
     folder = resume.checkpoint_folder(settings)
     for number, made_by in ((3, None), (6, "ours"), (9, "theirs")):
@@ -271,7 +269,7 @@ def test_other_optimizer_is_named(tmp_path, trained):
     assert str(path) in text and "SGD" in text and "Adam" in text
 
 
-def test_other_net_is_told(tmp_path, trained):
+def test_other_net_is_reported(tmp_path, trained):
     path = trained.save(tmp_path, 3)
     other = Run(units=7)
     with pytest.raises(CheckpointError) as error:
@@ -279,7 +277,7 @@ def test_other_net_is_told(tmp_path, trained):
     assert str(path) in one_line(error)
 
 
-def test_net_with_other_layers_is_told(tmp_path, trained):
+def test_net_with_other_layers_is_reported(tmp_path, trained):
     path = trained.save(tmp_path, 3)
     net = nn.HybridSequential()
     net.add(nn.Dense(3, in_units=5))

@@ -131,7 +131,7 @@ def test_nothing_is_suggested_that_was_not_meant():
     assert message("device=cuda").endswith("one of auto, cpu, gpu")
 
 
-def test_override_written_into_a_file_is_told_how_it_reads_there():
+def test_a_dotted_name_in_a_file_is_corrected():
     with pytest.raises(ConfigError, match=re.escape("it reads `optimizer: {lr: ...}`")):
         from_dict({"optimizer.lr": 0.1})
 

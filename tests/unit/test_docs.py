@@ -54,7 +54,7 @@ def test_each_test_that_proves_a_promise_is_there() -> None:
         assert f"def {name}(" in tests, name
 
 
-def test_readme_and_help_tell_of_every_command() -> None:
+def test_readme_and_help_list_every_command() -> None:
     readme, shown = (ROOT / "README.md").read_text(), CliRunner().invoke(main, ["--help"]).output
     for name in main.commands:
         assert f"python -m trainer {name}" in readme, name

@@ -9,7 +9,7 @@ from mxnet.gluon import nn
 from trainer.replica import drift
 
 
-def test_in_standard_deviations_over_all_channels_and_of_the_worst_layer():
+def test_drift_is_in_standard_deviations_over_all_channels_and_of_the_worst_layer():
     net = nn.HybridSequential()
     net.add(nn.BatchNorm(in_channels=1), nn.BatchNorm(in_channels=3))
     net.initialize()
@@ -21,7 +21,7 @@ def test_in_standard_deviations_over_all_channels_and_of_the_worst_layer():
     assert drift(net, ranks) == pytest.approx({"drift": 0.5, "drift_worst_layer": 1.0})
 
 
-def test_without_batch_norm_there_is_none():
+def test_without_batch_norm_there_is_no_drift():
     net = nn.Dense(2, in_units=2)
     net.initialize()
     assert drift(net, np.zeros((2, 0), np.float32)) == {}

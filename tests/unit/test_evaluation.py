@@ -47,7 +47,7 @@ def reference(net) -> tuple:
 
 @settings(max_examples=10)
 @given(batch_size=st.integers(1, 40))
-def test_is_exact_whatever_the_batch(net, batch_size):
+def test_evaluation_is_exact_for_any_batch_size(net, batch_size):
     loss, confusion = reference(net)
     evaluation = evaluate(net, loader(batch_size), 5)
     assert evaluation.samples == 37

@@ -105,7 +105,7 @@ def test_sample_is_stratified(split, per_class):
     assert Counter(labels.tolist()) == dict.fromkeys(range(10), per_class)
 
 
-def test_sample_is_told_to_be_in_a_clone_alone(monkeypatch, tmp_path):
+def test_sample_is_missing_outside_of_a_clone(monkeypatch, tmp_path):
     """As after `pip install .`, which leaves tests/ out."""
     monkeypatch.setattr("trainer.fashion_mnist.SAMPLE_FOLDER", tmp_path / "tests" / "sample")
     with pytest.raises(DataError, match=r"in a clone .* data\.folder=CLONE/tests/sample"):
@@ -302,7 +302,7 @@ def test_given_folder_is_the_only_place(places, tmp_path):
         load("train", str(tmp_path / "other"))
 
 
-def test_nowhere_tells_three_ways_out_and_takes_no_sample(places):
+def test_without_data_three_ways_out_are_named_and_no_sample_is_used(places):
     with pytest.raises(DataError) as error:
         load("train")
     message = str(error.value)
@@ -312,7 +312,7 @@ def test_nowhere_tells_three_ways_out_and_takes_no_sample(places):
         assert way in message
 
 
-def test_unusable_cache_tells_ways_out(places, tmp_path):
+def test_an_unusable_cache_names_ways_out(places, tmp_path):
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(DataError, match=r"cannot write to .*data\.folder="):
         load("train")

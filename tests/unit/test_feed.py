@@ -51,7 +51,7 @@ def test_given_sets_are_taken_as_they_are():
         ((IMAGES, LABELS - 1), "train labels hold -1; classes are numbered from 0"),
     ],
 )
-def test_what_is_no_such_set_is_told_in_a_line(given, expected):
+def test_an_invalid_dataset_is_reported_in_one_line(given, expected):
     with pytest.raises(DataError) as raised:
         feed.read(Data(), given, SET)
     position = -1

@@ -230,7 +230,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_record(pip, tree, capsys):
     assert install.read_stamp() == {"folder": str(tree)}
 
 
-def test_failure_is_told_on_one_line_with_exit_code_1(tree, monkeypatch, capsys):
+def test_failure_is_reported_on_one_line_with_exit_code_1(tree, monkeypatch, capsys):
     def fail(*arguments):
         raise SetupError("no make: `apt-get install make`")
 
@@ -317,7 +317,7 @@ def test_horovod_build_ignores_cmake_and_flags_outside(pip, monkeypatch):
     assert env["HOROVOD_WITH_MXNET"] == env["HOROVOD_WITH_GLOO"] == "1"
 
 
-def test_cached_wheel_for_another_framework_is_built_anew(pip, monkeypatch):
+def test_a_cached_wheel_for_another_framework_is_rebuilt(pip, monkeypatch):
     works = iter([False, True])
     monkeypatch.setattr(install, "horovod_works", lambda: next(works))
     install.build_horovod("horovod==0.28.1", gpu=False)
@@ -327,7 +327,7 @@ def test_cached_wheel_for_another_framework_is_built_anew(pip, monkeypatch):
     ]
 
 
-def test_horovod_that_does_not_work_is_told(pip, monkeypatch):
+def test_horovod_that_does_not_work_is_reported(pip, monkeypatch):
     monkeypatch.setattr(install, "horovod_works", lambda: False)
     with pytest.raises(SetupError, match="^Horovod is built but does not work: see `.*python -c"):
         install.build_horovod("horovod==0.28.1", gpu=False)
@@ -362,7 +362,7 @@ def test_venv_is_kept_while_it_can_be(tree, monkeypatch, stamp, gpu, version, us
     assert install.usable_venv(gpu) == (version if usable else None)
 
 
-def test_venv_that_was_moved_is_made_anew_with_nothing_in_it(tree, tmp_path, monkeypatch):
+def test_a_venv_that_was_moved_is_recreated_empty(tree, tmp_path, monkeypatch):
     real, without_pip = sys.executable, tmp_path / "python"  # pip would take seconds
     without_pip.write_text(
         f'#!/bin/sh\n[ "$2" = venv ] && set -- "$@" --without-pip\nexec {real} "$@"'
@@ -436,7 +436,7 @@ def test_no_data_ends_in_what_the_search_said(search, monkeypatch):
 
 
 @pytest.mark.parametrize("root", [True, False])
-def test_test_system_asks_for_what_is_missing_alone(programs, monkeypatch, capsys, root):
+def test_test_system_installs_only_missing_packages(programs, monkeypatch, capsys, root):
     asked = []
     programs("dpkg-query", 'case "$4" in slurmd|munge) exit 1;; *) echo installed;; esac')
     monkeypatch.setattr(install, "can_apt_get", lambda: root)
@@ -503,7 +503,7 @@ def test_without_its_packages_a_command_says_how_to_get_them(command):
 
 
 @pytest.mark.parametrize("command", ["trainer train", "launch local -n 2 -- true"])
-def test_a_current_folder_that_is_gone_is_told_in_a_line(tmp_path, command):
+def test_a_current_folder_that_is_gone_is_reported_in_one_line(tmp_path, command):
     lines = f"cd {tmp_path}; mkdir gone; cd gone; rmdir ../gone; {sys.executable} -m {command}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", lines], stderr=subprocess.PIPE, text=True, env=environment)

@@ -87,7 +87,7 @@ def rows_with(library, **changes):
     return {row.name: row for row in checks.gpu_rows({**HEALTHY, "mxnet": mxnet, **changes})}
 
 
-def test_an_h100_is_told_to_use_the_container(library, nvidia_smi):
+def test_an_h100_needs_the_container(library, nvidia_smi):
     nvidia_smi("NVIDIA H100 80GB HBM3, 9.0, 535.104.05")
     row = rows_with(library)["GPU"]
     assert row.status == FAIL
@@ -268,7 +268,7 @@ def test_faults_between_nodes():
     assert rows[4].found == "4 of 5 nodes answered"
 
 
-def test_a_folder_that_cannot_be_written_is_not_said_to_be_another(tmp_path):
+def test_a_folder_that_cannot_be_written_is_not_reported_as_not_shared(tmp_path):
     row = Row("write", FAIL, "/data: Read-only file system", "start elsewhere")
     rows = doctor.allocation_rows([node(n, 100.0, False, row) for n in ("n1", "n2")], 2)
     assert [row.found for row in rows] == ["write: /data: Read-only file system"] * 2

@@ -150,7 +150,7 @@ def test_a_command_that_still_runs_at_the_end_is_ended(tmp_path):
         assert held.read() == ""
 
 
-def test_a_command_that_goes_on_failing_is_told_of_once(tmp_path, capsys):
+def test_a_command_that_keeps_failing_is_reported_once(tmp_path, capsys):
     once = tmp_path / "once"
     asked = tmp_path / "asked"
     discovery = Discovery(f"echo >> {asked}; rm {once} 2>/dev/null && echo 2", 0.0)

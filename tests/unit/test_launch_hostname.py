@@ -31,7 +31,7 @@ def test_names_without_an_address(monkeypatch):
     assert hostname.address_of_own_name() is None
 
 
-def test_a_hostname_of_ones_own_leaves_the_hosts_alone():
+def test_a_private_hostname_leaves_the_hosts_alone():
     code = (
         "import socket; from launch.hostname import take_hostname; take_hostname('192.0.2.7');"
         "print(socket.gethostname(), socket.gethostbyname(socket.gethostname()))"

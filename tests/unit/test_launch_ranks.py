@@ -27,7 +27,7 @@ def test_environment_of_a_rank(monkeypatch):
     assert env["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
-def test_what_the_user_set_stays(monkeypatch):
+def test_user_settings_are_kept(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
     env = rank_environment(facts_on_one_host(0, 1), {}, "lo", 3, "id")
@@ -122,7 +122,7 @@ def test_the_cause_is_named_not_the_first_to_end(failed, without_cause, unrespon
     assert first_cause(failed, without_cause, unresponsive) == named
 
 
-def test_last_words_of_a_rank_that_tells_no_cause():
+def test_last_lines_of_a_rank_that_tells_no_cause():
     assert tells_no_cause(True, ["Traceback", LOST])
     assert tells_no_cause(
         False, ["... tcp/pair.cc:589] Read error [10.0.0.1]:9: Connection reset by peer"]

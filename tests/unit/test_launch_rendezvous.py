@@ -46,7 +46,7 @@ def test_stores_and_returns(store):
     assert store.get("global", "0") == (200, b"address")
 
 
-def test_gloo_is_told_address_port_and_token(store):
+def test_gloo_gets_address_port_and_token(store):
     """Horovod builds http://ADDR:PORT/scope/key of these two."""
     told = store.endpoint.environment()
     url = "http://{HOROVOD_GLOO_RENDEZVOUS_ADDR}:{HOROVOD_GLOO_RENDEZVOUS_PORT}".format(**told)

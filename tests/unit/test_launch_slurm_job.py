@@ -110,7 +110,7 @@ def test_a_preempted_job_is_requeued_unless_it_failed(
         assert asked.read_text() == "requeue 7\n"
 
 
-def test_a_refused_requeue_is_told(slurm):
+def test_a_refused_requeue_is_reported(slurm):
     shown = RUNNING.format(preempted="None")
     scontrol = f"[ $1 = show ] && echo {shown} || {{ echo Access denied >&2; exit 1; }}"
     done = job(slurm, "exit 85", scontrol)
@@ -118,7 +118,7 @@ def test_a_refused_requeue_is_told(slurm):
     assert done.stderr.endswith("launch: scontrol requeue 7 failed: Access denied\n")
 
 
-def test_a_controller_that_does_not_answer_is_told(slurm):
+def test_a_controller_that_does_not_answer_is_reported(slurm):
     done = job(slurm, "exit 85", "echo Unable to contact slurm controller >&2; exit 1")
     assert done.returncode == 2
     assert "launch: no job 7 in what scontrol shows" in done.stderr
@@ -144,7 +144,7 @@ def test_the_script_is_what_sbatch_gets_and_follow_returns_the_jobs_code(slurm, 
     assert "#SBATCH --requeue\n" in (tmp_path / "script").read_text()
 
 
-def test_what_is_given_wins_over_the_users_sbatch_variables(slurm):
+def test_options_override_the_users_sbatch_variables(slurm):
     """For sbatch they would win over the script; what the script does not ask for stays theirs."""
     given = ["OUTPUT", "PARTITION", "TIMELIMIT", "SIGNAL", "NO_REQUEUE", "ACCOUNT"]
     done = slurm(
@@ -155,7 +155,7 @@ def test_what_is_given_wins_over_the_users_sbatch_variables(slurm):
     assert done.stderr == "launch: sbatch refused the job: SBATCH_ACCOUNT=mine\n"
 
 
-def test_what_sbatch_refuses_is_one_line(slurm):
+def test_a_refused_submission_is_one_line(slurm):
     done = slurm(
         "slurm", "--account", "nobody", "--", "true",
         sbatch="echo 'sbatch: error: Batch job submission failed: Invalid account' >&2; exit 1",

@@ -67,7 +67,7 @@ def test_reading_totals_changes_no_mean():
     st.lists(st.floats(0, 10, width=32), min_size=2, max_size=12),
     st.data(),
 )
-def test_run_that_goes_on_from_totals_reads_the_same_bit_for_bit(losses, data):
+def test_a_run_resumed_from_totals_reads_the_same_bit_for_bit(losses, data):
     saved_after = data.draw(st.integers(1, len(losses) - 1))
     read_after = data.draw(st.integers(0, saved_after - 1))
     whole, resumed = TrainMetrics(CPU), None
@@ -143,7 +143,7 @@ def test_step_zero_may_be_the_bad_one():
     assert raised.value.step == 0
 
 
-def test_high_step_numbers_are_told_exactly():
+def test_high_step_numbers_are_exact():
     metrics = TrainMetrics(CPU)
     add(metrics, 2**24 - 1, float("nan"), 0, 2)
     with pytest.raises(NonFiniteError) as raised:

@@ -228,7 +228,7 @@ def test_real_d2lzh_by_its_path():
         ("trainer.model:Residual", {}, ["num_channels"]),
     ],
 )
-def test_what_is_wrong_with_a_factory_is_told_in_a_line(nets, factory, arguments, expected):
+def test_what_is_wrong_with_a_factory_is_reported_in_one_line(nets, factory, arguments, expected):
     with pytest.raises(ConfigError) as raised:
         build(Model(factory, arguments))
     text = str(raised.value)
@@ -237,6 +237,6 @@ def test_what_is_wrong_with_a_factory_is_told_in_a_line(nets, factory, arguments
         assert part in text
 
 
-def test_a_config_given_as_the_net_is_told():
+def test_a_config_given_as_the_net_is_reported():
     with pytest.raises(ConfigError, match="the net is a Config; it must be a Gluon Block"):
         fit(Config())

@@ -42,6 +42,6 @@ def test_each_reading_changes_the_picture_and_prints_nothing(pictures, capsys):
 
 
 @pytest.mark.parametrize("line", ["[1] a word", "[1] {half", "{}", '{"event": []}', ""])
-def test_what_tells_of_no_run_is_printed_as_it_is(pictures, capsys, line):
+def test_other_output_is_printed_unchanged(pictures, capsys, line):
     LiveCurves()(line)
     assert capsys.readouterr().out == line + "\n" and not pictures

@@ -251,7 +251,7 @@ def test_momentum_is_mxnets_to_the_last_bit(monkeypatch, aggregated, arguments):
     np.testing.assert_array_equal(*(bias for _, bias in moved))
 
 
-def test_norm_is_told_before_clipping():
+def test_norm_is_that_before_clipping():
     net = tiny()
     trainer = make_trainer(net, Optimizer(lr=0.5, momentum=0))
     known = set_gradients(net)
@@ -398,7 +398,7 @@ def test_further_arguments_reach_the_optimizer():
         ),
     ],
 )
-def test_what_is_wrong_with_an_optimizer_is_told_in_a_line(settings, expected):
+def test_what_is_wrong_with_an_optimizer_is_reported_in_one_line(settings, expected):
     with pytest.raises(ConfigError) as raised:
         make_optimizer(settings)
     text = str(raised.value)

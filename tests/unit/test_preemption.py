@@ -50,7 +50,7 @@ def test_handlers_are_put_back_after_an_error():
 
 
 @pytest.mark.parametrize("ignored", [signal.SIGINT, signal.SIGHUP])
-def test_what_a_shell_has_ignored_is_no_request(ignored):
+def test_a_signal_ignored_by_the_shell_is_no_request(ignored):
     """Ctrl-C is in a shell's background, the terminal's end under nohup."""
     before = signal.signal(ignored, signal.SIG_IGN)
     try:

@@ -19,7 +19,7 @@ def pooled() -> nn.HybridSequential:
 
 
 @pytest.mark.parametrize("hybridize", [True, False])
-def test_a_net_that_does_not_fit_the_images_is_told_in_a_line(hybridize):
+def test_a_net_that_does_not_fit_the_images_is_reported_in_one_line(hybridize):
     net = pooled()
     if hybridize:
         net.hybridize()
@@ -134,11 +134,11 @@ def refusal(net: gluon.Block, **settings) -> str:
         (LooksAtItsShape, "the net runs, but not compiled: AttributeError"),
     ],
 )
-def test_faults_of_the_users_net_are_told_with_their_place(net, expected):
+def test_faults_of_the_users_net_are_reported_with_their_place(net, expected):
     assert expected in refusal(net())
 
 
-def test_a_net_that_cannot_be_compiled_runs_as_it_is():
+def test_a_net_that_cannot_be_hybridized_is_prepared_without():
     replica.prepare(LooksAtItsShape(), Config(model=Model(hybridize=False)), (1, 5, 5), mx.cpu())
 
 
@@ -154,7 +154,7 @@ def test_a_net_that_is_synced_already_is_not_taken_for_a_local_one():
     replica.prepare(synced, Config(batch_norm="sync"), (1, 5, 5), mx.cpu())
 
 
-def test_two_answers_are_told_compiled_or_not():
+def test_two_outputs_are_reported_hybridized_or_not():
     net = Pair()
     replica.prepare(net, Config(), (1, 5, 5), mx.cpu())
     with pytest.raises(ConfigError, match="the net gives .* for one sample"):
@@ -164,7 +164,7 @@ def test_two_answers_are_told_compiled_or_not():
 @pytest.mark.parametrize(
     ("last", "shown"), [(nn.Dense(7), "(1, 7)"), (nn.Conv2D(10, kernel_size=1), "(1, 10, 3, 3)")]
 )
-def test_scores_that_do_not_fit_the_classes_are_told(last, shown):
+def test_scores_that_do_not_fit_the_classes_are_reported(last, shown):
     net = nn.HybridSequential()
     net.add(nn.Conv2D(2, kernel_size=3), last)
     replica.prepare(net, Config(), (1, 5, 5), mx.cpu())

@@ -113,7 +113,7 @@ def test_training_goes_on_while_a_save_is_under_way(tmp_path, held):
     assert_same(load(path, checkpoint.PARAMETERS), before.parameters)
 
 
-def test_a_failed_save_is_told_once_and_the_next_one_counts(tmp_path, held):
+def test_a_failed_save_is_reported_once_and_the_next_one_counts(tmp_path, held):
     told = []
     folder = tmp_path / "checkpoints"
     folder.write_text("a file in the place of the folder")
@@ -131,7 +131,7 @@ def test_a_failed_save_is_told_once_and_the_next_one_counts(tmp_path, held):
     assert len(told) == 1 and len(checkpoint.listing(folder)) == 1
 
 
-def test_looking_waits_for_nothing_and_tells_of_a_failure(tmp_path, held):
+def test_polling_does_not_wait_and_reports_a_failure(tmp_path, held):
     told = []
     folder = tmp_path / "checkpoints"
     saver = Saver(folder, 1, told.append)
@@ -146,7 +146,7 @@ def test_looking_waits_for_nothing_and_tells_of_a_failure(tmp_path, held):
     assert len(told) == 1 and "step-00000001 could not be written" in told[0]
 
 
-def test_an_error_of_ours_is_raised_as_it_is(tmp_path):
+def test_an_unexpected_error_is_raised_unchanged(tmp_path):
     saver = Saver(tmp_path, 1, pytest.fail)
     saver.begin(Run().snapshot(1)._replace(state={"step": 1, "accuracy": object()}))
     with pytest.raises(TypeError):

@@ -33,7 +33,7 @@ def test_a_table_takes_the_place_of_the_last(tmp_path: Path) -> None:
     assert page.read_text().endswith(f"of a{end}\n{begin}new{end}\nthe rest\n")
 
 
-def test_a_choice_is_held_against_the_step_as_it_is_round_by_round() -> None:
+def test_a_choice_is_compared_to_the_unchanged_run_of_its_round() -> None:
     rounds = [(100, 90), (200, 190), (300, 330)]
     pairs = [
         {step_choices.AS_IS: {"images_per_second": one}, "x": {"images_per_second": other}}
@@ -72,7 +72,7 @@ def test_contenders_alternate_and_medians_are_over_rounds(tmp_path: Path) -> Non
         (100, False, None, ""),
     ],
 )
-def test_a_ratio_is_held_against_its_aim(
+def test_a_ratio_is_compared_to_its_aim(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     one: float,

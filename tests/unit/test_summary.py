@@ -125,7 +125,7 @@ def test_shared_and_own_parameters_count_once():
     assert sum(row.flops for row in rows) == 2 * (2 * 4 * 4 * 2)
 
 
-def test_children_are_told_in_the_order_they_run():
+def test_children_are_listed_in_call_order():
     net = Imperative()
     net.initialize()
     rows = summarize(net, mx.nd.zeros((2, 4)))

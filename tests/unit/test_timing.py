@@ -66,7 +66,7 @@ def test_the_slowest_rank_is_named_and_who_waits_for_it_is_seen(monkeypatch):
     )
 
 
-def test_sums_of_batch_norm_are_told_where_there_are_any(monkeypatch):
+def test_sums_of_batch_norm_are_reported_where_there_are_any(monkeypatch):
     figures = read(monkeypatch, [0.1, 0.004, 0.01, 1], [0.1, 0.003, 0.01, 1])
     assert figures["speed/batch_norm_sums_ms"] == pytest.approx(3)
 

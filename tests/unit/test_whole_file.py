@@ -43,7 +43,7 @@ def test_a_folder_gets_all_files_or_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", [whole_file.replaced, whole_file.filled])
-def test_what_cannot_be_written_is_told_at_once_by_its_own_name(way, tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_reported_at_once_by_its_own_name(way, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     place = tmp_path / "file" / "below"
     with pytest.raises(NotADirectoryError) as caught, way(place):
