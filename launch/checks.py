@@ -217,7 +217,7 @@ def host_row() -> Row:
     name = socket.gethostname()
     try:
         address = socket.gethostbyname(name)
-    except OSError:
+    except (OSError, UnicodeError):
         return Row("host", OK, f"{name} does not resolve; launch uses the route's address instead")
     note = (
         " (this host only); launch uses the route's address" if address.startswith("127.") else ""

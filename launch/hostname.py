@@ -27,7 +27,7 @@ def address_of_own_name() -> Optional[str]:
     """
     try:
         found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # Linux allows a label longer than DNS does
         return None
     for family, kind, protocol, _, address in found:
         try:

@@ -16,12 +16,15 @@ EXIT_CODE = 70  # EX_SOFTWARE
 
 
 class Watchdog:
-    """Ends the process, named ``who`` in the message, ``seconds`` after the last :meth:`beat`."""
+    """Ends the process, named ``who`` in the message, ``seconds`` after the last :meth:`beat`.
+
+    Time in which the process itself is stopped (Ctrl-Z, a job that Slurm suspends) does not count.
+    """
 
     def __init__(self, seconds: float, who: str):
         self._seconds = seconds
         self._who = who
-        self._beat = time.monotonic()
+        self._beats = 0
         self._doing = "starting"
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -37,12 +40,16 @@ class Watchdog:
     def beat(self, doing: str) -> None:
         """Reset the timer; ``doing`` says what begins now, for the message."""
         self._doing = doing
-        self._beat = time.monotonic()
+        self._beats += 1
 
     def _watch(self) -> None:
         pause = min(1.0, self._seconds / 4)
+        still, seen, before = 0.0, 0, time.monotonic()
         while not self._stopped.wait(pause):
-            still = time.monotonic() - self._beat
+            now, beats = time.monotonic(), self._beats
+            # Much more than a pause passes only where this thread was stopped as well.
+            still = still + min(now - before, 2 * pause) if beats == seen else 0.0
+            before, seen = now, beats
             if still > self._seconds:
                 self._bark(still)
 

@@ -31,6 +31,11 @@ def test_names_without_an_address(monkeypatch):
     assert hostname.address_of_own_name() is None
 
 
+def test_a_hostname_too_long_to_be_resolved_has_no_address(monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "a" * 64)  # Linux's HOST_NAME_MAX
+    assert hostname.address_of_own_name() is None
+
+
 def test_a_private_hostname_leaves_the_hosts_alone():
     code = (
         "import socket; from launch.hostname import take_hostname; take_hostname('192.0.2.7');"

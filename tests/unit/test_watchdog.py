@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 from trainer.watchdog import EXIT_CODE, Watchdog
 
@@ -66,6 +68,26 @@ def test_rank_that_moves_is_left_alone():
         "print('done')"
     )
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+def test_time_in_which_the_process_is_stopped_does_not_count():
+    """Ctrl-Z and fg, or a job that Slurm suspends and resumes."""
+    code = (
+        "from trainer.watchdog import Watchdog\n"
+        "with Watchdog(2.0, 'rank 0 on a'):\n"
+        "    print('begun', flush=True)\n"
+        "    input()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2.5)
+    process.send_signal(signal.SIGCONT)
+    time.sleep(0.3)  # the watchdog looks first
+    process.communicate("\n", timeout=60)
+    assert process.returncode == 0
 
 
 def test_leaving_ends_the_thread():
