@@ -12,10 +12,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional
 
-import yaml
-
-from . import checkpoint, console, whole_file, wording
-from .settings import UserError, flat
+from . import checkpoint, config_file, console, whole_file, wording
+from .settings import ConfigError, UserError, flat
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -183,12 +181,9 @@ def _different(first: Dict[str, Any], second: Dict[str, Any]) -> Dict[str, List[
 
 def _settings(folder: Path) -> Dict[str, Any]:
     try:
-        settings = yaml.safe_load((folder / "config.yaml").read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunsError(f"{folder / 'config.yaml'} cannot be read: {error}") from None
-    if not isinstance(settings, dict):
-        raise RunsError(f"{folder / 'config.yaml'} holds no settings")
-    return flat(settings)
+        return flat(config_file.read(str(folder / "config.yaml")))
+    except ConfigError as error:
+        raise RunsError(str(error)) from None
 
 
 def _json(path: Path) -> Dict[str, Any]:

@@ -93,7 +93,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
         if isinstance(value, dict):
             found.update(flat(value, f"{prefix}{key}."))
         else:
-            found[prefix + key] = value
+            found[f"{prefix}{key}"] = value
     return found
 
 

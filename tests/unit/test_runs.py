@@ -148,6 +148,11 @@ def test_where_there_is_no_run_one_line_says_so(tmp_path):
         runs.find(tmp_path)
     with pytest.raises(runs.RunsError, match="is no run: it holds no config.yaml"):
         runs.compare(tmp_path, tmp_path)
-    (tmp_path / "config.yaml").write_text("- a list")
-    with pytest.raises(runs.RunsError, match="config.yaml holds no settings"):
+
+
+@pytest.mark.parametrize("content", ["- a list", "[1", "when: 2026-99-99"])
+def test_a_damaged_config_is_reported_in_one_line(tmp_path, content):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(runs.RunsError, match="config.yaml") as raised:
         runs.compare(tmp_path, tmp_path)
+    assert "\n" not in str(raised.value)
