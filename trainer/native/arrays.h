@@ -1,4 +1,4 @@
-// MXNet's arrays: small ones read and written as float64, large ones visited where they are.
+// Access to MXNet's arrays: small ones are copied as float64, large ones processed in place.
 
 #pragma once
 
@@ -11,7 +11,7 @@
 
 namespace batch_norm {
 
-// Of MXNet's C API: what is to be done with an output, and the types of numbers.
+// From MXNet's C API: what to do with an output, and dtypes.
 enum Request { kNull, kWrite, kInplace, kAdd };
 enum DType { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2 };
 
@@ -40,7 +40,7 @@ struct Array {
     return l;
   }
 
-  // Calls f with the data as what they are.
+  // Calls f with the data as a pointer to their dtype.
   template <typename F>
   void visit(F f) const {
     if (dtype == kFloat64) f(static_cast<double*>(data));
@@ -70,7 +70,7 @@ struct Array {
   std::vector<int> dims;
 };
 
-// MXNet gives every array of a callback away.
+// The arrays of a callback, which it has to free.
 struct Arrays {
   Arrays(void** handles, int count) : handles(handles), count(count) {}
   ~Arrays() {

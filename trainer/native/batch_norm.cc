@@ -1,8 +1,8 @@
 // The operator of batch_norm_op.py in C++: same sums, same outputs, without Python in a step.
 //
-// MXNet's C API takes a custom operator as a list of C callbacks; mx.operator.register hands it
-// Python's, this file its own. MXNet calls forward and backward on threads that it makes as they
-// are needed, so one that waits for other ranks holds up nothing else.
+// To MXNet's C API a custom operator is a list of C callbacks; mx.operator.register passes those of
+// Python, this file its own. MXNet runs forward and backward on threads that it creates as needed,
+// so one that waits for other ranks does not block anything else.
 
 #include <algorithm>
 #include <cstdint>
@@ -25,7 +25,7 @@ namespace {
 
 Sums sums;
 
-// ---- what MXNet calls: 1 for success, 0 for failure
+// ---- callbacks of MXNet; they return 1 for success, 0 for failure
 
 struct MXCallbackList {
   int num_callbacks;
@@ -33,13 +33,13 @@ struct MXCallbackList {
   void** contexts;
 };
 
-// Of one layer, as its arguments say; MXNet makes operators from it.
+// The properties of one layer, parsed from its arguments; MXNet creates operators from it.
 struct Property {
   std::shared_ptr<Sum> sum;
   int axis = 1;
   double epsilon = 1e-5;
   bool scale = true;
-  // What infer_shape and declare_backward_dependency answer: MXNet reads it after the call.
+  // Results of infer_shape and declare_backward_dependency, which MXNet reads after the call.
   int dims[8][2];
   int dependencies[4];
   void* contexts[8];
@@ -67,11 +67,11 @@ int list_names(const char*** names, void*) {
 int infer_shape(int, int* dimensions, int** shapes, void* self) {
   Property* property = static_cast<Property*>(self);
   const int axis = property->axis < 0 ? property->axis + dimensions[0] : property->axis;
-  if (axis < 0 || axis >= dimensions[0]) return 0;  // MXNet says of which operator
+  if (axis < 0 || axis >= dimensions[0]) return 0;  // MXNet's message names the operator
   for (int i = 1; i < 8; ++i) {
     property->dims[i][0] = shapes[0][axis];
     property->dims[i][1] = 2;
-    dimensions[i] = i == 5 ? 2 : 1;  // pair has a row of two for each channel
+    dimensions[i] = i == 5 ? 2 : 1;  // pair has two values per channel
     shapes[i] = property->dims[i];
   }
   return 1;
@@ -93,7 +93,7 @@ int declare_backward_dependency(const int* out_grad, const int* in_data, const i
   return 1;
 }
 
-// An operator, with itself as the context of each of its callbacks.
+// An operator that is the context of its own callbacks.
 struct OperatorInContext : Operator {
   using Operator::Operator;
   void* contexts[3] = {this, this, this};
@@ -146,7 +146,7 @@ int create_property(const char*, int count, const char** keys, const char** valu
 
 }  // namespace
 
-// ---- what batch_norm_native.py calls
+// ---- called by batch_norm_native.py
 
 #pragma GCC visibility push(default)
 extern "C" {
@@ -156,7 +156,7 @@ void* load(const Interface* given) {
   return reinterpret_cast<void*>(create_property);
 }
 
-// Have a RankSum's sums take this way, from within one of them or before the first.
+// Moves a RankSum's sums to shared memory; called within one of them, or before the first.
 void share(int serial, int file, int64_t calls, int index, int size, int capacity) {
   std::unique_ptr<SharedSum> shared(new SharedSum(serial, file, calls, index, size, capacity));
   if (shared->mapped()) sums.of(serial)->shared = std::move(shared);

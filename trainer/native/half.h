@@ -1,4 +1,4 @@
-// Half-precision numbers (IEEE 754 binary16), which compilers before GCC 12 lack.
+// Half-precision numbers (IEEE 754 binary16), which GCC before 12 does not support.
 
 #pragma once
 
@@ -13,7 +13,7 @@ class Half {
   explicit Half(double value) {
     const double magnitude = std::fmin(std::fabs(value), 65536);  // infinity, from here on
     const int exponent = std::max(std::ilogb(magnitude), -14);
-    // A fraction of 11 bits carries into the exponent, as it should; so does one rounded up.
+    // The implicit leading bit, and a carry from rounding up, increment the exponent field.
     bits_ = ((exponent + 14) << 10) + std::lrint(std::ldexp(magnitude, 10 - exponent));
     if (std::isnan(value)) bits_ = 0x7e00;
     if (std::signbit(value)) bits_ |= 0x8000;

@@ -1,4 +1,4 @@
-// Forward and backward of one layer. The mathematics are those of batch_norm_op.py, and told there.
+// Forward and backward of one layer; batch_norm_op.py explains the mathematics.
 
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace batch_norm {
 
-// Sums of x and of x^2 for each channel, one behind the other.
+// The sums of x over each channel, followed by those of x^2.
 template <typename T>
 Vector sums_of(const T* x, const Layout& l) {
   Vector sums(2 * l.channels);
@@ -134,7 +134,7 @@ class Operator {
     return true;
   }
 
-  // What the kernel's gradient of x lacks, as a line in x; see Coefficients._missing_gradient.
+  // The difference to the kernel's gradient, as a line in x; see Coefficients._missing_gradient.
   void missing_gradient(const Vector& kernel_sum, const Vector& beta_sum, const Vector& total,
                         Vector* slope, Vector* offset) const {
     const size_t channels = beta_sum.size();

@@ -1,4 +1,4 @@
-// Sums of vectors over ranks: through memory that the ranks of a node share, or else by Python.
+// Allreduce of vectors: through shared memory between the ranks of a node, otherwise in Python.
 
 #pragma once
 
@@ -25,7 +25,7 @@ inline int64_t now() {
   return std::chrono::steady_clock::now().time_since_epoch().count();
 }
 
-// SharedMemorySum of shared_memory.py, which says how it works; ranks may mix the two.
+// SharedMemorySum of shared_memory.py, which explains it; ranks may mix both implementations.
 class SharedSum {
  public:
   SharedSum(int serial, int file, int64_t calls, int index, int size, int capacity)
@@ -62,12 +62,12 @@ class SharedSum {
     int64_t look_at = start + kSecond;
     while (counter(peer).load(std::memory_order_acquire) < calls_) {
       const int64_t time = now();
-      // Asleep, a rank would come 50 microseconds late, which is the kernel's slack of timers.
+      // Sleeping would add up to 50 microseconds, the kernel's timer slack.
       if (time - start < 2000 * kMicrosecond) {
         sched_yield();
         continue;
       }
-      // An eighth longer than the others take, at most.
+      // Back off: sleep for an eighth of the time waited so far, up to a millisecond.
       usleep(std::min<int64_t>((time - start) / (8 * kMicrosecond), 1000));
       if (time < look_at) continue;
       if (!api.look(serial_, calls_)) return false;
@@ -83,7 +83,7 @@ class SharedSum {
   void* memory_;
 };
 
-// Of one RankSum. Operators in flight hold it, whether or not the RankSum still lives.
+// The sum of one RankSum. Operators in flight keep it alive, even after the RankSum is gone.
 struct Sum {
   bool operator()(std::vector<double>* values) {
     if (!shared) return api.python_sum(serial, values->data(), values->size());
@@ -96,7 +96,7 @@ struct Sum {
   std::unique_ptr<SharedSum> shared;
 };
 
-// All that are in use, by the RankSum's serial.
+// All sums in use, by the RankSum's serial.
 class Sums {
  public:
   std::shared_ptr<Sum> of(int serial) {
