@@ -150,7 +150,7 @@ def _write_symbol(net: gluon.HybridBlock, batch: mx.nd.NDArray, folder: Path) ->
         mx.nd.waitall()
     # A user's HybridBlock may fail in any way on symbols.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = _first_line(error)
         raise ExportError(
             f"{type(net).__name__} cannot be made a symbol: {reason}; every part of its "
             "hybrid_forward must be an operator of F"
@@ -179,7 +179,7 @@ def _write_onnx(saved: Saved, shape: Any, folder: Path) -> None:
 
     path = str(folder / ONNX)
     try:
-        with _quiet():
+        with _quiet(), _checked_as_of(OPERATOR_SET):
             mxnet.onnx.export_model(
                 str(folder / SYMBOL),
                 str(folder / PARAMETERS),
@@ -189,14 +189,22 @@ def _write_onnx(saved: Saved, shape: Any, folder: Path) -> None:
                 dynamic=True,
                 dynamic_input_shapes=[(None, *shape)],
             )
-    except AttributeError as error:  # names the operator that has no ONNX translation
-        raise ExportError(f"MXNet cannot write this net as ONNX: {error}; use --no-onnx") from error
+    # AttributeError names the operator that has no ONNX translation; translations raise any other.
+    except Exception as error:
+        raise ExportError(
+            f"MXNet cannot write this net as ONNX: {_first_line(error)}; use --no-onnx"
+        ) from error
     model = onnx.load(path)
     model.opset_import[0].version, model.ir_version = OPERATOR_SET, IR_VERSION
     # Weights listed as inputs can be replaced by the caller, which prevents constant folding.
     inputs = [value for value in model.graph.input if value.name == INPUT]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
+    # The converter leaves helpers behind that no operator takes; ONNX Runtime would name each.
+    taken = {name for node in model.graph.node for name in node.input}
+    initializers = [value for value in model.graph.initializer if value.name in taken]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(initializers)
     onnx.helper.set_model_props(model, _properties(saved))
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
@@ -220,9 +228,13 @@ def _load_onnx(folder: Path) -> Forward:
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base class
-        reason = str(error).strip().splitlines()[0]
+        reason = _first_line(error)
         raise ExportError(f"ONNX Runtime cannot run this net: {reason}; use --no-onnx") from error
     return lambda data: np.asarray(session.run(None, {INPUT: data})[0])
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager
@@ -234,3 +246,17 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def _checked_as_of(version: int) -> Iterator[None]:
+    """Have the converter's graphs checked by that operator set: the newest refuses some of 13."""
+    import onnx
+
+    context = onnx.checker.DEFAULT_CONTEXT
+    before = context.opset_imports
+    context.opset_imports = {"": version}
+    try:
+        yield
+    finally:
+        context.opset_imports = before

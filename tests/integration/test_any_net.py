@@ -12,7 +12,7 @@ import pytest
 from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
-from trainer import export, saved
+from trainer import export, replica, saved
 from trainer.config import ConfigError, from_dict
 from trainer.loop import Result, TrainingError, fit
 
@@ -142,6 +142,27 @@ def test_a_custom_loss_is_minimized(tmp_path: Path) -> None:
     assert whole.evaluation is not None and own.evaluation is not None
     assert own.evaluation.loss == pytest.approx(3 * whole.evaluation.loss, rel=1e-4)
     np.testing.assert_allclose(net.weight.data().asnumpy(), usual.weight.data().asnumpy(), 1e-4)
+
+
+def prepared(*layers: gluon.HybridBlock) -> saved.Saved:
+    net = nn.HybridSequential()
+    net.add(*layers, nn.Dense(4))
+    replica.prepare(net, from_dict({}), (1, 6, 6), mx.cpu())
+    return saved.Saved(Path("run"), from_dict({}), net, mx.cpu(), (6, 6), 4)
+
+
+def test_layer_norm_is_exported_without_a_word_of_onnx_runtimes(tmp_path: Path, capfd: Any) -> None:
+    files = export.export(prepared(nn.LayerNorm(), nn.GELU()), SET, tmp_path)
+    assert [file.name for file in files] == [export.SYMBOL, export.ONNX]
+    assert "".join(capfd.readouterr()) == ""
+
+
+def test_what_mxnet_cannot_translate_is_told_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        export.ExportError, match="as ONNX: .* axis != 1 .*; use --no-onnx"
+    ) as raised:
+        export.export(prepared(nn.BatchNorm(axis=3)), SET, tmp_path)
+    assert "\n" not in str(raised.value)
 
 
 class OfDistances(gluon.HybridBlock):
