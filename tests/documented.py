@@ -1,8 +1,8 @@
-"""Which test runs which command of README and docs, in whose small form.
+"""Maps the commands of README and docs to the tests that run them, scaled down.
 
-Numbers of ranks and nodes are lowered to what two cores bear, placeholders are filled in. What the
-lines do then is real. ``tests/integration/test_docs_commands.py`` runs most, those for Slurm are in
-``test_slurm.py``.
+Numbers of ranks and nodes are reduced for two cores, and placeholders are filled in; otherwise the
+commands run for real. ``tests/integration/test_docs_commands.py`` runs most of them,
+``test_slurm.py`` those for Slurm.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Dict, List, Sequence, Tuple
 
 from tests.documents import DOCUMENTS, mentioned, typed
 
-# No machine without GPUs, containers and an hour can run these.
+# These need GPUs, containers or an hour.
 CANNOT: Dict[str, str] = {
     r"^docker ": "needs an image with MXNet and Horovod, and GPUs",
     r"^make .*GPU=1": "installs MXNet for GPUs; tests/unit/test_install.py has its steps",
     r"benchmarks\.fresh_clone": "sets up and runs all tests: the network, a quarter of an hour",
 }
 
-# Run by tests of their own, word for word or by the library behind them.
+# Run by dedicated tests, literally or through the code behind them.
 ELSEWHERE: Dict[str, Tuple[str, ...]] = {
     r"^jupyter execute": ("test_it_runs_from_top_to_bottom_on_two_ranks",),
     r"^tensorboard ": ("test_scalars_have_each_step_once_although_the_run_was_stopped",),
@@ -35,7 +35,7 @@ ELSEWHERE: Dict[str, Tuple[str, ...]] = {
     r"^python -m trainer\.settings_table": ("test_configuration_page_is_what_the_settings_say",),
 }
 
-# Parts of a command in a sentence, and short forms of what is typed in full below.
+# Parts of a command within a sentence, and short forms of full commands.
 FRAGMENT = "|".join(
     (
         r"^(mpirun|horovodrun) -np 2$",
@@ -71,7 +71,7 @@ _IN_PLACE: Sequence[Tuple[str, str]] = (
 
 
 def lines(kind: str) -> List[str]:
-    """The lines of that kind in all documents, each once, ready to be typed."""
+    """The command lines of a kind in all documents, each once, ready to run."""
     found: Dict[str, None] = {}
     for document in DOCUMENTS:
         in_blocks = typed(document)
@@ -84,10 +84,10 @@ def lines(kind: str) -> List[str]:
 
 
 def kind_of(line: str) -> str:
-    """Which test is for the line.
+    """The kind of a command line, which decides which test runs it.
 
     Raises:
-        KeyError: none.
+        KeyError: no test runs it.
     """
     for pattern, kind in KINDS:
         if re.search(pattern, line):

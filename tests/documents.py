@@ -1,4 +1,4 @@
-"""The commands and the code in README and docs."""
+"""Extracts commands and code from README and docs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Iterator, List, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
-# What a line that is to be typed begins with.
+# The first words of command lines.
 PROGRAMS = (
     "apt-get",
     "docker",

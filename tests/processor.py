@@ -1,4 +1,4 @@
-"""What the processor that runs the tests can do."""
+"""Features of the CPU that tests depend on."""
 
 from __future__ import annotations
 

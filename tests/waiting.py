@@ -1,4 +1,4 @@
-"""Waiting for what must happen soon; no test depends on how soon."""
+"""Waiting for a condition, with a generous timeout on which no test depends."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import Any, Callable
 
 
 def wait_until(
-    is_so: Callable[[], Any], otherwise: Callable[[], object], seconds: float = 60
+    condition: Callable[[], Any], explain: Callable[[], object], seconds: float = 60
 ) -> Any:
-    """What ``is_so()`` gives, once that is true; fails after ``seconds``, and ``otherwise()`` says
-    why."""
+    """The result of ``condition()`` once it is true; after ``seconds`` fails with ``explain()``."""
     deadline = time.monotonic() + seconds
     while True:
-        found = is_so()
+        found = condition()
         if found:
             return found
-        assert time.monotonic() < deadline, otherwise()
+        assert time.monotonic() < deadline, explain()
         time.sleep(0.05)

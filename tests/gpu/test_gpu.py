@@ -1,4 +1,4 @@
-"""What touches the device gives on a GPU what it gives on the CPU.
+"""Everything that runs on the device gives the same on a GPU as on the CPU.
 
 The GPU's half is skipped where MXNet sees none, and has never been run; on a machine with one:
 

@@ -1,4 +1,4 @@
-"""The real TensorBoard, and headless Chromium to look at it; docs/screenshots.py uses them too."""
+"""The real TensorBoard in headless Chromium; docs/screenshots.py uses them too."""
 
 from __future__ import annotations
 

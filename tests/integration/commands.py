@@ -1,4 +1,4 @@
-"""The real command lines, as a user types them."""
+"""Runs the real command lines."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def trainer(*arguments: str, ranks: int = 1) -> List[str]:
 
 
 def environment() -> dict:
-    """This process's, with one thread a rank and quick notice of ranks that fell silent."""
+    """This process's environment, with one thread per rank and a short timeout for hung ranks."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "HOROVOD_GLOO_TIMEOUT_SECONDS": "20"}
 
 
@@ -56,7 +56,7 @@ def run(command: Sequence[str], seconds: float = 240) -> Done:
 
 
 def start(command: Sequence[str]) -> subprocess.Popen:
-    """Start ``command`` from the project's folder; both streams come in one pipe, line by line."""
+    """Start ``command`` in the project's folder, with both streams in one line-buffered pipe."""
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -69,7 +69,7 @@ def start(command: Sequence[str]) -> subprocess.Popen:
 
 
 def read_until(process: subprocess.Popen, text: str, seconds: float = 120) -> str:
-    """What ``process`` prints, up to the line that holds ``text``; killed if that does not come."""
+    """The output of ``process`` up to the line with ``text``; kills it if that does not come."""
     lines = []
     limit = threading.Timer(seconds, process.kill)
     limit.start()
@@ -84,7 +84,7 @@ def read_until(process: subprocess.Popen, text: str, seconds: float = 120) -> st
 
 
 def curves(folder: Path) -> Dict[str, List[Tuple[int, float]]]:
-    """(step, value) of every point of a run, by tag, by TensorBoard; not the machine's."""
+    """(step, value) of every point of a run by tag, read by TensorBoard, without system metrics."""
     events = EventAccumulator(str(folder / "events"), size_guidance={"scalars": 0})
     events.Reload()
     tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(("speed/", "system/"))]
@@ -92,7 +92,7 @@ def curves(folder: Path) -> Dict[str, List[Tuple[int, float]]]:
 
 
 def run_and_signal(command: Sequence[str], text: str, number: int) -> Done:
-    """Run ``command`` until a line holds ``text``, send it a signal, and wait for its end."""
+    """Run ``command`` until it prints ``text``, send it a signal, and wait for it to end."""
     process = start(command)
     try:
         read_until(process, text)

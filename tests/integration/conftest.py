@@ -1,4 +1,4 @@
-"""Runs that several modules look at: trained once."""
+"""Runs that several test modules use, trained once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nets that differ from the seed's in what Gluon allows, through a whole run on one process."""
+"""Whole runs, on one process, of nets unlike the seed's that Gluon allows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def trained(net: gluon.Block, folder: Path, loss: Any = None, **settings: Any) -
 
 
 class OwnForward(gluon.HybridBlock):
-    """Gluon does not compile it, though it is a HybridBlock: it knows arrays alone."""
+    """A HybridBlock that Gluon does not compile: its forward works on arrays only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class OwnForward(gluon.HybridBlock):
 
 
 class Double(gluon.HybridBlock):
-    """It computes, and answers, in another precision."""
+    """A net that computes in float64."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Double(gluon.HybridBlock):
 
 
 class TwoHeads(gluon.Block):
-    """One answer in inference, two in training, as GoogLeNet has them."""
+    """One output in inference, two in training, as in GoogLeNet."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ def test_nan_weights_hidden_by_a_relu_are_reported(tmp_path: Path) -> None:
 
 
 def test_a_run_that_failed_leaves_nothing_open(tmp_path: Path) -> None:
-    """A notebook keeps the error, and with it all that the failed run still refers to."""
+    """A notebook keeps the error, and with its traceback everything the failed run refers to."""
     with pytest.raises(TrainingError) as kept:
         trained(Logarithm(), tmp_path)
     links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
@@ -134,7 +134,7 @@ def test_two_outputs_in_training_are_reported_in_one_line(tmp_path: Path) -> Non
 
 
 def test_a_custom_loss_is_minimized(tmp_path: Path) -> None:
-    """Three times the usual one takes steps three times as long."""
+    """Three times the usual loss makes steps three times as large."""
     usual, net = nn.Dense(4), nn.Dense(4)
     loss = gluon.loss.SoftmaxCrossEntropyLoss(weight=3)
     whole = trained(usual, tmp_path, name="usual", optimizer={"lr": 0.03})

@@ -1,4 +1,4 @@
-"""Runs in which something goes wrong end complete and right, or with an error and can be resumed.
+"""Runs with faults end complete and correct, or with an error and can be resumed.
 
 A few of the trials that `make chaos` makes in full (tests/integration/chaos.py);
 test_docs_commands.py makes another by the real command.

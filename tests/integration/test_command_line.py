@@ -1,4 +1,4 @@
-"""`python -m trainer`, alone and under horovodrun: what it leaves, how it goes on, how it fails."""
+"""`python -m trainer`, alone and under horovodrun: its files, how it resumes, how it fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What README and docs have the reader type is typed here: tests/documented.py says what where."""
+"""Runs the commands of README and docs; tests/documented.py maps commands to tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m launch local` and elastic horovodrun go on with other ranks after some were lost."""
+"""`python -m launch local` and elastic horovodrun continue after ranks were lost."""
 
 from __future__ import annotations
 

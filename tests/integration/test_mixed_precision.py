@@ -1,4 +1,4 @@
-"""Runs whose products are in bfloat16, on one process."""
+"""Runs in bfloat16 on one process."""
 
 from __future__ import annotations
 

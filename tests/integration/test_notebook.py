@@ -1,4 +1,4 @@
-"""docs/notebook.ipynb, executed from top to bottom as Jupyter does; the seed's cells in it."""
+"""docs/notebook.ipynb, executed from top to bottom by Jupyter; the seed's cells in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The seed's notebook: its cells as they are, then the package from the same Python."""
+"""The seed's notebook: its cells unchanged, then the package in the same process."""
 
 from __future__ import annotations
 

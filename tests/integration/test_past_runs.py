@@ -1,4 +1,4 @@
-"""What a run of two ranks says in JSON, and the runs that `runs` and `compare` tell of."""
+"""The JSON output of a run on two ranks, and the commands `runs` and `compare`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run has saved: gone on from on other numbers of ranks, and kept when the disk is full."""
+"""Checkpoints: resumed on other numbers of ranks, and kept when the disk is full."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that show only in a whole run: on one process, with a few small images."""
+"""Settings whose effect shows only in a whole run, on one process with a few small images."""
 
 from __future__ import annotations
 

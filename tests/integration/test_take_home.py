@@ -1,4 +1,4 @@
-"""What a trained model is good for at home: answers for one's own images, files for other tools."""
+"""Using a trained model: predictions for the user's images, and exported files."""
 
 from __future__ import annotations
 

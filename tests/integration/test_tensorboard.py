@@ -1,4 +1,4 @@
-"""The event files in the real TensorBoard, asked over HTTP."""
+"""The event files, read by the real TensorBoard and queried over HTTP."""
 
 from __future__ import annotations
 

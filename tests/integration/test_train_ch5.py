@@ -1,4 +1,4 @@
-"""`trainer.d2l.train_ch5` beside the book's own, with the book's kind of loaders."""
+"""`trainer.d2l.train_ch5` compared to the book's own, with the book's loaders."""
 
 from __future__ import annotations
 

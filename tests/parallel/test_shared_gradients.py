@@ -1,4 +1,4 @@
-"""Gradients that lie in memory which real ranks share."""
+"""Allreduce of gradients in memory shared by real ranks."""
 
 from __future__ import annotations
 

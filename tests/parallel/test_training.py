@@ -1,4 +1,4 @@
-"""A run is a function of config and seed, not of the number of ranks (contract 1 and 2)."""
+"""A run is a function of config and seed, not of the number of ranks."""
 
 from __future__ import annotations
 

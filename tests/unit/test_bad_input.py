@@ -1,4 +1,4 @@
-"""Whatever is given: it works, or it ends in one clear line, and nothing is written over.
+"""Any input either works or ends in one clear line, and overwrites nothing.
 
 Damage is drawn: bytes flipped, files cut, values swapped, also where the sums of a checkpoint are
 made right again afterwards, so that its content is all that can tell.

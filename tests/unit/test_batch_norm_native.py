@@ -1,4 +1,4 @@
-"""The operator in C++ against the one in Python."""
+"""The C++ operator compared to the Python one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`trainer bench`: what it measures in turn, its clock, and how figures are told."""
+"""`trainer bench`: its measurements, its clock and its tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: exact, complete or absent, and never trusted when damaged."""
+"""Checkpoints are exact, complete or absent, and not used when damaged."""
 
 from __future__ import annotations
 

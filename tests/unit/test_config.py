@@ -1,4 +1,4 @@
-"""Every setting: what is wrong is told in one line, what is right survives YAML and JSON."""
+"""Settings: errors are one line; valid ones survive a round trip through YAML and JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which device, how many threads. There is no GPU here: its driver's answers are faked."""
+"""Choice of device and threads. There is no GPU here: the driver's answers are faked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every command line in README and docs, through the parser that would read it."""
+"""Every command line in README and docs is accepted by its parser."""
 
 from __future__ import annotations
 

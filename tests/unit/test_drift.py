@@ -1,4 +1,4 @@
-"""How far running means are apart between ranks, by a case that can be reckoned by hand."""
+"""The drift of running means between ranks, on a case computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: what is found, refused, downloaded and read.
+"""Fashion-MNIST: finding, refusing, downloading and reading its files.
 
 Where a test needs "the real set" in many places, the committed sample stands in for it: the
 fixture `places` makes its SHA-256 the expected ones and moves every place under a temporary folder.

@@ -1,4 +1,4 @@
-"""The user's own arrays: what is taken, and what is refused before anything starts."""
+"""The user's own arrays: which are accepted, and which refused before anything starts."""
 
 from __future__ import annotations
 

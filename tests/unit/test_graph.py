@@ -1,4 +1,4 @@
-"""The graph that TensorBoard is given, against the net it is of."""
+"""The graph written for TensorBoard, compared to its net."""
 
 from __future__ import annotations
 

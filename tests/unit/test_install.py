@@ -1,7 +1,7 @@
-"""Set-up: what is missing is told in one line, what is done is not done again, the pins agree.
+"""Set-up: errors are one line, finished steps are not repeated, the pins agree.
 
-Nothing is installed here but one empty virtual environment: compilers and Pythons are stand-ins on
-PATH, pip is recorded. What stand-ins cannot show, `make setup` in a fresh clone does (.ci/run).
+Nothing is installed except one empty virtual environment: compilers and Pythons are stand-ins on
+PATH, and pip is recorded. The rest is covered by `make setup` in a fresh clone (.ci/run).
 """
 
 from __future__ import annotations

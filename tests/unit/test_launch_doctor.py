@@ -1,4 +1,4 @@
-"""The doctor's rows, with fake answers of nvidia-smi, Slurm and the libraries.
+"""The doctor's rows, with faked answers of nvidia-smi, Slurm and the libraries.
 
 There is no GPU here: the GPU rows are tested on what a driver would say and on made-up libraries in
 the layout of nvcc's fat binaries (which was compared once with the real mxnet-cu117 1.9.1).

@@ -1,4 +1,4 @@
-"""How often, and on which slots, a job is started again."""
+"""How often, and on which slots, a job is restarted."""
 
 import os
 import queue

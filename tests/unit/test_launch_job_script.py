@@ -1,4 +1,4 @@
-"""Job scripts against golden files, and what the site file and the options refuse.
+"""Job scripts compared to golden files, and invalid site files and options.
 
 `UPDATE_GOLDEN=1 python -m pytest tests/unit/test_launch_job_script.py` writes the files anew.
 """

@@ -1,4 +1,4 @@
-"""The store: its token, the wait for late ranks, strangers at the door, its end."""
+"""The rendezvous store: its token, waiting for late ranks, strangers, shutdown."""
 
 import socket
 import threading

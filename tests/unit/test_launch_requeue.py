@@ -1,4 +1,4 @@
-"""What a warned job does next, for each way in which Slurm ends jobs."""
+"""Whether a warned job requeues itself, for each way in which Slurm ends jobs."""
 
 from datetime import datetime, timedelta
 

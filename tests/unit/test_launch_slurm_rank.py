@@ -1,4 +1,4 @@
-"""How the tasks of a step find task 0's store, and what they say when they cannot."""
+"""How the tasks of a step find task 0's store, and their errors when they cannot."""
 
 import socket
 import threading

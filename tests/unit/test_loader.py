@@ -1,4 +1,4 @@
-"""Batches: the right pixels of the right samples, whatever the ranks, made in the background."""
+"""Batches: the right pixels of the right samples on any number of ranks, made in background."""
 
 from __future__ import annotations
 

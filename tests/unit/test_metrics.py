@@ -1,4 +1,4 @@
-"""Means are sums over counts; a loss that is not finite names its step."""
+"""Means are sums over counts; a non-finite loss is reported with its step."""
 
 from __future__ import annotations
 

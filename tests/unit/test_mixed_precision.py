@@ -1,4 +1,4 @@
-"""Which products are rounded to bfloat16, when, and where that is refused."""
+"""Which operators run in bfloat16, when, and where it is refused."""
 
 from __future__ import annotations
 

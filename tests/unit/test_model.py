@@ -1,4 +1,4 @@
-"""The seed's net has the seed's shapes and d2lzh's arithmetic; any other net comes by its path."""
+"""The seed's net has the seed's shapes and d2lzh's arithmetic; other nets load by dotted path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a notebook's cell shows of the lines that ranks say."""
+"""Live curves in a notebook cell."""
 
 from __future__ import annotations
 

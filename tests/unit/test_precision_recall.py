@@ -1,4 +1,4 @@
-"""Curves against counting by hand, and sums of parts against the whole."""
+"""Curves compared to a direct count, and sums of parts to the whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals ask for a stop; they are the run's only while it trains."""
+"""Signals request a stop; their handlers are installed only while a run trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A line at each reading where nobody watches; a live bar on a terminal."""
+"""Plain lines in files and pipes, a live bar on a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A net is brought to its device, or it is said why it cannot be."""
+"""Nets are prepared for training, or refused with the reason."""
 
 from __future__ import annotations
 

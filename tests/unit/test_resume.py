@@ -1,4 +1,4 @@
-"""The run's folder, as one that begins or goes on finds and leaves it."""
+"""Preparing the run's folder, for new and resumed runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Past runs, listed and compared from the files that they leave."""
+"""Past runs, listed and compared from their files."""
 
 from __future__ import annotations
 

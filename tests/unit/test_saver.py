@@ -1,4 +1,4 @@
-"""Saving in the background: what is saved is the step it was begun at, whatever goes on."""
+"""Saving in the background: a checkpoint holds the state of the step at which it began."""
 
 from __future__ import annotations
 

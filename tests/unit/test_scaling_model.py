@@ -1,4 +1,4 @@
-"""The model of scaling, held against sums done by hand."""
+"""The scaling model, compared to calculations by hand."""
 
 from __future__ import annotations
 

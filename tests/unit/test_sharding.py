@@ -1,4 +1,4 @@
-"""Which samples, which rank, which step: every sample once, whatever the number of ranks."""
+"""Every sample once per epoch, on any number of ranks."""
 
 from __future__ import annotations
 

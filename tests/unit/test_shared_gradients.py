@@ -1,4 +1,4 @@
-"""A rank lost while gradients are added up; that sums come out right is for tests/parallel."""
+"""A rank lost during the allreduce of gradients; tests/parallel checks the sums."""
 
 from __future__ import annotations
 

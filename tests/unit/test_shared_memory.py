@@ -1,4 +1,4 @@
-"""Sums through memory shared by processes of one machine."""
+"""Allreduce through memory shared by processes of one machine."""
 
 from __future__ import annotations
 

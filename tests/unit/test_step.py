@@ -1,4 +1,4 @@
-"""One step: the gradient of the global batch's mean loss, in any number of micro-batches."""
+"""One step: the gradient of the global mean loss, with any number of micro-batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of layers: the seed's shapes, and totals that another count confirms."""
+"""The table of layers: the seed's shapes, and totals confirmed by an independent count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the machine does; nvidia-smi is a stand-in, as there is no GPU here."""
+"""Metrics of the machine; nvidia-smi is a stand-in, as there is no GPU here."""
 
 from __future__ import annotations
 

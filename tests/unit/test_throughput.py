@@ -1,4 +1,4 @@
-"""Images a second: what was timed, and nothing else."""
+"""Throughput counts the time and images of training steps only."""
 
 from __future__ import annotations
 

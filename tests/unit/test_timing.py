@@ -1,4 +1,4 @@
-"""Which steps are timed, and what is made of the ranks' times."""
+"""Which steps are timed, and the metrics computed from the ranks' times."""
 
 from __future__ import annotations
 

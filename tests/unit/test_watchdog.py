@@ -1,4 +1,4 @@
-"""A rank that stands still ends itself and shows where it stood."""
+"""A rank that hangs ends itself and shows its stacks."""
 
 from __future__ import annotations
 
