@@ -5,9 +5,14 @@ In a notebook: ``from trainer import Config, fit`` and ``fit(net, Config())``.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 __all__ = ["Config", "fit"]
+
+if os.path.expanduser("~") == "~":
+    # A user id without an account (containers), and no HOME: matplotlib would fail in mid-run.
+    os.environ["HOME"] = "/"  # as Docker sets it
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import http.server
+import os
 import re
 import shutil
 import struct
@@ -248,6 +249,22 @@ def test_idx_refuses_an_empty_set(tmp_path):
     write_set(tmp_path, np.zeros((0, 5, 7)), np.zeros(0))
     with pytest.raises(DataError, match="is empty: 0 x 5 x 7 images by its header"):
         load("train", str(tmp_path), "idx")
+
+
+def test_without_a_home_folder_the_root_stands_in():
+    """As a user id without an account: nothing says where `~` is."""
+    code = (
+        "import os, pwd\n"
+        "def unknown(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = unknown\n"
+        "from pathlib import Path\n"
+        "from trainer import fashion_mnist\n"
+        "print(Path.home(), fashion_mnist.cache_folder())\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "/ /.cache/fashion-mnist\n", done.stderr
 
 
 def test_idx_needs_a_folder():
