@@ -179,6 +179,9 @@ def test_class_without_samples_and_many_classes_are_no_error():
     confusion_figure(np.zeros((3, 3), np.int64), NAMES)
     (axes,) = confusion_figure(np.eye(30, dtype=np.int64), [str(i) for i in range(30)]).axes
     assert not axes.texts
+    many = [str(i) for i in range(300)]
+    (axes,) = confusion_figure(np.eye(300, dtype=np.int64), many).axes
+    assert len(axes.get_xticks()) < 20 and len(axes.get_yticks()) < 20
 
 
 def test_hyper_parameters_come_with_the_final_figures(tmp_path):
