@@ -49,13 +49,16 @@ def calibrate(
     saved = load_saved(checkpoint, overrides)
     from .saved import calibrate_saved, evaluate_saved, write_parameters
 
-    before = evaluate_saved(saved)
-    calibrate_saved(saved, samples)
-    after = evaluate_saved(saved)
+    path = out or str(saved.path.resolve().parents[1] / "calibrated.params")
+    with contextlib.ExitStack() as stack:
+        with dist.together():  # fails before the measurement, not after it
+            file = stack.enter_context(_written(path if dist.is_root() else None))
+        before = evaluate_saved(saved)
+        calibrate_saved(saved, samples)
+        after = evaluate_saved(saved)
+        if file is not None:
+            write_parameters(saved, file)
     if dist.is_root():
-        path = Path(out) if out else saved.path.resolve().parents[1] / "calibrated.params"
-        with writing(path):
-            write_parameters(saved, path)
         say(f"accuracy {before.accuracy:.4f} -> {after.accuracy:.4f}; wrote {path}")
     dist.shutdown()
 

@@ -23,7 +23,6 @@ from . import (
     model,
     params_file,
     replica,
-    whole_file,
 )
 from .config import Config
 from .device import choose
@@ -195,10 +194,10 @@ def calibrate_saved(
 
 
 def write_parameters(saved: Saved, path: Path) -> None:
-    """Write the model's parameters, atomically, for ``net.load_parameters``.
+    """Write the model's parameters to ``path``, for ``net.load_parameters``.
 
     Raises:
         OSError: the disk is full, ...
     """
-    with whole_file.replaced(path) as partial, params_file.whole(partial):
-        saved.net.save_parameters(str(partial))
+    with params_file.whole(path):
+        saved.net.save_parameters(str(path))

@@ -290,6 +290,15 @@ def test_what_cannot_be_written_is_reported_in_one_line_and_nothing_is_lost(
     assert kept.read_text() == "as it was" and list(tmp_path.iterdir()) == [kept]
 
 
+def test_calibrate_finds_an_unwritable_file_before_it_measures(
+    trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saved, "evaluate_saved", lambda *_: pytest.fail("it has measured"))
+    nowhere = tmp_path / "no" / "where"
+    with pytest.raises(click.UsageError, match=f"^{nowhere} cannot be written: No such file"):
+        main(["calibrate", trained, "--out", str(nowhere)], standalone_mode=False)
+
+
 @pytest.fixture(scope="module")
 def exported(trained: str, tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, str]:
     """The folder of an export, and what the command said."""
