@@ -68,6 +68,7 @@ class Elastic:
                 "room for more ranks: add --discover COMMAND, or leave out -n"
             )
         self._least, self._most, self._restarts = least, most, 0
+        self._wanted = self.ranks  # of the last answer
 
     def first_slots(self, events: Events) -> Slots:
         """The slots of the first start; raises ValueError if there are not enough.
@@ -87,9 +88,15 @@ class Elastic:
             self.discovery.close()
 
     def outdated(self) -> bool:
-        """Whether the job should now run on another number of slots. Never waits."""
+        """Whether the job should now run on another number of slots. Never waits.
+
+        One answer is not enough: with a number that flaps, the job would restart for ever.
+        """
         found = self.discovery.poll() if self.discovery else None
-        return found is not None and min(found, self._most) != len(self._slots)
+        if found is None:
+            return False
+        before, self._wanted = self._wanted, min(found, self._most)
+        return before == self._wanted != len(self._slots)
 
     def next_slots(self, outcome: Outcome, events: Events) -> Slots:
         """The slots of the next start, none if the job is over; reports which in one line."""

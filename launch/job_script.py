@@ -137,7 +137,7 @@ def render(
             "# Made by: " + shlex.join(made_by).replace("\n", "\\n"),
             *(f"#SBATCH {shlex.quote(o)}" for o in _sbatch_options(options, folder)),
             "",
-            f"cd {shlex.quote(str(folder))}",
+            f"cd {shlex.quote(str(folder))} || exit 1",  # else Slurm runs it in /tmp
             *options.setup,
             "",
             "# Runs srun, names the rank that failed first; requeues the job when it was warned",

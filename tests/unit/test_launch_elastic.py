@@ -93,12 +93,22 @@ def test_slots_follow_the_command_that_counts_them(tmp_path, capsys):
     assert said.endswith("going on with 4 ranks (restart 1 of 1)\n"), "the change was none"
 
 
+def test_a_number_that_flaps_changes_nothing(tmp_path):
+    asked, odd = tmp_path / "asked", tmp_path / "odd"
+    command = f"echo >> {asked}; if rm {odd} 2>/dev/null; then echo 1; else touch {odd}; echo 2; fi"
+    elastic = Elastic(2, 1, discovery=Discovery(command, 0.0), patience=60)
+    elastic.first_slots(Events())
+    assert not outdated_after_an_answer(elastic, asked)
+    elastic.close()
+
+
 def outdated_after_an_answer(elastic, asked):
     """Whether the job is outdated, once an answer that was asked for from now on has come.
 
-    The first to come may be an old one, so the third question shows that the second was answered.
+    The first to come may be an old one, and two must agree: the fourth question shows that the
+    third was answered.
     """
-    goal = len(asked.read_text()) + 3
+    goal = len(asked.read_text()) + 4
     deadline = time.monotonic() + 60
     outdated = False
     while len(asked.read_text()) < goal:

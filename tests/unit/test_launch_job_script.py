@@ -61,6 +61,13 @@ def test_words_survive_the_shell(tmp_path):
     assert said.endswith("|".join([*words, ""]))
 
 
+def test_nothing_runs_where_the_folder_is_missing(tmp_path):
+    script = render(JobOptions(), ["true"], tmp_path / "gone", "echo", [])
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{tmp_path}/gone: No such file or directory" in done.stderr
+
+
 def test_site_defaults_and_command_line(tmp_path):
     site = tmp_path / "site.yaml"
     site.write_text("partition: gpu\ngpus_per_node: 8\nsetup:\n  - module load cuda\n")

@@ -10,7 +10,7 @@
 #SBATCH --signal=USR1@60
 #SBATCH --requeue
 
-cd '/home/me/my project'
+cd '/home/me/my project' || exit 1
 module load apptainer
 
 # Runs srun, names the rank that failed first; requeues the job when it was warned

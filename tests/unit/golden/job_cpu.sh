@@ -9,7 +9,7 @@
 #SBATCH --signal=USR1@60
 #SBATCH --requeue
 
-cd '/home/me/my project'
+cd '/home/me/my project' || exit 1
 
 # Runs srun, names the rank that failed first; requeues the job when it was warned
 # (time limit, preemption) and all ranks have saved and ended with exit code 85.

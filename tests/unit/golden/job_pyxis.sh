@@ -10,7 +10,7 @@
 #SBATCH --requeue
 #SBATCH --constraint=h100
 
-cd '/home/me/my project'
+cd '/home/me/my project' || exit 1
 
 # Runs srun, names the rank that failed first; requeues the job when it was warned
 # (time limit, preemption) and all ranks have saved and ended with exit code 85.
