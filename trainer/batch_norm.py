@@ -27,6 +27,7 @@ from .batch_norm_op import RankSum, empty_batch, moments_of_sums
 __all__ = [
     "SyncBatchNorm",
     "calibrate",
+    "check_convertible",
     "clear_cached_graphs",
     "connect",
     "convert_sync_batch_norm",
@@ -134,11 +135,8 @@ def convert_sync_batch_norm(net: gluon.Block, process_set: Any = None) -> gluon.
     Raises:
         ValueError: a layer's class overrides the forward of Gluon's batch norm.
     """
-    layers = _batch_norm_layers(net)
-    for layer in layers:
-        if not isinstance(layer, SyncBatchNorm):
-            _check_convertible(layer)
-    for layer in layers:
+    check_convertible(net)
+    for layer in _batch_norm_layers(net):
         if not isinstance(layer, SyncBatchNorm):
             layer._plain_class = type(layer)
             layer.__class__ = SyncBatchNorm
@@ -183,14 +181,21 @@ def _revert(layer: SyncBatchNorm) -> None:
     layer.__class__ = plain_class
 
 
-def _check_convertible(layer: gluon.Block) -> None:
-    cls = type(layer)
-    ours = cls.hybrid_forward is _PlainBatchNorm.hybrid_forward
-    if not ours or cls.forward is not gluon.HybridBlock.forward:
-        raise ValueError(
-            f"{layer.name} is a {cls.__name__}, which has a forward of its own and cannot be "
-            "synced over ranks; use mxnet.gluon.nn.BatchNorm"
-        )
+def check_convertible(net: gluon.Block) -> None:
+    """Refuse a net that :func:`convert_sync_batch_norm` and :func:`calibrate` cannot handle.
+
+    Raises:
+        ValueError: a layer's class overrides the forward of Gluon's batch norm.
+    """
+    for layer in _batch_norm_layers(net):
+        cls = type(layer)
+        plain = cls.hybrid_forward is _PlainBatchNorm.hybrid_forward
+        plain = plain and cls.forward is gluon.HybridBlock.forward
+        if not plain and not isinstance(layer, SyncBatchNorm):
+            raise ValueError(
+                f"{layer.name} is a {cls.__name__}, which has a forward of its own and cannot be "
+                "synced over ranks; use mxnet.gluon.nn.BatchNorm"
+            )
 
 
 def _batch_norm_layers(net: gluon.Block) -> List[Any]:
@@ -285,18 +290,19 @@ def calibrate(net: gluon.Block, batches: Iterable[Tuple[mx.nd.NDArray, int]]) ->
             sample and 0 where the shard is empty. The same number on every rank, at least one.
 
     Raises:
-        ValueError: a batch's number is not that of its samples, or there is no batch.
+        ValueError: a batch's number is not that of its samples, there is no batch, or a layer's
+            class overrides the forward of Gluon's batch norm.
     """
-    layers = _moving_layers(net)
+    layers, moving = _batch_norm_layers(net), _moving_layers(net)
     rank_sums = [vars(layer).get("_rank_sum") for layer in layers]
     convert_sync_batch_norm(net)
     connect(net)
-    for layer in layers:
+    for layer in moving:
         layer._rank_sum.collected = np.zeros(1)
     try:
         for data, count in batches:
             _run_in_train_mode(net, data, count)
-        sums = [layer._rank_sum.collected for layer in layers]
+        sums = [layer._rank_sum.collected for layer in moving]
     finally:
         for layer, rank_sum in zip(layers, rank_sums):
             if rank_sum is None:
@@ -306,7 +312,7 @@ def calibrate(net: gluon.Block, batches: Iterable[Tuple[mx.nd.NDArray, int]]) ->
         clear_cached_graphs(net)
     if any(s[-1] == 0 for s in sums):
         raise ValueError("calibration saw no sample on any rank; give it at least one batch")
-    for layer, s in zip(layers, sums):
+    for layer, s in zip(moving, sums):
         _set_statistics(layer, s)
 
 

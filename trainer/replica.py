@@ -38,6 +38,8 @@ def prepare(
     _check_names(net)
     _initialize(net, ctx)
     _convert_batch_norm(net, config.batch_norm)
+    if config.calibrate_samples:
+        check_calibration(net)
     # Deferred shapes are settled here, on all ranks: otherwise Horovod broadcasts a parameter at
     # its first forward, where a forward on one rank alone would wait for ever.
     if isinstance(net, gluon.HybridBlock):
@@ -62,6 +64,20 @@ def prepare(
                 "model.hybridize=false"
             ) from error
     return layers
+
+
+def check_calibration(net: gluon.Block) -> None:
+    """Refuse a net whose running statistics cannot be calibrated.
+
+    Raises:
+        ConfigError: it has a batch norm of a class with its own forward.
+    """
+    try:
+        batch_norm.check_convertible(net)
+    except ValueError as error:
+        raise ConfigError(
+            f"running statistics cannot be calibrated: {error}, or set calibrate_samples=0"
+        ) from error
 
 
 def merge_running_statistics(net: gluon.Block, config: Config) -> None:

@@ -122,6 +122,15 @@ def test_a_class_with_its_own_forward_is_refused_and_the_net_left_alone() -> Non
     assert norms(net) == [nn.BatchNorm, Scaled]
 
 
+def test_calibration_restores_the_class_of_every_layer() -> None:
+    net = nn.HybridSequential()
+    net.add(nn.BatchNorm(in_channels=3), nn.BatchNorm(in_channels=3, use_global_stats=True))
+    net.initialize()
+    batch_norm.calibrate(net, [(nd.array([[1, 2, 3], [4, 5, 7]]), 2)])
+    assert [type(layer) for layer in net] == [nn.BatchNorm, nn.BatchNorm]
+    assert not batch_norm.is_synced(net)
+
+
 def test_bad_counts_are_named() -> None:
     net = seed_net()
     net.initialize()

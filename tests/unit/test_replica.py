@@ -147,6 +147,10 @@ def test_batch_norm_that_cannot_be_synced_may_stay_local():
     replica.prepare(OfItsOwn(), Config(), (1, 5, 5), mx.cpu())
 
 
+def test_batch_norm_that_cannot_be_calibrated_is_refused_before_training():
+    assert "or set calibrate_samples=0" in refusal(OfItsOwn(), calibrate_samples=8)
+
+
 def test_a_net_that_is_synced_already_is_not_taken_for_a_local_one():
     """Where a rank gets no sample of the last batch, the others would wait for it."""
     synced = batch_norm.convert_sync_batch_norm(nn.BatchNorm())
