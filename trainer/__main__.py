@@ -54,6 +54,7 @@ _LOST_PEER = (
 
 def run() -> None:
     """Run the command line; user errors end in one line on rank 0, others name their rank."""
+    console.open_standard_streams()
     console.escape_what_is_missing(sys.stdout)
     try:
         _check_current_folder()

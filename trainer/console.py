@@ -15,6 +15,19 @@ def print_line(text: str, stream: Optional[TextIO] = None) -> None:
         print(text, file=stream or sys.stdout, flush=True)
 
 
+def open_standard_streams() -> None:
+    """Open /dev/null in place of standard streams that are closed (``>&-``).
+
+    Otherwise files take their numbers, and what libraries print goes into a checkpoint.
+    """
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    while descriptor <= 2:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
 def escape_what_is_missing(stream: TextIO) -> None:
     """Escape characters that the stream's encoding (``LC_ALL=C``) lacks, as ``\\u4e2d``."""
     if isinstance(stream, io.TextIOWrapper):

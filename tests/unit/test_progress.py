@@ -7,6 +7,9 @@ import io
 import json
 import os
 import pty
+import shlex
+import subprocess
+import sys
 import time
 
 import pytest
@@ -173,3 +176,18 @@ def test_a_run_that_was_stopped_says_where():
 
 def test_a_warning_says_that_it_is_one():
     assert wording.text("warning", {"message": "no room"}) == "warning: no room"
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_no_file_takes_the_number_of_a_closed_stream(tmp_path, closed):
+    """What MXNet's C++ prints would go into it."""
+    code = (
+        "import sys; from trainer import console\n"
+        "console.open_standard_streams()\n"
+        f"file = open({str(tmp_path / 'numbers')!r}, 'w')\n"
+        "console.print_line('dropped')\n"
+        "print(file.fileno() > 2, sys.stdout.fileno(), sys.stderr.fileno(), file=file)\n"
+    )
+    command = f"{shlex.join([sys.executable, '-c', code])} {closed}"
+    subprocess.run(["bash", "-c", command], check=True, timeout=60)
+    assert (tmp_path / "numbers").read_text() == "True 1 2\n"
