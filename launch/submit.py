@@ -54,16 +54,20 @@ def _options(script: str) -> List[Tuple[str, str]]:
 
 
 def _environment(script: str) -> Dict[str, str]:
-    """Without the user's SBATCH_ variables for what the script asks for: they would win over it."""
+    """The environment without variables that would mislead the job.
+
+    The user's SBATCH_ variables take precedence over what the script asks for. A job that submits
+    this one hands down how often it was requeued itself.
+    """
     names = {f"SBATCH_{option.upper().replace('-', '_')}" for option, _ in _options(script)}
-    names |= {_OTHER_NAMES[name] for name in names & set(_OTHER_NAMES)}
+    names |= {_OTHER_NAMES[name] for name in names & set(_OTHER_NAMES)} | {"SLURM_RESTART_COUNT"}
     return {name: value for name, value in os.environ.items() if name not in names}
 
 
 def follow(job_id: str, log: Path) -> int:
     """Copies the log to stdout until the job has ended, over requeues too; its exit code.
 
-    Ctrl-C ends the display, not the job.
+    Ctrl-C, or a reader that has gone (`| head`), ends the display, not the job.
     """
     shown: Optional[str] = None
     offset = 0
@@ -78,7 +82,7 @@ def follow(job_id: str, log: Path) -> int:
             if state not in _ACTIVE:
                 return _exit_code(job_id)
             time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError):
         say(f"job {job_id} goes on; end it with `scancel {job_id}`, its log is {log}")
         return 130
 

@@ -6,9 +6,12 @@ test_slurm.py runs both on a real Slurm; here the command lines and the answers 
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from launch import submit
 
 ROOT = Path(__file__).parents[2]
 RUNNING = "JobId=7 JobState=RUNNING TimeLimit=01:00:00 EndTime=Unknown PreemptTime={preempted}"
@@ -153,6 +156,26 @@ def test_options_override_the_users_sbatch_variables(slurm):
         env={f"SBATCH_{name}": "mine" for name in given},
     )  # fmt: skip
     assert done.stderr == "launch: sbatch refused the job: SBATCH_ACCOUNT=mine\n"
+
+
+def test_a_job_that_a_requeued_one_submits_counts_its_own_requeues(slurm):
+    done = slurm(
+        "slurm", "--", "true",
+        sbatch="echo ${SLURM_RESTART_COUNT:-none} >&2; exit 1",
+        env={"SLURM_RESTART_COUNT": "10"},
+    )  # fmt: skip
+    assert done.stderr == "launch: sbatch refused the job: none\n"
+
+
+def test_the_job_goes_on_when_nobody_reads_its_log(monkeypatch, tmp_path, capsys):
+    (tmp_path / "log").write_text("said")
+    monkeypatch.setattr(submit, "_state", lambda job_id: ("RUNNING", ""))
+    read, write = os.pipe()
+    os.close(read)
+    with suppress(BrokenPipeError), open(write, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        assert submit.follow("9", tmp_path / "log") == 130
+    assert "job 9 goes on; end it with `scancel 9`" in capsys.readouterr().err
 
 
 def test_a_refused_submission_is_one_line(slurm):
