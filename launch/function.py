@@ -48,7 +48,7 @@ def run(
 
     Each rank is a separate process, in which `horovod.init()` and `trainer.fit` find the others. It
     gets copies of the function, its arguments and the globals it uses, and sends back a copy of its
-    result. A Gluon net can be among them, unless it was hybridized and run in this process. Output
+    result. A Gluon net can be among them; one that was compiled is compiled anew there. Output
     of the ranks is printed as it comes, or passed to `on_line` line by line, in this process;
     `trainer.notebook.LiveCurves` draws curves from it. An interrupt (ctrl-C, or Jupyter's stop
     button) ends all ranks; `trainer.fit` saves first.
@@ -83,10 +83,10 @@ def run(
 def _write_task(
     path: Path, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> None:
-    import cloudpickle
+    from launch import pickling  # late: cloudpickle is needed for nothing else
 
     try:
-        task = cloudpickle.dumps((function, tuple(args), dict(kwargs)))
+        task = pickling.dumps((function, tuple(args), dict(kwargs)))
     except Exception as error:  # __reduce__ of an object may raise anything
         raise ValueError(
             f"{getattr(function, '__name__', function)} cannot be sent to the ranks: {error}; "

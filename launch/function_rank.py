@@ -61,11 +61,11 @@ def _be_rank(folder: Path) -> int:
 
 
 def _write_result(folder: Path, result: object) -> None:
-    import cloudpickle
+    from launch import pickling
 
     if "mxnet" in sys.modules:
         sys.modules["mxnet"].nd.waitall()  # collectives in flight at exit would kill the peers
-    result_file(folder, int(os.environ["HOROVOD_RANK"])).write_bytes(cloudpickle.dumps(result))
+    result_file(folder, int(os.environ["HOROVOD_RANK"])).write_bytes(pickling.dumps(result))
 
 
 if __name__ == "__main__":

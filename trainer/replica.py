@@ -273,8 +273,11 @@ def _initialize(net: gluon.Block, ctx: mx.Context) -> None:
         try:
             parameter.reset_ctx(ctx)
         except ValueError:  # not initialised
+            # The initializer of a constant is known by name, and only to the process that made it.
+            constant = isinstance(parameter, gluon.Constant)
+            own = mx.init.Constant(parameter.value) if constant else None
             try:
-                parameter.initialize(default_init=mx.init.Xavier(), ctx=ctx)
+                parameter.initialize(own, default_init=mx.init.Xavier(), ctx=ctx)
             except ValueError as error:
                 raise ConfigError(
                     f"{parameter.name} cannot be drawn: {error} Give it an init of its own, "

@@ -1,0 +1,61 @@
+"""What is sent to another process computes the same there."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+from mxnet.gluon import nn
+
+from launch import pickling
+
+ROOT = Path(__file__).parents[2]
+OTHER_PROCESS = """
+import pickle, sys
+import mxnet as mx
+from trainer import replica
+from trainer.config import Config
+
+compiled, unready, operators = pickle.load(sys.stdin.buffer)
+assert operators == (mx.nd.tanh, mx.sym.tanh)
+replica.prepare(unready, Config(), (1, 2, 3), mx.cpu())
+outputs = [net(mx.nd.ones((2, 1, 2, 3))) for net in (compiled, unready)]
+sys.stdout.buffer.write(pickle.dumps([output.asnumpy() for output in outputs]))
+"""
+
+
+class Shifted(gluon.HybridBlock):
+    """It adds a constant, which Gluon initialises by a name that this process alone knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = self.params.get_constant("shift", mx.nd.arange(3))
+        self.head = nn.Dense(3, weight_initializer="zeros")
+
+    def hybrid_forward(self, F: Any, x: Any, shift: Any) -> Any:
+        return F.broadcast_add(self.head(x), F.reshape(shift, (1, 3)))
+
+
+def test_nets_compute_the_same_in_another_process() -> None:
+    compiled = nn.HybridSequential()
+    compiled.add(nn.Dense(3), nn.HybridLambda("tanh"), nn.HybridLambda(lambda F, x: F.relu(x)))
+    compiled.initialize()
+    compiled.hybridize(static_alloc=True)
+    expected = compiled(mx.nd.ones((2, 1, 2, 3))).asnumpy()
+    task = pickling.dumps((compiled, Shifted(), (mx.nd.tanh, mx.sym.tanh)))
+    command = [sys.executable, "-c", OTHER_PROCESS]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}  # which has Shifted
+    done = subprocess.run(
+        command, input=task, cwd=ROOT, env=environment, stdout=subprocess.PIPE, timeout=120
+    )
+    assert done.returncode == 0
+    found, shifted = pickle.loads(done.stdout)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(shifted, [[0, 1, 2]] * 2)
