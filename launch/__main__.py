@@ -47,6 +47,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except OSError as error:
         say(f"{error}{_LIMITS.get(error.errno or 0, '')}")
         return 2
+    except RuntimeError as error:
+        if str(error) != "can't start new thread":
+            raise
+        say(f"{error}{_LIMITS[errno.EAGAIN]}")
+        return 2
     except ValueError as error:
         say(str(error))
         return 2

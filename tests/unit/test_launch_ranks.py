@@ -1,14 +1,17 @@
 """Rank facts, threads, interfaces, exit codes and which rank is blamed."""
 
 import os
+import signal
 import socket
 import sys
 
 import pytest
 
 from launch import network
+from launch.__main__ import main
 from launch.blame import first_cause, tells_no_cause
 from launch.process import describe_exit, shell_exit_code
+from launch.rank_process import RankProcess
 from launch.ranks import cores_of_task, cores_per_rank, facts_on_one_host, rank_environment
 
 
@@ -120,6 +123,21 @@ LOST = "MXNetError: Horovod has been shut down. This was caused by an exception 
 )
 def test_the_cause_is_named_not_the_first_to_end(failed, without_cause, unresponsive, named):
     assert first_cause(failed, without_cause, unresponsive) == named
+
+
+def test_a_limit_of_threads_is_one_line_and_leaves_no_rank(monkeypatch, capsys):
+    """As where `ulimit -u` lets the ranks start, but not the threads that read what they say."""
+    started = []
+
+    def refuse(rank, events):
+        started.append(rank.process)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(RankProcess, "watch", refuse)
+    assert main(["local", "-n", "1", "--", "sleep", "600"]) == 2
+    said = "launch: can't start new thread: raise the limit of processes (`ulimit -u`)"
+    assert capsys.readouterr().err.startswith(said)
+    assert started[0].wait(timeout=60) == -signal.SIGKILL
 
 
 def test_last_lines_of_a_rank_that_tells_no_cause():
