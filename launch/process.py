@@ -53,7 +53,10 @@ def describe_exit(returncode: int) -> str:
         return f"saved and asks to be run again (exit code {EXIT_SAVED})"
     if returncode >= 0:
         return f"ended with exit code {returncode}"
-    name = signal.Signals(-returncode).name
+    try:
+        name = signal.Signals(-returncode).name
+    except ValueError:  # most real-time signals have none
+        name = f"signal {-returncode}"
     if name == "SIGKILL":
         return "was killed by SIGKILL (kill -9, or the kernel when memory ran out: see dmesg)"
     return f"was killed by {name}"

@@ -6,11 +6,12 @@ import contextlib
 import json
 import shutil
 import sys
-from typing import Any, Iterator, Tuple
+from pathlib import Path
+from typing import Any, Iterator, Optional, Tuple
 
 import click
 
-from . import device, launched
+from . import device, launched, whole_file
 from .config import Config, load
 
 configured = click.argument("config", required=False, type=click.Path())
@@ -32,6 +33,16 @@ def writing(what: Any) -> Iterator[None]:
     except OSError as error:
         place = error.filename or what
         raise click.UsageError(f"{place} cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def written(path: Optional[str]) -> Iterator[Optional[Path]]:
+    """A temporary file that replaces ``path`` on success; None if ``path`` is None."""
+    if path is None:
+        yield None
+        return
+    with writing(path), whole_file.replaced(Path(path)) as partial:
+        yield partial
 
 
 def say(text: str) -> None:

@@ -22,6 +22,7 @@ from .command_line import (
     split,
     table_width,
     writing,
+    written,
 )
 
 
@@ -93,34 +94,31 @@ def bench(
         alone("bench with --sweep or --ranks")
         if timeline is not None:
             raise click.UsageError("--timeline goes with one bench, not with --sweep or --ranks")
-    # Fail before the measurement, not after it, if the results cannot be written.
-    if json_path is not None and launched.rank() == 0:
-        with writing(json_path):
-            open(json_path, "a").close()
     if timeline is not None:
         with writing(timeline):
             os.makedirs(timeline, exist_ok=True)
-    found: Any
-    if several:
-        from . import bench_sweep, bench_table
+    # Fails before the measurement, not after it, if the results cannot be written.
+    with written(json_path if launched.rank() == 0 else None) as file:
+        found: Any
+        if several:
+            from . import bench_sweep, bench_table
 
-        path, overrides = split(config, overrides)
-        chosen = bench_sweep.combinations(sweep, ranks or "1")
-        options = (f"--steps={steps}", f"--warmup={warmup}")
-        found = bench_sweep.measure(path, overrides, chosen, options)
-        bench_table.show_sweep(list(zip(chosen, map(bench_table.from_dict, found))))
-    else:
-        settings = load_config(config, overrides)
-        from . import bench, bench_table
+            path, overrides = split(config, overrides)
+            chosen = bench_sweep.combinations(sweep, ranks or "1")
+            options = (f"--steps={steps}", f"--warmup={warmup}")
+            found = bench_sweep.measure(path, overrides, chosen, options)
+            bench_table.show_sweep(list(zip(chosen, map(bench_table.from_dict, found))))
+        else:
+            settings = load_config(config, overrides)
+            from . import bench, bench_table
 
-        figures = bench.measure(settings, steps, warmup, Path(timeline) if timeline else None)
-        dist.shutdown()
-        found = bench_table.as_dict(settings, figures)
-        if launched.rank() == 0:
-            bench_table.show(settings, figures)
-    if json_path is not None and launched.rank() == 0:
-        with writing(json_path):
-            Path(json_path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            figures = bench.measure(settings, steps, warmup, Path(timeline) if timeline else None)
+            dist.shutdown()
+            found = bench_table.as_dict(settings, figures)
+            if launched.rank() == 0:
+                bench_table.show(settings, figures)
+        if file is not None:
+            file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 @click.command()

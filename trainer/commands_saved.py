@@ -7,12 +7,12 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator, Optional, Tuple
+from typing import TYPE_CHECKING, Optional, Tuple
 
 import click
 
 from . import dist, launched, whole_file
-from .command_line import alone, load_saved, overridden, say, writing
+from .command_line import alone, load_saved, overridden, say, writing, written
 
 if TYPE_CHECKING:
     from .images import Images
@@ -52,7 +52,7 @@ def calibrate(
     path = out or str(saved.path.resolve().parents[1] / "calibrated.params")
     with contextlib.ExitStack() as stack:
         with dist.together():  # fails before the measurement, not after it
-            file = stack.enter_context(_written(path if dist.is_root() else None))
+            file = stack.enter_context(written(path if dist.is_root() else None))
         before = evaluate_saved(saved)
         calibrate_saved(saved, samples)
         after = evaluate_saved(saved)
@@ -85,7 +85,7 @@ def predict(
     alone("predict")
     overrides = tuple(word for word in inputs if "=" in word and not os.path.exists(word))
     paths = [word for word in inputs if word not in overrides]
-    with _written(output) as answers_file, _written(picture) as picture_file:
+    with written(output) as answers_file, written(picture) as picture_file:
         saved = load_saved(checkpoint, overrides)
         from . import images, predict
 
@@ -100,16 +100,6 @@ def predict(
             predict.write_picture(answers, picture_file)
     if output is None:
         say(text.rstrip("\n"))
-
-
-@contextlib.contextmanager
-def _written(path: Optional[str]) -> Iterator[Optional[Path]]:
-    """A temporary file that replaces ``path`` on success; None if ``path`` is None."""
-    if path is None:
-        yield None
-        return
-    with writing(path), whole_file.replaced(Path(path)) as partial:
-        yield partial
 
 
 def _note_light_backgrounds(saved: Saved, found: Images, invert: bool) -> None:

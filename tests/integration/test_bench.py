@@ -57,3 +57,12 @@ def test_bench_starts_ranks_itself_for_a_sweep(tmp_path):
     assert found["config"]["train"]["global_batch_size"] == 50
     assert found["figures"]["ranks"] == 2
     assert [p.name for p in tmp_path.iterdir()] == ["figures.json"]
+
+
+def test_failed_bench_leaves_the_file_as_it_was(tmp_path):
+    fresh, kept = tmp_path / "fresh.json", tmp_path / "kept.json"
+    kept.write_text("of the last bench")
+    for path in (fresh, kept):
+        done = run(trainer("bench", "data.folder=/nowhere", "--json", str(path)))
+        assert done.code == 2 and "/nowhere" in done.err
+    assert {path: path.read_text() for path in tmp_path.iterdir()} == {kept: "of the last bench"}

@@ -104,6 +104,7 @@ def test_exit_codes_in_words():
     assert shell_exit_code(-9) == 137
     assert describe_exit(3) == "ended with exit code 3"
     assert describe_exit(-15) == "was killed by SIGTERM"
+    assert describe_exit(-40) == "was killed by signal 40"
     assert "memory ran out" in describe_exit(-9)
     assert "run again" in describe_exit(85)
 
