@@ -178,6 +178,7 @@ def _shares(numbers: int, ranks: int) -> List[slice]:
     return [slice(start, stop) for start, stop in zip(ends, ends[1:])]
 
 
+@np.errstate(all="ignore")  # a net that diverges is reported by the metrics
 def _sum_rows(rows: np.ndarray, share: slice, out: np.ndarray) -> None:
     """Write a shard of the sum of all rows, in row order, to ``out``, which may be one of them."""
     for start in range(share.start, share.stop, _BLOCK):

@@ -1,4 +1,4 @@
-"""A rank lost during the allreduce of gradients; tests/parallel checks the sums."""
+"""Gradients of a lost rank or a diverging net; tests/parallel checks the sums."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 
 import mxnet as mx
+import numpy as np
 import pytest
 from mxnet.gluon import nn
 
-from trainer.shared_gradients import _Shared
+from trainer.shared_gradients import _Shared, _sum_rows
 from trainer.shared_memory import SharedMemorySum
 
 
@@ -27,3 +28,10 @@ def test_a_lost_rank_is_noticed(tmp_path: Path) -> None:
     shared = _Shared(parameters, mmap.mmap(-1, 2 * row), row, peers)
     with pytest.raises(RuntimeError, match="process 1 of 2 on this node ended"):
         shared.allreduce()
+
+
+def test_gradients_that_are_not_finite_are_summed_without_a_warning() -> None:
+    rows = np.array([[np.inf, 3e38, np.nan], [-np.inf, 3e38, 1]], np.float32)
+    with np.errstate(all="raise"):
+        _sum_rows(rows, slice(0, 3), rows[0])
+    np.testing.assert_array_equal(rows[0], [np.nan, np.inf, np.nan])
