@@ -286,9 +286,8 @@ class _Run:
     def _evaluate(self) -> float:
         """Evaluate on the test set; returns the accuracy."""
         batches = self._watched(feed.test_loader(self.test, self.config, self.ctx))
-        in_float32 = mixed_precision.computing_in(
-            self.net, "float32"
-        )  # as the saved model will be used
+        # As the saved model will be used.
+        in_float32 = mixed_precision.computing_in(self.net, "float32")
         with in_float32, replica.as_one_model(self.net, self.config):
             loss_of = self.loss or cross_entropy
             self.evaluation = evaluate(self.net, batches, self.num_classes, loss_of)

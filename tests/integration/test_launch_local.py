@@ -205,6 +205,12 @@ def test_warned_ranks_save_and_the_same_command_resumes(tmp_path):
 
 def test_ranks_save_when_their_terminal_is_closed(tmp_path):
     """As at the end of an ssh connection: the kernel sends SIGHUP, and no line can be written."""
+
+    def begin_session():
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+
     keyboard, terminal = pty.openpty()
     command = [sys.executable, "-m", "launch", "local", "-n", "2", "--"]
     process = subprocess.Popen(
@@ -213,7 +219,7 @@ def test_ranks_save_when_their_terminal_is_closed(tmp_path):
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
-        preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
+        preexec_fn=begin_session,
     )
     os.close(terminal)
     wait_for(tmp_path / "losses")

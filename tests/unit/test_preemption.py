@@ -13,6 +13,14 @@ from launch.ranks import EXIT_SAVED
 from trainer.preemption import EXIT_CODE, StopRequest
 
 
+@pytest.fixture(autouse=True)
+def no_nohup():
+    """The default for SIGHUP, which nohup would have these tests ignore."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_signal_asks_for_a_stop(number):
     with StopRequest() as stop:
