@@ -50,8 +50,8 @@ CHOICES: Dict[str, Choice] = {
     "through Horovod, as they come (`optimizer.groups=0`)": run(HOROVOD, "optimizer.groups=0"),
     "through Horovod, in 8 groups": run(HOROVOD, "optimizer.groups=8"),
     "products in bfloat16 (`train.precision=bfloat16`)": run("train.precision=bfloat16"),
-    "`HOROVOD_CYCLE_TIME=1` instead of 200": run(HOROVOD_CYCLE_TIME="1"),
-    "`HOROVOD_CYCLE_TIME=100`": run(HOROVOD_CYCLE_TIME="100"),
+    "`HOROVOD_CYCLE_TIME=1` instead of 100": run(HOROVOD_CYCLE_TIME="1"),
+    "`HOROVOD_CYCLE_TIME=200`": run(HOROVOD_CYCLE_TIME="200"),
     "`HOROVOD_CYCLE_TIME=1000`": run(HOROVOD_CYCLE_TIME="1000"),
     "small arrays updated by 45 instead of 4 (`MXNET_OPTIMIZER_AGGREGATION_SIZE`)": run(
         MXNET_OPTIMIZER_AGGREGATION_SIZE="45"

@@ -72,7 +72,7 @@ def init(fixed_groups: bool = True, steps_in_memory: bool = False) -> None:
     if one_node and not hvd.cuda_built() and shared_memory.possible():
         # Horovod's background threads synchronise once a cycle, by default every millisecond, even
         # with nothing to do, on the cores that compute.
-        os.environ.setdefault("HOROVOD_CYCLE_TIME", "200" if steps_in_memory else "10")
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", "100" if steps_in_memory else "10")
     # Dynamic process sets, for node_process_set, double the messages of each cycle.
     hvd.init(process_sets=None if one_node else "dynamic")
     if hvd.size() != launched.size():
