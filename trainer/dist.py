@@ -277,21 +277,11 @@ def broadcast_array(array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:
     """
     import mxnet as mx
 
-    values = array.asnumpy()
     if ranks_share_memory():
-        return mx.nd.array(_broadcast_in_memory(values, name), dtype=array.dtype)
-    copy = mx.nd.array(values, dtype=array.dtype)
+        return mx.nd.array(broadcast_object(array.asnumpy()), dtype=array.dtype)
+    copy = mx.nd.array(array.asnumpy(), dtype=array.dtype)
     hvd = _horovod()
     return hvd.broadcast_(copy, root_rank=0, name=name) if hvd else copy
-
-
-def _broadcast_in_memory(values: np.ndarray, name: str) -> np.ndarray:
-    """Rank 0's ``values``, any dtype: its bytes summed as integers, with zeros from others."""
-    numbers = np.zeros(-(-values.nbytes // 8), np.int64)
-    if is_root():
-        numbers.view(np.uint8)[: values.nbytes] = values.reshape(-1).view(np.uint8)
-    numbers = allreduce_sum(numbers, name)
-    return numbers.view(np.uint8)[: values.nbytes].view(values.dtype).reshape(values.shape)
 
 
 def broadcast_parameters(parameters: Iterable[mx.gluon.Parameter]) -> None:

@@ -215,6 +215,7 @@ def _norm(arrays: List[mx.nd.NDArray]) -> mx.nd.NDArray:
     return mx.nd.concat(*squares, dim=0).sum().sqrt()
 
 
+@np.errstate(all="ignore")  # a net that diverges is reported by the metrics
 def _rescale(arrays: List[mx.nd.NDArray], factor: mx.nd.NDArray) -> None:
     """Multiply ``arrays`` by ``factor``, float32 (1,), in place."""
     if not _on_host(arrays):

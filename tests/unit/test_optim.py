@@ -300,6 +300,14 @@ def test_zero_gradients_are_clipped_to_zero():
     assert all((value == before[name]).all() for name, value in values(net).items())
 
 
+def test_gradients_that_are_not_finite_are_clipped_without_a_warning():
+    net = tiny()
+    trainer = make_trainer(net, Optimizer(momentum=0))
+    set_gradients(net, scale=np.inf)
+    with np.errstate(all="raise"):
+        reduce_and_update(trainer, 1.0, want_norm=True)
+
+
 def test_gradients_of_what_is_trained():
     net = tiny()
     trainer = make_trainer(net, Optimizer())
