@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+from launch.cpu_quota import quota_cores
 from launch.cuda_code import gpu_code
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
@@ -146,6 +147,16 @@ def _nccl_row(horovod: Dict[str, Any]) -> Row:
         return Row("NCCL", OK, "built in")
     fix = "gradients cross the host's memory: build Horovod with HOROVOD_GPU_OPERATIONS=NCCL"
     return Row("NCCL", WARN, "not built into Horovod", fix)
+
+
+def cores_row() -> Row:
+    """The cores that ranks here divide, and what limits them."""
+    bound, quota = len(os.sched_getaffinity(0)), quota_cores()
+    total = os.cpu_count() or bound
+    limits = [f"bound to {bound} of {total}"] if bound < total else []
+    limits += [f"the container's CPU quota is {quota}"] if quota else []
+    note = f" ({', '.join(limits)})" if limits else ""
+    return Row("cores", OK, f"{min(bound, quota or bound)}{note}")
 
 
 def data_row() -> Row:

@@ -38,6 +38,7 @@ def _node_rows() -> List[Row]:
     return [
         *checks.library_rows(libraries),
         *checks.gpu_rows(libraries),
+        checks.cores_row(),
         checks.data_row(),
         checks.write_row(Path.cwd()),
     ]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Mapping, Optional, Tuple
 
+from launch.cpu_quota import quota_cores
+
 EXIT_SAVED = 85
 """Exit code of a rank that was warned (SIGTERM, SIGUSR1), has saved, and should be restarted."""
 
@@ -77,8 +79,8 @@ def rank_environment(
 def cores_per_rank(ranks: int, env: Optional[Mapping[str, str]] = None) -> int:
     """CPU cores for each of the `ranks` that this process starts, at least 1.
 
-    They divide what this process may use: its own cores, or fewer where a Slurm allocation, whose
-    sites need not bind processes to it, has fewer of this node.
+    They divide what this process may use: its own cores, or fewer where its container has a CPU
+    quota, or a Slurm allocation, whose sites need not bind processes to it, fewer of this node.
     """
     bound, on_node = _cores(os.environ if env is None else env)
     return max(1, min(bound, on_node) // ranks)
@@ -98,6 +100,10 @@ def cores_of_task(local_size: int, env: Optional[Mapping[str, str]] = None) -> i
 
 
 def _cores(env: Mapping[str, str]) -> Tuple[int, int]:
-    """How many this process is bound to, and how many of this node its Slurm allocation has."""
+    """How many this process is bound to, and how many of this node its job has.
+
+    The latter is the least of its Slurm allocation and its container's CPU quota.
+    """
     bound = len(os.sched_getaffinity(0))
-    return bound, int(env.get("SLURM_CPUS_ON_NODE", bound))
+    on_node = int(env.get("SLURM_CPUS_ON_NODE", bound))
+    return bound, min(on_node, quota_cores() or on_node)

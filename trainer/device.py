@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any, Optional, Set, Tuple
 
+from launch.cpu_quota import quota_cores
+
 from . import dist, launched
 from .settings import ConfigError
 
@@ -13,12 +15,14 @@ from .settings import ConfigError
 def share_cores() -> None:
     """Divide the node's cores among its ranks: set this rank's thread count and CPU affinity.
 
-    OMP_NUM_THREADS is kept if the user has set it; with OMP_PROC_BIND set, to anything, the
-    affinity stays as it is. Call this before importing MXNet: OpenMP reads its variables when it is
-    loaded, and threads inherit the affinity of the thread that creates them.
+    A container's CPU quota counts as that many cores. OMP_NUM_THREADS is kept if the user has set
+    it; with OMP_PROC_BIND set, to anything, the affinity stays as it is. Call this before importing
+    MXNet: OpenMP reads its variables when it is loaded, and threads inherit the affinity of the
+    thread that creates them.
     """
     ranks, allowed = launched.local_size(), os.sched_getaffinity(0)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(allowed) // ranks)))
+    cores = min(len(allowed), quota_cores() or len(allowed))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
     threads = os.environ["OMP_NUM_THREADS"]
     if ranks > 1 and threads.isdigit() and "OMP_PROC_BIND" not in os.environ:
         own = own_cores(allowed, launched.local_rank(), ranks, int(threads))

@@ -88,8 +88,9 @@ def machine(monkeypatch):
     """A machine of so many cores, for a rank that its launcher has told its place."""
     bound = []
 
-    def of(cores, local_rank, ranks, **environment):
+    def of(cores, local_rank, ranks, quota=None, **environment):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+        monkeypatch.setattr(device, "quota_cores", lambda: quota)
         monkeypatch.setattr(os, "sched_setaffinity", lambda _, own: bound.append(own))
         for name in ("OMP_NUM_THREADS", "OMP_PROC_BIND"):
             monkeypatch.setenv(name, "")  # so that what the code sets is taken back
@@ -103,10 +104,19 @@ def machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "cores, ranks, threads", [(8, 1, "8"), (8, 2, "4"), (8, 3, "2"), (2, 5, "1")]
+    "cores, quota, ranks, threads",
+    [
+        (8, None, 1, "8"),
+        (8, None, 2, "4"),
+        (8, None, 3, "2"),
+        (2, None, 5, "1"),
+        (64, 4, 1, "4"),  # docker run --cpus=4
+        (64, 4, 2, "2"),
+        (2, 4, 1, "2"),
+    ],
 )
-def test_cores_are_shared_among_the_ranks_of_the_node(machine, cores, ranks, threads):
-    machine(cores, 0, ranks)
+def test_cores_are_shared_among_the_ranks_of_the_node(machine, cores, quota, ranks, threads):
+    machine(cores, 0, ranks, quota)
     device.share_cores()
     assert os.environ["OMP_NUM_THREADS"] == threads
 

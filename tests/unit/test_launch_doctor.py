@@ -87,6 +87,21 @@ def rows_with(library, **changes):
     return {row.name: row for row in checks.gpu_rows({**HEALTHY, "mxnet": mxnet, **changes})}
 
 
+@pytest.mark.parametrize(
+    ("bound", "quota", "found"),
+    [
+        (8, None, "8"),
+        (2, None, "2 (bound to 2 of 8)"),
+        (8, 4, "4 (the container's CPU quota is 4)"),
+    ],
+)
+def test_cores_and_what_limits_them(monkeypatch, bound, quota, found):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(bound)))
+    monkeypatch.setattr(checks, "quota_cores", lambda: quota)
+    assert checks.cores_row() == Row("cores", OK, found)
+
+
 def test_an_h100_needs_the_container(library, nvidia_smi):
     nvidia_smi("NVIDIA H100 80GB HBM3, 9.0, 535.104.05")
     row = rows_with(library)["GPU"]

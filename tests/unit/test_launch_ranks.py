@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from launch import network
+from launch import network, ranks
 from launch.__main__ import main
 from launch.blame import first_cause, tells_no_cause
 from launch.process import describe_exit, shell_exit_code
@@ -49,31 +49,47 @@ def test_what_an_elastic_horovodrun_left_is_not_handed_on(monkeypatch):
     assert "HOROVOD_ELASTIC" not in rank_environment(facts_on_one_host(0, 1), {}, "lo", 1, "id")
 
 
-@pytest.mark.parametrize(
-    ("bound", "env", "ranks", "cores"),
-    [
-        (8, {}, 2, 4),
-        (2, {}, 4, 1),
-        (64, {"SLURM_CPUS_ON_NODE": "16"}, 4, 4),  # the whole node is visible, a part is ours
-        (8, {"SLURM_CPUS_PER_TASK": "8", "SLURM_CPUS_ON_NODE": "8"}, 4, 2),  # `srun -n1 -c8`
-        (2, {"SLURM_CPUS_PER_TASK": "8", "SLURM_CPUS_ON_NODE": "64"}, 2, 1),  # left by another job
-    ],
-)
-def test_cores_are_divided_among_the_ranks_of_one_process(monkeypatch, bound, env, ranks, cores):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(bound)))
-    assert cores_per_rank(ranks, env) == cores
+@pytest.fixture
+def bound_to(monkeypatch):
+    """Binds this process to so many cores, in a container with such a CPU quota."""
+
+    def bind(cores, quota):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+        monkeypatch.setattr(ranks, "quota_cores", lambda: quota)
+
+    return bind
 
 
 @pytest.mark.parametrize(
-    ("bound", "env", "local_size", "cores"),
+    ("bound", "quota", "env", "number", "cores"),
     [
-        (64, {"SLURM_CPUS_ON_NODE": "16"}, 4, 4),
-        (1, {"SLURM_CPUS_ON_NODE": "8"}, 4, 1),  # bound to a core each: not divided again
-        (64, {"SLURM_CPUS_PER_TASK": "6", "SLURM_CPUS_ON_NODE": "48"}, 8, 6),
+        (8, None, {}, 2, 4),
+        (2, None, {}, 4, 1),
+        (64, 4, {}, 2, 2),
+        (4, 64, {}, 2, 2),
+        (64, None, {"SLURM_CPUS_ON_NODE": "16"}, 4, 4),  # all of the node is visible, a part ours
+        (8, None, {"SLURM_CPUS_PER_TASK": "8", "SLURM_CPUS_ON_NODE": "8"}, 4, 2),  # `srun -n1 -c8`
+        (2, None, {"SLURM_CPUS_PER_TASK": "8", "SLURM_CPUS_ON_NODE": "64"}, 2, 1),  # another job's
     ],
 )
-def test_cores_of_a_slurm_task(monkeypatch, bound, env, local_size, cores):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(bound)))
+def test_cores_are_divided_among_the_ranks_of_one_process(
+    bound_to, bound, quota, env, number, cores
+):
+    bound_to(bound, quota)
+    assert cores_per_rank(number, env) == cores
+
+
+@pytest.mark.parametrize(
+    ("bound", "quota", "env", "local_size", "cores"),
+    [
+        (64, None, {"SLURM_CPUS_ON_NODE": "16"}, 4, 4),
+        (64, 8, {"SLURM_CPUS_ON_NODE": "16"}, 4, 2),  # slurmd in a container of 8 CPUs
+        (1, None, {"SLURM_CPUS_ON_NODE": "8"}, 4, 1),  # bound to a core each: not divided again
+        (64, None, {"SLURM_CPUS_PER_TASK": "6", "SLURM_CPUS_ON_NODE": "48"}, 8, 6),
+    ],
+)
+def test_cores_of_a_slurm_task(bound_to, bound, quota, env, local_size, cores):
+    bound_to(bound, quota)
     assert cores_of_task(local_size, env) == cores
 
 
