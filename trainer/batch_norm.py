@@ -13,7 +13,7 @@ and the cost.
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Iterable, List, Tuple
+from typing import Any, Iterable, Iterator, List, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -170,6 +170,22 @@ def revert_sync_batch_norm(net: gluon.Block) -> gluon.Block:
     return net
 
 
+@contextlib.contextmanager
+def layers_kept(net: gluon.Block) -> Iterator[None]:
+    """Within it layers of ``net`` may be converted; afterwards they are what they were before."""
+    layers = _batch_norm_layers(net)
+    rank_sums = [vars(layer).get("_rank_sum") for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, rank_sum in zip(layers, rank_sums):
+            if rank_sum is not None:
+                layer._rank_sum = rank_sum
+            elif isinstance(layer, SyncBatchNorm):
+                _revert(layer)
+        clear_cached_graphs(net)
+
+
 def is_synced(net: gluon.Block) -> bool:
     """Whether any layer of ``net`` is a SyncBatchNorm."""
     return any(isinstance(layer, SyncBatchNorm) for layer in _batch_norm_layers(net))
@@ -293,23 +309,15 @@ def calibrate(net: gluon.Block, batches: Iterable[Tuple[mx.nd.NDArray, int]]) ->
         ValueError: a batch's number is not that of its samples, there is no batch, or a layer's
             class overrides the forward of Gluon's batch norm.
     """
-    layers, moving = _batch_norm_layers(net), _moving_layers(net)
-    rank_sums = [vars(layer).get("_rank_sum") for layer in layers]
-    convert_sync_batch_norm(net)
-    connect(net)
-    for layer in moving:
-        layer._rank_sum.collected = np.zeros(1)
-    try:
+    moving = _moving_layers(net)
+    with layers_kept(net):
+        convert_sync_batch_norm(net)
+        connect(net)
+        for layer in moving:
+            layer._rank_sum.collected = np.zeros(1)
         for data, count in batches:
             _run_in_train_mode(net, data, count)
         sums = [layer._rank_sum.collected for layer in moving]
-    finally:
-        for layer, rank_sum in zip(layers, rank_sums):
-            if rank_sum is None:
-                _revert(layer)
-            else:
-                layer._rank_sum = rank_sum
-        clear_cached_graphs(net)
     if any(s[-1] == 0 for s in sums):
         raise ValueError("calibration saw no sample on any rank; give it at least one batch")
     for layer, s in zip(moving, sums):

@@ -27,6 +27,7 @@ from . import (
     resume,
     sharding,
     shared_gradients,
+    users_net,
 )
 from .arrays import Arrays
 from .config import Config, ConfigError, to_dict
@@ -74,7 +75,8 @@ def fit(
 
     Args:
         net: any Gluon block that takes float32 (B, C, H, W) and gives logits (B, K); initialised
-            or not. None builds what ``config.model`` says. It is trained in place.
+            or not. None builds what ``config.model`` says. It is trained in place; apart from its
+            weights and device it is afterwards as it was, also if the run fails.
         config: every setting; None takes the defaults.
         loss: maps logits (B, K) and labels, float32 (B,), to the loss of each sample, (B,): one of
             Gluon's losses or any function of arrays. None takes softmax cross entropy.
@@ -113,7 +115,8 @@ def fit(
             dist.init(config.optimizer.groups > 0, shared_gradients.wanted(config.optimizer))
         run = _Run(net, config, loss, data, watchdog)
         try:
-            with mixed_precision.computing_in(run.net, config.train.precision):
+            in_precision = mixed_precision.computing_in(run.net, config.train.precision)
+            with users_net.restored(run.net), in_precision:
                 run.begin(resume, force)
                 result = run.go(stop)
         finally:
@@ -337,8 +340,6 @@ class _Run:
             )
         replica.merge_running_statistics(self.net, self.config)
         mx.nd.waitall()
-        # Makes the net picklable: its graphs refer to objects of this process.
-        batch_norm.clear_cached_graphs(self.net)
         evaluation = None if stopped else self.evaluation
         speed = self.throughput.overall
         self.report.end(self.step, evaluation, speed)

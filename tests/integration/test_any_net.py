@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +165,36 @@ def test_what_mxnet_cannot_translate_is_told_in_a_line(tmp_path: Path) -> None:
     ) as raised:
         export.export(prepared(nn.BatchNorm(axis=3)), SET, tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def conv_and_norm() -> gluon.Block:
+    """A part of it is compiled, in its own way; its last layer has multipliers of its own."""
+    net, body = nn.HybridSequential(), nn.HybridSequential()
+    body.add(nn.Conv2D(2, kernel_size=3), nn.BatchNorm())
+    body.hybridize(inline_limit=5)
+    net.add(body, nn.Dense(4))
+    net[1].bias.wd_mult, net[1].bias.lr_mult = 0.5, 2.0
+    return net
+
+
+def attributes(net: gluon.Block) -> Any:
+    """Everything about a net that is not the values of its parameters."""
+    blocks: Any = []
+    net.apply(lambda block: blocks.append((type(block), vars(block).get("_flags"), *vars(block))))
+    parameters = net.collect_params().values()
+    return blocks, [(p.grad_req, p.wd_mult, p.lr_mult, p._trainer) for p in parameters]
+
+
+@pytest.mark.parametrize(
+    ("loss", "error"), [(None, None), (lambda scores, label: scores[:, 0] / 0, TrainingError)]
+)
+def test_only_the_weights_of_a_net_change(tmp_path: Path, loss: Any, error: Any) -> None:
+    net = conv_and_norm()
+    before = attributes(net)
+    with contextlib.nullcontext() if error is None else pytest.raises(error):
+        trained(net, tmp_path, loss, batch_norm="sync", optimizer={"accumulate": 2})
+    assert attributes(net) == before
+    pickle.dumps(net)
 
 
 class OfDistances(gluon.HybridBlock):

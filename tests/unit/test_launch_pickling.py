@@ -11,7 +11,7 @@ from typing import Any
 
 import mxnet as mx
 import numpy as np
-from mxnet import gluon
+from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
 from launch import pickling
@@ -59,3 +59,24 @@ def test_nets_compute_the_same_in_another_process() -> None:
     found, shifted = pickle.loads(done.stdout)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(shifted, [[0, 1, 2]] * 2)
+
+
+def test_an_unpickled_net_can_be_trained() -> None:
+    net = nn.HybridSequential()
+    net.add(nn.Dense(3, in_units=6), nn.Dense(2, in_units=3), nn.Dense(2, in_units=2))
+    net.initialize()
+    net[1].collect_params().setattr("grad_req", "add")
+    net[2].collect_params().setattr("grad_req", "null")
+    gluon.Trainer(net.collect_params(), "sgd")  # parameters refer to it
+    for each in (net, pickle.loads(pickling.dumps(net))):
+        trainer = gluon.Trainer(each.collect_params(), "sgd", {"learning_rate": 1.0})
+        with autograd.record():
+            loss = each(mx.nd.ones((4, 6))).sum()
+        loss.backward()
+        trainer.step(4)
+    for own, other in zip(net.collect_params().values(), each.collect_params().values()):
+        assert (own.grad_req, own.wd_mult) == (other.grad_req, other.wd_mult)
+        np.testing.assert_array_equal(own.data().asnumpy(), other.data().asnumpy())
+        if own.grad_req != "null":
+            assert own.grad().asnumpy().any()
+            np.testing.assert_array_equal(own.grad().asnumpy(), other.grad().asnumpy())
