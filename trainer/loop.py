@@ -9,20 +9,18 @@ import contextlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, NamedTuple, Optional, Tuple, Union
+from typing import NamedTuple, Optional, Tuple, Union
 
 import mxnet as mx
 from mxnet import gluon
 
 from . import (
-    batch_norm,
     checkpoint,
     dist,
     feed,
     launched,
     mixed_precision,
     model,
-    optimizer_state,
     replica,
     resume,
     sharding,
@@ -32,19 +30,16 @@ from . import (
 from .arrays import Arrays
 from .config import Config, ConfigError, to_dict
 from .device import choose
-from .evaluation import evaluate
-from .loader import Batch, EvalLoader
+from .evaluator import Evaluator
 from .metrics import Evaluation, NonFiniteError, TrainMetrics
 from .optim import make_trainer, set_lr
 from .preemption import StopRequest
 from .report import Report
 from .saver import Saver
-from .step import Loss, cross_entropy, train_step
+from .step import Loss, train_step
 from .throughput import WARMUP_STEPS, Throughput
 from .timing import Timing
 from .watchdog import Watchdog
-
-SHOWN_IMAGES = 32  # in TensorBoard's grid
 
 
 class Result(NamedTuple):
@@ -162,7 +157,6 @@ class _Run:
         config = self.config
         self.watchdog.beat("the start of the run")
         dist.node_process_set()  # collective, so not inside together()
-        state: Dict[str, Any] = {"step": 0, "totals": [[0.0] * 3] * 2, "statistics": None}
         path: Optional[Path] = None
         with dist.together():
             self.layers = replica.prepare(self.net, config, self.loader.shape, self.ctx)
@@ -175,13 +169,7 @@ class _Run:
             # Only rank 0 looks for checkpoints: all ranks use the same one, without a shared disk.
             if dist.is_root():
                 path = resume.choose(config, resume_from, force)
-            if path is not None:
-                state = checkpoint.restore(path, self.net, self.trainer)
-        batch_norm.connect(self.net)
-        dist.broadcast_parameters(self.net.collect_params().values())
-        optimizer_state.broadcast(self.net, self.trainer)
-        state = dist.broadcast_object(state)
-        replica.take_statistics(self.net, state["statistics"])
+        state = resume.restore(path, self.net, self.trainer)
         self.step: int = state["step"]
         self.saved_step = self.step if path else None
         self.metrics = TrainMetrics(self.ctx, state["totals"], self.net.collect_params().values())
@@ -192,6 +180,16 @@ class _Run:
                 config, self.epoch_steps, self.step, self.last_step, self.num_classes
             )
             self._open.callback(self.report.close)
+        self.evaluator = Evaluator(
+            self.net,
+            config,
+            self.test,
+            self.num_classes,
+            self.loss,
+            self.ctx,
+            self.report,
+            self.watchdog,
+        )
         self.saver = Saver(
             resume.checkpoint_folder(config),
             config.checkpoint.keep,
@@ -211,7 +209,7 @@ class _Run:
         try:
             stopped = self._train(stop)
             if not stopped and self.evaluation is None:
-                self._evaluate()
+                self.evaluation = self.evaluator.evaluate(self.step)
         except NonFiniteError as error:
             self.saver.wait()
             dist.shutdown()
@@ -274,36 +272,11 @@ class _Run:
         epoch = -(-self.step // self.epoch_steps)
         self.evaluation, accuracy = None, None
         if self.step == self.last_step and self.config.calibrate_samples:
-            self._calibrate()
+            self.evaluator.calibrate(self.loader, self.step)
         if self.step == self.last_step or (every and epoch % every == 0):
-            accuracy = self._evaluate()
+            self.evaluation = self.evaluator.evaluate(self.step)
+            accuracy = self.evaluation.accuracy
         self._save(accuracy)
-
-    def _calibrate(self) -> None:
-        """Measure exact running statistics, on batches of the epoch after the last."""
-        steps = -(-self.config.calibrate_samples // self.config.train.global_batch_size)
-        batches = self.loader.from_step(self.last_step, self.last_step + steps)
-        with mixed_precision.computing_in(self.net, "float32"):
-            batch_norm.calibrate(self.net, ((b.data, b.samples) for b in self._watched(batches)))
-
-    def _evaluate(self) -> float:
-        """Evaluate on the test set; returns the accuracy."""
-        batches = self._watched(feed.test_loader(self.test, self.config, self.ctx))
-        # As the saved model will be used.
-        in_float32 = mixed_precision.computing_in(self.net, "float32")
-        with in_float32, replica.as_one_model(self.net, self.config):
-            loss_of = self.loss or cross_entropy
-            self.evaluation = evaluate(self.net, batches, self.num_classes, loss_of)
-            self.watchdog.beat(f"the pictures of a pass after step {self.step}")
-            if dist.is_root():
-                self._show_predictions()
-        self.report.evaluation(self.step, self.evaluation)
-        return self.evaluation.accuracy
-
-    def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        for number, batch in enumerate(batches):
-            self.watchdog.beat(f"batch {number} of a pass after step {self.step}")
-            yield batch
 
     def _save(self, accuracy: Optional[float] = None) -> None:
         self.watchdog.beat(f"the save after step {self.step}")
@@ -360,9 +333,3 @@ class _Run:
     def _last_good(self) -> str:
         saved = checkpoint.listing(resume.checkpoint_folder(self.config))
         return f"the last good checkpoint is {saved[-1]}" if saved else "nothing was saved before"
-
-    def _show_predictions(self) -> None:
-        images, labels = (array[:SHOWN_IMAGES] for array in self.test)
-        (batch,) = EvalLoader(images, labels, self.config.data, batch_size=SHOWN_IMAGES)
-        predicted = self.net(mx.nd.array(batch.data, ctx=self.ctx)).argmax(axis=-1).asnumpy()
-        self.report.predictions(self.step, images, labels, predicted.astype(int))

@@ -7,11 +7,21 @@ import itertools
 import shutil
 import sys
 from pathlib import Path
-from typing import Iterator, Optional, Set
+from typing import Any, Dict, Iterator, Optional, Set
 
 import filelock
+from mxnet import gluon
 
-from . import checkpoint, config, launched, whole_file
+from . import (
+    batch_norm,
+    checkpoint,
+    config,
+    dist,
+    launched,
+    optimizer_state,
+    replica,
+    whole_file,
+)
 from .config import Config
 from .console import print_line, warn
 
@@ -58,6 +68,26 @@ def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
             "name=..., start it anew with --resume none, or go on all the same with --force"
         )
     return path
+
+
+def restore(path: Optional[Path], net: gluon.Block, trainer: gluon.Trainer) -> Dict[str, Any]:
+    """Give all ranks the weights, optimizer and state of the checkpoint at rank 0's ``path``.
+
+    Where it is None they get the initial ones of rank 0; collective.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the net or the optimizer.
+    """
+    state: Dict[str, Any] = {"step": 0, "totals": [[0.0] * 3] * 2, "statistics": None}
+    with dist.together():
+        if path is not None:
+            state = checkpoint.restore(path, net, trainer)
+    batch_norm.connect(net)
+    dist.broadcast_parameters(net.collect_params().values())
+    optimizer_state.broadcast(net, trainer)
+    state = dist.broadcast_object(state)
+    replica.take_statistics(net, state["statistics"])
+    return state
 
 
 def take_folder(settings: Config, start: Optional[Path]) -> filelock.BaseFileLock:

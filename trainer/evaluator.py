@@ -1,0 +1,75 @@
+"""Evaluates the net of a run between two of its steps, as it would be saved and used."""
+
+from __future__ import annotations
+
+from typing import Iterable, Iterator, Optional
+
+import mxnet as mx
+from mxnet import gluon
+
+from . import batch_norm, dist, feed, mixed_precision, replica
+from .arrays import Arrays
+from .config import Config
+from .evaluation import evaluate
+from .loader import Batch, EvalLoader, TrainLoader
+from .metrics import Evaluation
+from .report import Report
+from .step import Loss, cross_entropy
+from .watchdog import Watchdog
+
+SHOWN_IMAGES = 32  # in TensorBoard's grid
+
+
+class Evaluator:
+    """Evaluates ``net``, in float32, and calibrates its running statistics; on every rank.
+
+    Args:
+        test: the whole test set.
+        num_classes: scores of the net.
+        loss: None takes softmax cross entropy.
+    """
+
+    def __init__(
+        self,
+        net: gluon.Block,
+        config: Config,
+        test: Arrays,
+        num_classes: int,
+        loss: Optional[Loss],
+        ctx: mx.Context,
+        report: Report,
+        watchdog: Watchdog,
+    ):
+        self._net, self._config, self._test, self._ctx = net, config, test, ctx
+        self._num_classes, self._loss = num_classes, loss or cross_entropy
+        self._report, self._watchdog = report, watchdog
+
+    def evaluate(self, step: int) -> Evaluation:
+        """Evaluate the net after ``step`` steps on the test set and report it; collective."""
+        batches = self._watched(feed.test_loader(self._test, self._config, self._ctx), step)
+        in_float32 = mixed_precision.computing_in(self._net, "float32")
+        with in_float32, replica.as_one_model(self._net, self._config):
+            found = evaluate(self._net, batches, self._num_classes, self._loss)
+            self._watchdog.beat(f"the pictures of a pass after step {step}")
+            if dist.is_root():
+                self._show_predictions(step)
+        self._report.evaluation(step, found)
+        return found
+
+    def calibrate(self, loader: TrainLoader, step: int) -> None:
+        """Measure exact running statistics, on batches of the steps after ``step``; collective."""
+        steps = -(-self._config.calibrate_samples // self._config.train.global_batch_size)
+        batches = self._watched(loader.from_step(step, step + steps), step)
+        with mixed_precision.computing_in(self._net, "float32"):
+            batch_norm.calibrate(self._net, ((b.data, b.samples) for b in batches))
+
+    def _watched(self, batches: Iterable[Batch], step: int) -> Iterator[Batch]:
+        for number, batch in enumerate(batches):
+            self._watchdog.beat(f"batch {number} of a pass after step {step}")
+            yield batch
+
+    def _show_predictions(self, step: int) -> None:
+        images, labels = (array[:SHOWN_IMAGES] for array in self._test)
+        (batch,) = EvalLoader(images, labels, self._config.data, batch_size=SHOWN_IMAGES)
+        predicted = self._net(mx.nd.array(batch.data, ctx=self._ctx)).argmax(axis=-1).asnumpy()
+        self._report.predictions(step, images, labels, predicted.astype(int))
