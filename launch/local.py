@@ -7,7 +7,6 @@ of a failure and gives ranks a fixed five seconds to save.
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 import signal
@@ -88,8 +87,6 @@ def _run_once(
         secrets.token_hex(16),
         say,
         start_timeout=start_timeout,
-        # A program whose run has failed on all ranks may meet again, hours later, for another.
-        linger=math.inf,
     )
     prepare = die_with_parent if address_of_own_name() else _prepare_without_name
     devices = visible_devices(slots)

@@ -1,8 +1,9 @@
 """The rendezvous store in which the ranks of a job find each other, without ssh or MPI.
 
-It is horovodrun's key-value store over HTTP with four additions: it binds a single address, accepts
-only requests with the job's token, holds early ranks until the last one has arrived, and closes
-once all ranks are connected. It is plain HTTP: the network must be trusted.
+It is horovodrun's key-value store over HTTP with three additions: it binds a single address,
+accepts only requests with the job's token, and holds early ranks until the last one has arrived. It
+stays open as long as the job: a program whose run has failed on all ranks may meet again, hours
+later, for another. It is plain HTTP: the network must be trusted.
 
 Horovod's client does not support tokens, but builds its URLs as `http://ADDR:PORT/scope/key`. With
 `ADDR = 10.0.0.1:29400/TOKEN` that reads `http://10.0.0.1:29400/TOKEN:29400/scope/key`, so the
@@ -22,9 +23,6 @@ from typing import Callable, Dict, Iterable, List, Optional, Set, Tuple
 from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
 
 START_TIMEOUT_SECONDS = 600.0
-LINGER_SECONDS = 30.0
-"""How long the store stays open after its last request: process sets created right after
-`hvd.init()` use it too."""
 
 CONNECT_SECONDS = 10.0
 """How long ranks that know each other's addresses may take to connect before a warning. Gloo
@@ -150,7 +148,6 @@ class _Server(RendezvousHTTPServer):
         self.arrivals = arrivals
         self.say = say
         self.connected: Set[str] = set()  # ranks that have connected the global context
-        self.last_request = time.monotonic()
         self._strangers: Set[str] = set()
 
     def turn_away(self, host: str) -> None:
@@ -210,7 +207,6 @@ class _Handler(RendezvousHandler):
             self._answer(403, b"wrong token")
             return False
         self.path = self.path[len(prefix) :]
-        self.server.last_request = time.monotonic()
         return True
 
     def _answer(self, status: int, body: bytes) -> None:
@@ -221,7 +217,7 @@ class _Handler(RendezvousHandler):
 
 
 class Rendezvous:
-    """The store of one job, bound to one address; `serve` answers until all ranks are connected.
+    """The store of one job, bound to one address; `serve` answers until `close`.
 
     `ports` are tried in turn (0 lets the kernel choose); raises OSError if none is free. `say` is
     called with each message for the user, one line.
@@ -235,11 +231,9 @@ class Rendezvous:
         say: Callable[[str], None],
         ports: Iterable[int] = (0,),
         start_timeout: float = START_TIMEOUT_SECONDS,
-        linger: float = LINGER_SECONDS,
     ) -> None:
         self.arrivals = Arrivals(world_size, start_timeout)
         self._world_size = world_size
-        self._linger = linger
         self._server = self._bind(address, ports, token, say)
         self._closed = threading.Event()
         self._thread: Optional[threading.Thread] = None
@@ -261,11 +255,11 @@ class Rendezvous:
         return self._server.endpoint
 
     def serve(self) -> None:
-        """Answers until `close`, or until all ranks are connected and idle for `linger` seconds.
+        """Answers until `close`.
 
         Warns when ranks wait in vain for others, or cannot connect to each other.
         """
-        while not self._closed.is_set() and not self._finished():
+        while not self._closed.is_set():
             self._server.handle_request()
             for scope in HELD_KEYS:
                 if self.arrivals.overdue(scope):
@@ -302,7 +296,3 @@ class Rendezvous:
             f"{CONNECT_SECONDS:g} s, over the interfaces: {offered}; is one of them wrong "
             "(HOROVOD_GLOO_IFACE), or is there a firewall between the hosts?",
         )
-
-    def _finished(self) -> bool:
-        idle = time.monotonic() - self._server.last_request
-        return len(self._server.connected) >= self._world_size and idle > self._linger
