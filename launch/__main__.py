@@ -238,7 +238,11 @@ def _submit(script: str, follow_it: bool) -> int:
 
     job_id = submit(script)
     log = log_path(script, job_id)
-    print(f"job {job_id} is submitted; its log: {log}", flush=True)
+    message = f"job {job_id} is submitted; its log: {log}"
+    try:
+        print(message, flush=True)
+    except OSError as error:  # after an exit code of failure, a user or script submits it again
+        say(f"{message} (stdout: {error.strerror})")
     return follow(job_id, log) if follow_it else 0
 
 

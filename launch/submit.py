@@ -67,7 +67,7 @@ def _environment(script: str) -> Dict[str, str]:
 def follow(job_id: str, log: Path) -> int:
     """Copies the log to stdout until the job has ended, over requeues too; its exit code.
 
-    Ctrl-C, or a reader that has gone (`| head`), ends the display, not the job.
+    Ctrl-C, or a stdout that takes no more (`| head`, a full disk), ends the display, not the job.
     """
     shown: Optional[str] = None
     offset = 0
@@ -82,8 +82,9 @@ def follow(job_id: str, log: Path) -> int:
             if state not in _ACTIVE:
                 return _exit_code(job_id)
             time.sleep(POLL_SECONDS)
-    except (KeyboardInterrupt, BrokenPipeError):
-        say(f"job {job_id} goes on; end it with `scancel {job_id}`, its log is {log}")
+    except (KeyboardInterrupt, OSError) as error:
+        reason = f" ({error})" if str(error) else ""
+        say(f"job {job_id} goes on; end it with `scancel {job_id}`, its log is {log}{reason}")
         return 130
 
 

@@ -23,7 +23,7 @@ def slurm(tmp_path):
     folder = tmp_path / "bin"
     folder.mkdir()
 
-    def run(*arguments, env=None, **programs):
+    def run(*arguments, env=None, stdout=subprocess.PIPE, **programs):
         for name, script in programs.items():
             program = folder / name
             program.write_text(f"#!/bin/bash\n{script}\n")
@@ -38,7 +38,8 @@ def slurm(tmp_path):
                 "SLURM_JOB_NODELIST": "n[1-2]",
                 **(env or {}),
             },
-            capture_output=True,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
             text=True,
             timeout=60,
             check=False,
@@ -167,13 +168,24 @@ def test_a_job_that_a_requeued_one_submits_counts_its_own_requeues(slurm):
     assert done.stderr == "launch: sbatch refused the job: none\n"
 
 
-def test_the_job_goes_on_when_nobody_reads_its_log(monkeypatch, tmp_path, capsys):
+def test_a_submission_counts_where_its_message_cannot_be_written(slurm):
+    """A script that is told of a failure would submit the job again."""
+    with open("/dev/full", "w") as full:
+        done = slurm("slurm", "--log", "/tmp/log", "--", "true", sbatch="echo 9", stdout=full)
+    assert done.returncode == 0
+    assert done.stderr == (
+        "launch: job 9 is submitted; its log: /tmp/log (stdout: No space left on device)\n"
+    )
+
+
+@pytest.mark.parametrize("stdout", ["a closed pipe", "/dev/full"])
+def test_the_job_goes_on_when_its_log_cannot_be_shown(monkeypatch, tmp_path, capsys, stdout):
     (tmp_path / "log").write_text("said")
     monkeypatch.setattr(submit, "_state", lambda job_id: ("RUNNING", ""))
     read, write = os.pipe()
     os.close(read)
-    with suppress(BrokenPipeError), open(write, "w") as nobody:
-        monkeypatch.setattr(sys, "stdout", nobody)
+    with suppress(OSError), open(write if stdout == "a closed pipe" else stdout, "w") as target:
+        monkeypatch.setattr(sys, "stdout", target)
         assert submit.follow("9", tmp_path / "log") == 130
     assert "job 9 goes on; end it with `scancel 9`" in capsys.readouterr().err
 
