@@ -1,6 +1,7 @@
 """Tests that run inside a rank: each module here is started under horovodrun, on 2 and 3 ranks.
 
-A module may set ``RANKS = (2, 3, 4)``. To look at one by hand:
+A module may set ``RANKS = (2, 3, 4)``, and a costly test of it ``@pytest.mark.ranks(3)`` to run on
+fewer of them. To look at one by hand:
 ``horovodrun -np 2 python -m pytest tests/parallel/test_dist.py``.
 """
 
@@ -11,13 +12,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Iterator, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 import pytest
 
 DEFAULT_RANKS = (2, 3)
 SECONDS = 900  # for one module on one number of ranks
 INSIDE = "HOROVOD_RANK" in os.environ
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "ranks(*numbers): the numbers of ranks that a test runs on")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -96,6 +101,14 @@ def _ranks(path: Path) -> Tuple[int, ...]:
 
 
 if INSIDE:
+
+    def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item]) -> None:
+        """Deselect tests that are marked for other numbers of ranks."""
+        marks = [item.get_closest_marker("ranks") for item in items]
+        ranks = int(os.environ["HOROVOD_SIZE"])
+        others = [item for item, mark in zip(items, marks) if mark and ranks not in mark.args]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
 
     @pytest.fixture(scope="session", autouse=True)
     def _joined(request: pytest.FixtureRequest) -> Iterator[None]:

@@ -196,6 +196,7 @@ def test_seed_net_is_exact_in_float64(
     assert largest_difference(result, reference) < 1e-12
 
 
+@pytest.mark.ranks(3)
 @pytest.mark.parametrize(("sizes", "form"), SHARDS_AND_FORMS)
 def test_seed_net_in_float32_is_as_close_as_another_batch_order(sizes: Any, form: str) -> None:
     """Where a ReLU meets a number near zero, rounding parts runs by a jump: in orders, as here."""
@@ -207,6 +208,7 @@ def test_seed_net_in_float32_is_as_close_as_another_batch_order(sizes: Any, form
     assert largest_difference(result, reference) < 3 * floor
 
 
+@pytest.mark.ranks(3)
 @pytest.mark.parametrize("native", OPERATORS)
 def test_seed_net_without_kinks_differs_by_rounding_alone(
     native: str, monkeypatch: pytest.MonkeyPatch
@@ -222,6 +224,7 @@ def test_seed_net_without_kinks_differs_by_rounding_alone(
     assert largest_difference(result, reference) < 3 * floor
 
 
+@pytest.mark.ranks(3)
 def test_seed_net_of_full_width_is_exact_in_float64() -> None:
     steps = int(os.environ.get("FULL_WIDTH_STEPS", "1"))
     result = seed_synced(resnet18, "float64", unequal(), {"static_alloc": True}, steps)
@@ -239,7 +242,7 @@ def small(**arguments: Any) -> Any:
     return make
 
 
-ARGUMENTS = [
+ARGUMENTS: List[Tuple[Tuple[int, ...], Dict[str, Any]]] = [
     ((5,), {}),
     ((3, 5), {"axis": -1}),
     ((4, 5), {}),
@@ -250,14 +253,16 @@ ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize(("shape", "arguments"), ARGUMENTS)
+@pytest.mark.parametrize("case", range(len(ARGUMENTS)))
 def test_every_argument_means_what_it_means_on_one_rank(
-    shape: Tuple[int, ...], arguments: Dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    case: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With either operator, in every form, on shards of all kinds."""
+    """With either operator in every form; over the cases, each of these on shards of all kinds."""
+    shape, arguments = ARGUMENTS[case]
     data = samples(shape)
     reference = train(build(small(**arguments), data, "float64"), data, "float64", None, 5)
-    for native, form, sizes in itertools.product(OPERATORS, FORMS, [equal, unequal, with_empty]):
+    for number, (native, form) in enumerate(itertools.product(OPERATORS, FORMS)):
+        sizes = (equal, unequal, with_empty)[(case + number) % 3]
         monkeypatch.setenv("BATCH_NORM_NATIVE", native)
         net = build(small(**arguments), data, "float64")
         batch_norm.convert_sync_batch_norm(net)
