@@ -8,7 +8,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from .fashion_mnist import DataError
+from .idx_file import DataError
 
 # Images, uint8 (N, H, W[, C]); labels, integer (N,).
 Arrays = Tuple[np.ndarray, np.ndarray]

@@ -21,7 +21,7 @@ import numpy as np
 from mxnet import gluon
 
 from . import batch_norm, feed, params_file
-from .fashion_mnist import Arrays
+from .arrays import Arrays
 from .loader import Batch
 from .saved import Saved
 from .settings import UserError

@@ -1,6 +1,6 @@
 """Fashion-MNIST: finds or downloads its four files, verifies them and reads them into arrays.
 
-Three datasets, all in the IDX format of MNIST (http://yann.lecun.com/exdb/mnist), gzipped or not:
+Three datasets, all in MNIST's IDX format (see idx_file.py), gzipped or not:
 
 - `fashion_mnist`: the real set (Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747), 60,000 training
   and 10,000 test images. Every file is checked against the SHA-256 of its decompressed content,
@@ -13,21 +13,18 @@ Three datasets, all in the IDX format of MNIST (http://yann.lecun.com/exdb/mnist
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import logging
-import math
 import os
-import struct
 import sys
-import zlib
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from .settings import UserError
+from . import idx_file
+from .idx_file import DataError
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +67,6 @@ CLASS_NAMES = (
     "ankle boot",
 )
 
-IDX_TYPES = {8: "uint8", 9: "int8", 11: "int16", 12: "int32", 13: "float32", 14: "float64"}
-
 IMAGE_SIZE = (28, 28)  # (height, width)
 
 MIRRORS = (
@@ -90,13 +85,8 @@ WAYS_OUT = (
     " data.folder=FOLDER; or use the project's small sample, data.dataset=fashion_mnist_sample"
 )
 
-
 # Images, uint8 (N, H, W), and labels, int32 (N,).
 Arrays = Tuple[np.ndarray, np.ndarray]
-
-
-class DataError(UserError):
-    """The dataset cannot be found, or one of its files is not as it should be; one line."""
 
 
 def load(split: str, folder: Optional[str] = None, dataset: str = "fashion_mnist") -> Arrays:
@@ -150,29 +140,14 @@ def _search(
     splits: Sequence[str], folder: Optional[str], dataset: str
 ) -> Tuple[Path, List[Arrays]]:
     """Read the splits from the first place that holds them, and return that place with them."""
-    if dataset == "arrays":
-        raise DataError(
-            "data.dataset is arrays: images given to fit(), which are not kept; give them to it "
-            "again, or grey ones as files, data.dataset=idx data.folder=FOLDER"
-        )
-    _check_choice("dataset", dataset, SHA256)
+    only_place = _only_place(folder, dataset)
     sums = SHA256[dataset]
 
     def read(place: Path) -> Tuple[Path, List[Arrays]]:
         return place, [_read_split(place, split, sums) for split in splits]
 
-    if folder is not None:
-        return read(Path(folder).expanduser())
-    if dataset == "fashion_mnist_sample":
-        if not SAMPLE_FOLDER.is_dir():
-            raise DataError(
-                "the sample is in a clone of the repository alone, not in what pip installs: set "
-                "data.folder=CLONE/tests/sample, or data.dataset=fashion_mnist for the whole set"
-            )
-        return read(SAMPLE_FOLDER)
-    if dataset == "idx":
-        raise DataError("dataset idx has no place of its own: set data.folder to its folder")
-
+    if only_place is not None:
+        return read(only_place)
     cache = cache_folder()
     mxnet_home = Path(os.environ.get("MXNET_HOME", "~/.mxnet")).expanduser()
     for place in (mxnet_home / "datasets" / "fashion-mnist", DEBIAN_FOLDER, cache):
@@ -183,6 +158,28 @@ def _search(
                 log.warning("%s; looking further", error)
     _download_once(cache, sums)
     return read(cache)
+
+
+def _only_place(folder: Optional[str], dataset: str) -> Optional[Path]:
+    """The one folder where the dataset can be; None for the real set, which has several."""
+    if dataset == "arrays":
+        raise DataError(
+            "data.dataset is arrays: images given to fit(), which are not kept; give them to it "
+            "again, or grey ones as files, data.dataset=idx data.folder=FOLDER"
+        )
+    _check_choice("dataset", dataset, SHA256)
+    if folder is not None:
+        return Path(folder).expanduser()
+    if dataset == "idx":
+        raise DataError("dataset idx has no place of its own: set data.folder to its folder")
+    if dataset == "fashion_mnist_sample":
+        if not SAMPLE_FOLDER.is_dir():
+            raise DataError(
+                "the sample is in a clone of the repository alone, not in what pip installs: set "
+                "data.folder=CLONE/tests/sample, or data.dataset=fashion_mnist for the whole set"
+            )
+        return SAMPLE_FOLDER
+    return None
 
 
 def _check_choice(what: str, given: str, allowed: Iterable[str]) -> None:
@@ -197,7 +194,7 @@ def _read_split(place: Path, split: str, sums: Dict[str, str]) -> Arrays:
         if path is None:
             raise DataError(f"folder {place} holds no file {name}.gz (nor {name})")
         paths.append(path)
-    images, labels = (read_idx(path, name, sums) for path, name in zip(paths, FILES[split]))
+    images, labels = (_read_file(path, name, sums) for path, name in zip(paths, FILES[split]))
     if len(images) != len(labels):
         raise DataError(
             f"{paths[0]} holds {len(images)} images, but {paths[1]} holds {len(labels)} labels"
@@ -211,53 +208,13 @@ def _locate(place: Path, name: str) -> Optional[Path]:
     return next((path for path in candidates if os.path.isfile(path)), None)
 
 
-def read_idx(path: Path, name: str, sums: Dict[str, str]) -> np.ndarray:
-    """Read an IDX file as uint8 of the shape in its header, having checked that it is `name`.
-
-    The format: four bytes of magic (0, 0, 8 for uint8, number of dimensions), each dimension as a
-    big-endian uint32, then the values in row-major order.
-    """
-    content = _decompress(path)
-    kind, ndim = ("images", 3) if "images" in name else ("labels", 1)
-    magic, start = bytes((0, 0, 8, ndim)), 4 + 4 * ndim
-    if content[:4] != magic:
-        raise DataError(
-            f"{path} begins with {content[:4].hex() or 'nothing'}{_describe_magic(content[:4])}, "
-            f"expected {magic.hex()} ({kind}: uint8, {ndim}-D)"
-        )
-    if len(content) < start:
-        raise DataError(f"{path} is truncated: {len(content)} bytes, expected {start} and more")
-    shape = struct.unpack_from(f">{ndim}I", content, 4)
-    if 0 in shape:
-        raise DataError(f"{path} is empty: {' x '.join(map(str, shape))} {kind} by its header")
-    if len(content) - start != math.prod(shape):
-        size = " x ".join(map(str, shape))
-        raise DataError(
-            f"{path} is truncated or corrupt: {len(content) - start} bytes of {kind},"
-            f" expected {size} as its header says"
-        )
+def _read_file(path: Path, name: str, sums: Dict[str, str]) -> np.ndarray:
+    """The array in an IDX file that must be the file ``name`` of a set with these ``sums``."""
+    content = idx_file.decompressed(path)
+    values = idx_file.parsed(content, "images" if "images" in name else "labels", path)
     if name in sums:
         _check_sum(path, name, hashlib.sha256(content).hexdigest(), sums)
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
-def _describe_magic(magic: bytes) -> str:
-    """The element type and rank in an IDX file's magic number, for a message."""
-    known = len(magic) == 4 and magic[:2] == b"\0\0" and magic[2] in IDX_TYPES
-    return f" ({IDX_TYPES[magic[2]]}, {magic[3]}-D)" if known else ""
-
-
-def _decompress(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-        # By content, because some download tools decompress a file without renaming it.
-        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} is truncated or corrupt, expected a gzipped IDX file: {error}"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    return values
 
 
 def _check_sum(path: Path, name: str, found: str, sums: Dict[str, str]) -> None:
@@ -290,7 +247,7 @@ def _download_once(cache: Path, sums: Dict[str, str]) -> None:
 def _is_verified(place: Path, name: str, sums: Dict[str, str]) -> bool:
     path = _locate(place, name)
     try:
-        return path is not None and read_idx(path, name, sums) is not None
+        return path is not None and _read_file(path, name, sums) is not None
     except DataError:
         return False
 
@@ -306,7 +263,7 @@ def _download(name: str, cache: Path, sums: Dict[str, str]) -> None:
         try:
             log.info("downloading %s%s.gz", mirror, name)
             fetch(f"{mirror}{name}.gz", str(partial), None)
-            read_idx(partial, name, sums)
+            _read_file(partial, name, sums)
         except DataError as error:
             failures.append(str(error))
         except OSError as error:  # requests' exceptions are OSErrors

@@ -10,7 +10,7 @@ import mxnet as mx
 from . import arrays, dist, fashion_mnist, launched
 from .arrays import Arrays
 from .config import Config, Data
-from .fashion_mnist import DataError
+from .idx_file import DataError
 from .loader import EvalLoader, TrainLoader
 from .placement import on_device
 

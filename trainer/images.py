@@ -15,7 +15,8 @@ from typing import Iterator, List, NamedTuple, Sequence, Tuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from .fashion_mnist import DataError, read_idx
+from . import idx_file
+from .idx_file import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes
@@ -99,7 +100,7 @@ def _in_folder(folder: Path) -> List[Path]:
 def _images(path: Path, invert: bool, mode: str) -> Iterator[Tuple[str, Image.Image]]:
     """(name, image) of each image in a file, in Pillow's ``mode`` L or RGB, light on dark."""
     if _is_idx(path):
-        for index, values in enumerate(read_idx(path, "images", {})):
+        for index, values in enumerate(idx_file.read(path, "images")):
             image = Image.fromarray(values).convert(mode)
             yield f"{_shown(path)}[{index}]", ImageOps.invert(image) if invert else image
     else:

@@ -24,10 +24,11 @@ from . import (
     params_file,
     replica,
 )
+from .arrays import Arrays
 from .config import Config
 from .device import choose
 from .evaluation import evaluate
-from .fashion_mnist import Arrays
+from .idx_file import DataError
 from .loader import Transform
 from .metrics import Evaluation
 
@@ -95,7 +96,7 @@ def test_set(saved: Saved, given: Optional[Arrays] = None) -> Arrays:
     """
     images, labels = _read(saved, "test", given)
     if labels.max() >= saved.num_classes:
-        raise fashion_mnist.DataError(
+        raise DataError(
             f"the test set has {1 + labels.max()} classes, the net of {saved.path} "
             f"{saved.num_classes}; give the set it was trained on (data.dataset, data.folder)"
         )
@@ -106,7 +107,7 @@ def _read(saved: Saved, split: str, given: Optional[Arrays]) -> Arrays:
     if given is not None:
         images, labels = arrays.checked(split, given)
     elif saved.on_given_images:
-        raise fashion_mnist.DataError(
+        raise DataError(
             f"{saved.path} was trained on images given to fit(), which are not kept; give them "
             "again in Python: from trainer import saved; saved.evaluate_saved(saved.load("
             f"{str(saved.path)!r}), test=(images, labels)); calibrate_saved takes train=..."
@@ -114,7 +115,7 @@ def _read(saved: Saved, split: str, given: Optional[Arrays]) -> Arrays:
     else:
         images, labels = fashion_mnist.load(split, *_source(saved.config.data))
     if images.shape[3:] != saved.image_shape[2:]:
-        raise fashion_mnist.DataError(
+        raise DataError(
             f"the {split} set has images of {images.shape[1:]}, the net of {saved.path} takes "
             f"{saved.image_shape} (height, width[, channels]); give the set it was trained on"
         )
