@@ -95,7 +95,7 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(
             process.kill()
         assert process.returncode != 0
     path = checkpoint.find_latest(tmp_path / "default" / "checkpoints", print)
-    assert path is not None and 4 < checkpoint.read_state(path)["step"] < 32
+    assert path is not None and 0 < checkpoint.read_state(path)["step"] < 32
     done = run(command)
     assert done.code == 0 and "goes on from" in done.out, done.out + done.err
     expected = _weights(straight)
