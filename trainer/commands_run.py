@@ -124,18 +124,20 @@ def bench(
 @click.command()
 @configured
 @overridden
-def summary(config: str, overrides: Tuple[str, ...]) -> None:
+@click.option("--channels", type=click.IntRange(min=1), default=1, show_default=True)
+def summary(config: str, overrides: Tuple[str, ...], channels: int) -> None:
     """Show the net's layers, shapes, parameters and FLOPs."""
+    alone("summary")
     settings = load_config(config, overrides)
     import mxnet as mx
 
-    from . import model
+    from . import feed, model, replica
     from . import summary as layers
 
     net = model.build(settings.model)
-    net.initialize()
-    side = settings.data.image_size or 28
-    say(layers.as_text(layers.summarize(net, mx.nd.zeros((1, 1, side, side)))))
+    side = settings.data.image_size
+    height, width = (side, side) if side else feed.image_size(settings.data)
+    say(layers.as_text(replica.prepare(net, settings, (channels, height, width), mx.cpu())))
 
 
 @click.command()

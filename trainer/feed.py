@@ -45,6 +45,14 @@ def read(settings: Data, train: Any = None, test: Any = None) -> Tuple[Arrays, A
     return train, test
 
 
+def image_size(settings: Data) -> Tuple[int, int]:
+    """(height, width) of the images that ``settings`` name, before any resizing."""
+    if settings.dataset != "idx":
+        return fashion_mnist.IMAGE_SIZE
+    height, width = fashion_mnist.load("test", settings.folder, settings.dataset)[0].shape[1:]
+    return height, width
+
+
 def check_alike(train: Arrays, test: Arrays) -> None:
     """Refuse sets that differ between ranks, which would diverge or deadlock; collective.
 

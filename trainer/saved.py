@@ -77,7 +77,7 @@ def load(where: str, overrides: Sequence[str] = ()) -> Saved:
         settings = config.from_dict(state["config"], overrides)
         ctx = choose(settings.device, dist.local_rank())
         net = model.build(settings.model)
-        image_shape = tuple(state.get("image_shape") or _image_size(settings.data))
+        image_shape = tuple(state.get("image_shape") or feed.image_size(settings.data))
         sample = np.zeros((1, *image_shape), np.uint8)
         shape = Transform(sample, settings.data, 0, training=False).shape
         replica.prepare(net, settings, shape, ctx)
@@ -124,14 +124,6 @@ def _read(saved: Saved, split: str, given: Optional[Arrays]) -> Arrays:
 
 def _source(data: config.Data) -> Tuple[Optional[str], str]:
     return data.folder, data.dataset
-
-
-def _image_size(data: config.Data) -> Tuple[int, int]:
-    """(height, width) of the images, for older checkpoints, which do not record it."""
-    if data.dataset != "idx":
-        return fashion_mnist.IMAGE_SIZE
-    height, width = fashion_mnist.load("test", *_source(data))[0].shape[1:]
-    return height, width
 
 
 def _find(where: Path) -> Path:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import mxnet as mx
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from mxnet import autograd
 from mxnet.gluon import Block, nn
 
+from trainer.__main__ import main
+from trainer.config import ConfigError
 from trainer.model import resnet18
 from trainer.summary import as_markdown, as_text, summarize
 
@@ -187,3 +190,18 @@ def test_markdown_has_a_row_for_each_layer(seed_net):
     assert len(lines) == len(rows) + 2
     assert {line.count("|") for line in lines} == {6}
     assert "(1, 512, 7, 7)" in lines[9]
+
+
+def summary_command(*words):
+    return CliRunner().invoke(main, ["summary", *words])
+
+
+def test_the_command_shows_nets_of_colour_images():
+    done = summary_command("--channels", "3", "data.image_size=32")
+    assert "(1, 64, 16, 16)" in done.output and f"{64 * (3 * 7 * 7 + 1):,}" in done.output
+
+
+def test_the_command_names_what_the_net_cannot_take():
+    done = summary_command("model.factory=mxnet.gluon.model_zoo.vision:squeezenet1_1")
+    assert isinstance(done.exception, ConfigError)
+    assert "(1, 28, 28): MXNetError" in str(done.exception)
