@@ -86,7 +86,7 @@ def _row(trial: chaos.Trial, expected: Dict[str, Any]) -> Dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             result = chaos.run_trial(trial, Path(folder), expected)
-        except Exception as error:  # whatever it is, go on with the other trials
+        except Exception as error:  # whatever it is, the other trials still run
             row["outcome"] = FAILED
             row["because"] = f"{type(error).__name__}: {error}"[-_KEPT_OUTPUT:]
         else:

@@ -13,7 +13,7 @@ settings. All functions are pure. The formulas, with n bytes, p ranks, latency a
 - Small messages may take a tree, as NCCL's do: 2 ceil(log2 p) (a + n / B).
 - Horovod (Sergeev and Del Balso, "Horovod: fast and easy distributed deep learning in TensorFlow",
   2018) looks once a cycle for gradients that are ready on all ranks, fuses what it finds up to a
-  threshold, and sends one buffer after the other while backward goes on: see :func:`last_sum`.
+  threshold, and sends one buffer after the other while backward continues: see :func:`last_sum`.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 As root: each rank is a host of its own (a network namespace, tests/integration/hosts.py) whose
 sending ``tc tbf`` throttles. Measured are the whole steps, and what the model is fed with, by as
 many ranks: layers and update, and, without a throttle, a small and a large sum. The link's
-bandwidth is what ``tbf`` was told; nothing is fitted to the throttled steps. The table goes into
-``docs/scaling.md``. Figures of rates and ranks that are not asked for stay in
+bandwidth is the rate given to ``tbf``; nothing is fitted to the throttled steps. The table goes
+into ``docs/scaling.md``. Figures of rates and ranks that are not selected stay in
 results/scaling_validation.json.
 """
 

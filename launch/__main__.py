@@ -134,7 +134,7 @@ def _add_elastic(local: argparse.ArgumentParser) -> None:
         "--discover",
         metavar="COMMAND",
         help="shell command that prints how many ranks can run now; when that changes, ranks are "
-        "told to save and are started again in that number",
+        "warned, save, and are started again in that number",
     )
     elastic.add_argument(
         "--discover-every",
@@ -204,7 +204,7 @@ def _add_slurm(actions: Any) -> None:
     slurm.add_argument(
         "--save-seconds",
         type=int,
-        help="how long before the time limit the ranks are told to save (default 60)",
+        help="how long before the time limit the ranks are warned, so that they save (default 60)",
     )
     slurm.add_argument(
         "--max-requeues", type=int, help="how often the job may requeue itself (default 10)"

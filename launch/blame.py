@@ -18,8 +18,8 @@ _LOST_PEER = re.compile(
 )
 
 
-def tells_no_cause(exited: bool, last_lines: Sequence[str]) -> bool:
-    """Whether a failed rank's output does not tell why the job failed.
+def lacks_cause(exited: bool, last_lines: Sequence[str]) -> bool:
+    """Whether a failed rank's output does not show why the job failed.
 
     Either it lost a peer, or it `exited` (was not killed by a signal) without output, as ranks do
     where rank 0 prints for all.
@@ -30,9 +30,9 @@ def tells_no_cause(exited: bool, last_lines: Sequence[str]) -> bool:
 def first_cause(
     failed: Sequence[int], without_cause: Sequence[int], unresponsive: Sequence[int]
 ) -> Optional[int]:
-    """The rank to blame: the first of `failed` (in order of exit) whose output tells a cause.
+    """The rank to blame: the first of `failed` (in order of exit) whose output shows a cause.
 
-    If all are `without_cause` (see `tells_no_cause`), it is the first `unresponsive` rank (alive,
+    If all are `without_cause` (see `lacks_cause`), it is the first `unresponsive` rank (alive,
     but it had to be killed), and failing that the first that exited. None if nothing failed.
     """
     causes = [rank for rank in failed if rank not in without_cause]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import List, Optional
 
 from launch.discovery import Discovery
-from launch.job import Events, Outcome, tell
+from launch.job import Events, Outcome, report_failure
 from launch.process import say
 
 EXIT_USAGE = 2
@@ -30,7 +30,7 @@ Slots = List[int]
 """A slot, numbered from 0, is room for one rank: a GPU, where there are any."""
 
 
-class ToldToEndError(Exception):
+class TerminatedError(Exception):
     """The launcher received a signal before the ranks were started."""
 
     def __init__(self, signum: int) -> None:
@@ -43,8 +43,8 @@ class Elastic:
     """Decides on which slots a job runs, at first and after each restart.
 
     If `min_ranks` is None, a lost rank is replaced. Otherwise its slot is given up, and the job
-    goes on while at least that many are left. With a `discovery` the job takes as many slots as it
-    finds, up to `max_ranks`; it waits up to `patience` seconds for enough of them: `ranks` at
+    continues while at least that many are left. With a `discovery` the job takes as many slots as
+    it finds, up to `max_ranks`; it waits up to `patience` seconds for enough of them: `ranks` at
     first, `min_ranks` later.
     """
 
@@ -64,7 +64,7 @@ class Elastic:
             )
         if most > self.ranks and self.discovery is None:
             raise ValueError(
-                f"--max-ranks {most} is above -n {self.ranks}, and nothing tells when there is "
+                f"--max-ranks {most} is above -n {self.ranks}, and nothing reports when there is "
                 "room for more ranks: add --discover COMMAND, or leave out -n"
             )
         self._least, self._most, self._restarts = least, most, 0
@@ -73,7 +73,7 @@ class Elastic:
     def first_slots(self, events: Events) -> Slots:
         """The slots of the first start; raises ValueError if there are not enough.
 
-        Raises ToldToEndError if a signal arrives first.
+        Raises TerminatedError if a signal arrives first.
         """
         self._slots = list(range(self.ranks))
         if self.discovery:
@@ -90,7 +90,7 @@ class Elastic:
     def outdated(self) -> bool:
         """Whether the job should now run on another number of slots. Never waits.
 
-        One answer is not enough: with a number that flaps, the job would restart for ever.
+        One answer is not enough: with a number that flaps, the job would keep restarting.
         """
         found = self.discovery.poll() if self.discovery else None
         if found is None:
@@ -100,7 +100,7 @@ class Elastic:
 
     def next_slots(self, outcome: Outcome, events: Events) -> Slots:
         """The slots of the next start, none if the job is over; reports which in one line."""
-        if outcome.exit_code == 0 or outcome.told_to_end:
+        if outcome.exit_code == 0 or outcome.terminated:
             return []
         if self.max_restarts == 0 and not outcome.outdated:
             return []
@@ -108,15 +108,15 @@ class Elastic:
         if why_not is None:
             try:
                 self._slots = self._slots_after(outcome, events)
-            except ToldToEndError as told:
-                say(str(told))
+            except TerminatedError as error:
+                say(str(error))
                 return []
             if len(self._slots) < self._least:
                 why_not = f"slots left: {len(self._slots)}, --min-ranks is {self._least}"
         if why_not is not None:
             say(f"not started again: {why_not}")
             return []
-        self._say_how_it_goes_on(outcome)
+        self._report_restart(outcome)
         return self._slots
 
     def _why_not(self, outcome: Outcome) -> Optional[str]:
@@ -126,16 +126,16 @@ class Elastic:
             return f"it was {self._restarts} times already (--max-restarts)"
         return None
 
-    def _say_how_it_goes_on(self, outcome: Outcome) -> None:
+    def _report_restart(self, outcome: Outcome) -> None:
         number = len(self._slots)
-        then = f"going on with {number} rank{'s' if number > 1 else ''}"
+        then = f"continuing with {number} rank{'s' if number > 1 else ''}"
         if outcome.outdated:
             say(f"the number of slots has changed; {then}")
             return
         self._restarts += 1
         then += f" (restart {self._restarts} of {self.max_restarts})"
         if outcome.failure:
-            tell(outcome.failure, then)
+            report_failure(outcome.failure, then)
         else:
             say(f"the ranks saved and ask to be run again; {then}")
 
@@ -154,7 +154,7 @@ class Elastic:
         discovery.ask()
         while found is None or (found < needed and time.monotonic() < deadline):
             with suppress(queue.Empty):
-                raise ToldToEndError(events.get(timeout=ANSWER_SECONDS))
+                raise TerminatedError(events.get(timeout=ANSWER_SECONDS))
             answer = discovery.poll()
             found = found if answer is None else answer
         return list(range(min(found, self._most)))

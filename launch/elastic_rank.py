@@ -31,7 +31,7 @@ PLACE_SECONDS = 600.0
 _PLACE = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE")
 
 
-class _HostNews:
+class _HostChanges:
     """Receives horovodrun's notifications of host changes."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ def run_elastic_rank(command: Sequence[str]) -> int:
     events = Events()
     for signum in (signal.SIGINT, *FORWARDED):
         signal.signal(signum, events.on_signal)
-    news = _HostNews()
+    host_changes = _HostChanges()
     environment = dict(os.environ)
     del environment["HOROVOD_ELASTIC"]  # to the command this is an ordinary job
     # horovodrun keeps the same store for the whole job.
@@ -67,12 +67,12 @@ def run_elastic_rank(command: Sequence[str]) -> int:
     environment["LAUNCH_ID"] = ":".join(store)
     while True:
         rank = int(environment["HOROVOD_RANK"])
-        job = Job(events, SAVE_SECONDS, news.changed)
+        job = Job(events, SAVE_SECONDS, host_changes.changed)
         child = RankProcess(rank, command, environment, die_with_parent, prefix="")
         job.ranks.append(child)
         outcome = job.supervise()
         job.kill()
-        if not _goes_on(outcome, child):
+        if not _should_restart(outcome, child):
             return outcome.exit_code
         place = _new_place()
         if place[0] == "-1":
@@ -80,14 +80,14 @@ def run_elastic_rank(command: Sequence[str]) -> int:
         environment.update({f"HOROVOD_{name}": value for name, value in zip(_PLACE, place)})
 
 
-def _goes_on(outcome: Outcome, child: RankProcess) -> bool:
+def _should_restart(outcome: Outcome, child: RankProcess) -> bool:
     """Whether the child ended because of its peers, or to be restarted; own failures are final."""
-    if outcome.told_to_end or outcome.exit_code in (0, EXIT_USAGE):
+    if outcome.terminated or outcome.exit_code in (0, EXIT_USAGE):
         return False
-    if outcome.outdated or outcome.exit_code == EXIT_SAVED or child.tells_no_cause():
+    if outcome.outdated or outcome.exit_code == EXIT_SAVED or child.lacks_cause():
         return True
     if outcome.failure:
-        say(f"rank {child.rank} {outcome.failure.cause}; horovodrun goes on without its host")
+        say(f"rank {child.rank} {outcome.failure.cause}; horovodrun continues without its host")
     return False
 
 
@@ -104,6 +104,6 @@ def _new_place() -> List[str]:
             raise OSError(f"{answer.status} {answer.reason}")
         return answer.read().decode().split(",")
     except (OSError, http.client.HTTPException) as error:
-        raise ValueError(f"horovodrun does not say how {slot} goes on: {error!r}") from error
+        raise ValueError(f"horovodrun has no new rank for {slot}: {error!r}") from error
     finally:
         connection.close()

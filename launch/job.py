@@ -16,7 +16,7 @@ from launch.rank_process import RankProcess
 from launch.ranks import EXIT_SAVED
 
 SETTLE_SECONDS = 3.0
-"""Time for the rank at fault to exit, if the first to fail tells no cause, before all are ended."""
+"""Time for the rank at fault to exit, if the first to fail shows no cause, before all are ended."""
 TICK_SECONDS = 0.2
 """Signal handlers run between two waits, so a signal may be seen this much later."""
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
@@ -37,7 +37,7 @@ class Failure(NamedTuple):
     last_lines: List[str]
 
 
-def tell(failure: Failure, then: str = "all other ranks have been ended") -> None:
+def report_failure(failure: Failure, then: str = "all other ranks have been ended") -> None:
     """Prints the failure, repeating the rank's last output, so that nobody has to scroll for it."""
     if failure.last_lines:
         lines = [f"last lines of rank {failure.rank}, which failed:", *failure.last_lines]
@@ -61,7 +61,7 @@ class Outcome(NamedTuple):
 
     exit_code: int  # as a shell would have it: 128 + n for signal n
     failure: Optional[Failure] = None
-    told_to_end: bool = False  # by ctrl-C or a signal to the launcher
+    terminated: bool = False  # by ctrl-C or a signal to the launcher
     outdated: bool = False  # ended because the number of ranks should change
 
 
@@ -142,7 +142,7 @@ class Job:
         if rank.process.returncode in (0, EXIT_SAVED) or self._ending:
             return
         self._failed.append(rank)
-        if not rank.tells_no_cause():
+        if not rank.lacks_cause():
             self._terminate()
         elif len(self._failed) == 1:
             self._after(SETTLE_SECONDS, self._terminate)
@@ -173,18 +173,18 @@ class Job:
         self.kill()
 
     def _outcome(self) -> Outcome:
-        told = self._interrupted or self._warned
+        terminated = self._interrupted or self._warned
         if self._interrupted:
-            return Outcome(128 + signal.SIGINT, told_to_end=told)
+            return Outcome(128 + signal.SIGINT, terminated=terminated)
         rank = self._first_cause()
         if rank is None:
             code = max(shell_exit_code(rank.process.returncode) for rank in self.ranks)
-            return Outcome(code, told_to_end=told, outdated=self._resizing)
+            return Outcome(code, terminated=terminated, outdated=self._resizing)
         code = shell_exit_code(rank.process.returncode)
-        return Outcome(code, self._failure(rank), told)
+        return Outcome(code, self._failure(rank), terminated)
 
     def _first_cause(self) -> Optional[RankProcess]:
-        without_cause = [rank.rank for rank in self._failed if rank.tells_no_cause()]
+        without_cause = [rank.rank for rank in self._failed if rank.lacks_cause()]
         number = first_cause(
             [rank.rank for rank in self._failed],
             without_cause,

@@ -45,7 +45,7 @@ class JobOptions:
     sbatch: Tuple[str, ...] = ()  # further #SBATCH options, such as --constraint=a100
     srun: Tuple[str, ...] = ()  # further options of srun, such as --cpu-bind=cores
     save_seconds: int = 60  # how long before the time limit the ranks are warned
-    straggler_seconds: int = 120  # how long ranks may go on after the first has ended
+    straggler_seconds: int = 120  # how long ranks may run after the first has ended
     max_requeues: int = 10
 
     def __post_init__(self) -> None:
@@ -160,7 +160,7 @@ def _sbatch_options(options: JobOptions, folder: Path) -> List[str]:
         "account": options.account,
         "qos": options.qos,
         "output": folder / options.log,
-        "open-mode": "append",  # a requeued job goes on in the same log
+        "open-mode": "append",  # a requeued job continues the same log
         "signal": f"USR1@{options.save_seconds}",  # seconds before the time limit
     }
     rendered = [f"--{name}={value}" for name, value in wanted.items() if value is not None]

@@ -14,9 +14,9 @@ import socket
 import subprocess
 from typing import Callable, Sequence
 
-from launch.elastic import Elastic, Slots, ToldToEndError, visible_devices
+from launch.elastic import Elastic, Slots, TerminatedError, visible_devices
 from launch.hostname import address_of_own_name, take_hostname
-from launch.job import FORWARDED, Events, Failure, Job, Outcome, tell
+from launch.job import FORWARDED, Events, Failure, Job, Outcome, report_failure
 from launch.network import check_interface, interface_of
 from launch.process import die_with_parent, say
 from launch.rank_process import RankProcess
@@ -33,7 +33,7 @@ def run_local(
     quiet: bool = False,
     kill_after: float = KILL_AFTER_SECONDS,
     start_timeout: float = START_TIMEOUT_SECONDS,
-    on_failure: Callable[[Failure], None] = tell,
+    on_failure: Callable[[Failure], None] = report_failure,
 ) -> int:
     """Runs `command` as the ranks of this machine and returns the job's exit code.
 
@@ -61,9 +61,9 @@ def run_local(
         if outcome.failure:
             on_failure(outcome.failure)
         return outcome.exit_code
-    except ToldToEndError as told:
-        say(str(told))
-        return told.exit_code
+    except TerminatedError as error:
+        say(str(error))
+        return error.exit_code
     finally:
         elastic.close()
         for signum, handler in previous.items():

@@ -37,7 +37,7 @@ def open_standard_streams() -> None:
 def die_with_parent() -> None:
     """Makes the kernel send SIGKILL to this process when its parent dies (Linux).
 
-    So no rank goes on unnoticed after the launcher itself was killed.
+    Otherwise ranks would keep running after the launcher itself was killed.
     """
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 

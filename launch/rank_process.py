@@ -13,7 +13,7 @@ from typing import IO, Any, Callable, Deque, Dict, List, Optional, Sequence
 
 import psutil
 
-from launch.blame import tells_no_cause
+from launch.blame import lacks_cause
 
 TAIL_LINES = 20
 
@@ -73,8 +73,8 @@ class RankProcess:
     def last_lines(self) -> List[str]:
         return [line.decode(errors="replace").rstrip("\n") for line in self._tail]
 
-    def tells_no_cause(self) -> bool:
-        return self._lost_a_peer or tells_no_cause(self.process.returncode > 0, self.last_lines())
+    def lacks_cause(self) -> bool:
+        return self._lost_a_peer or lacks_cause(self.process.returncode > 0, self.last_lines())
 
     def is_stopped(self) -> bool:
         """Whether the process is stopped (SIGSTOP)."""
@@ -92,7 +92,7 @@ class RankProcess:
         for line in source:
             self._tail.append(line)
             # Checked now, because a traceback longer than the kept lines may follow.
-            self._lost_a_peer = self._lost_a_peer or tells_no_cause(False, [line.decode("latin-1")])
+            self._lost_a_peer = self._lost_a_peer or lacks_cause(False, [line.decode("latin-1")])
             if self._prefix is None:
                 continue
             # A reader that went away (`| head`) or a full disk must not stop the ranks.

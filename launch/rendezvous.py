@@ -257,7 +257,7 @@ class Rendezvous:
     def serve(self) -> None:
         """Answers until `close`.
 
-        Warns when ranks wait in vain for others, or cannot connect to each other.
+        Warns when ranks wait for others beyond the timeout, or cannot connect to each other.
         """
         while not self._closed.is_set():
             self._server.handle_request()

@@ -1,7 +1,7 @@
 """Why a Slurm job was warned, and whether it must requeue itself.
 
 Observed with Slurm 22.05 (tests/integration/test_slurm.py verifies it). When the ranks have ended
-and `srun` has returned, the job's record and output show what is going on:
+and `srun` has returned, the job's record and output show the cause:
 
 | what happened      | JobState | what else                                        | requeued by |
 | ------------------ | -------- | ------------------------------------------------ | ----------- |
@@ -118,7 +118,7 @@ def judge(
     if restarts >= max_requeues:
         return Verdict(
             f"{cause}; {outcome}; not requeued, as it was {restarts} times already "
-            f"(--max-requeues {max_requeues}): submit it again to go on",
+            f"(--max-requeues {max_requeues}): submit it again to continue",
             requeue=False,
         )
     return Verdict(f"{cause}; {outcome}; requeue {restarts + 1} of {max_requeues}", requeue=True)

@@ -17,7 +17,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import IO, Deque, Dict, List, Mapping, Optional, Sequence
 
-from launch.blame import first_cause, tells_no_cause
+from launch.blame import first_cause, lacks_cause
 from launch.process import say, shell_exit_code
 from launch.ranks import EXIT_SAVED
 from launch.requeue import judge, parse_job, step_cancelled
@@ -120,7 +120,7 @@ class _Step:
             say(self._lost_node)
             return
         ranks = list(self._endings)
-        rank = first_cause(ranks, [rank for rank in ranks if self._tells_no_cause(rank)], [])
+        rank = first_cause(ranks, [rank for rank in ranks if self._lacks_cause(rank)], [])
         if rank is None:
             say("srun failed before any rank did; its message is above")
             return
@@ -130,9 +130,9 @@ class _Step:
                 print(f"    {line}", file=sys.stderr)
         say(f"rank {rank} {self._endings[rank]}")
 
-    def _tells_no_cause(self, rank: int) -> bool:
+    def _lacks_cause(self, rank: int) -> bool:
         exited = "Exited with exit code" in self._endings[rank]
-        return tells_no_cause(exited, list(self._tails.get(rank, [])))
+        return lacks_cause(exited, list(self._tails.get(rank, [])))
 
     def _pump(self, source: IO[bytes], target: IO[bytes]) -> None:
         for line in source:

@@ -84,7 +84,7 @@ def follow(job_id: str, log: Path) -> int:
             time.sleep(POLL_SECONDS)
     except (KeyboardInterrupt, OSError) as error:
         reason = f" ({error})" if str(error) else ""
-        say(f"job {job_id} goes on; end it with `scancel {job_id}`, its log is {log}{reason}")
+        say(f"job {job_id} keeps running; end it with `scancel {job_id}`, its log is {log}{reason}")
         return 130
 
 

@@ -328,7 +328,7 @@ def _run_in_train_mode(net: gluon.Block, data: mx.nd.NDArray, count: int) -> Non
     if count not in (0, len(data)):
         raise ValueError(
             f"a calibration batch of {len(data)} samples says it has {count}; it must be all of "
-            "them, or 0 for a stand-in sample"
+            "them, or 0 for a placeholder sample"
         )
     with empty_batch() if count == 0 else contextlib.nullcontext(), autograd.train_mode():
         net(data)

@@ -47,7 +47,7 @@ class SaveError(RuntimeError):
 
 
 class Snapshot(NamedTuple):
-    """The content of a checkpoint, copied to the host, so that training can go on."""
+    """The content of a checkpoint, copied to the host, so that training can continue."""
 
     parameters: optimizer_state.Arrays  # by the names that ``net.load_parameters`` takes
     optimizer: optimizer_state.Arrays  # and _STATISTICS, where ranks have their own
@@ -274,7 +274,7 @@ def find_latest(
         wrong = problem(path)
         if wrong is None:
             return path
-        report(f"{wrong}; going on from the checkpoint before it")
+        report(f"{wrong}; using the checkpoint before it")
     return None
 
 

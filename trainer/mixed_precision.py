@@ -3,7 +3,7 @@
 Within :func:`computing_in` these layers round their input and weights to bfloat16 and return
 float32, in forward and backward. Weights, norms, activations, loss, optimizer and the allreduce
 stay float32. Individual layers are patched, temporarily, because ``mxnet.contrib.amp`` replaces
-MXNet's operators for the whole process and for good. Also, its ``amp_cast`` cannot accumulate a
+MXNet's operators for the whole process, irreversibly. Also, its ``amp_cast`` cannot accumulate a
 gradient (see :func:`_rounded`).
 """
 

@@ -66,7 +66,7 @@ class ProgressDisplay:
             if console.is_interactive:
                 self._live = _LiveBar(console, wording.of_ranks(ranks), first_step, last_step)
 
-    def tell(self, event: str, figures: Mapping[str, Any]) -> None:
+    def show(self, event: str, figures: Mapping[str, Any]) -> None:
         """Show an event in words, if there are any for it."""
         text = wording.text(event, figures)
         if event == "step":
@@ -155,7 +155,7 @@ class JsonDisplay:
         self._stream = stream or sys.stdout
         self._pace = _Pace(first_step, last_step)
 
-    def tell(self, event: str, figures: Mapping[str, Any]) -> None:
+    def show(self, event: str, figures: Mapping[str, Any]) -> None:
         """Print an event with its values; for a step also the time left."""
         if event == "step":
             figures = {**figures, "seconds_left": self._pace.seconds_left(figures["step"])}

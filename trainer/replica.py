@@ -41,7 +41,7 @@ def prepare(
     if config.calibrate_samples:
         check_calibration(net)
     # Deferred shapes are settled here, on all ranks: otherwise Horovod broadcasts a parameter at
-    # its first forward, where a forward on one rank alone would wait for ever.
+    # its first forward, where a forward on one rank alone would never return.
     if isinstance(net, gluon.HybridBlock):
         net.hybridize(active=False)  # hooks do not see the layers of a compiled net
     sample = mx.nd.zeros((1, *shape), ctx=ctx)
@@ -50,7 +50,7 @@ def prepare(
     except Exception as error:
         raise ConfigError(
             f"the net cannot take an image of (channels, height, width) {shape}: "
-            f"{describe_error(error)}; mend the net, set data.image_size, or train another net"
+            f"{describe_error(error)}; correct the net, set data.image_size, or train another net"
         ) from error
     _check_parameters(net)
     if config.model.hybridize and isinstance(net, gluon.HybridBlock):
@@ -60,7 +60,7 @@ def prepare(
             mx.nd.waitall()
         except Exception as error:
             raise ConfigError(
-                f"the net runs, but not compiled: {describe_error(error)}; mend it, or set "
+                f"the net runs, but not compiled: {describe_error(error)}; correct it, or set "
                 "model.hybridize=false"
             ) from error
     return layers
@@ -81,7 +81,7 @@ def check_calibration(net: gluon.Block) -> None:
 
 
 def merge_running_statistics(net: gluon.Block, config: Config) -> None:
-    """Merge the ranks' running statistics for good; collective.
+    """Merge the ranks' running statistics permanently; collective.
 
     Those of synced batch norm are equal already; for others a rank's weight is its shard size.
     """

@@ -235,7 +235,7 @@ class Report:
 
     def _tell(self, event: str, **figures: Any) -> None:
         if self._display:
-            self._display.tell(event, figures)
+            self._display.show(event, figures)
 
     def _write_result(self, state: str, step: int, **figures: Any) -> None:
         if self._display is None:
@@ -251,7 +251,7 @@ class Report:
                 ranks=dist.world_size(),
                 **figures,
             )
-        except OSError as error:  # a full disk: the run itself can go on
+        except OSError as error:  # a full disk: the run itself can continue
             self.warning(f"{self._config.folder / runs.RESULT} cannot be written: {error}")
 
 
@@ -259,7 +259,7 @@ def _next_commands(config: Config, state: str) -> Dict[str, str]:
     """Commands that the user may want next, by purpose."""
     commands = {"look at it": f"tensorboard --logdir {config.output}"}
     if state == "stopped":
-        commands["go on"] = "the same command"
+        commands["resume"] = "the same command"
     else:
         commands["compare"] = f"python -m trainer runs {config.output}"
         if config.name != "fashion_mnist" and config.data.dataset.startswith("fashion_mnist"):

@@ -65,7 +65,7 @@ def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
     if changed and not force:
         raise checkpoint.CheckpointError(
             f"{path} was made with other settings ({'; '.join(changed)}); give the run another "
-            "name=..., start it anew with --resume none, or go on all the same with --force"
+            "name=..., start it anew with --resume none, or resume all the same with --force"
         )
     return path
 
@@ -163,7 +163,7 @@ def claim(folder: Path) -> filelock.BaseFileLock:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise config.ConfigError(
-            f"another run is at work in {folder}; give this one another name=... (ranks of one run "
+            f"another run is using {folder}; give this one another name=... (ranks of one run "
             "must be started by horovodrun or `python -m launch`)"
         ) from None
     return lock

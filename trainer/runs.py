@@ -31,7 +31,7 @@ class Run(NamedTuple):
 
     name: str
     started: Optional[str]  # ISO 8601, UTC
-    state: str  # done, stopped (as asked; goes on when trained again), unfinished or unreadable
+    state: str  # done, stopped (by a signal; resumes when trained again), unfinished or unreadable
     step: int  # steps made and saved
     last_step: Optional[int]  # where it ends
     epochs: Optional[int]  # as configured

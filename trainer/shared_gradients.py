@@ -199,7 +199,7 @@ def _set_gradient(parameter: mx.gluon.Parameter, gradient: mx.nd.NDArray) -> Non
 
 
 def _clear_static_graphs(parameters: List[mx.gluon.Parameter]) -> None:
-    """Drop cached static graphs, which would go on writing to the old gradient arrays.
+    """Drop cached static graphs, which would keep writing to the old gradient arrays.
 
     A parameter does not know the blocks that use it, so all live blocks are searched.
     """

@@ -35,7 +35,7 @@ class SharedMemorySum:
     Calls are matched by their number: every process must make them in the same order.
 
     Attributes:
-        lost: which process this one waited for in vain, and why; shared by all instances. Kept
+        lost: the process that will never call, and why; shared by all instances. Kept
             because an exception raised in an operator reaches the user as MXNet's own message.
     """
 

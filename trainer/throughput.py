@@ -43,7 +43,7 @@ class Throughput:
         self._since = None
 
     def mark(self) -> None:
-        """Read the time, as all steps so far are complete, and go on."""
+        """Read the time, as all steps so far are complete, and continue timing."""
         if self._since is not None:
             self.end()
             self.begin()

@@ -1,4 +1,4 @@
-"""Ends a rank that hangs, printing its stacks, so that its peers do not wait for ever.
+"""Ends a rank that hangs, printing its stacks, so that its peers do not wait for it indefinitely.
 
 Horovod's stall inspector does not work under Gloo: a live rank that stops submitting tensors hangs
 all others. When it exits, the others raise at once.

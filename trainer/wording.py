@@ -36,7 +36,7 @@ def _begin(f: Figures) -> str:
         f"{share:g} a rank, batch norm {f['batch_norm']}; MXNet {f['mxnet']}",
     ]
     if f["resumed_from"]:
-        lines.append(f"goes on from {f['resumed_from']}")
+        lines.append(f"resumes from {f['resumed_from']}")
     return "\n".join(lines)
 
 

@@ -236,7 +236,7 @@ def _killed_and_damaged(trial: Trial, folder: Path, output: Path) -> Any:
     content[chance.randrange(len(content))] ^= 1 + chance.randrange(255)
     path.write_bytes(content)
     code, said = _end(_start(trial, folder, output))
-    assert "going on from the checkpoint before it" in said, said
+    assert "using the checkpoint before it" in said, said
     return code, said
 
 

@@ -36,7 +36,7 @@ def past_runs(tmp_path_factory: pytest.TempPathFactory) -> PastRuns:
     slowly = [*command, "checkpoint.every_steps=1"]
     assert run_and_signal(slowly, "8/48", signal.SIGTERM).code == 85
     done = run(command)
-    assert done.code == 0 and "goes on from" in done.out, done.err
+    assert done.code == 0 and "resumes from" in done.out, done.err
     settings = ["train.epochs=2", "batch_norm=local", "name=two", f"output={output}"]
     two = run(
         [

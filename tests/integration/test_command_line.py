@@ -97,7 +97,7 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(
     path = checkpoint.find_latest(tmp_path / "default" / "checkpoints", print)
     assert path is not None and 0 < checkpoint.read_state(path)["step"] < 32
     done = run(command)
-    assert done.code == 0 and "goes on from" in done.out, done.out + done.err
+    assert done.code == 0 and "resumes from" in done.out, done.out + done.err
     expected = _weights(straight)
     for name, array in _weights(tmp_path / "default").items():
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
@@ -195,7 +195,7 @@ def test_two_runs_in_one_folder_are_kept_apart(tmp_path: Path) -> None:
         read_until(first, "images/s")
         second = run(command)
         assert second.code == 2
-        assert "another run is at work in" in second.err
+        assert "another run is using" in second.err
         assert len(second.err.splitlines()) == 1
     finally:
         first.kill()

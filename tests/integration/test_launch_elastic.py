@@ -77,12 +77,12 @@ def test_losing_rank_0_and_another_does_not_change_the_result(
             _rank(process, lost).kill()
             said = read_until(process, "launch: rank")
             assert f"rank {lost} was killed by SIGKILL" in said
-            assert f"going on with {2 - lost} rank" in said
+            assert f"continuing with {2 - lost} rank" in said
         said = process.communicate(timeout=120)[0]
     finally:
         process.kill()
     assert process.returncode == 0, said
-    assert "goes on from" in said
+    assert "resumes from" in said
     _assert_same(_weights(tmp_path), undisturbed)
     assert [path.name for path in sorted(tmp_path.glob("default*"))] == ["default", "default.1"]
 
@@ -129,7 +129,7 @@ def test_ranks_are_added_and_taken_where_all_have_saved(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 0, said
-    assert "the number of slots has changed; going on with 2 ranks\n" in said
+    assert "the number of slots has changed; continuing with 2 ranks\n" in said
     steps = [int(line.split()[0]) for line in losses.read_text().splitlines()]
     assert steps == list(range(60)), "each step once"
 

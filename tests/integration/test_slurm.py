@@ -378,7 +378,7 @@ def test_preempted_training_has_the_losses_of_an_undisturbed_one(cluster, tmp_pa
         env={**one_thread, "BATCH_NORM_NATIVE": "0"},
     )  # fmt: skip
     job.wait_for("^done:")
-    assert "goes on from" in job.text()
+    assert "resumes from" in job.text()
     assert cluster.state(high.strip()) == "COMPLETED"
     assert losses(requeued) == losses(straight)
     assert [step for step, _ in losses(requeued)] == list(range(1, 129))

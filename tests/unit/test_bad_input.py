@@ -26,7 +26,7 @@ from mxnet.gluon import nn
 
 from launch import __main__ as launch_entry
 from launch import job_script, local
-from launch.blame import tells_no_cause
+from launch.blame import lacks_cause
 from launch.job import Outcome
 from trainer import __main__ as entry
 from trainer import checkpoint, fashion_mnist, launched, params_file, resume, saved
@@ -426,14 +426,14 @@ def test_a_rank_that_lost_another_says_so_in_words_that_the_launcher_knows(said_
     """Or it would be named for the cause: see launch/blame.py."""
     error = said_of(RuntimeError(f"...: {words}"), 1)
     assert len(error.splitlines()) == 1 and "rank 1 on" in error
-    assert tells_no_cause(True, error.splitlines()) and tells_no_cause(True, [words])
+    assert lacks_cause(True, error.splitlines()) and lacks_cause(True, [words])
 
 
 def test_an_operator_that_has_lost_a_rank_says_so_though_its_error_does_not(said_of, monkeypatch):
     monkeypatch.setattr(SharedMemorySum, "lost", "process 0 of 2 on this node has been stopped")
     error = said_of(RuntimeError("Check failed in custom.cc"), 1)
     assert len(error.splitlines()) == 1 and "rank 1 on" in error
-    assert tells_no_cause(True, error.splitlines()) and tells_no_cause(True, [SharedMemorySum.lost])
+    assert lacks_cause(True, error.splitlines()) and lacks_cause(True, [SharedMemorySum.lost])
 
 
 # ---------------------------------------------------------------- the run's folder

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from mxnet import autograd, nd
 
-from launch.blame import tells_no_cause
+from launch.blame import lacks_cause
 from trainer import batch_norm_native, batch_norm_op
 from trainer.batch_norm_native import operator_type
 from trainer.batch_norm_op import RankSum, empty_batch
@@ -198,5 +198,5 @@ def test_a_dead_peer_is_noticed(tmp_path: Path, capfd: pytest.CaptureFixture[str
         nd.Custom(nd.ones((2, 3)), *[vector] * 4, op_type=native(), **arguments)[0].asnumpy()
     said = capfd.readouterr().err
     assert "process 1 of 2 on this node ended before its turn" in said
-    assert tells_no_cause(True, said.splitlines()), "the launcher names the one that died"
+    assert lacks_cause(True, said.splitlines()), "the launcher names the one that died"
     peer.join()

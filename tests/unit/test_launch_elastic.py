@@ -12,7 +12,7 @@ import pytest
 from launch import elastic_rank
 from launch.__main__ import main
 from launch.discovery import Discovery
-from launch.elastic import Elastic, ToldToEndError, visible_devices
+from launch.elastic import Elastic, TerminatedError, visible_devices
 from launch.job import Events, Failure, Outcome
 from launch.rank_process import RankProcess
 
@@ -30,7 +30,7 @@ def test_a_lost_slot_is_given_up_while_enough_are_left(capsys):
     assert elastic.next_slots(KILLED, Events()) == [0, 2, 3]
     assert elastic.next_slots(KILLED, Events()) == []
     assert capsys.readouterr().err == (
-        "launch: rank 1 was killed; going on with 3 ranks (restart 1 of 5)\n"
+        "launch: rank 1 was killed; continuing with 3 ranks (restart 1 of 5)\n"
         "launch: not started again: slots left: 2, --min-ranks is 3\n"
     )
 
@@ -46,7 +46,7 @@ def test_a_lost_rank_is_replaced_without_min_ranks(capsys):
 def test_ranks_that_ask_to_be_run_again_keep_their_slots(capsys):
     elastic = begun(ranks=2, min_ranks=1, max_restarts=1)
     assert elastic.next_slots(Outcome(85), Events()) == [0, 1]
-    assert "the ranks saved and ask to be run again; going on with 2 ranks (restart 1 of 1)" in (
+    assert "the ranks saved and ask to be run again; continuing with 2 ranks (restart 1 of 1)" in (
         capsys.readouterr().err
     )
 
@@ -56,9 +56,9 @@ def test_ranks_that_ask_to_be_run_again_keep_their_slots(capsys):
     [
         (Outcome(0), ""),
         (Outcome(0, outdated=True), ""),
-        (Outcome(85, told_to_end=True), ""),
-        (Outcome(130, told_to_end=True), ""),
-        (KILLED._replace(told_to_end=True), ""),
+        (Outcome(85, terminated=True), ""),
+        (Outcome(130, terminated=True), ""),
+        (KILLED._replace(terminated=True), ""),
         (Outcome(2, KILLED.failure), "launch: not started again: exit code 2 means bad input\n"),
     ],
 )
@@ -88,9 +88,9 @@ def test_slots_follow_the_command_that_counts_them(tmp_path, capsys):
     assert not outdated_after_an_answer(elastic, asked)
     assert elastic.next_slots(KILLED, Events()) == [0, 1, 2, 3]
     said = capsys.readouterr().err
-    assert "the number of slots has changed; going on with 4 ranks\n" in said
+    assert "the number of slots has changed; continuing with 4 ranks\n" in said
     assert "printed 'broken' and ended with exit code 0" in said and "it stays at 9" in said
-    assert said.endswith("going on with 4 ranks (restart 1 of 1)\n"), "the change was none"
+    assert said.endswith("continuing with 4 ranks (restart 1 of 1)\n"), "the change was none"
 
 
 def test_a_number_that_flaps_changes_nothing(tmp_path):
@@ -123,7 +123,7 @@ def test_slots_are_waited_for_until_a_signal_comes(command):
     elastic = Elastic(1, 1, discovery=Discovery(command, 60.0), max_restarts=1, patience=600)
     events = Events()
     events.put(signal.SIGINT)
-    with pytest.raises(ToldToEndError, match="ended by SIGINT before ranks were started") as told:
+    with pytest.raises(TerminatedError, match="ended by SIGINT before ranks were started") as told:
         elastic.first_slots(events)
     assert told.value.exit_code == 130
     with pytest.raises(queue.Empty):
@@ -192,7 +192,7 @@ def test_a_lost_gpu_is_not_used_again(monkeypatch):
     [
         ([], "how many ranks? -n N"),
         (["-n", "2", "--min-ranks", "3"], "2 ranks are not between --min-ranks 3 and --max-"),
-        (["-n", "2", "--max-ranks", "3"], "--max-ranks 3 is above -n 2, and nothing tells when"),
+        (["-n", "2", "--max-ranks", "3"], "--max-ranks 3 is above -n 2, and nothing reports"),
         (["-n", "1", "--discover", "echo many"], "--discover 'echo many' printed 'many'"),
         (["-n", "1", "--discover", "printf '\\377'"], "printed '\ufffd' and ended"),
         (["-n", "1", "--discover", "echo \u00b2"], "printed '\u00b2' and ended"),
@@ -214,14 +214,14 @@ def test_wrong_use_is_one_line_before_anything_is_started(capsys, options, words
         (Outcome(143, outdated=True), False, True),
         (Outcome(0), False, False),
         (Outcome(2, KILLED.failure), True, False),
-        (Outcome(130, told_to_end=True), True, False),
+        (Outcome(130, terminated=True), True, False),
     ],
 )
 def test_under_elastic_horovodrun_a_rank_comes_again_unless_its_end_was_its_own(
     outcome, lost_a_peer, goes_on
 ):
-    child = SimpleNamespace(rank=1, tells_no_cause=lambda: lost_a_peer)
-    assert elastic_rank._goes_on(outcome, child) is goes_on
+    child = SimpleNamespace(rank=1, lacks_cause=lambda: lost_a_peer)
+    assert elastic_rank._should_restart(outcome, child) is goes_on
 
 
 def test_outside_of_elastic_horovodrun_elastic_rank_says_what_it_is_for(monkeypatch, capsys):
@@ -240,4 +240,4 @@ def test_a_long_traceback_does_not_hide_that_a_peer_was_lost(line, lost):
     rank.watch(events)
     assert events.get(timeout=60) is rank
     assert line not in rank.last_lines()
-    assert rank.tells_no_cause() is lost
+    assert rank.lacks_cause() is lost

@@ -9,7 +9,7 @@ import pytest
 
 from launch import network, ranks
 from launch.__main__ import main
-from launch.blame import first_cause, tells_no_cause
+from launch.blame import first_cause, lacks_cause
 from launch.process import describe_exit, shell_exit_code
 from launch.rank_process import RankProcess
 from launch.ranks import cores_of_task, cores_per_rank, facts_on_one_host, rank_environment
@@ -157,11 +157,11 @@ def test_a_limit_of_threads_is_one_line_and_leaves_no_rank(monkeypatch, capsys):
     assert started[0].wait(timeout=60) == -signal.SIGKILL
 
 
-def test_last_lines_of_a_rank_that_tells_no_cause():
-    assert tells_no_cause(True, ["Traceback", LOST])
-    assert tells_no_cause(
+def test_last_lines_that_lack_the_cause():
+    assert lacks_cause(True, ["Traceback", LOST])
+    assert lacks_cause(
         False, ["... tcp/pair.cc:589] Read error [10.0.0.1]:9: Connection reset by peer"]
     )
-    assert tells_no_cause(True, [])  # rank 0 speaks for all
-    assert not tells_no_cause(False, [])  # a signal is a cause
-    assert not tells_no_cause(True, ["RuntimeError: boom"])
+    assert lacks_cause(True, [])  # rank 0 speaks for all
+    assert not lacks_cause(False, [])  # a signal is a cause
+    assert not lacks_cause(True, ["RuntimeError: boom"])

@@ -187,7 +187,7 @@ def test_the_job_goes_on_when_its_log_cannot_be_shown(monkeypatch, tmp_path, cap
     with suppress(OSError), open(write if stdout == "a closed pipe" else stdout, "w") as target:
         monkeypatch.setattr(sys, "stdout", target)
         assert submit.follow("9", tmp_path / "log") == 130
-    assert "job 9 goes on; end it with `scancel 9`" in capsys.readouterr().err
+    assert "job 9 keeps running; end it with `scancel 9`" in capsys.readouterr().err
 
 
 def test_a_refused_submission_is_one_line(slurm):

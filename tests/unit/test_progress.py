@@ -130,8 +130,8 @@ def test_json_is_one_object_a_line_and_strict():
     stream = io.StringIO()
     display = JsonDisplay(0, 40, stream)
     display.step(1)
-    display.tell("step", {"step": 20, "loss": float("nan"), "accuracy": 0.5})
-    display.tell("checkpoint", {"step": 20, "path": "runs/a"})
+    display.show("step", {"step": 20, "loss": float("nan"), "accuracy": 0.5})
+    display.show("checkpoint", {"step": 20, "path": "runs/a"})
     display.close()
     first, second = (json.loads(line, parse_constant=pytest.fail) for line in lines(stream))
     assert (first["event"], first["step"], first["loss"]) == ("step", 20, None)
@@ -141,7 +141,7 @@ def test_json_is_one_object_a_line_and_strict():
 
 def test_in_words_a_checkpoint_is_not_worth_a_line():
     stream = io.StringIO()
-    ProgressDisplay(0, 40, stream).tell("checkpoint", {"step": 20, "path": "runs/a"})
+    ProgressDisplay(0, 40, stream).show("checkpoint", {"step": 20, "path": "runs/a"})
     assert stream.getvalue() == ""
 
 
@@ -156,7 +156,7 @@ END = {
     "checkpoint": "runs/a/step-40",
     "best_checkpoint": "runs/a/step-20",
     "events": None,
-    "next": {"go on": "type this"},
+    "next": {"resume": "type this"},
 }
 
 
@@ -164,7 +164,7 @@ def test_the_end_says_how_well_how_long_where_and_what_next():
     assert wording.text("end", END).splitlines() == [
         "done: test accuracy 0.8000 (best 0.9000), 2:05 minutes, 100 images/s",
         "checkpoint: runs/a/step-20",
-        "go on:      type this",
+        "resume:     type this",
     ]
 
 

@@ -71,7 +71,7 @@ def test_links_to_one_folder_are_one_run(settings: Config, tmp_path: Path) -> No
     linked = Config(output=str(tmp_path / "links"), name="link")
     linked.folder.symlink_to(settings.folder)
     lock = resume.claim(settings.folder)
-    with pytest.raises(ConfigError, match="another run is at work"):
+    with pytest.raises(ConfigError, match="another run is using"):
         resume.claim(linked.folder)
     lock.release()
     resume.claim(linked.folder).release()
