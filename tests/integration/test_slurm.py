@@ -203,11 +203,20 @@ def test_follow_shows_the_log_of_a_job_in_a_container(cluster, tmp_path):
 
 
 def test_two_jobs_share_a_node(cluster, tmp_path):
-    options = ["--ranks-per-node", "2"]
-    jobs = [Job(cluster, tmp_path / name, 10, *options) for name in ("a", "b")]
-    for job in jobs:
-        job.wait_for("done: 165.0")
-        job.wait_for_state("COMPLETED")
+    """The second runs from start to end while the first one does."""
+    site = tmp_path / "site.yaml"
+    site.write_text("sbatch: [--nodelist=node1]\n")
+    options = ["--ranks-per-node", "2", "--site", str(site)]
+    first = Job(cluster, tmp_path / "first", 600, *options)
+    first.wait_for_step()
+    second = Job(cluster, tmp_path / "second", 3, *options)
+    second.wait_for("done: 18.0")
+    first.wait_for_step()
+    assert cluster.state(first.id) == "RUNNING"
+    assert {cluster.field(job.id, "NodeList") for job in (first, second)} == {"node1"}
+    cluster.run("scancel", first.id)
+    saved = int(first.wait_for(r"saved at step (\d+)")[1])
+    assert first.losses() == uninterrupted(saved)
 
 
 def test_failing_rank_ends_the_job_and_is_named(cluster, tmp_path):
