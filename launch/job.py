@@ -85,14 +85,19 @@ class Job:
         self._unresponsive: List[RankProcess] = []
         self._stopped_since: Dict[RankProcess, float] = {}
         self._stopped_too_long: List[RankProcess] = []
+        self._absent: List[RankProcess] = []  # ended, and the others wait for them
         self._ending = False
         self._resizing = False
         self._interrupted = False
         self._warned = False
         self._timer: Optional[Tuple[float, Callable[[], None]]] = None
 
-    def supervise(self) -> Outcome:
-        """Waits until all ranks have ended; returns how."""
+    def supervise(self, awaited: Callable[[int], bool] = lambda rank: False) -> Outcome:
+        """Waits until all ranks have ended; returns how.
+
+        A rank that has ended fails, whatever its exit code, if `awaited(rank)` tells that others
+        wait for it in `hvd.init()`.
+        """
         for rank in self.ranks:
             rank.watch(self._events)
         running = len(self.ranks)
@@ -100,6 +105,7 @@ class Job:
             try:
                 event: Union[RankProcess, int] = self._events.get(timeout=TICK_SECONDS)
             except queue.Empty:
+                self._find_absent(awaited)
                 self._tick()
                 continue
             if isinstance(event, RankProcess):
@@ -133,6 +139,15 @@ class Job:
             if now - since > self._stop_limit:
                 self._stopped_too_long.append(rank)
                 rank.signal(signal.SIGKILL)
+
+    def _find_absent(self, awaited: Callable[[int], bool]) -> None:
+        if self._ending or self._failed:
+            return
+        ended = [rank for rank in self.ranks if rank.process.returncode in (0, EXIT_SAVED)]
+        self._absent = [rank for rank in ended if awaited(rank.rank)]
+        if self._absent:
+            self._failed += self._absent
+            self._terminate()
 
     def _running(self) -> List[RankProcess]:
         return [rank for rank in self.ranks if rank.process.returncode is None]
@@ -180,7 +195,7 @@ class Job:
         if rank is None:
             code = max(shell_exit_code(rank.process.returncode) for rank in self.ranks)
             return Outcome(code, terminated=terminated, outdated=self._resizing)
-        code = shell_exit_code(rank.process.returncode)
+        code = shell_exit_code(rank.process.returncode) or 1  # an absent rank may end with 0
         return Outcome(code, self._failure(rank), terminated)
 
     def _first_cause(self) -> Optional[RankProcess]:
@@ -193,7 +208,9 @@ class Job:
         return next((rank for rank in self.ranks if rank.rank == number), None)
 
     def _failure(self, rank: RankProcess) -> Failure:
-        if rank in self._stopped_too_long:
+        if rank in self._absent:
+            cause = f"{describe_exit(rank.process.returncode)} before hvd.init(), where others wait"
+        elif rank in self._stopped_too_long:
             cause = f"stood stopped (SIGSTOP) for {self._stop_limit:g} s: SIGKILL"
         elif rank in self._unresponsive:
             cause = f"answered neither its peers nor SIGTERM for {self._kill_after:g} s: SIGKILL"

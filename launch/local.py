@@ -105,7 +105,7 @@ def _run_once(
             job.ranks.append(RankProcess(rank, command, environment, prepare, prefix, inherit))
         # Threads start only now: a fork of a process with threads may deadlock.
         rendezvous.serve_in_thread()
-        return job.supervise()
+        return job.supervise(rendezvous.arrivals.awaited)
     except subprocess.SubprocessError:  # raised by Popen for any error in `prepare`
         raise ValueError(
             f"this host's own name, {socket.gethostname()}, does not resolve, and Horovod goes by "

@@ -24,6 +24,9 @@ from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPSer
 
 START_TIMEOUT_SECONDS = 600.0
 
+NOTICE_SECONDS = 10.0
+"""After this time the store says which ranks have not checked in yet."""
+
 CONNECT_SECONDS = 10.0
 """How long ranks that know each other's addresses may take to connect before a warning. Gloo
 itself gives up after HOROVOD_GLOO_TIMEOUT_SECONDS (30)."""
@@ -80,7 +83,8 @@ class Arrivals:
     def __init__(self, world_size: int, timeout: float) -> None:
         self._world_size = world_size
         self._timeout = timeout
-        self._deadline = time.monotonic() + timeout
+        self._start = time.monotonic()
+        self._deadline = self._start + timeout
         self._arrived: Dict[str, Set[int]] = {scope: set() for scope in HELD_KEYS}
         self._completed: Dict[str, float] = {}
         self._closed = False
@@ -89,11 +93,17 @@ class Arrivals:
     def missing(self, scope: str) -> List[int]:
         return sorted(set(range(self._world_size)) - self._arrived[scope])
 
-    def overdue(self, scope: str) -> bool:
-        """Whether some ranks are waiting in `scope` after the timeout."""
+    def overdue(self, scope: str, seconds: Optional[float] = None) -> bool:
+        """Whether some ranks are waiting in `scope` after so many seconds (None: the timeout)."""
+        seconds = self._timeout if seconds is None else seconds
         with self._changed:
             some = 0 < len(self._arrived[scope]) < self._world_size
-            return some and time.monotonic() > self._deadline
+            return some and time.monotonic() > self._start + seconds
+
+    def awaited(self, rank: int) -> bool:
+        """Whether other ranks wait in `hvd.init()` for this one."""
+        with self._changed:
+            return bool(self._arrived["global"]) and rank in self.missing("global")
 
     def seconds_since_complete(self, scope: str) -> float:
         """Seconds since the last rank arrived; 0 while some are missing."""
@@ -117,12 +127,14 @@ class Arrivals:
             if self.missing(scope):
                 raise StartTimeoutError(self.explain(scope))
 
-    def explain(self, scope: str) -> str:
+    def explain(self, scope: str, seconds: Optional[float] = None) -> str:
+        """Which ranks have not arrived after so many seconds (None: the timeout)."""
         done = "checked in" if scope == CHECK_IN else "called hvd.init()"
         missing = self.missing(scope)
+        within = self._timeout if seconds is None else seconds
         return (
             f"{self._world_size - len(missing)} of {self._world_size} ranks {done} within "
-            f"{self._timeout:g} s; missing: {ranks_text(missing)}"
+            f"{within:g} s; missing: {ranks_text(missing)}"
         )
 
 
@@ -234,6 +246,7 @@ class Rendezvous:
     ) -> None:
         self.arrivals = Arrivals(world_size, start_timeout)
         self._world_size = world_size
+        self._start_timeout = start_timeout
         self._server = self._bind(address, ports, token, say)
         self._closed = threading.Event()
         self._thread: Optional[threading.Thread] = None
@@ -261,6 +274,9 @@ class Rendezvous:
         """
         while not self._closed.is_set():
             self._server.handle_request()
+            if self.arrivals.overdue(CHECK_IN, NOTICE_SECONDS):
+                late = self.arrivals.explain(CHECK_IN, NOTICE_SECONDS)
+                self._say_once("late", f"{late}; waiting up to {self._start_timeout:g} s")
             for scope in HELD_KEYS:
                 if self.arrivals.overdue(scope):
                     self._say_once(scope, self.arrivals.explain(scope))

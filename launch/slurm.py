@@ -12,6 +12,11 @@ from launch.ranks import RankFacts
 PORT_RANGE = range(20000, 32000)  # below the range that the kernel gives to outgoing connections
 PORT_TRIES = 16
 
+NOT_BY_SRUN = (
+    "if srun has not started this process, these are another job's variables: "
+    "`unset SLURM_JOB_ID SLURM_STEP_ID SLURM_PROCID`, and put srun before the command"
+)
+
 # What srun sets for each task.
 _NEEDED = (
     "SLURM_JOB_ID",
@@ -77,18 +82,30 @@ def facts_from_slurm(env: Mapping[str, str]) -> RankFacts:
             f"{missing[0]} is not set: slurm-rank runs inside srun, as in "
             "`srun --ntasks=4 python -m launch slurm-rank -- COMMAND`"
         )
-    node = int(env["SLURM_NODEID"])
-    local_rank = int(env["SLURM_LOCALID"])
     tasks = expand_tasks(env["SLURM_STEP_TASKS_PER_NODE"])
+    nodes = expand_nodes(env["SLURM_STEP_NODELIST"])
+    node = _index(env, "SLURM_NODEID", min(len(tasks), len(nodes)))
+    local_rank = _index(env, "SLURM_LOCALID", tasks[node])
     return RankFacts(
-        rank=int(env["SLURM_PROCID"]),
-        world_size=int(env["SLURM_STEP_NUM_TASKS"]),
+        rank=_index(env, "SLURM_PROCID", sum(tasks)),
+        world_size=_index(env, "SLURM_STEP_NUM_TASKS", sum(tasks) + 1),
         local_rank=local_rank,
         local_size=tasks[node],
         cross_rank=sum(count > local_rank for count in tasks[:node]),
         cross_size=sum(count > local_rank for count in tasks),
-        hostname=expand_nodes(env["SLURM_STEP_NODELIST"])[node],
+        hostname=nodes[node],
     )
+
+
+def _index(env: Mapping[str, str], name: str, end: int) -> int:
+    """The variable's value, from 0 to `end` - 1; ValueError if it is not."""
+    if not re.fullmatch("[0-9]{1,9}", env[name]) or int(env[name]) >= end:
+        raise ValueError(
+            f"{name} is {env[name]!r}, which does not fit SLURM_STEP_TASKS_PER_NODE="
+            f"{env['SLURM_STEP_TASKS_PER_NODE']} and SLURM_STEP_NODELIST="
+            f"{env['SLURM_STEP_NODELIST']}; {NOT_BY_SRUN}"
+        )
+    return int(env[name])
 
 
 def step_launch_id(env: Mapping[str, str]) -> str:

@@ -25,8 +25,9 @@ from launch.network import (
 )
 from launch.process import die_with_parent, say
 from launch.ranks import RankFacts, cores_of_task, rank_environment
-from launch.rendezvous import CHECK_IN, Endpoint, Rendezvous
+from launch.rendezvous import CHECK_IN, NOTICE_SECONDS, Endpoint, Rendezvous
 from launch.slurm import (
+    NOT_BY_SRUN,
     expand_nodes,
     facts_from_slurm,
     rendezvous_ports,
@@ -129,6 +130,8 @@ def _find_store(
     address: str, ports: Sequence[int], token: str, facts: RankFacts, deadline: float
 ) -> Endpoint:
     """The endpoint at which task 0 accepts this step's token."""
+    place = f"store of rank 0 at {address}, ports {_span(ports)}"
+    notice = time.monotonic() + NOTICE_SECONDS
     while True:
         for port in ports:
             endpoint = Endpoint(address, port, token)
@@ -138,8 +141,12 @@ def _find_store(
                 continue
             if status != 403:
                 return endpoint
-        if time.monotonic() > deadline:
-            _give_up(facts, f"found no store of rank 0 at {address}, ports {_span(ports)}")
+        now = time.monotonic()
+        if now > deadline:
+            _give_up(facts, f"found no {place}; {NOT_BY_SRUN}")
+        if now > notice and facts.local_rank == 0:
+            say(f"{_name(facts)}: waiting for the {place}, for up to {deadline - now:.0f} s more")
+            notice = deadline
         time.sleep(0.2)
 
 
@@ -195,5 +202,9 @@ def _check_in(endpoint: Endpoint, facts: RankFacts, interface: str, deadline: fl
 def _give_up(facts: RankFacts, reason: str) -> NoReturn:
     """Exits with 1; the first rank of each node prints the reason."""
     if facts.local_rank == 0:
-        say(f"rank {facts.rank} ({facts.hostname}): {reason}")
+        say(f"{_name(facts)}: {reason}")
     sys.exit(1)
+
+
+def _name(facts: RankFacts) -> str:
+    return f"rank {facts.rank} ({facts.hostname})"

@@ -85,6 +85,17 @@ def test_rank_that_never_comes_is_named(tmp_path):
     assert "launch: 1 of 2 ranks called hvd.init() within 5 s; missing: rank 1\n" in err
 
 
+def test_rank_that_ends_before_the_others_can_meet_it_is_named():
+    """`--start-timeout` is longer than the test may take."""
+    early = "rank == '1' and sys.exit(0); import horovod.mxnet as h; h.init()"
+    code, _, err = run("-n", "3", "--quiet", "--kill-after", "1", *python(early))
+    assert code == 1
+    assert err == (
+        "launch: rank 1 ended with exit code 0 before hvd.init(), where others wait; all other "
+        "ranks have been ended\n"
+    )
+
+
 def test_quiet_shows_rank_0_bare_and_hides_the_others():
     code, out, err = run("-n", "3", "--quiet", *python("print('hello', rank)"))
     assert (code, out, err) == (0, "hello 0\n", "")

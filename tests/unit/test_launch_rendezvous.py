@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from launch import rendezvous
 from launch.rendezvous import CHECK_IN, Endpoint, Rendezvous, ranks_text
 from tests.waiting import wait_until
 
@@ -96,6 +97,18 @@ def test_a_rank_that_never_comes_is_named_to_all():
     words = "2 of 4 ranks checked in within 2 s; missing: ranks 1, 2"
     assert [answers for _, answers in waiting] == [[(408, words.encode())]] * 2
     assert wait_until(lambda: store.said, lambda: "nothing was said") == [words]
+    store.close()
+
+
+def test_ranks_that_are_late_are_named_while_others_wait(monkeypatch):
+    monkeypatch.setattr(rendezvous, "NOTICE_SECONDS", 0.0)
+    store = Store(world_size=2, start_timeout=60)
+    thread, answers = in_background(store.put, CHECK_IN, "1")
+    line = "1 of 2 ranks checked in within 0 s; missing: rank 0; waiting up to 60 s"
+    assert wait_until(lambda: store.said, lambda: "nothing was said") == [line]
+    assert not answers
+    store.put(CHECK_IN, "0")
+    thread.join()
     store.close()
 
 

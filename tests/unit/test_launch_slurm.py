@@ -85,6 +85,22 @@ def test_outside_of_srun_the_message_says_how():
         facts_from_slurm({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SLURM_PROCID", "3"),
+        ("SLURM_PROCID", "one"),
+        ("SLURM_NODEID", "2"),
+        ("SLURM_LOCALID", "2"),
+        ("SLURM_STEP_NUM_TASKS", "4"),
+        ("SLURM_STEP_NUM_TASKS", ""),
+    ],
+)
+def test_variables_of_several_jobs_are_told_apart(name, value):
+    with pytest.raises(ValueError, match=f"^{name} is '{value}', .*`unset "):
+        facts_from_slurm({**task_environment([2, 1], 0, 1, 1), name: value})
+
+
 def test_steps_and_restarts_differ_in_ports_and_token():
     first = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
     others = [

@@ -47,19 +47,38 @@ def test_another_service_on_the_first_port_is_passed_over(store):
     assert found == store.endpoint
 
 
-def test_no_store_ends_in_one_line_a_node(capsys):
+@pytest.fixture
+def free_port():
     with socket.create_server(("127.0.0.1", 0)) as s:
-        free = s.getsockname()[1]
-    for local_rank in (0, 1):
-        with pytest.raises(SystemExit) as exit_:
-            slurm_rank._find_store(
-                "127.0.0.1", [free], "t", facts_on_one_host(local_rank, 2), time.monotonic()
-            )
-        assert exit_.value.code == 1
-    assert capsys.readouterr().err == (
-        f"launch: rank 0 (localhost): found no store of rank 0 at 127.0.0.1, ports {free}-{free} "
-        "(1 of them)\n"
+        return s.getsockname()[1]
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_no_store_ends_in_one_line_a_node(capsys, free_port, local_rank):
+    with pytest.raises(SystemExit) as exit_:
+        slurm_rank._find_store(
+            "127.0.0.1", [free_port], "t", facts_on_one_host(local_rank, 2), time.monotonic()
+        )
+    assert exit_.value.code == 1
+    line = (
+        f"launch: rank 0 (localhost): found no store of rank 0 at 127.0.0.1, ports {free_port}-"
+        f"{free_port} (1 of them); if srun has not started this process, these are another job's "
+        "variables: `unset SLURM_JOB_ID SLURM_STEP_ID SLURM_PROCID`, and put srun before the "
+        "command\n"
     )
+    assert capsys.readouterr().err == (line if local_rank == 0 else "")
+
+
+def test_what_a_rank_waits_for_is_said_once(monkeypatch, capsys, free_port):
+    monkeypatch.setattr(slurm_rank, "NOTICE_SECONDS", 0.0)
+    with pytest.raises(SystemExit):
+        slurm_rank._find_store(
+            "127.0.0.1", [free_port], "t", facts_on_one_host(0, 2), time.monotonic() + 0.5
+        )
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    waiting = "launch: rank 0 (localhost): waiting for the store of rank 0 at 127.0.0.1, ports "
+    assert said[0].startswith(waiting) and said[0].endswith(", for up to 0 s more")
 
 
 def test_addresses(monkeypatch):
