@@ -70,7 +70,7 @@ def run() -> None:
     except click.Abort:
         _leave("interrupted", 130)
     except Exception as error:
-        from .loop import TrainingError
+        from .failure import TrainingError
 
         if isinstance(error, TrainingError):
             _leave(str(error), USER_ERROR)

@@ -26,6 +26,7 @@ import numpy as np
 from mxnet import gluon
 
 from . import batch_norm, optimizer_state, params_file
+from .early_stopping import is_saved_plateau
 from .settings import UserError, show
 
 PARAMETERS, OPTIMIZER, STATE, MANIFEST = (
@@ -235,6 +236,7 @@ _FITS: Dict[str, Callable[[Any], bool]] = {
     "config": lambda value: isinstance(value, dict),
     "image_shape": lambda value: value is None or _is_image_shape(value),  # None in older ones
     "optimizer": lambda value: isinstance(value, dict),
+    "plateau": lambda value: value is None or is_saved_plateau(value),  # None in older ones
 }
 
 

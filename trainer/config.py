@@ -120,6 +120,12 @@ class Train(Checked, section="train."):
         "stop after so many steps (the schedule keeps its full length)",
         minimum=1,
     )
+    patience: Optional[int] = setting(
+        None,
+        "early stopping: end after so many evaluations in a row without a higher test accuracy "
+        "(the schedule keeps its full length); null: never",
+        minimum=1,
+    )
     label_smoothing: float = setting(
         0.0, "share of a label spread over all classes", minimum=0, below=1
     )
@@ -246,7 +252,8 @@ def as_yaml(config: Config) -> str:
 # Settings that do not influence the result, and so may change when a run is resumed.
 _FREE_TO_CHANGE = re.compile(
     r"(output|name|device|evaluate\..*|checkpoint\..*|monitor\..*|data\.(folder|prefetch)"
-    r"|train\.(max_steps|watchdog_seconds)|optimizer\.(fp16_allreduce|shared_memory)|model\.hybridize)"
+    r"|train\.(max_steps|patience|watchdog_seconds)|optimizer\.(fp16_allreduce|shared_memory)"
+    r"|model\.hybridize)"
 )
 
 
@@ -318,6 +325,11 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"schedule.warmup_epochs is {schedule.warmup_epochs:g}; "
             f"it must be at most train.epochs, {train.epochs}"
+        )
+    if train.patience is not None and config.evaluate.every_epochs == 0:
+        raise ConfigError(
+            f"train.patience is {train.patience}, and evaluate.every_epochs=0 evaluates only at "
+            "the end; set evaluate.every_epochs=1, or train.patience=null"
         )
     if schedule.name == "step" and not schedule.milestones:
         raise ConfigError("schedule.name is step; schedule.milestones must say when, e.g. [30, 60]")

@@ -24,6 +24,7 @@ class Evaluator:
     """Evaluates ``net``, in float32, and calibrates its running statistics; on every rank.
 
     Args:
+        train: whose batches calibrate the running statistics.
         test: the whole test set.
         num_classes: scores of the net.
         loss: None takes softmax cross entropy.
@@ -33,6 +34,7 @@ class Evaluator:
         self,
         net: gluon.Block,
         config: Config,
+        train: TrainLoader,
         test: Arrays,
         num_classes: int,
         loss: Optional[Loss],
@@ -40,12 +42,18 @@ class Evaluator:
         report: Report,
         watchdog: Watchdog,
     ):
-        self._net, self._config, self._test, self._ctx = net, config, test, ctx
-        self._num_classes, self._loss = num_classes, loss or cross_entropy
+        self._net, self._config, self._ctx = net, config, ctx
+        self._train, self._test, self._num_classes = train, test, num_classes
+        self._loss = loss or cross_entropy
         self._report, self._watchdog = report, watchdog
 
-    def evaluate(self, step: int) -> Evaluation:
-        """Evaluate the net after ``step`` steps on the test set and report it; collective."""
+    def evaluate(self, step: int, last: bool) -> Evaluation:
+        """Evaluate the net after ``step`` steps on the test set and report it; collective.
+
+        The ``last`` evaluation of a run is preceded by the calibration that its config asks for.
+        """
+        if last and self._config.calibrate_samples:
+            self._calibrate(step)
         batches = self._watched(feed.test_loader(self._test, self._config, self._ctx), step)
         in_float32 = mixed_precision.computing_in(self._net, "float32")
         with in_float32, replica.as_one_model(self._net, self._config):
@@ -56,10 +64,10 @@ class Evaluator:
         self._report.evaluation(step, found)
         return found
 
-    def calibrate(self, loader: TrainLoader, step: int) -> None:
-        """Measure exact running statistics, on batches of the steps after ``step``; collective."""
+    def _calibrate(self, step: int) -> None:
+        """Measure exact running statistics, on the batches of the steps after ``step``."""
         steps = -(-self._config.calibrate_samples // self._config.train.global_batch_size)
-        batches = self._watched(loader.from_step(step, step + steps), step)
+        batches = self._watched(self._train.from_step(step, step + steps), step)
         with mixed_precision.computing_in(self._net, "float32"):
             batch_norm.calibrate(self._net, ((b.data, b.samples) for b in batches))
 

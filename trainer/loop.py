@@ -17,6 +17,8 @@ from mxnet import gluon
 from . import (
     checkpoint,
     dist,
+    epoch_end,
+    failure,
     feed,
     launched,
     mixed_precision,
@@ -30,6 +32,8 @@ from . import (
 from .arrays import Arrays
 from .config import Config, ConfigError, to_dict
 from .device import choose
+from .early_stopping import Plateau
+from .epoch_end import EpochEnd, OnEpochEnd
 from .evaluator import Evaluator
 from .metrics import Evaluation, NonFiniteError, TrainMetrics
 from .optim import make_trainer, set_lr
@@ -50,10 +54,7 @@ class Result(NamedTuple):
     evaluation: Optional[Evaluation]  # on the test set; None if the run was stopped before its end
     images_per_second: Optional[float]  # over all ranks, without warm-up and pauses
     stopped: bool  # by a signal, before its end; it can be resumed from its checkpoint
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on, on any rank; says why, and from which checkpoint to resume."""
+    stopped_early: bool = False  # by train.patience
 
 
 def fit(
@@ -63,6 +64,7 @@ def fit(
     loss: Optional[Loss] = None,
     resume: str = "auto",
     force: bool = False,
+    on_epoch_end: Optional[OnEpochEnd] = None,
     train: Union[Arrays, gluon.data.Dataset, None] = None,
     test: Union[Arrays, gluon.data.Dataset, None] = None,
 ) -> Result:
@@ -81,6 +83,9 @@ def fit(
             fault resumes from its own checkpoints in any case. Only rank 0 needs access to the
             folder.
         force: resume even if settings differ from those the checkpoint was made with.
+        on_epoch_end: called on every rank with an :class:`EpochEnd` after each epoch, and where
+            ``train.max_steps`` ends the run within one, once its checkpoint is on its way. An
+            exception ends the run, which resumes after that epoch. It must not change the net.
         train, test: images, uint8 (N, H, W) or (N, H, W, C), and labels, integer (N,), from 0, as
             NumPy arrays; or a Gluon dataset of such pairs, which is read into memory. Give the
             whole set on every rank. Both None reads what ``config.data`` names.
@@ -100,6 +105,8 @@ def fit(
     config = config or Config()
     if loss is not None and config.train.label_smoothing:
         raise ConfigError("train.label_smoothing is for the default loss; leave it out, or loss=")
+    if on_epoch_end is not None:
+        epoch_end.check(on_epoch_end)
     if train is not None:  # the recorded config must not name a dataset that was not used
         config = replace(config, data=replace(config.data, dataset="arrays"))
     seconds = config.train.watchdog_seconds
@@ -108,7 +115,7 @@ def fit(
         with ThreadPoolExecutor(1) as reader:  # meanwhile the ranks wait for each other
             data = reader.submit(feed.read, config.data, train, test)
             dist.init(config.optimizer.groups > 0, shared_gradients.wanted(config.optimizer))
-        run = _Run(net, config, loss, data, watchdog)
+        run = _Run(net, config, loss, on_epoch_end, data, watchdog)
         try:
             in_precision = mixed_precision.computing_in(run.net, config.train.precision)
             with users_net.restored(run.net), in_precision:
@@ -129,10 +136,11 @@ class _Run:
         net: Optional[gluon.Block],
         config: Config,
         loss: Optional[Loss],
+        on_epoch_end: Optional[OnEpochEnd],
         data: Future[Tuple[Arrays, Arrays]],
         watchdog: Watchdog,
     ):
-        self.config, self.loss = config, loss
+        self.config, self.loss, self.on_epoch_end = config, loss, on_epoch_end
         self.watchdog = watchdog
         self.evaluation: Optional[Evaluation] = None
         self._open = contextlib.ExitStack()  # closed however the run ends: a notebook goes on
@@ -151,6 +159,7 @@ class _Run:
         self.last_step = config.train.epochs * self.epoch_steps
         if config.train.max_steps is not None:
             self.last_step = min(self.last_step, config.train.max_steps)
+        self.stopped_early = False  # last_step is then the one at which train.patience was out
 
     def begin(self, resume_from: str, force: bool) -> None:
         """Bring all ranks to the same weights and step: initial ones, or those of a checkpoint."""
@@ -173,16 +182,21 @@ class _Run:
         self.step: int = state["step"]
         self.saved_step = self.step if path else None
         self.metrics = TrainMetrics(self.ctx, state["totals"], self.net.collect_params().values())
+        self.plateau = Plateau(*(state.get("plateau") or ()))
+        planned = self.last_step
+        self._stop_early_if_due()
         with dist.together(), resume.usable(config.folder):
             if dist.is_root():
                 self._open.callback(resume.take_folder(config, path).release)
+            complete = self.step >= self.last_step
             self.report = Report(
-                config, self.epoch_steps, self.step, self.last_step, self.num_classes
+                config, self.epoch_steps, self.step, planned, self.num_classes, complete
             )
             self._open.callback(self.report.close)
         self.evaluator = Evaluator(
             self.net,
             config,
+            self.loader,
             self.test,
             self.num_classes,
             self.loss,
@@ -196,8 +210,7 @@ class _Run:
             self.report.warning,
             self.report.checkpoint,
         )
-        test_size = len(self.test[1])
-        self.report.begin(self.train_size, test_size, self.ctx, path, self.layers, self.net)
+        self.report.begin(self.train_size, len(self.test[1]), self.ctx, path, self.layers, self.net)
         monitor = config.monitor
         self.timing = Timing(
             monitor.every_steps if monitor.tensorboard else None, self.step + WARMUP_STEPS
@@ -209,12 +222,12 @@ class _Run:
         try:
             stopped = self._train(stop)
             if not stopped and self.evaluation is None:
-                self.evaluation = self.evaluator.evaluate(self.step)
+                self.evaluation = self.evaluator.evaluate(self.step, last=False)  # as saved
         except NonFiniteError as error:
             self.saver.wait()
             dist.shutdown()
             shared_gradients.release(self.trainer)
-            raise self._non_finite(error) from error
+            raise failure.not_finite(self.config, error) from error
         finally:
             self.saver.wait()
             self.report.end_display()
@@ -242,7 +255,9 @@ class _Run:
                 self._end_epoch()
             elif self._due(config.checkpoint.every_steps):
                 self._save()
-            if stop.agreed() and self.step < self.last_step:
+            if self.step == self.last_step:  # maybe before that of the batches: stopped early
+                break
+            if stop.agreed():
                 if self.saved_step != self.step:
                     self._save()
                 return True
@@ -265,18 +280,31 @@ class _Run:
 
     def _end_epoch(self) -> None:
         whole = self.step % self.epoch_steps == 0
-        self.report.epoch(self.step, self.metrics.read_epoch(end=whole))
+        epoch = -(-self.step // self.epoch_steps)
+        training = self.metrics.read_epoch(end=whole)
+        self.report.epoch(self.step, training)
         self.throughput.end()
         self.report.parameters(self.step, self.net, self.trainer)
         every = self.config.evaluate.every_epochs
-        epoch = -(-self.step // self.epoch_steps)
-        self.evaluation, accuracy = None, None
-        if self.step == self.last_step and self.config.calibrate_samples:
-            self.evaluator.calibrate(self.loader, self.step)
-        if self.step == self.last_step or (every and epoch % every == 0):
-            self.evaluation = self.evaluator.evaluate(self.step)
-            accuracy = self.evaluation.accuracy
-        self._save(accuracy)
+        scheduled = whole and every > 0 and epoch % every == 0
+        last = self.step == self.last_step
+        self.evaluation = self.evaluator.evaluate(self.step, last) if last or scheduled else None
+        # What train.max_steps adds does not count: a run without it would stop elsewhere.
+        if scheduled and self.evaluation is not None:
+            self.plateau = self.plateau.after(self.evaluation.accuracy)
+            if self._stop_early_if_due() and self.config.calibrate_samples:
+                self.evaluation = self.evaluator.evaluate(self.step, last=True)
+        self._save(None if self.evaluation is None else self.evaluation.accuracy)
+        if self.on_epoch_end is not None:
+            self.watchdog.beat(f"on_epoch_end after step {self.step}")
+            self.on_epoch_end(EpochEnd(epoch, self.step, training, self.evaluation))
+
+    def _stop_early_if_due(self) -> bool:
+        """End the run at this step if train.patience is out; returns whether it does."""
+        due = self.step < self.last_step and self.plateau.outlasts(self.config.train.patience)
+        if due:
+            self.last_step, self.stopped_early = self.step, True
+        return due
 
     def _save(self, accuracy: Optional[float] = None) -> None:
         self.watchdog.beat(f"the save after step {self.step}")
@@ -287,6 +315,7 @@ class _Run:
             "step": self.step,
             "totals": totals,
             "accuracy": accuracy,
+            "plateau": self.plateau,
             "config": to_dict(self.config),
             "image_shape": self.image_shape,
             "launch": launched.launch_id(),
@@ -304,32 +333,18 @@ class _Run:
     def _finish(self, stopped: bool) -> Result:
         self.watchdog.beat("the end of the run")
         shared_gradients.release(self.trainer)
-        failure = dist.broadcast_object(self.saver.wait())
-        if failure is not None:
+        reason = dist.broadcast_object(self.saver.wait())
+        if reason is not None:
             dist.shutdown()
-            raise TrainingError(
-                f"the run made {self.step} of {self.last_step} steps, but {failure}; "
-                f"{self._last_good()}"
-            )
+            raise failure.not_saved(self.config, self.step, self.last_step, reason)
         replica.merge_running_statistics(self.net, self.config)
         mx.nd.waitall()
         evaluation = None if stopped else self.evaluation
         speed = self.throughput.overall
-        self.report.end(self.step, evaluation, speed)
-        return Result(self.config.folder, self.step, evaluation, speed, stopped)
+        state = "stopped" if stopped else "stopped early" if self.stopped_early else "done"
+        self.report.end(self.step, state, evaluation, speed)
+        return Result(self.config.folder, self.step, evaluation, speed, stopped, self.stopped_early)
 
     def close(self) -> None:
         """Close the event files and let other runs into the folder, however this one ended."""
         self._open.close()
-
-    def _non_finite(self, error: NonFiniteError) -> TrainingError:
-        way_out = (
-            "Lower optimizer.lr, lengthen schedule.warmup_epochs or set optimizer.clip_norm"
-            if error.step
-            else "Nothing was learnt before it: look at the net's own arithmetic and weights"
-        )
-        return TrainingError(f"{error}; {self._last_good()}. {way_out}")
-
-    def _last_good(self) -> str:
-        saved = checkpoint.listing(resume.checkpoint_folder(self.config))
-        return f"the last good checkpoint is {saved[-1]}" if saved else "nothing was saved before"

@@ -27,19 +27,27 @@ class Report:
 
     Args:
         epoch_steps: steps per epoch.
-        first_step, last_step: where this process begins, and where the run ends.
+        first_step, last_step: where this process begins, and where the run ends unless it stops
+            early.
         num_classes: scores of the net; classes without a name are shown by number.
+        complete: the run is complete already, and has reported everything but its end.
     """
 
     def __init__(
-        self, config: Config, epoch_steps: int, first_step: int, last_step: int, num_classes: int
+        self,
+        config: Config,
+        epoch_steps: int,
+        first_step: int,
+        last_step: int,
+        num_classes: int,
+        complete: bool = False,
     ):
         self._config = config
         self._epoch_steps, self._first_step, self._last_step = epoch_steps, first_step, last_step
         self._began, self._started = time.monotonic(), runs.now()
         self._names = fashion_mnist.class_names(config.data.dataset, num_classes)
-        # A run that is complete already has reported everything.
-        writes = dist.is_root() and config.monitor.tensorboard and first_step < last_step
+        self._complete = complete
+        writes = dist.is_root() and config.monitor.tensorboard and not complete
         self._monitor = Monitor(config.folder / "events", first_step, writes)
         self._system = System() if writes else None
         self._display = (
@@ -64,7 +72,7 @@ class Report:
             # A resumed run has its graph already.
             drawn = self._graph(net) if compiled and not self._first_step else None
             self._monitor.start(config, summary.as_markdown(layers), drawn)
-        if self._first_step < self._last_step:
+        if not self._complete:
             self._write_result("unfinished", self._first_step)
         self._tell(
             "begin",
@@ -175,10 +183,14 @@ class Report:
         """Report something that went wrong without ending the run."""
         self._tell("warning", message=message)
 
-    def end(self, step: int, seen: Optional[Evaluation], speed: Optional[float]) -> None:
-        """Report how the run ended; ``seen`` is None where it was stopped before its end.
+    def end(
+        self, step: int, state: str, seen: Optional[Evaluation], speed: Optional[float]
+    ) -> None:
+        """Report how the run ended.
 
         Args:
+            state: done, stopped or stopped early, see :class:`trainer.runs.Run`.
+            seen: the last evaluation; None where the run was stopped.
             speed: images a second over the whole run.
         """
         if self._display is None:
@@ -193,8 +205,7 @@ class Report:
             "images_per_second": speed,
             "seconds": round(time.monotonic() - self._began, 3),
         }
-        state = "stopped" if seen is None else "done"
-        if self._first_step < self._last_step:
+        if not self._complete or not self._end_is_recorded():
             self._write_result(state, step, **figures)
             if seen is not None:
                 final = {**seen.scalars(), "images_per_second": speed}
@@ -213,6 +224,13 @@ class Report:
             events=str(config.folder / "events") if config.monitor.tensorboard else None,
             next=_next_commands(config, state),
         )
+
+    def _end_is_recorded(self) -> bool:
+        """Whether ``result.json`` tells the end; not if the run was killed after its last save."""
+        try:
+            return runs.read(self._config.folder).state != "unfinished"
+        except runs.RunsError:
+            return False
 
     def end_display(self) -> None:
         """Leave the live bar; lines may still be printed. Calling it again is harmless."""
@@ -260,7 +278,9 @@ def _next_commands(config: Config, state: str) -> Dict[str, str]:
     commands = {"look at it": f"tensorboard --logdir {config.output}"}
     if state == "stopped":
         commands["resume"] = "the same command"
-    else:
+    elif state == "stopped early":
+        commands["continue"] = "the same command with train.patience=null, or a larger one"
+    if state != "stopped":
         commands["compare"] = f"python -m trainer runs {config.output}"
         if config.name != "fashion_mnist" and config.data.dataset.startswith("fashion_mnist"):
             commands["higher accuracy"] = "the same command with configs/fashion_mnist.yaml"

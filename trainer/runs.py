@@ -31,9 +31,11 @@ class Run(NamedTuple):
 
     name: str
     started: Optional[str]  # ISO 8601, UTC
-    state: str  # done, stopped (by a signal; resumes when trained again), unfinished or unreadable
+    # done, stopped (by a signal; resumes when trained again), stopped early (by train.patience),
+    # unfinished or unreadable
+    state: str
     step: int  # steps made and saved
-    last_step: Optional[int]  # where it ends
+    last_step: Optional[int]  # where it ends, unless it stops early
     epochs: Optional[int]  # as configured
     ranks: Optional[int]
     accuracy: Optional[float]  # of the last evaluation of the test set

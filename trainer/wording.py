@@ -61,8 +61,10 @@ def _end(f: Figures) -> str:
     else:
         best = f["best_accuracy"]
         beside = "" if best is None else f" (best {best:.4f})"
+        early = f"stopped early at step {f['step']} of {f['last_step']} (train.patience)"
+        how = early if f["state"] == "stopped early" else "done"
         lines = [
-            f"done: test accuracy {f['accuracy']:.4f}{beside}, {minutes(f['seconds'])} minutes"
+            f"{how}: test accuracy {f['accuracy']:.4f}{beside}, {minutes(f['seconds'])} minutes"
             + _speed(", ", f["images_per_second"])
         ]
     places = {"checkpoint": f["best_checkpoint"] or f["checkpoint"], "events": f["events"]}

@@ -16,7 +16,8 @@ from mxnet.gluon import nn
 
 from trainer import export, replica, saved
 from trainer.config import ConfigError, from_dict
-from trainer.loop import Result, TrainingError, fit
+from trainer.failure import TrainingError
+from trainer.loop import Result, fit
 
 DRAW = np.random.RandomState(0)
 SET = DRAW.randint(0, 256, (12, 6, 6)).astype(np.uint8), np.arange(12) % 4

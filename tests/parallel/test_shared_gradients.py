@@ -18,7 +18,8 @@ from mxnet.gluon import nn
 from tests.waiting import wait_until
 from trainer import dist, shared_gradients
 from trainer.config import Config, Optimizer, Train
-from trainer.loop import TrainingError, fit
+from trainer.failure import TrainingError
+from trainer.loop import fit
 from trainer.shared_memory import SharedMemorySum
 
 RANKS = (2, 3, 4)

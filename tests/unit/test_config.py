@@ -90,6 +90,10 @@ WRONG = {
         ["schedule.warmup_epochs=5", "train.epochs=3"],
         ["schedule.warmup_epochs", "5", "train.epochs, 3"],
     ),
+    "patience without evaluations": (
+        ["train.patience=2", "evaluate.every_epochs=0"],
+        ["train.patience is 2", "evaluate.every_epochs=1", "train.patience=null"],
+    ),
     "step without milestones": (["schedule.name=step"], ["schedule.milestones"]),
     "milestones without step": (
         ["schedule.milestones=[1, 2]"],
@@ -310,7 +314,7 @@ def test_round_trip_of_a_config_that_sets_everything():
             shared_memory=False,
         ),
         schedule=Schedule("step", 0.5, (1.0, 2.5), 0.2, 0.3),
-        train=Train(4, 7, 5, 0.1, 8.0, "bfloat16"),
+        train=Train(4, 7, 5, 3, 0.1, 8.0, "bfloat16"),
         evaluate=Evaluate(2, 99),
         checkpoint=Checkpoint(9, 4),
         monitor=Monitor(3, False, 2, "json"),
@@ -369,6 +373,7 @@ def test_differences_leave_out_what_does_not():
         "data.folder=x",
         "data.prefetch=9",
         "train.max_steps=1",
+        "train.patience=1",
         "train.watchdog_seconds=9",
     )
 

@@ -168,6 +168,11 @@ def test_the_end_says_how_well_how_long_where_and_what_next():
     ]
 
 
+def test_a_run_that_stopped_early_says_where_and_why():
+    first, *_ = wording.text("end", {**END, "state": "stopped early", "step": 20}).splitlines()
+    assert first.startswith("stopped early at step 20 of 40 (train.patience): test accuracy 0.8000")
+
+
 def test_a_run_that_was_stopped_says_where():
     nothing = dict.fromkeys(("accuracy", "best_accuracy", "images_per_second", "best_checkpoint"))
     first, *_ = wording.text("end", {**END, **nothing, "state": "stopped", "step": 7}).splitlines()
