@@ -107,25 +107,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     parser.add_argument("--through", choices=("shared-memory", "horovod"), default="shared-memory")
-    arguments = parser.parse_args()
+    args = parser.parse_args()
     before = report.machine()
     dist.init()
-    if arguments.through == "horovod":
+    if args.through == "horovod":
         RankSum._share = lambda self, *_: None  # type: ignore[method-assign]
     latency = {way: microseconds_of_a_sum(way == "shared memory") for way in LATENCIES}
-    figures = {
-        form: measure(form == "hybridized", arguments.batch, arguments.rounds)
-        for form in arguments.forms
-    }
+    figures = {form: measure(form == "hybridized", args.batch, args.rounds) for form in args.forms}
     if dist.is_root():
         rows = [
             [form, way, *figures[form][way].values()] for form in figures for way in figures[form]
         ]
         head = ["form", "batch norm", "ms", "fastest", "processor ms", "times local"]
-        print(f"{dist.world_size()} ranks, {arguments.batch} samples each, {arguments.through}")
+        print(f"{dist.world_size()} ranks, {args.batch} samples each, {args.through}")
         print(report.table(head, rows))
         print("one sum, microseconds:", latency)
-        name = "batch_norm" if arguments.through == "shared-memory" else "batch_norm_horovod"
+        name = "batch_norm" if args.through == "shared-memory" else "batch_norm_horovod"
         report.write(name, {"ranks": dist.world_size(), "sum": latency, **figures}, before)
     dist.shutdown()
 

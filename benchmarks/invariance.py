@@ -77,8 +77,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=SHOWN[-1])
     parser.add_argument("--ranks", default="1,2,4", help="numbers of ranks, 1 among them")
-    asked = parser.parse_args()
-    steps, numbers = asked.steps, [int(number) for number in asked.ranks.split(",")]
+    args = parser.parse_args()
+    steps, numbers = args.steps, [int(number) for number in args.ranks.split(",")]
     before = report.machine()
     with tempfile.TemporaryDirectory() as folder:
         runs = all_losses(Path(folder), steps, numbers)

@@ -85,16 +85,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", type=int, default=4, help="of 224 x 224, in a batch")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     before = report.machine()
     nets = {
         "resnet18_28": (resnet18(), (64, 1, 28, 28)),
-        "resnet50_224": (vision.resnet50_v1(), (asked.images, 3, 224, 224)),
+        "resnet50_224": (vision.resnet50_v1(), (args.images, 3, 224, 224)),
     }
     figures: Dict[str, Any] = {}
     for name, (net, shape) in nets.items():
         data = mx.nd.random.normal(shape=shape)
-        layers = measure(prepared(net, data), data, asked.rounds)
+        layers = measure(prepared(net, data), data, args.rounds)
         figures[name] = {
             "shape": shape,
             "layers": [dataclasses.asdict(layer) for layer in layers],

@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import argparse
 import statistics
 import time
-from typing import Any, Callable, Dict, Iterable
+from typing import Any, Dict, Iterable, List
 
 import mxnet as mx
 import numpy as np
@@ -31,6 +31,7 @@ from trainer.loader import TrainLoader
 from trainer.placement import on_device
 
 BATCH = 64
+OURS = "this project"
 WORKERS = (0, 2, 4)
 
 
@@ -76,39 +77,40 @@ def speed(batches: Iterable[Any]) -> float:
     return images / (time.perf_counter() - began)
 
 
+def compare(
+    images: np.ndarray, labels: np.ndarray, size: int, few: int, rounds: int
+) -> Dict[str, List[float]]:
+    """Images a second in each round, by loader; Gluon's are timed over the first ``few`` images."""
+    settings = Data(pad_crop=2, flip=True) if size == 28 else Data(image_size=size)
+    peers = {f"Gluon, {n} workers": gluons(images[:few], labels[:few], size, n) for n in WORKERS}
+    speeds: Dict[str, List[float]] = {name: [] for name in (OURS, *peers)}
+    for _ in range(rounds):
+        speeds[OURS].append(speed(ours(images, labels, settings)))
+        for name, batches in peers.items():
+            speeds[name].append(speed(batches))
+    return speeds
+
+
 def main() -> None:
     """Measure, print the table, write results/loader.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=6_400, help="that Gluon's is timed over")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     before = report.machine()
     images, labels = fashion_mnist.load("train")
-    few = asked.images
     figures: Dict[str, Any] = {}
     rows = []
     for size in (28, 96):
-        settings = Data(pad_crop=2, flip=True) if size == 28 else Data(image_size=96)
-        peers = {
-            f"Gluon, {n} workers": gluons(images[:few], labels[:few], size, n) for n in WORKERS
-        }
-        runs: Dict[str, Callable[[], float]] = {
-            "this project": lambda settings=settings: speed(ours(images, labels, settings))
-        }
-        for name, loader in peers.items():
-            runs[name] = lambda loader=loader: speed(loader)
-        speeds: Dict[str, list] = {name: [] for name in runs}
-        for _ in range(asked.rounds):
-            for name, measure in runs.items():
-                speeds[name].append(measure())
+        speeds = compare(images, labels, size, args.images, args.rounds)
         medians = {name: statistics.median(values) for name, values in speeds.items()}
-        best = max(medians[name] for name in peers)
+        best = max(median for name, median in medians.items() if name != OURS)
         for name, median in medians.items():
             rows.append((f"{size} x {size}", name, f"{median:,.0f}", f"{median / best:.2f}"))
         figures[f"{size}x{size}"] = {
             "images_per_second": speeds,
             "medians": medians,
-            "times_gluons_best": medians["this project"] / best,
+            "times_gluons_best": medians[OURS] / best,
         }
     print(report.table(("size", "loader", "images/s (median)", "times Gluon's best"), rows))
     print(report.write("loader", figures, before))

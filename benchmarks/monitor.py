@@ -96,40 +96,49 @@ def around_median(values: Sequence[float]) -> Tuple[float, float]:
     return ordered[lower], ordered[min(count - 1, math.ceil(count / 2 + reach))]
 
 
+def measure(
+    config: Config, samples: int, blocks: int
+) -> Tuple[Dict[str, List[float]], Dict[str, float]]:
+    """Milliseconds of each block, by kind, and of what is written once per epoch."""
+    work = Work(config, samples)
+    reporter = Report(config, 10**6, 0, 10**9, 10)
+    kinds = {
+        "without": (Timing(None, 0), None),
+        "with": (Timing(config.monitor.every_steps, 0), reporter),
+    }
+    taken: Dict[str, List[float]] = {kind: [] for kind in kinds}
+    for number in range(blocks + 1):
+        for kind, monitoring in kinds.items():
+            milliseconds = work.block(*monitoring)
+            if number:  # the first of each warms up
+                taken[kind].append(milliseconds)
+    epoch = once_an_epoch(work, reporter)
+    reporter.close()
+    return taken, epoch
+
+
 def main() -> None:
+    """Measure, print the cost of a report, write results/monitor.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=64, help="samples on each rank")
     parser.add_argument("--blocks", type=int, default=80, help="of each kind")
     parser.add_argument("--steps", type=int, default=5, help="of a block")
-    arguments = parser.parse_args()
+    args = parser.parse_args()
     before = report.machine()
     dist.init()
     with tempfile.TemporaryDirectory() as folder:
-        config = from_dict({"output": folder, "monitor": {"every_steps": arguments.steps}})
+        config = from_dict({"output": folder, "monitor": {"every_steps": args.steps}})
         config.folder.mkdir()
-        work = Work(config, arguments.batch)
-        reporter = Report(config, 10**6, 0, 10**9, 10)
-        kinds = {
-            "without": (Timing(None, 0), None),
-            "with": (Timing(arguments.steps, 0), reporter),
-        }
-        taken: Dict[str, List[float]] = {kind: [] for kind in kinds}
-        for number in range(arguments.blocks + 1):
-            for kind, monitoring in kinds.items():
-                milliseconds = work.block(*monitoring)
-                if number:  # the first of each warms up
-                    taken[kind].append(milliseconds)
-        epoch = once_an_epoch(work, reporter)
-        reporter.close()
-    step = statistics.median(taken["without"]) / arguments.steps
+        taken, epoch = measure(config, args.batch, args.blocks)
+    step = statistics.median(taken["without"]) / args.steps
     interval = Monitor().every_steps
     costs = [b - a for a, b in zip(taken["without"], taken["with"])]
     cost, low, high = (round(v, 1) for v in (statistics.median(costs), *around_median(costs)))
     share = 100 / (interval * step)
     figures = {
         "ranks": dist.world_size(),
-        "samples on each rank": arguments.batch,
-        "steps of a block": arguments.steps,
+        "samples on each rank": args.batch,
+        "steps of a block": args.steps,
         "milliseconds a step, without": round(step, 1),
         "milliseconds a reading costs, median of pairs": cost,
         "its confidence interval of 95 %": [low, high],

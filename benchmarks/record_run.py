@@ -25,23 +25,23 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("command", nargs=argparse.REMAINDER, help="what was typed to make the run")
-    arguments = parser.parse_args()
-    events = EventAccumulator(str(arguments.run / "events"))
+    args = parser.parse_args()
+    events = EventAccumulator(str(args.run / "events"))
     events.Reload()
     points = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
     first = min(series[0].wall_time for series in points.values())
     last = max(series[-1].wall_time for series in points.values())
     figures: Dict[str, Any] = {
-        "made by": " ".join(arguments.command),
+        "made by": " ".join(args.command),
         "minutes between first and last point": round((last - first) / 60, 1),
         "test accuracy": {p.step: round(p.value, 4) for p in points["test/accuracy"]},
         "test loss": {p.step: round(p.value, 4) for p in points["test/loss"]},
         "training loss": {p.step: round(p.value, 4) for p in points["epoch/loss"]},
-        "config": yaml.safe_load((arguments.run / "config.yaml").read_text()),
+        "config": yaml.safe_load((args.run / "config.yaml").read_text()),
     }
-    if arguments.picture is not None:
-        draw(list(figures["test accuracy"].values()), arguments.picture)
-    path = report.write(arguments.run.name, figures, report.machine())
+    if args.picture is not None:
+        draw(list(figures["test accuracy"].values()), args.picture)
+    path = report.write(args.run.name, figures, report.machine())
     final = points["test/accuracy"][-1].value
     print(f"{final:.4f} in {figures['minutes between first and last point']} minutes: {path}")
     print(json.dumps(figures["test accuracy"]))

@@ -95,14 +95,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="samples on each rank")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--folder", help="on the disk that is meant; default: the system's own")
-    arguments = parser.parse_args()
+    args = parser.parse_args()
     before = report.machine()
     dist.init(steps_in_memory=True)
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        rounds = Rounds(arguments.batch, Path(folder))
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        rounds = Rounds(args.batch, Path(folder))
         for _ in range(3):
             rounds.step()  # the first steps compile and allocate
-        for _ in range(arguments.rounds):
+        for _ in range(args.rounds):
             rounds.make(steps=3)
         figures = {
             name: {"median ms": round(statistics.median(taken), 1), "times": len(taken)}
@@ -116,7 +116,7 @@ def main() -> None:
         }
     usual, beside = (statistics.median(taken) for taken in (rounds.usual, rounds.beside))
     if dist.is_root():
-        print(f"{dist.world_size()} ranks, {arguments.batch} samples each")
+        print(f"{dist.world_size()} ranks, {args.batch} samples each")
         rows = [[name, *figure.values()] for name, figure in figures.items()]
         print(report.table(["what", "median ms", "times"], rows))
         print(f"a step beside a save takes {beside / usual:.3f} times the usual")

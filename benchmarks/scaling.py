@@ -113,8 +113,10 @@ def main() -> None:
     on_256 = {s.title: s.speed(layers, 256) for s in SCENARIOS[:2]}
     published = PUBLISHED[256]
     for title, speed in on_256.items():
-        told = f"{speed:,.0f} images/s, published {published:,.0f}"
-        print(f"256 GPUs, {title}: {told}: {100 * (speed / published - 1):+.1f} %")
+        error = 100 * (speed / published - 1)
+        print(
+            f"256 GPUs, {title}: {speed:,.0f} images/s, published {published:,.0f}: {error:+.1f} %"
+        )
     plot(efficiencies, published / 256 / alone)
     figures = {
         "alone": alone,

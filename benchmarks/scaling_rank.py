@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("path", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--probe", action="store_true", help="measure single sums too")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     dist.init()
     steps = {way: Step(**settings) for way, settings in WAYS.items()}
     data = mx.nd.random.normal(shape=(BATCH, 1, 28, 28))
@@ -155,13 +155,13 @@ def main() -> None:
         "layers": [dataclasses.asdict(layer) for layer in layers],
         "compute": seconds(group.alone, ROUNDS),
         "update": seconds(group.update, ROUNDS, before=group.backward),
-        **{way: seconds(step.whole, asked.rounds) for way, step in steps.items()},
+        **{way: seconds(step.whole, args.rounds) for way, step in steps.items()},
     }
-    if asked.probe:
+    if args.probe:
         own["probe"] = probe()
     ranks = dist.gather_objects(own)
     if dist.is_root():
-        asked.path.write_text(json.dumps(mean(ranks)))
+        args.path.write_text(json.dumps(mean(ranks)))
     dist.shutdown()
 
 

@@ -136,17 +136,17 @@ def main() -> None:
     parser.add_argument("--rates", default=",".join(RATES))
     parser.add_argument("--ranks", default="2,3,4")
     parser.add_argument("--rounds", type=int, help=f"default: by the rate, {ROUNDS}")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     if why_not():
         parser.error(str(why_not()))
     before = report.machine()
     path = report.RESULTS / f"{NAME}.json"
     runs: Dict[str, Any] = json.loads(path.read_text())["figures"]["runs"] if path.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        for rate in asked.rates.split(",") if asked.rates else []:
-            for ranks in asked.ranks.split(","):
+        for rate in args.rates.split(",") if args.rates else []:
+            for ranks in args.ranks.split(","):
                 runs.setdefault(rate, {})[ranks] = measure(
-                    int(ranks), rate, asked.rounds or ROUNDS[rate], Path(folder)
+                    int(ranks), rate, args.rounds or ROUNDS[rate], Path(folder)
                 )
                 print(f"measured {rate}, {ranks} ranks", flush=True)
     rows = compare(runs)

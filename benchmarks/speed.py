@@ -68,34 +68,47 @@ def side_by_side(*options: str) -> Any:
 def measure(commands: List[List[str]], data: Path, environment: Dict[str, str]) -> Figures:
     """Run the commands at the same time and combine the results of their ranks.
 
-    Speeds of several commands are added; of times and memory the maximum counts.
-
     Raises:
         SystemExit: a command failed or took too long; the others have been killed.
     """
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as leftovers:
-        began = time.time()
+    began = time.time()
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as leftovers:
+        folders = [Path(temporary, str(number)) for number in range(len(commands))]
         running = []
-        for number, command in enumerate(commands):
-            out = Path(folder, str(number))
-            out.mkdir()
-            log = leftovers.enter_context((out / "log").open("w"))
-            command = [*command, "--data", str(data), "--out", str(out)]
-            variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-            # Installed libraries have cached bytecode; let ours be cached by the first run.
-            variables.pop("PYTHONDONTWRITEBYTECODE", None)
-            process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log)
+        for command, folder in zip(commands, folders):
+            folder.mkdir()
+            process = start(command, data, folder, environment)
             leftovers.callback(process.wait)
             leftovers.callback(process.kill)
             running.append(process)
-        for number, process in enumerate(running):
+        for command, folder, process in zip(commands, folders, running):
             if process.wait(timeout=TIME_LIMIT_SECONDS):
-                said = Path(folder, str(number), "log").read_text()[-2000:]
-                raise SystemExit(f"{' '.join(commands[number])} failed:\n{said}")
+                said = (folder / "log").read_text()[-2000:]
+                raise SystemExit(f"{' '.join(command)} failed:\n{said}")
         jobs = [
-            [json.loads(path.read_text()) for path in sorted(Path(folder, str(n)).glob("*.json"))]
-            for n in range(len(commands))
+            [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+            for folder in folders
         ]
+    return combined(jobs, began)
+
+
+def start(
+    command: List[str], data: Path, folder: Path, environment: Dict[str, str]
+) -> subprocess.Popen:
+    """Start a contender, which writes its results and ``log`` into ``folder``."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    # Installed libraries have cached bytecode; let ours be cached by the first run.
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)
+    command = [*command, "--data", str(data), "--out", str(folder)]
+    with (folder / "log").open("w") as log:
+        return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log)
+
+
+def combined(jobs: List[List[Figures]], began: float) -> Figures:
+    """One result of several jobs that began at the same time, given the results of their ranks.
+
+    Speeds of several jobs are added; of times and memory the maximum counts.
+    """
     ranks = [rank for job in jobs for rank in job]
     figures = {"peak_mib": max(rank["peak_mib"] for rank in ranks)}
     if "seconds" in ranks[0]:
@@ -193,15 +206,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="This project beside what a user would pick.")
     parser.add_argument("--only", help=f"of {','.join(EXPERIMENTS)}, with commas between")
     parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    names = options.only.split(",") if options.only else list(EXPERIMENTS)
+    args = parser.parse_args()
+    names = args.only.split(",") if args.only else list(EXPERIMENTS)
     unknown = [name for name in names if name not in EXPERIMENTS]
     if unknown:
         parser.error(f"no experiment {unknown[0]}; there are {', '.join(EXPERIMENTS)}")
     with unpacked_data() as data:
         for name in names:
             before = report.machine()
-            rounds = alternate(name, runnable(EXPERIMENTS[name]), data, options.rounds)
+            rounds = alternate(name, runnable(EXPERIMENTS[name]), data, args.rounds)
             report.write(f"speed_{name}", {"rounds": rounds, "medians": medians(rounds)}, before)
     print(table())
     report.include(PAGE, "benchmarks.speed", table())

@@ -74,17 +74,19 @@ def main() -> None:
     parser.add_argument("--only", help="parts of choices' names, with commas between")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=40)
-    options = parser.parse_args()
-    parts = options.only.split(",") if options.only else [""]
-    asked = [name for name in CHOICES if any(part in name for part in parts) and not missing(name)]
-    if not asked:
+    args = parser.parse_args()
+    parts = args.only.split(",") if args.only else [""]
+    selected = [
+        name for name in CHOICES if any(part in name for part in parts) and not missing(name)
+    ]
+    if not selected:
         parser.error(f"nothing to measure; the choices are: {'; '.join(CHOICES)}")
     before, found = report.machine(), results()
-    runs = {AS_IS: Choice(), **{name: CHOICES[name] for name in asked}}
-    contenders = {name: choice.contender(options.steps) for name, choice in runs.items()}
+    runs = {AS_IS: Choice(), **{name: CHOICES[name] for name in selected}}
+    contenders = {name: choice.contender(args.steps) for name, choice in runs.items()}
     with speed.unpacked_data() as data:
-        rounds = speed.alternate(NAME, contenders, data, options.rounds)
-    for name in asked:
+        rounds = speed.alternate(NAME, contenders, data, args.rounds)
+    for name in selected:
         found[name] = [{one: taken[one] for one in (AS_IS, name)} for taken in rounds]
     report.write(NAME, found, before)
     print(table())

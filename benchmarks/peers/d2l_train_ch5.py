@@ -21,19 +21,19 @@ from benchmarks.peers.seed_net import resnet18
 
 
 def main() -> None:
-    """Train for an epoch of the steps asked for, and tell the figures."""
-    asked = workload.arguments(__doc__)
-    clock = workload.Clock(asked, rank=0, ranks=1)
-    images, labels = workload.read(asked.data, "train")
-    count = clock.last_step * asked.batch
+    """Train for an epoch of the steps asked for, and write the figures."""
+    args = workload.parse_args(__doc__)
+    clock = workload.Clock(args, rank=0, ranks=1)
+    images, labels = workload.read(args.data, "train")
+    count = clock.last_step * args.batch
     whole = gluon.data.ArrayDataset(
         mx.nd.array(images[:count, :, :, None], dtype=np.uint8), labels[:count]
     )
-    few = gluon.data.ArrayDataset(whole[: asked.batch][0], whole[: asked.batch][1])
+    few = gluon.data.ArrayDataset(whole[: args.batch][0], whole[: args.batch][1])
     # Gluon's own class would download.
     gluon.data.vision.FashionMNIST = lambda root, train: whole if train else few
     train_iter, test_iter = d2lzh.load_data_fashion_mnist(
-        asked.batch, resize=None if asked.size == 28 else asked.size
+        args.batch, resize=None if args.size == 28 else args.size
     )
     net = resnet18()
     net.initialize(mx.init.Xavier())
@@ -43,7 +43,7 @@ def main() -> None:
         {"learning_rate": workload.LEARNING_RATE, "momentum": workload.MOMENTUM},
     )
     d2lzh.train_ch5(
-        net, Noted(train_iter, clock), test_iter, asked.batch, trainer, mx.cpu(), num_epochs=1
+        net, Noted(train_iter, clock), test_iter, args.batch, trainer, mx.cpu(), num_epochs=1
     )
 
 

@@ -21,14 +21,14 @@ class PadAndCrop(gluon.Block):
         return mx.image.random_crop(padded, (28, 28))[0]
 
 
-def dataset(asked: argparse.Namespace, split: str) -> gluon.data.Dataset:
+def dataset(args: argparse.Namespace, split: str) -> gluon.data.Dataset:
     """(float32 (1, size, size), label) of each image; the training set augmented."""
-    images, labels = workload.read(asked.data, split)
+    images, labels = workload.read(args.data, split)
     steps: List[Any] = []
     if split == "train":
         steps += [PadAndCrop(), transforms.RandomFlipLeftRight()]
-    if asked.size != 28:
-        steps += [transforms.Resize(asked.size)]
+    if args.size != 28:
+        steps += [transforms.Resize(args.size)]
     steps += [transforms.ToTensor(), transforms.Normalize(workload.MEAN, workload.STD)]
     arrays = gluon.data.ArrayDataset(mx.nd.array(images[..., None], dtype=np.uint8), labels)
     return arrays.transform_first(transforms.Compose(steps))

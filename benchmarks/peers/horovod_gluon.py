@@ -21,26 +21,26 @@ from benchmarks.peers.seed_net import resnet18
 
 
 def main() -> None:
-    """Train, or evaluate, and tell the figures."""
-    asked = workload.arguments(__doc__)
+    """Train, or evaluate, and write the figures."""
+    args = workload.parse_args(__doc__)
     hvd.init()
     context = mx.cpu(hvd.local_rank())
     model = resnet18()
     model.hybridize(static_alloc=True)
     model.initialize(mx.init.Xavier(), ctx=context)
-    if asked.evaluate:
-        evaluate(asked, model, context)
+    if args.evaluate:
+        evaluate(args, model, context)
     else:
-        train(asked, model, context)
+        train(args, model, context)
     mx.nd.waitall()
     hvd.shutdown()
 
 
-def train(asked: argparse.Namespace, model: gluon.HybridBlock, context: mx.Context) -> None:
+def train(args: argparse.Namespace, model: gluon.HybridBlock, context: mx.Context) -> None:
     """The examples' loop."""
-    data = dataset(asked, "train")
+    data = dataset(args, "train")
     sampler = gluon.data.BatchSampler(
-        SplitSampler(len(data), hvd.size(), hvd.rank()), asked.batch, "discard"
+        SplitSampler(len(data), hvd.size(), hvd.rank()), args.batch, "discard"
     )
     batches = gluon.data.DataLoader(data, batch_sampler=sampler, num_workers=workload.WORKERS)
     params = model.collect_params()
@@ -51,14 +51,14 @@ def train(asked: argparse.Namespace, model: gluon.HybridBlock, context: mx.Conte
     trainer = hvd.DistributedTrainer(params, optimizer)
     loss_fn = gluon.loss.SoftmaxCrossEntropyLoss()
     metric = mx.metric.Accuracy()
-    clock = workload.Clock(asked, hvd.rank(), hvd.size())
+    clock = workload.Clock(args, hvd.rank(), hvd.size())
     for batch in batches:
         images, label = (array.as_in_context(context) for array in batch)
         with autograd.record():
             output = model(images)
             loss = loss_fn(output, label)
         loss.backward()
-        trainer.step(asked.batch)
+        trainer.step(args.batch)
         metric.update([label], [output])
         if clock.due():
             mx.nd.waitall()
@@ -66,15 +66,15 @@ def train(asked: argparse.Namespace, model: gluon.HybridBlock, context: mx.Conte
                 break
 
 
-def evaluate(asked: argparse.Namespace, model: gluon.HybridBlock, context: mx.Context) -> None:
+def evaluate(args: argparse.Namespace, model: gluon.HybridBlock, context: mx.Context) -> None:
     """The examples' evaluation."""
-    data = dataset(asked, "test")
-    part = SplitSampler(len(data), hvd.size(), hvd.rank(), shuffle=False) if asked.split else None
+    data = dataset(args, "test")
+    part = SplitSampler(len(data), hvd.size(), hvd.rank(), shuffle=False) if args.split else None
     batches = gluon.data.DataLoader(
-        data, asked.batch, sampler=part, last_batch="keep", num_workers=workload.WORKERS
+        data, args.batch, sampler=part, last_batch="keep", num_workers=workload.WORKERS
     )
     metric = mx.metric.Accuracy()
-    with workload.timed(asked, hvd.rank()):
+    with workload.timed(args, hvd.rank()):
         for batch in batches:
             images, label = (array.as_in_context(context) for array in batch)
             metric.update([label], [model(images)])

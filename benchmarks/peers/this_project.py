@@ -14,44 +14,44 @@ from trainer import config, device, dist, launched
 
 
 def main() -> None:
-    """Train, or evaluate, and tell the figures."""
-    asked = workload.arguments(__doc__)
+    """Train, or evaluate, and write the figures."""
+    args = workload.parse_args(__doc__)
     ranks = int(os.environ.get("HOROVOD_SIZE", 1))
     settings = config.from_dict(
         {
-            "output": str(asked.out),
+            "output": str(args.out),
             "data": {
                 "pad_crop": 2,
                 "flip": True,
-                "image_size": asked.size,
-                "folder": str(asked.data),
+                "image_size": args.size,
+                "folder": str(args.data),
             },
             "optimizer": {"lr": workload.LEARNING_RATE, "momentum": workload.MOMENTUM},
             "schedule": {"name": "constant"},
-            "train": {"global_batch_size": asked.batch * ranks},
+            "train": {"global_batch_size": args.batch * ranks},
         },
-        asked.settings,
+        args.settings,
     )
     device.share_cores()
-    if asked.evaluate:
-        evaluate(asked, settings)
+    if args.evaluate:
+        evaluate(args, settings)
     else:
-        train(asked, settings)
+        train(args, settings)
 
 
-def train(asked: argparse.Namespace, settings: config.Config) -> None:
+def train(args: argparse.Namespace, settings: config.Config) -> None:
     """A run of the project's own loop, ended when the clock has seen enough."""
     from trainer import loop
 
-    loop.train_step = clocked(loop.train_step, asked)
+    loop.train_step = clocked(loop.train_step, args)
     loop.fit(config=settings, resume="none")
 
 
-def clocked(train_step: Callable[..., Any], asked: argparse.Namespace) -> Callable[..., Any]:
-    """``train_step``, with its ends told to a clock."""
+def clocked(train_step: Callable[..., Any], args: argparse.Namespace) -> Callable[..., Any]:
+    """``train_step``, which notes its ends on a clock."""
     import mxnet as mx
 
-    clock = workload.Clock(asked, launched.rank(), launched.local_size())
+    clock = workload.Clock(args, launched.rank(), launched.local_size())
 
     def step(*args: Any, **kwargs: Any) -> Any:
         result = train_step(*args, **kwargs)
@@ -65,7 +65,7 @@ def clocked(train_step: Callable[..., Any], asked: argparse.Namespace) -> Callab
     return step
 
 
-def evaluate(asked: argparse.Namespace, settings: config.Config) -> None:
+def evaluate(args: argparse.Namespace, settings: config.Config) -> None:
     """What the loop does with the test set after an epoch."""
     import mxnet as mx
 
@@ -77,7 +77,7 @@ def evaluate(asked: argparse.Namespace, settings: config.Config) -> None:
     net = model.build(settings.model)
     shape = Transform(test[0], settings.data, seed=0, training=False).shape
     replica.prepare(net, settings, shape, mx.cpu())
-    with workload.timed(asked, dist.rank()):
+    with workload.timed(args, dist.rank()):
         batches = feed.test_loader(test, settings, mx.cpu())
         evaluation.evaluate(net, batches, num_classes=10)
     dist.shutdown()

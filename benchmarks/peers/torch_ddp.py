@@ -69,9 +69,9 @@ class TrainingSet(Dataset):
     Written out on tensors, which is faster than torchvision's way through PIL.
     """
 
-    def __init__(self, asked: argparse.Namespace):
-        self._images, self._labels = map(torch.from_numpy, workload.read(asked.data, "train"))
-        self._size = asked.size
+    def __init__(self, args: argparse.Namespace):
+        self._images, self._labels = map(torch.from_numpy, workload.read(args.data, "train"))
+        self._size = args.size
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -89,25 +89,25 @@ class TrainingSet(Dataset):
 
 
 def main() -> None:
-    """Train, and tell the figures."""
-    asked = workload.arguments(__doc__)
+    """Train, and write the figures."""
+    args = workload.parse_args(__doc__)
     dist.init_process_group("gloo")
     torch.manual_seed(0)
-    layout = torch.contiguous_format if asked.contiguous else torch.channels_last
+    layout = torch.contiguous_format if args.contiguous else torch.channels_last
     model = DistributedDataParallel(resnet18().to(memory_format=layout))
     optimizer = torch.optim.SGD(
         model.parameters(), lr=workload.LEARNING_RATE, momentum=workload.MOMENTUM
     )
-    data = TrainingSet(asked)
+    data = TrainingSet(args)
     batches = DataLoader(
         data,
-        asked.batch,
+        args.batch,
         sampler=DistributedSampler(data),
         num_workers=workload.WORKERS,
         drop_last=True,
     )
     loss_fn = nn.CrossEntropyLoss()
-    clock = workload.Clock(asked, dist.get_rank(), dist.get_world_size())
+    clock = workload.Clock(args, dist.get_rank(), dist.get_world_size())
     for images, label in batches:
         optimizer.zero_grad()
         loss = loss_fn(model(images.to(memory_format=layout)), label)

@@ -1,4 +1,4 @@
-"""What every contender is asked to do, and how it tells what came of it.
+"""The workload of every contender, and how it writes its results.
 
 Standard library and NumPy alone: scripts of several environments import it.
 """
@@ -25,7 +25,7 @@ FILES = {
 }
 
 
-def arguments(description: str) -> argparse.Namespace:
+def parse_args(description: str) -> argparse.Namespace:
     """The workload, from the command line."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, required=True, help="folder of the four IDX files")
@@ -78,19 +78,19 @@ class Clock:
         if self._workload.steps:
             images = self._workload.batch * self._ranks * self._workload.steps
             figures["images_per_second"] = images / (now - self._began)
-        tell(self._workload, self._rank, **figures)
+        write_figures(self._workload, self._rank, **figures)
         return True
 
 
 @contextlib.contextmanager
 def timed(workload: argparse.Namespace, rank: int) -> Iterator[None]:
-    """Tell the seconds that the block took."""
+    """Write the seconds that the block took."""
     began = time.time()
     yield
-    tell(workload, rank, seconds=time.time() - began)
+    write_figures(workload, rank, seconds=time.time() - began)
 
 
-def tell(workload: argparse.Namespace, rank: int, **figures: float) -> None:
+def write_figures(workload: argparse.Namespace, rank: int, **figures: float) -> None:
     """Write this rank's figures, and the most memory that its process has held, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     path = workload.out / f"{rank}.json"
