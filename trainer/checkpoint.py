@@ -189,7 +189,7 @@ def load_parameters(path: Path, net: gluon.Block) -> None:
         raise CheckpointError(
             f"{path} does not fit this net: {first}; name the one it was made with, by "
             "model.factory and model.arguments, or have the run of another net begin anew, by "
-            "another name=... or --resume none"
+            'another name=... or --resume none (in Python resume="none")'
         ) from error
 
 

@@ -37,6 +37,11 @@ def _begin(f: Figures) -> str:
     ]
     if f["resumed_from"]:
         lines.append(f"resumes from {f['resumed_from']}")
+        if f["first_step"] >= f["last_step"]:
+            lines[-1] += (
+                ", the end of the run: no step is left to train. To train anew, give another "
+                'name=... or --resume none (in Python resume="none")'
+            )
     return "\n".join(lines)
 
 

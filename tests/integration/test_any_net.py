@@ -70,6 +70,15 @@ def test_a_net_that_cannot_be_drawn_is_trained(tmp_path: Path, capsys: Any) -> N
     assert "compare:" in said and "configs/fashion_mnist.yaml" not in said, "it has other images"
 
 
+def test_a_complete_run_says_that_it_does_not_train(tmp_path: Path, capsys: Any) -> None:
+    trained(nn.Dense(4), tmp_path)
+    assert "To train anew" not in "".join(capsys.readouterr())
+    trained(nn.Dense(4), tmp_path)
+    assert 'To train anew, give another name=... or --resume none (in Python resume="none")' in (
+        "".join(capsys.readouterr())
+    )
+
+
 def test_a_net_may_compute_in_float64(tmp_path: Path) -> None:
     net = Double()
     result = trained(net, tmp_path, batch_norm="sync")
