@@ -2,8 +2,9 @@
 
 cloudpickle sends by value what it cannot name. Three things of MXNet's hold addresses of this
 process: an operator (`mx.nd.tanh`), which names a module that does not exist and would end the
-other process with a segmentation fault; the compiled graph of a hybridized net; and a parameter,
-whose array autograd knows by its address, so that a copy of it would get no gradient.
+other process with a segmentation fault; the compiled graph of a hybridized net, which may also name
+operators that exist here alone; and a parameter, whose array autograd knows by its address, so that
+a copy of it would get no gradient.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ def dumps(value: Any) -> bytes:
 
 class _Pickler(cloudpickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
-        """Operators by their names; compiled graphs as None, for which nets compile anew.
+        """Operators by their names; nets without compiled graphs, so that they compile anew.
 
-        Parameters go without their gradients and without the trainer that they refer to.
+        Parameters go without their gradients, their trainer and their symbol.
         """
         kind = type(obj)
-        if _is_parameter(kind):
-            state = {**vars(obj), "_grad": None, "_trainer": None}
+        mxnet = sys.modules.get("mxnet")
+        if mxnet is not None and issubclass(kind, mxnet.gluon.Parameter):
+            state = {**vars(obj), "_grad": None, "_trainer": None, "_var": None}
             return kind.__new__, (kind,), state, None, None, _restore_parameter
-        if kind.__name__ == "CachedOp" and kind.__module__.startswith("mxnet."):
-            return type(None), ()
+        if mxnet is not None and issubclass(kind, mxnet.gluon.HybridBlock):
+            return _without_graph(obj, imported=issubclass(kind, mxnet.gluon.SymbolBlock))
         if isinstance(obj, FunctionType):
             module = sys.modules.get(_OPERATORS.get(obj.__module__, ""))
             if module is not None and getattr(module, obj.__name__, None) is obj:
@@ -44,9 +46,16 @@ class _Pickler(cloudpickle.Pickler):
         return super().reducer_override(obj)
 
 
-def _is_parameter(kind: type) -> bool:
-    mxnet = sys.modules.get("mxnet")
-    return mxnet is not None and issubclass(kind, mxnet.gluon.Parameter)
+def _without_graph(block: Any, imported: bool) -> Any:
+    """How `block` is pickled, except for what it has compiled; an imported graph is its content."""
+    reduced = block.__reduce_ex__(4)
+    if len(reduced) < 3 or not isinstance(reduced[2], dict):  # its class has its own way
+        return reduced
+    empty: Dict[str, Any] = {"_cached_op": None, "_cached_op_args": [], "_cached_graph": ()}
+    if imported:
+        del empty["_cached_graph"]
+    make, arguments, state, *rest = reduced
+    return (make, arguments, {**state, **empty}, *rest)
 
 
 def _restore_parameter(parameter: Any, state: Dict[str, Any]) -> None:

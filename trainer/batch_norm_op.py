@@ -75,6 +75,10 @@ class RankSum:
         self._connected = False
         self.alive[self.serial] = self
 
+    def __reduce__(self) -> Any:
+        """Unpickle as a new one, of the ranks there: serials and shared memory are a process's."""
+        return RankSum, (self.process_set,)
+
     @property
     def size(self) -> int:
         return dist.world_size() if self.process_set is None else self.process_set.size()

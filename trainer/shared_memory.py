@@ -14,7 +14,7 @@ import platform
 import secrets
 import time
 from collections import Counter
-from typing import Any, Callable, ClassVar, Optional, Tuple
+from typing import Callable, ClassVar, Optional, Tuple
 
 import numpy as np
 import psutil
@@ -63,10 +63,6 @@ class SharedMemorySum:
         self.calls = 0
         self._seen_stopped: Counter[Tuple[int, int]] = Counter()  # by process and call
         self._enter()
-
-    def __reduce__(self) -> Any:
-        """Unpickle as None: only these processes share the memory."""
-        return type(None), ()
 
     def fileno(self) -> int:
         """The descriptor of the shared file, open for the lifetime of this object."""

@@ -11,6 +11,7 @@ import gc
 import importlib.util
 import itertools
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -271,6 +272,18 @@ def test_every_argument_means_what_it_means_on_one_rank(
             net.hybridize(**FORMS[form])
         result = train(net, data, "float64", sizes(), 5)
         assert largest_difference(result, reference) < 1e-12, (OPERATORS[native], form, sizes)
+
+
+def test_an_unpickled_layer_is_synced() -> None:
+    layer = batch_norm.convert_sync_batch_norm(nn.BatchNorm(in_channels=1, prefix="pickled_"))
+    layer.initialize()
+    pickled = pickle.dumps(layer)
+    del layer
+    gc.collect()
+    with autograd.train_mode():
+        out = pickle.loads(pickled)(nd.full((1, 1), dist.rank())).asscalar()
+    ranks = np.arange(dist.world_size())
+    assert out == pytest.approx((dist.rank() - ranks.mean()) / ranks.std(), rel=1e-3)
 
 
 @needs_bfloat16

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -37,13 +36,6 @@ def add_up(path: str, index: int, size: int, calls: int, results: Any) -> None:
     shared = opened_by_all(path, 5, index, size)
     sums = [shared(np.arange(1 + k % 5) * (index + 1.0) + k) for k in range(calls)]
     results.put([float(s.sum()) for s in sums])
-
-
-def test_a_copy_for_another_process_holds_no_memory(tmp_path: Path) -> None:
-    """A net that has trained is sent back to a notebook, with all that its layers hold."""
-    shared = SharedMemorySum(opened(str(tmp_path / "sum")), 5, 0, 1)
-    assert pickle.loads(pickle.dumps({"layer": shared})) == {"layer": None}
-    assert shared(np.ones(3)).tolist() == [1.0] * 3
 
 
 @pytest.mark.parametrize("size", [2, 4])
