@@ -16,6 +16,8 @@ import psutil
 from launch.blame import lacks_cause
 
 TAIL_LINES = 20
+MAX_LINE = 2**16
+"""Bytes after which a line is broken, so that output without newlines does not fill the memory."""
 
 _terminal = threading.Lock()
 
@@ -89,7 +91,7 @@ class RankProcess:
             os.killpg(self.process.pid, signum)
 
     def _drain(self, source: IO[bytes], target: IO[bytes]) -> None:
-        for line in source:
+        for line in iter(lambda: source.readline(MAX_LINE), b""):
             self._tail.append(line)
             # Checked now, because a traceback longer than the kept lines may follow.
             self._lost_a_peer = self._lost_a_peer or lacks_cause(False, [line.decode("latin-1")])

@@ -28,6 +28,8 @@ _LABELLED = re.compile(rb"\s*(\d+): (.*)", re.DOTALL)  # srun --label
 _NODE_LOST = re.compile(r"srun: error: Task launch for \S+ failed on node (\S+): (.+)")
 _NODE_FAILED = re.compile(r"srun: error: Node failure on (\S+)")
 _TASK_ENDED = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (.+)")
+_WAIT_OVER = re.compile(r"srun: First task exited (\d+)s ago")  # srun --wait
+_HAD_ENDED = re.compile(r"srun: StepId=\S+ tasks? ([\d,-]+): exited")
 _SAVED = f"Exited with exit code {EXIT_SAVED}"
 _KILLED_BY_WARNING = ("Terminated", "User defined signal 1")  # strsignal's words
 _WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGINT)
@@ -92,6 +94,8 @@ class _Step:
         self._tails: Dict[int, Deque[str]] = {}
         self._endings: Dict[int, str] = {}  # of ranks that failed, in srun's order
         self._lost_node: Optional[str] = None
+        self._wait_seconds: Optional[str] = None  # if srun --wait ended ranks, and none had failed
+        self._ended_early = ""  # the other ranks, as `1,3-5`
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
             srun, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -115,9 +119,18 @@ class _Step:
         return any(ending.endswith(_KILLED_BY_WARNING) for ending in self._endings.values())
 
     def explain(self) -> None:
-        """Prints the node that was lost, or the rank that failed first with its last lines."""
+        """Prints the node that was lost, or the rank that failed first with its last lines.
+
+        Or those that ended without failing, but so long before the others that srun ended these.
+        """
         if self._lost_node:
             say(self._lost_node)
+            return
+        if self._ended_early:
+            say(
+                f"rank {self._ended_early} ended without an error {self._wait_seconds} s before "
+                "srun --wait ended the others; did these wait for it in hvd.init()?"
+            )
             return
         ranks = list(self._endings)
         rank = first_cause(ranks, [rank for rank in ranks if self._lacks_cause(rank)], [])
@@ -157,6 +170,12 @@ class _Step:
         failed = _NODE_FAILED.match(text)
         if failed:
             self._lost_node = f"{failed[1]} was lost while its ranks ran; Slurm requeues the job"
+        wait_over = _WAIT_OVER.match(text)
+        if wait_over and not self._endings:
+            self._wait_seconds = wait_over[1]
+        had_ended = _HAD_ENDED.match(text)
+        if had_ended and self._wait_seconds:
+            self._ended_early = had_ended[1]
         ended = _TASK_ENDED.match(text)
         if ended and _SAVED not in ended[3]:
             for rank in _task_numbers(ended[2]):

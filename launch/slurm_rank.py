@@ -85,6 +85,12 @@ def _store_address(nodes: List[str], node: int, env: Mapping[str, str]) -> str:
         return _resolve(env["LAUNCH_RENDEZVOUS_HOST"])
     if len(nodes) == 1:
         return LOOPBACK
+    if node > 0 and env.get("SLURM_PROCID") == "0":
+        raise ValueError(
+            f"rank 0 is on {nodes[node]}, not on the step's first node, {nodes[0]}, where the "
+            "others look for it (srun --distribution=arbitrary?): set LAUNCH_RENDEZVOUS_HOST="
+            f"{nodes[node]} for all ranks"
+        )
     return address_towards(_resolve(nodes[1])) if node == 0 else _resolve(nodes[0])
 
 

@@ -1,6 +1,7 @@
 """Rank facts, threads, interfaces, exit codes and which rank is blamed."""
 
 import os
+import queue
 import signal
 import socket
 import sys
@@ -11,7 +12,7 @@ from launch import network, ranks
 from launch.__main__ import main
 from launch.blame import first_cause, lacks_cause
 from launch.process import describe_exit, shell_exit_code
-from launch.rank_process import RankProcess
+from launch.rank_process import MAX_LINE, RankProcess
 from launch.ranks import cores_of_task, cores_per_rank, facts_on_one_host, rank_environment
 
 
@@ -155,6 +156,14 @@ def test_a_limit_of_threads_is_one_line_and_leaves_no_rank(monkeypatch, capsys):
     said = "launch: can't start new thread: raise the limit of processes (`ulimit -u`)"
     assert capsys.readouterr().err.startswith(said)
     assert started[0].wait(timeout=60) == -signal.SIGKILL
+
+
+def test_a_line_without_end_is_broken(capfdbinary):
+    rank = RankProcess(0, ["printf", f"%0{MAX_LINE + 9}d"], dict(os.environ), lambda: None, "[0] ")
+    events = queue.SimpleQueue()
+    rank.watch(events)
+    assert events.get(timeout=60) is rank
+    assert capfdbinary.readouterr().out == b"[0] %b\n[0] %b\n" % (b"0" * MAX_LINE, b"0" * 9)
 
 
 def test_last_lines_that_lack_the_cause():

@@ -78,6 +78,22 @@ def test_the_rank_that_tells_the_cause_is_named(slurm):
     )
 
 
+def test_ranks_that_ended_long_before_the_others_are_named(slurm):
+    """Slurm 22.05's own lines, of a rank that ends with 0 before the others' hvd.init()."""
+    said = (
+        "srun: First task exited 5s ago",
+        "srun: StepId=13.0 task 0: running",
+        "srun: StepId=13.0 tasks 1,3-5: exited",
+        "slurmstepd-n1: error: *** STEP 13.0 ON n1 CANCELLED AT 2026-11-23T20:27:27 ***",
+        "srun: error: n1: task 0: Killed",
+    )
+    speak = "; ".join(f"echo '{line}' >&2" for line in said)
+    words = "launch: rank 1,3-5 ended without an error 5 s before srun --wait ended the others; "
+    assert words in job(slurm, f"{speak}; exit 137").stderr.splitlines()[-1]
+    failed = "echo 'srun: error: n2: task 3: Exited with exit code 1' >&2"
+    assert words not in job(slurm, f"{failed}; {speak}; exit 137").stderr
+
+
 def test_a_lost_node_is_named_not_the_ranks_that_lost_it(slurm):
     done = job(
         slurm,

@@ -93,6 +93,12 @@ def test_addresses(monkeypatch):
     assert slurm_rank._store_address(["a", "b"], 1, {"LAUNCH_RENDEZVOUS_HOST": "c"}) == "127.0.0.3"
 
 
+def test_rank_0_on_another_node_than_the_first_says_what_to_set():
+    """As with `srun --distribution=arbitrary`; other nodes cannot tell where it is."""
+    with pytest.raises(ValueError, match="rank 0 is on b, .*set LAUNCH_RENDEZVOUS_HOST=b for"):
+        slurm_rank._store_address(["a", "b"], 1, {"SLURM_PROCID": "0"})
+
+
 def test_unknown_node_names_the_way_out(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(
