@@ -326,7 +326,8 @@ def gluon_trainer(
             reads gradients must call ``parameter.grad()`` in every step.
 
     Raises:
-        ValueError: gradients are sparse, for which Horovod writes beyond their memory.
+        ValueError: gradients are sparse, for which Horovod writes beyond their memory, or on
+            several devices, of which it would reduce the first one's alone.
     """
     hvd = _horovod()
     if hvd is None:
@@ -337,6 +338,11 @@ def gluon_trainer(
     trainer = hvd.DistributedTrainer(
         parameters, optimizer, compression=compression, num_groups=groups
     )
+    if len(trainer._contexts) > 1:
+        raise ValueError(
+            f"the net is on {', '.join(map(str, trainer._contexts))}; a rank trains it on one: "
+            "net.collect_params().reset_ctx(ctx), before the trainer is made"
+        )
     if trainer._contains_sparse_grad:
         raise ValueError(
             "gradients are sparse, which cannot be added up over ranks; set sparse_grad=False"

@@ -118,3 +118,13 @@ def test_sparse_gradients_are_refused() -> None:
     parameter.initialize()
     with pytest.raises(ValueError, match="gradients are sparse"):
         dist.gluon_trainer({"words": parameter}, mx.optimizer.create("sgd"))
+
+
+def test_a_net_on_several_devices_is_refused() -> None:
+    """Its first step ended in a segmentation fault."""
+    net = mx.gluon.nn.Dense(2, in_units=3)
+    net.initialize(ctx=[mx.cpu(0), mx.cpu(1)])
+    with pytest.raises(
+        ValueError, match=r"the net is on cpu\(0\), cpu\(1\); a rank trains it on one"
+    ):
+        dist.gluon_trainer(net.collect_params(), mx.optimizer.create("sgd"))
