@@ -56,11 +56,13 @@ def _options(script: str) -> List[Tuple[str, str]]:
 def _environment(script: str) -> Dict[str, str]:
     """The environment without variables that would mislead the job.
 
-    The user's SBATCH_ variables take precedence over what the script asks for. A job that submits
-    this one hands down how often it was requeued itself.
+    The user's SBATCH_ variables take precedence over what the script asks for. Those of a job that
+    submits this one, such as SLURM_GPUS_PER_TASK, are options of its srun.
     """
     names = {f"SBATCH_{option.upper().replace('-', '_')}" for option, _ in _options(script)}
-    names |= {_OTHER_NAMES[name] for name in names & set(_OTHER_NAMES)} | {"SLURM_RESTART_COUNT"}
+    names |= {_OTHER_NAMES[name] for name in names & set(_OTHER_NAMES)}
+    if "SLURM_JOB_ID" in os.environ:
+        names |= {name for name in os.environ if name.startswith("SLURM_")} - {"SLURM_CONF"}
     return {name: value for name, value in os.environ.items() if name not in names}
 
 

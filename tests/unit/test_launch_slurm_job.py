@@ -175,13 +175,15 @@ def test_options_override_the_users_sbatch_variables(slurm):
     assert done.stderr == "launch: sbatch refused the job: SBATCH_ACCOUNT=mine\n"
 
 
-def test_a_job_that_a_requeued_one_submits_counts_its_own_requeues(slurm):
+def test_a_job_that_another_one_submits_gets_nothing_of_its_allocation(slurm):
+    """Its srun would take SLURM_GPUS_PER_TASK for an option; its requeues are counted anew."""
+    of_the_job = {"SLURM_RESTART_COUNT": "10", "SLURM_GPUS_PER_TASK": "1"}
     done = slurm(
         "slurm", "--", "true",
-        sbatch="echo ${SLURM_RESTART_COUNT:-none} >&2; exit 1",
-        env={"SLURM_RESTART_COUNT": "10"},
+        sbatch="env | grep ^SLURM_ >&2; exit 1",
+        env={**of_the_job, "SLURM_CONF": "/etc/ours.conf"},
     )  # fmt: skip
-    assert done.stderr == "launch: sbatch refused the job: none\n"
+    assert done.stderr == "launch: sbatch refused the job: SLURM_CONF=/etc/ours.conf\n"
 
 
 def test_a_submission_counts_where_its_message_cannot_be_written(slurm):
