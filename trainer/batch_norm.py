@@ -5,42 +5,37 @@ same running statistics, but mean and variance are those of the global batch, ho
 are spread over ranks. :func:`convert_sync_batch_norm` turns a net's layers into it and
 :func:`revert_sync_batch_norm` turns them back.
 
-Where ranks normalize on their own, :func:`merge_running_statistics` makes one model of theirs, and
-:func:`calibrate` measures that model's statistics anew. docs/batch_norm.md has the mathematics
-and the cost.
+Where ranks normalize on their own, running_statistics.py makes one model of theirs.
+docs/batch_norm.md has the mathematics and the cost.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Iterable, Iterator, List, Tuple
+from typing import Any, Iterator, List
 
-import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon, nd
 from mxnet.gluon import nn
 
 from . import dist
 from .batch_norm_native import operator_type
-from .batch_norm_op import RankSum, empty_batch, moments_of_sums
+from .batch_norm_op import RankSum, empty_batch
 
 __all__ = [
     "SyncBatchNorm",
-    "calibrate",
     "check_convertible",
     "clear_cached_graphs",
     "connect",
     "convert_sync_batch_norm",
     "empty_batch",
-    "merge_running_statistics",
+    "is_synced",
+    "layers_kept",
+    "layers_of",
     "revert_sync_batch_norm",
-    "running_statistics",
 ]
 
 _PlainBatchNorm = nn.basic_layers._BatchNorm  # base of nn.BatchNorm and nn.BatchNormReLU
-
-
-_NO_SAMPLE = "the ranks' counts are all 0; give each the number of its samples"
 
 
 class SyncBatchNorm(nn.BatchNorm):
@@ -89,14 +84,14 @@ class SyncBatchNorm(nn.BatchNorm):
             **kwargs,
         )
         self._plain_class = nn.BatchNorm
-        self._rank_sum = RankSum(process_set)
+        self.rank_sum = RankSum(process_set)
 
     def hybrid_forward(
         self, F: Any, x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any
     ) -> Any:
         """``x``, any shape with C channels along ``axis`` -> the same shape and dtype."""
         inference = F is nd and not autograd.is_training()
-        alone = self._rank_sum.size == 1 and self._rank_sum.collected is None
+        alone = self.rank_sum.size == 1 and self.rank_sum.collected is None
         if inference or alone or self._kwargs["use_global_stats"]:
             return super().hybrid_forward(F, x, gamma, beta, running_mean, running_var)
         # Without the copy a graph reshapes x itself, and both kernels get it in the slower layout.
@@ -109,8 +104,8 @@ class SyncBatchNorm(nn.BatchNorm):
             beta,
             running_mean,
             running_var,
-            op_type=operator_type(self._rank_sum, self.gamma.list_ctx()[0]),
-            rank_sum=self._rank_sum.serial,
+            op_type=operator_type(self.rank_sum, self.gamma.list_ctx()[0]),
+            rank_sum=self.rank_sum.serial,
             axis=self._kwargs["axis"],
             epsilon=self._kwargs["eps"],
             scale=not self._kwargs["fix_gamma"],
@@ -136,11 +131,11 @@ def convert_sync_batch_norm(net: gluon.Block, process_set: Any = None) -> gluon.
         ValueError: a layer's class overrides the forward of Gluon's batch norm.
     """
     check_convertible(net)
-    for layer in _batch_norm_layers(net):
+    for layer in layers_of(net):
         if not isinstance(layer, SyncBatchNorm):
             layer._plain_class = type(layer)
             layer.__class__ = SyncBatchNorm
-        layer._rank_sum = RankSum(process_set)
+        layer.rank_sum = RankSum(process_set)
     clear_cached_graphs(net)
     return net
 
@@ -151,8 +146,8 @@ def connect(net: gluon.Block) -> None:
     Otherwise each layer does so in its first training step, through Horovod collectives one after
     another, which is slow where Horovod's cycle time is long.
     """
-    for layer in _batch_norm_layers(net):
-        rank_sum, channels = vars(layer).get("_rank_sum"), layer.running_mean.shape[0]
+    for layer in layers_of(net):
+        rank_sum, channels = vars(layer).get("rank_sum"), layer.running_mean.shape[0]
         if rank_sum is not None and rank_sum.process_set is None and channels:
             rank_sum.connect(2 * channels + 1, _sum_over_ranks)
 
@@ -163,7 +158,7 @@ def _sum_over_ranks(values: np.ndarray) -> np.ndarray:
 
 def revert_sync_batch_norm(net: gluon.Block) -> gluon.Block:
     """Turn each SyncBatchNorm of ``net`` back to its original class, in place; returns ``net``."""
-    for layer in _batch_norm_layers(net):
+    for layer in layers_of(net):
         if isinstance(layer, SyncBatchNorm):
             _revert(layer)
     clear_cached_graphs(net)
@@ -173,14 +168,14 @@ def revert_sync_batch_norm(net: gluon.Block) -> gluon.Block:
 @contextlib.contextmanager
 def layers_kept(net: gluon.Block) -> Iterator[None]:
     """Within it layers of ``net`` may be converted; afterwards they are what they were before."""
-    layers = _batch_norm_layers(net)
-    rank_sums = [vars(layer).get("_rank_sum") for layer in layers]
+    layers = layers_of(net)
+    rank_sums = [vars(layer).get("rank_sum") for layer in layers]
     try:
         yield
     finally:
         for layer, rank_sum in zip(layers, rank_sums):
             if rank_sum is not None:
-                layer._rank_sum = rank_sum
+                layer.rank_sum = rank_sum
             elif isinstance(layer, SyncBatchNorm):
                 _revert(layer)
         clear_cached_graphs(net)
@@ -188,22 +183,22 @@ def layers_kept(net: gluon.Block) -> Iterator[None]:
 
 def is_synced(net: gluon.Block) -> bool:
     """Whether any layer of ``net`` is a SyncBatchNorm."""
-    return any(isinstance(layer, SyncBatchNorm) for layer in _batch_norm_layers(net))
+    return any(isinstance(layer, SyncBatchNorm) for layer in layers_of(net))
 
 
 def _revert(layer: SyncBatchNorm) -> None:
     plain_class = layer._plain_class
-    del layer._plain_class, layer._rank_sum
+    del layer._plain_class, layer.rank_sum
     layer.__class__ = plain_class
 
 
 def check_convertible(net: gluon.Block) -> None:
-    """Refuse a net that :func:`convert_sync_batch_norm` and :func:`calibrate` cannot handle.
+    """Refuse a net that :func:`convert_sync_batch_norm` cannot convert.
 
     Raises:
         ValueError: a layer's class overrides the forward of Gluon's batch norm.
     """
-    for layer in _batch_norm_layers(net):
+    for layer in layers_of(net):
         cls = type(layer)
         plain = cls.hybrid_forward is _PlainBatchNorm.hybrid_forward
         plain = plain and cls.forward is gluon.HybridBlock.forward
@@ -214,7 +209,7 @@ def check_convertible(net: gluon.Block) -> None:
             )
 
 
-def _batch_norm_layers(net: gluon.Block) -> List[Any]:
+def layers_of(net: gluon.Block) -> List[Any]:
     """Gluon's batch norm layers within ``net``, each once, in the order of its children."""
     layers: List[Any] = []
 
@@ -231,116 +226,3 @@ def clear_cached_graphs(net: gluon.Block) -> None:
     net.apply(
         lambda block: block._clear_cached_op() if isinstance(block, gluon.HybridBlock) else None
     )
-
-
-def running_statistics(net: gluon.Block) -> List[gluon.Parameter]:
-    """The running means and variances: parameters that Gluon marks as not differentiable.
-
-    Frozen weights (``grad_req`` null) are not among them: they are the same on every rank.
-    """
-    return [p for p in net.collect_params().values() if not p._differentiable]
-
-
-def other_statistics(net: gluon.Block) -> List[gluon.Parameter]:
-    """The running statistics of layers other than Gluon's batch norm."""
-    of_norms = {id(p) for layer in _batch_norm_layers(net) for p in layer._reg_params.values()}
-    return [p for p in running_statistics(net) if id(p) not in of_norms]
-
-
-def average_other_statistics(net: gluon.Block, count: int) -> None:
-    """Replace them by their mean over ranks, each rank weighted by its ``count``; collective."""
-    others = other_statistics(net)
-    if not others:
-        return
-    own = [parameter.data().asnumpy().astype(np.float64) for parameter in others]
-    flat = np.concatenate([*(values.ravel() for values in own), [1.0]])
-    total = dist.allreduce_sum(count * flat, "average_other_statistics")
-    if total[-1] == 0:
-        raise ValueError(_NO_SAMPLE)
-    means = np.split(total[:-1] / total[-1], np.cumsum([values.size for values in own])[:-1])
-    for parameter, values in zip(others, means):
-        parameter.set_data(nd.array(values.reshape(parameter.shape), dtype=parameter.dtype))
-
-
-def merge_running_statistics(net: gluon.Block, count: int) -> None:
-    """Give every rank the same running statistics, merged from all ranks'; collective.
-
-    The mean is the mean of means; the variance is the mean of variances plus the variance of means.
-    Means are exact. Variances are approximate, because the spread of the ranks' batch means is
-    known only through their running means; :func:`calibrate` gives exact ones. Statistics of layers
-    other than batch norm are averaged.
-
-    Args:
-        count: this rank's weight: its number of training samples.
-
-    Raises:
-        ValueError: no rank has a sample.
-    """
-    layers = _moving_layers(net)
-    sums = []
-    for layer in layers:
-        running = layer.running_mean.data(), layer.running_var.data()
-        mean, variance = (array.asnumpy().astype(np.float64) for array in running)
-        sums += [count * mean, count * (variance + mean**2)]
-    total = dist.allreduce_sum(np.concatenate([*sums, [count]]), "merge_running_statistics")
-    if total[-1] == 0:
-        raise ValueError(_NO_SAMPLE)
-    start = 0
-    for layer in layers:
-        stop = start + 2 * layer.running_mean.shape[0]
-        _set_statistics(layer, np.append(total[start:stop], total[-1]))
-        start = stop
-    average_other_statistics(net, count)
-
-
-def calibrate(net: gluon.Block, batches: Iterable[Tuple[mx.nd.NDArray, int]]) -> None:
-    """Replace running statistics by the exact ones over ``batches`` of all ranks; collective.
-
-    In one pass every layer normalizes by its global batch, as in synced training, and accumulates
-    its input's moments over batches and ranks in float64: PreciseBN in Wu and Johnson, "Rethinking
-    'Batch' in BatchNorm", 2021. The result depends on the weights and the global batches alone, not
-    on the number of ranks or on the previous running statistics.
-
-    Args:
-        batches: this rank's shard of each global batch, (data, number of samples); one placeholder
-            sample and 0 where the shard is empty. The same number on every rank, at least one.
-
-    Raises:
-        ValueError: a batch's number is not that of its samples, there is no batch, or a layer's
-            class overrides the forward of Gluon's batch norm.
-    """
-    moving = _moving_layers(net)
-    with layers_kept(net):
-        convert_sync_batch_norm(net)
-        connect(net)
-        for layer in moving:
-            layer._rank_sum.collected = np.zeros(1)
-        for data, count in batches:
-            _run_in_train_mode(net, data, count)
-        sums = [layer._rank_sum.collected for layer in moving]
-    if any(s[-1] == 0 for s in sums):
-        raise ValueError("calibration saw no sample on any rank; give it at least one batch")
-    for layer, s in zip(moving, sums):
-        _set_statistics(layer, s)
-
-
-def _run_in_train_mode(net: gluon.Block, data: mx.nd.NDArray, count: int) -> None:
-    if count not in (0, len(data)):
-        raise ValueError(
-            f"a calibration batch of {len(data)} samples says it has {count}; it must be all of "
-            "them, or 0 for a placeholder sample"
-        )
-    with empty_batch() if count == 0 else contextlib.nullcontext(), autograd.train_mode():
-        net(data)
-    mx.nd.waitall()
-
-
-def _moving_layers(net: gluon.Block) -> List[Any]:
-    """The layers whose running statistics are updated in training."""
-    return [layer for layer in _batch_norm_layers(net) if not layer._kwargs["use_global_stats"]]
-
-
-def _set_statistics(layer: Any, sums: np.ndarray) -> None:
-    statistics = moments_of_sums(sums)
-    for parameter, values in zip((layer.running_mean, layer.running_var), statistics):
-        parameter.set_data(nd.array(values, dtype=parameter.dtype))

@@ -25,7 +25,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from . import batch_norm, optimizer_state, params_file
+from . import optimizer_state, params_file, running_statistics
 from .early_stopping import is_saved_plateau
 from .settings import UserError, show
 
@@ -161,7 +161,7 @@ def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Dict[str, A
     arrays.pop(_NOTHING, None)
     statistics = arrays.pop(_STATISTICS, None)
     state["statistics"] = None if statistics is None else statistics.asnumpy()
-    running = batch_norm.running_statistics(net)
+    running = running_statistics.parameters(net)
     if statistics is not None and statistics.shape[1:] != (sum(p.data().size for p in running),):
         raise CheckpointError(
             f"{path}: its running statistics do not fit this net; give the run another name=..., "

@@ -7,7 +7,7 @@ from typing import Iterable, Iterator, Optional
 import mxnet as mx
 from mxnet import gluon
 
-from . import batch_norm, dist, feed, mixed_precision, replica
+from . import dist, feed, mixed_precision, replica, running_statistics
 from .arrays import Arrays
 from .config import Config
 from .evaluation import evaluate
@@ -69,7 +69,7 @@ class Evaluator:
         steps = -(-self._config.calibrate_samples // self._config.train.global_batch_size)
         batches = self._watched(self._train.from_step(step, step + steps), step)
         with mixed_precision.computing_in(self._net, "float32"):
-            batch_norm.calibrate(self._net, ((b.data, b.samples) for b in batches))
+            running_statistics.calibrate(self._net, ((b.data, b.samples) for b in batches))
 
     def _watched(self, batches: Iterable[Batch], step: int) -> Iterator[Batch]:
         for number, batch in enumerate(batches):

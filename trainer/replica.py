@@ -9,7 +9,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from . import batch_norm, dist, sharding, summary
+from . import batch_norm, dist, running_statistics, sharding, summary
 from .config import Config
 from .settings import ConfigError
 from .step import Loss
@@ -88,9 +88,9 @@ def merge_running_statistics(net: gluon.Block, config: Config) -> None:
     whole = np.arange(config.train.global_batch_size)
     own = sharding.shard(whole, dist.rank(), dist.world_size())
     if config.batch_norm == "sync":
-        batch_norm.average_other_statistics(net, len(own))
+        running_statistics.average_others(net, len(own))
     else:
-        batch_norm.merge_running_statistics(net, len(own))
+        running_statistics.merge(net, len(own))
 
 
 def class_scores(
@@ -147,7 +147,7 @@ def as_one_model(net: gluon.Block, config: Config) -> Iterator[None]:
 
     What is evaluated and saved is one model, and doing so does not influence training.
     """
-    running = batch_norm.running_statistics(net)
+    running = running_statistics.parameters(net)
     own = [p.data().asnumpy() for p in running]
     merge_running_statistics(net, config)
     try:
@@ -162,8 +162,8 @@ def gather_statistics(net: gluon.Block, config: Config) -> Optional[np.ndarray]:
 
     None where the merged ones suffice: with synced batch norm alone, on one rank, without any.
     """
-    own = [p.data().asnumpy().ravel() for p in batch_norm.running_statistics(net)]
-    equal = config.batch_norm == "sync" and not batch_norm.other_statistics(net)
+    own = [p.data().asnumpy().ravel() for p in running_statistics.parameters(net)]
+    equal = config.batch_norm == "sync" and not running_statistics.other_parameters(net)
     if equal or dist.world_size() == 1 or not own:
         return None
     return np.stack(dist.gather_objects(np.concatenate(own)))
@@ -180,7 +180,7 @@ def drift(net: gluon.Block, statistics: np.ndarray) -> Dict[str, float]:
     """
     own: Dict[str, np.ndarray] = {}
     start = 0
-    for parameter in batch_norm.running_statistics(net):
+    for parameter in running_statistics.parameters(net):
         stop = start + int(np.prod(parameter.shape))
         own[parameter.name] = statistics[:, start:stop].astype(np.float64)
         start = stop
@@ -202,7 +202,7 @@ def take_statistics(net: gluon.Block, statistics: Optional[np.ndarray]) -> None:
     if statistics is None or len(statistics) != dist.world_size():
         return
     start = 0
-    for parameter in batch_norm.running_statistics(net):
+    for parameter in running_statistics.parameters(net):
         stop = start + int(np.prod(parameter.shape))
         values = statistics[dist.rank(), start:stop].reshape(parameter.shape)
         parameter.set_data(mx.nd.array(values, dtype=parameter.dtype))

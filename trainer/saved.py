@@ -14,7 +14,6 @@ from mxnet import gluon
 
 from . import (
     arrays,
-    batch_norm,
     checkpoint,
     config,
     dist,
@@ -23,6 +22,7 @@ from . import (
     model,
     params_file,
     replica,
+    running_statistics,
 )
 from .arrays import Arrays
 from .config import Config
@@ -183,7 +183,7 @@ def calibrate_saved(
     # The epoch after the last, which has its own order.
     first = settings.train.epochs * loader.steps_per_epoch
     batches = loader.from_step(first, first + steps)
-    batch_norm.calibrate(saved.net, ((batch.data, batch.samples) for batch in batches))
+    running_statistics.calibrate(saved.net, ((batch.data, batch.samples) for batch in batches))
 
 
 def write_parameters(saved: Saved, path: Path) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from mxnet.gluon import nn
 
-from trainer import Config, checkpoint, feed, fit
-from trainer.batch_norm import _batch_norm_layers, calibrate, convert_sync_batch_norm
+from trainer import Config, checkpoint, feed, fit, running_statistics
+from trainer.batch_norm import convert_sync_batch_norm, layers_of
 from trainer.config import from_dict
 from trainer.optim import make_trainer
 from trainer.step import train_step
@@ -98,8 +98,8 @@ def test_synced_batch_norm_is_plain_batch_norm_on_one_rank(ctx, hybridize):
         net = drawn(ctx)
         if synced:
             convert_sync_batch_norm(net)
-            for layer in _batch_norm_layers(net):
-                layer._rank_sum.collected = np.zeros(1)
+            for layer in layers_of(net):
+                layer.rank_sum.collected = np.zeros(1)
         if hybridize:
             net.hybridize(static_alloc=True)
         data = mx.nd.array(IMAGES[:, None] / 255.0, ctx=ctx)
@@ -116,7 +116,9 @@ def test_synced_batch_norm_is_plain_batch_norm_on_one_rank(ctx, hybridize):
 def test_calibration_measures_what_the_cpu_does(ctx):
     def calibrated(where: mx.Context) -> dict:
         net = drawn(where)
-        calibrate(net, [(mx.nd.array(IMAGES[:, None] / 255.0, ctx=where), len(IMAGES))])
+        running_statistics.calibrate(
+            net, [(mx.nd.array(IMAGES[:, None] / 255.0, ctx=where), len(IMAGES))]
+        )
         return weights(net)
 
     assert_alike(calibrated(ctx), calibrated(mx.cpu()))

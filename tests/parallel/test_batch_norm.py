@@ -26,7 +26,7 @@ from mxnet import autograd, gluon, nd
 from mxnet.gluon import nn
 
 from tests.processor import needs_bfloat16
-from trainer import batch_norm, dist, mixed_precision
+from trainer import batch_norm, dist, mixed_precision, running_statistics
 from trainer.batch_norm_op import RankSum
 from trainer.model import resnet18, resnet_block
 
@@ -538,7 +538,7 @@ def test_ranks_that_see_other_classes_merge_and_calibrate_into_one_model() -> No
         return float(abs(net(x) - twin(x)).mean().asscalar())
 
     drifted = error()
-    batch_norm.merge_running_statistics(net, len(own))
+    running_statistics.merge(net, len(own))
     first, theirs = net[1], twin[1]
     mean, variance = theirs.running_mean.data(), theirs.running_var.data()
     np.testing.assert_allclose(first.running_mean.data().asnumpy(), mean.asnumpy(), rtol=1e-9)
@@ -546,7 +546,7 @@ def test_ranks_that_see_other_classes_merge_and_calibrate_into_one_model() -> No
     merged = error()
     assert merged < drifted / 2
 
-    batch_norm.calibrate(net, [(nd.array(own, dtype="float64"), len(own))])
+    running_statistics.calibrate(net, [(nd.array(own, dtype="float64"), len(own))])
     assert error() < merged / 20  # what is left: the twin's running average is 0.9^80 off
 
 
@@ -568,7 +568,7 @@ def test_calibrated_statistics_are_those_of_one_process(synced: bool) -> None:
         rows = batch[shard(sizes)]
         stand_in = 1000 * batch[:1]
         batches.append((nd.array(rows if len(rows) else stand_in, dtype="float64"), len(rows)))
-    batch_norm.calibrate(net, batches)
+    running_statistics.calibrate(net, batches)
     assert isinstance(net[1], batch_norm.SyncBatchNorm) == synced
     for layer, index in ((net[1], "1."), (net[4], "4.")):
         mean = [e[index + "running_mean"] for e in expected]

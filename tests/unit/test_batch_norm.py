@@ -11,7 +11,7 @@ import pytest
 from mxnet import autograd, gluon, nd
 from mxnet.gluon import nn
 
-from trainer import batch_norm
+from trainer import batch_norm, running_statistics
 from trainer.model import resnet18
 
 
@@ -41,7 +41,7 @@ def data() -> nd.NDArray:
 
 
 def norms(net: gluon.Block) -> list:
-    return [type(layer) for layer in batch_norm._batch_norm_layers(net)]
+    return [type(layer) for layer in batch_norm.layers_of(net)]
 
 
 @pytest.mark.parametrize("initialized", ["not", "deferred", "wholly"])
@@ -104,7 +104,7 @@ def test_a_hybridized_net_forgets_the_layers_it_traced() -> None:
     net.initialize()
     net.hybridize()
     net(nd.ones((2, 3)))
-    batch_norm.calibrate(net, [(nd.array([[1, 2, 3], [4, 5, 7]]), 2)])
+    running_statistics.calibrate(net, [(nd.array([[1, 2, 3], [4, 5, 7]]), 2)])
     expected = net[0](nd.array([[1, 2, 3], [4, 5, 7]])).asnumpy()
     variance = net[1].running_var.data().asnumpy()
     np.testing.assert_allclose(variance, expected.var(axis=0), rtol=1e-4)
@@ -126,7 +126,7 @@ def test_calibration_restores_the_class_of_every_layer() -> None:
     net = nn.HybridSequential()
     net.add(nn.BatchNorm(in_channels=3), nn.BatchNorm(in_channels=3, use_global_stats=True))
     net.initialize()
-    batch_norm.calibrate(net, [(nd.array([[1, 2, 3], [4, 5, 7]]), 2)])
+    running_statistics.calibrate(net, [(nd.array([[1, 2, 3], [4, 5, 7]]), 2)])
     assert [type(layer) for layer in net] == [nn.BatchNorm, nn.BatchNorm]
     assert not batch_norm.is_synced(net)
 
@@ -136,9 +136,9 @@ def test_bad_counts_are_named() -> None:
     net.initialize()
     net(data())
     with pytest.raises(ValueError, match="4 samples says it has 3"):
-        batch_norm.calibrate(net, [(data(), 3)])
+        running_statistics.calibrate(net, [(data(), 3)])
     with pytest.raises(ValueError, match="at least one batch"):
-        batch_norm.calibrate(net, [])
+        running_statistics.calibrate(net, [])
     with pytest.raises(ValueError, match="counts are all 0"):
-        batch_norm.merge_running_statistics(net, 0)
+        running_statistics.merge(net, 0)
     assert nn.BatchNorm in norms(net)

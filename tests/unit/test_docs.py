@@ -83,14 +83,18 @@ def test_batch_norm_can_be_taken_out_of_the_project(tmp_path: Path) -> None:
     """With the files that its page names, and no other."""
     page = (ROOT / "docs" / "batch_norm.md").read_text()
     (named,) = re.findall(
-        r"`trainer/(batch_norm\.py)` has.*?nothing else of this project but (.*?)\.\n", page, re.S
+        r"`trainer/(batch_norm\.py)` and\s`trainer/(running_statistics\.py)` have.*?"
+        r"nothing else of this project but\s(.*?)\.\n",
+        page,
+        re.S,
     )
     taken = tmp_path / "taken"
     shutil.copytree(ROOT / "trainer" / "native", taken / "native")
-    for name in [named[0], *re.findall(r"`(\w+\.py)`", named[1])]:
+    for name in [*named[:2], *re.findall(r"`(\w+\.py)`", named[2])]:
         shutil.copy(ROOT / "trainer" / name, taken)
     code = (
-        "import mxnet as mx; from taken.batch_norm import SyncBatchNorm, calibrate; "
+        "import mxnet as mx; from taken.batch_norm import SyncBatchNorm; "
+        "from taken.running_statistics import calibrate; "
         "net = SyncBatchNorm(in_channels=3); net.initialize(); "
         "calibrate(net, [(mx.nd.ones((2, 3)), 2)]); print(net.running_mean.data().asnumpy())"
     )
