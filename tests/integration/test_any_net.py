@@ -6,7 +6,7 @@ import contextlib
 import os
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict
 
 import mxnet as mx
 import numpy as np
@@ -205,6 +205,28 @@ def test_only_the_weights_of_a_net_change(tmp_path: Path, loss: Any, error: Any)
         trained(net, tmp_path, loss, batch_norm="sync", optimizer={"accumulate": 2})
     assert attributes(net) == before
     pickle.dumps(net)
+
+
+def test_frozen_layers_stay_and_others_learn_at_their_own_rate(tmp_path: Path) -> None:
+    """As when a net is fine-tuned."""
+    first = nn.HybridSequential()
+    first.add(nn.Conv2D(2, kernel_size=3), nn.BatchNorm(), nn.Dense(4))
+    trained(first, tmp_path, name="first")
+    moved: Dict[int, np.ndarray] = {}
+    for rate in (1, 10):
+        mx.random.seed(0)
+        net = nn.HybridSequential()
+        net.add(*first[:-1], nn.Dense(4, in_units=32))
+        net[-1].initialize()
+        net[:2].collect_params().setattr("grad_req", "null")
+        net[-1].collect_params().setattr("lr_mult", rate)
+        kept = [p.data().asnumpy() for p in net[:2].collect_params().values()]
+        head = net[-1].weight.data().asnumpy()
+        trained(net, tmp_path, name=f"rate{rate}", train={"epochs": 1, "global_batch_size": 12})
+        for parameter, before in zip(net[:2].collect_params().values(), kept):
+            assert (parameter.data().asnumpy() == before).all(), parameter.name
+        moved[rate] = net[-1].weight.data().asnumpy() - head
+    np.testing.assert_allclose(moved[10], 10 * moved[1], rtol=1e-3, atol=1e-6)
 
 
 class OfDistances(gluon.HybridBlock):
