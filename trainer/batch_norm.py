@@ -196,8 +196,15 @@ def check_convertible(net: gluon.Block) -> None:
     """Refuse a net that :func:`convert_sync_batch_norm` cannot convert.
 
     Raises:
-        ValueError: a layer's class overrides the forward of Gluon's batch norm.
+        ValueError: a layer's class overrides the forward of Gluon's batch norm, or a SymbolBlock
+            has batch norm.
     """
+    imported = next(iter(imported_statistics(net)), None)
+    if imported is not None:
+        raise ValueError(
+            f"{imported.name} belongs to a SymbolBlock, whose batch norm cannot be synced over "
+            "ranks; make the net in Python and take the weights by its load_parameters"
+        )
     for layer in layers_of(net):
         cls = type(layer)
         plain = cls.hybrid_forward is _PlainBatchNorm.hybrid_forward
@@ -207,6 +214,19 @@ def check_convertible(net: gluon.Block) -> None:
                 f"{layer.name} is a {cls.__name__}, which has a forward of its own and cannot be "
                 "synced over ranks; use mxnet.gluon.nn.BatchNorm"
             )
+
+
+def imported_statistics(net: gluon.Block) -> List[gluon.Parameter]:
+    """The running statistics within SymbolBlocks."""
+    found: List[gluon.Parameter] = []
+
+    def collect(block: gluon.Block) -> None:
+        if isinstance(block, gluon.SymbolBlock):
+            _, symbol = block._cached_graph
+            found.extend(block.params[name] for name in symbol.list_auxiliary_states())
+
+    net.apply(collect)
+    return found
 
 
 def layers_of(net: gluon.Block) -> List[Any]:

@@ -34,8 +34,13 @@ def prepare(
     # Every rank draws the same weights.
     mx.random.seed(config.seed)
     np.random.seed(config.seed)
-    net.apply(_refuse_symbols)
+    if isinstance(net, gluon.SymbolBlock):
+        raise ConfigError(
+            "the net is a SymbolBlock, which could not load a checkpoint of itself; make it a part "
+            "of one: net = nn.HybridSequential(); net.add(symbol_block)"
+        )
     _check_names(net)
+    running_statistics.mark_imported(net)
     _initialize(net, ctx)
     _convert_batch_norm(net, config.batch_norm)
     if config.calibrate_samples:
@@ -76,7 +81,8 @@ def check_calibration(net: gluon.Block) -> None:
         batch_norm.check_convertible(net)
     except ValueError as error:
         raise ConfigError(
-            f"running statistics cannot be calibrated: {error}, or set calibrate_samples=0"
+            f"running statistics cannot be calibrated: {error}, or leave calibrate out and set "
+            "calibrate_samples=0"
         ) from error
 
 
@@ -209,14 +215,6 @@ def take_statistics(net: gluon.Block, statistics: Optional[np.ndarray]) -> None:
         start = stop
 
 
-def _refuse_symbols(block: gluon.Block) -> None:
-    if isinstance(block, gluon.SymbolBlock):
-        raise ConfigError(
-            f"{block.name} is a SymbolBlock, whose batch norm cannot be seen, synced or merged; "
-            "make the net in Python and take the weights by its load_parameters"
-        )
-
-
 def _check_names(net: gluon.Block) -> None:
     try:
         net.collect_params()
@@ -272,6 +270,8 @@ def _initialize(net: gluon.Block, ctx: mx.Context) -> None:
     for parameter in net.collect_params().values():
         try:
             parameter.reset_ctx(ctx)
+            if parameter.shape is None:  # of a SymbolBlock with loaded weights
+                parameter.shape = parameter.data().shape
         except ValueError:  # not initialised
             # The initializer of a constant is known by name, and only to the process that made it.
             constant = isinstance(parameter, gluon.Constant)

@@ -27,6 +27,12 @@ def parameters(net: gluon.Block) -> List[gluon.Parameter]:
     return [p for p in net.collect_params().values() if not p._differentiable]
 
 
+def mark_imported(net: gluon.Block) -> None:
+    """Have :func:`parameters` find those of SymbolBlocks, which Gluon does not mark."""
+    for parameter in batch_norm.imported_statistics(net):
+        parameter._differentiable = False
+
+
 def other_parameters(net: gluon.Block) -> List[gluon.Parameter]:
     """The running statistics of layers other than Gluon's batch norm."""
     of_norms = {id(p) for layer in batch_norm.layers_of(net) for p in layer._reg_params.values()}

@@ -175,6 +175,7 @@ def calibrate_saved(
         train: replaces the set that the config names; the same on every rank.
     """
     settings = saved.config
+    replica.check_calibration(saved.net)
     train = _read(saved, "train", train)
     loader = feed.train_loader(train, settings, saved.ctx)
     steps = loader.steps_per_epoch

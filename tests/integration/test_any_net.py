@@ -14,7 +14,7 @@ import pytest
 from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
-from trainer import export, replica, saved
+from trainer import export, replica, running_statistics, saved
 from trainer.config import ConfigError, from_dict
 from trainer.failure import TrainingError
 from trainer.loop import Result, fit
@@ -154,6 +154,38 @@ def test_a_custom_loss_is_minimized(tmp_path: Path) -> None:
     assert whole.evaluation is not None and own.evaluation is not None
     assert own.evaluation.loss == pytest.approx(3 * whole.evaluation.loss, rel=1e-4)
     np.testing.assert_allclose(net.weight.data().asnumpy(), usual.weight.data().asnumpy(), 1e-4)
+
+
+def on_an_imported_body(folder: Path) -> gluon.Block:
+    body, net = nn.HybridSequential(prefix="body_"), nn.HybridSequential()
+    with body.name_scope():
+        body.add(nn.Conv2D(2, kernel_size=3), nn.BatchNorm())
+    body.initialize()
+    body.hybridize()
+    body(mx.nd.zeros((1, 1, 6, 6)))
+    body.export(str(folder / "body"))
+    files = str(folder / "body-symbol.json"), ["data"], str(folder / "body-0000.params")
+    net.add(gluon.SymbolBlock.imports(*files), nn.Dense(4))
+    return net
+
+
+@pytest.mark.filterwarnings("ignore:Cannot decide type")  # MXNet's, of a symbol's input
+def test_an_imported_net_can_be_trained_on(tmp_path: Path) -> None:
+    net = on_an_imported_body(tmp_path)
+    before = {name: p.data().asnumpy() for name, p in net[0].collect_params().items()}
+    trained(net, tmp_path / "runs")
+    after = {name: p.data().asnumpy() for name, p in net[0].collect_params().items()}
+    assert not any(np.array_equal(before[name], after[name]) for name in before)
+    found = [p.name for p in running_statistics.parameters(net)]
+    assert found == ["body_batchnorm0_running_mean", "body_batchnorm0_running_var"]
+    for settings in ({"batch_norm": "sync"}, {"calibrate_samples": 4}):
+        with pytest.raises(ConfigError, match="body_batchnorm0_running_mean belongs to a SymbolBl"):
+            trained(net, tmp_path / "runs", name="refused", **settings)
+    model = saved.Saved(tmp_path, from_dict({}), net, mx.cpu(), (6, 6), 4)
+    with pytest.raises(ConfigError, match="cannot be calibrated: .* belongs to a SymbolBlock"):
+        saved.calibrate_saved(model, train=SET)
+    with pytest.raises(ConfigError, match=r"net\.add"):
+        trained(net[0], tmp_path / "runs", name="refused")
 
 
 def prepared(*layers: gluon.HybridBlock) -> saved.Saved:

@@ -148,7 +148,7 @@ def test_batch_norm_that_cannot_be_synced_may_stay_local():
 
 
 def test_batch_norm_that_cannot_be_calibrated_is_refused_before_training():
-    assert "or set calibrate_samples=0" in refusal(OfItsOwn(), calibrate_samples=8)
+    assert "and set calibrate_samples=0" in refusal(OfItsOwn(), calibrate_samples=8)
 
 
 def test_a_net_that_is_synced_already_is_not_taken_for_a_local_one():
