@@ -27,10 +27,22 @@ def submit(script: str) -> str:
             "sbatch is not on this machine: run this on a login node of the cluster, "
             "or add --dry-run to see the job script"
         )
+    _make_log_folder(script)
     done = _run(["sbatch", "--parsable"], script, _environment(script))
     if done.returncode:
         raise ValueError(_explain_refusal(script, done.stderr))
     return done.stdout.strip().split(";")[0]  # ID, or ID;CLUSTER
+
+
+def _make_log_folder(script: str) -> None:
+    """Slurm makes none: it would fail the job as JobLaunchFailure, with no log to say why."""
+    folder = Path(_option(script, "output") or "").parent
+    if "%" in str(folder):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # it may be there on the nodes alone
+        say(f"the log's folder cannot be made here; the job fails where it is missing: {error}")
 
 
 def log_path(script: str, job_id: str) -> Path:

@@ -186,6 +186,17 @@ def test_a_job_that_another_one_submits_gets_nothing_of_its_allocation(slurm):
     assert done.stderr == "launch: sbatch refused the job: SLURM_CONF=/etc/ours.conf\n"
 
 
+def test_the_logs_folder_is_made_where_it_can_be(slurm, tmp_path):
+    log = tmp_path / "logs" / "of" / "mine"
+    done = slurm("slurm", "--log", str(log), "--", "true", sbatch="echo 9")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert log.parent.is_dir()
+    log.touch()
+    done = slurm("slurm", "--log", str(log / "log"), "--", "true", sbatch="echo 9")
+    assert done.returncode == 0
+    assert "the log's folder cannot be made here" in done.stderr
+
+
 def test_a_submission_counts_where_its_message_cannot_be_written(slurm):
     """A script that is told of a failure would submit the job again."""
     with open("/dev/full", "w") as full:
