@@ -22,13 +22,13 @@ class Discovery:
         self._command = command
         self._found: Optional[int] = None
         self._complaint = ""
-        self._asked = 0.0
+        self._started = 0.0
         self._running: Optional[subprocess.Popen[bytes]] = None
 
     def ask(self) -> None:
         """Starts the command unless it is running; `poll` returns its answer."""
         if self._running is None:
-            self._asked = time.monotonic()
+            self._started = time.monotonic()
             self._running = subprocess.Popen(
                 ["sh", "-c", self._command],
                 stdin=subprocess.DEVNULL,
@@ -42,9 +42,9 @@ class Discovery:
         If the command fails, that is reported once and the previous number stays. Raises ValueError
         if there is no previous number.
         """
-        if time.monotonic() - self._asked > self.every:
+        if time.monotonic() - self._started > self.every:
             self.ask()
-        process, late = self._running, time.monotonic() - self._asked > TIMEOUT_SECONDS
+        process, late = self._running, time.monotonic() - self._started > TIMEOUT_SECONDS
         if process is None or (process.poll() is None and not late):
             return None
         self.close()

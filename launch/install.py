@@ -240,10 +240,10 @@ def find_compiler() -> Dict[str, str]:
     """Return CC and CXX for Horovod's build: none if $CXX is set, else the first suitable g++."""
     if shutil.which("make") is None:
         raise SetupError(f"no make: `{apt_get('make')}`")
-    asked = os.environ.get("CXX")
-    if asked:
-        if output_of([*shlex.split(asked), "--version"]) is None:
-            raise SetupError(f"CXX is {asked}, which does not run: unset it, or correct it")
+    compiler = os.environ.get("CXX")
+    if compiler:
+        if output_of([*shlex.split(compiler), "--version"]) is None:
+            raise SetupError(f"CXX is {compiler}, which does not run: unset it, or correct it")
         return {}
     too_new = None
     for gxx in ("g++", "g++-13", "g++-12", "g++-11", "g++-10", "g++-9"):

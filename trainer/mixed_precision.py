@@ -38,14 +38,14 @@ def check(net: gluon.Block, precision: str, ctx: mx.Context) -> None:
     """
     if precision == "float32":
         return
-    told = f"train.precision is {precision}"
+    given = f"train.precision is {precision}"
     if ctx.device_type != "cpu":
         raise ConfigError(
-            f"{told}, which MXNet has on CPUs alone, not on {ctx}; set train.precision=float32"
+            f"{given}, which MXNet has on CPUs alone, not on {ctx}; set train.precision=float32"
         )
     if not _layers(net):
         raise ConfigError(
-            f"{told}, but the net has no float32 layer that would use it (Gluon's own Conv1D, "
+            f"{given}, but the net has no float32 layer that would use it (Gluon's own Conv1D, "
             "Conv2D, Conv3D, Dense); set train.precision=float32"
         )
     one = mx.nd.ones((1, 1), ctx=ctx)
@@ -53,7 +53,7 @@ def check(net: gluon.Block, precision: str, ctx: mx.Context) -> None:
         _product(mx.nd, mx.nd.FullyConnected, one, one, num_hidden=1, no_bias=True).wait_to_read()
     except mx.MXNetError as error:
         raise ConfigError(
-            f"{told}, which takes a processor with AVX-512, and pays where `lscpu` shows "
+            f"{given}, which takes a processor with AVX-512, and pays where `lscpu` shows "
             "avx512_bf16; set train.precision=float32"
         ) from error
 

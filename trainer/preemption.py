@@ -30,16 +30,16 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.interrupted = False  # by ctrl-C, once
-        self._asked = False
+        self._requested = False
         self._polled = False  # training has begun: the flag is read, and there is state to save
         self._pending: Optional[Any] = None
         self._previous: Dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         handlers: Dict[int, Callable[[int, Optional[FrameType]], Any]]
-        handlers = {signal.SIGTERM: self._ask, signal.SIGUSR1: self._ask}
+        handlers = {signal.SIGTERM: self._request, signal.SIGUSR1: self._request}
         if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
-            handlers[signal.SIGHUP] = self._ask
+            handlers[signal.SIGHUP] = self._request
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             handlers[signal.SIGINT] = self._interrupt
         for number, handler in handlers.items():
@@ -53,12 +53,12 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _ask(self, *_: object) -> None:
-        self._asked = True
+    def _request(self, *_: object) -> None:
+        self._requested = True
 
     def _interrupt(self, number: int, frame: Optional[FrameType]) -> None:
         if self._polled and not self.interrupted and launched.size() == 1:
-            self._asked = self.interrupted = True
+            self._requested = self.interrupted = True
             print_line("interrupted: saving after this step; ctrl-C again ends at once", sys.stderr)
         else:
             _raise_interrupt(number, frame)
@@ -67,13 +67,13 @@ class StopRequest:
         """Whether all ranks should stop now; called once per step on every rank; collective."""
         self._polled = True
         if dist.world_size() == 1:
-            return self._asked
+            return self._requested
         if dist.ranks_share_memory():
-            return dist.any_rank(self._asked, "stop_request")
+            return dist.any_rank(self._requested, "stop_request")
         import mxnet as mx
 
         stop = self._pending is not None and bool(self._pending.asnumpy()[0])
-        flag = mx.nd.array(np.array([self._asked], np.int32), dtype=np.int32)
+        flag = mx.nd.array(np.array([self._requested], np.int32), dtype=np.int32)
         self._pending = dist.allreduce_sum_(flag, "stop_request")
         return stop
 

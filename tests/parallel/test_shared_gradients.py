@@ -214,6 +214,7 @@ def taken() -> int:
     return sum(512 * file.st_blocks for file in shared_files())
 
 
+@pytest.mark.ranks(2)
 def test_two_trainers_of_the_same_parameters_take_bounded_memory() -> None:
     made = parameters()
     trainers = [trainer_of(made), trainer_of(made[1:3])]
