@@ -16,6 +16,7 @@ from launch.process import say
 
 
 def add_slurm(actions: Any) -> None:
+    """Add `slurm`, which submits a job, to the subparsers `actions`."""
     slurm = actions.add_parser(
         "slurm",
         help="submit a job that runs COMMAND as ranks on many nodes",
@@ -86,6 +87,7 @@ def _default_site() -> Optional[Path]:
 
 
 def add_slurm_rank(actions: Any) -> None:
+    """Add `slurm-rank`, which turns a task of srun into a rank."""
     slurm_rank = actions.add_parser(
         "slurm-rank",
         help="inside srun: become the rank given by Slurm's variables, and run COMMAND",
@@ -102,6 +104,7 @@ def _run_slurm_rank(args: argparse.Namespace, command: List[str]) -> int:
 
 
 def add_slurm_job(actions: Any) -> None:
+    """Add `slurm-job`, the batch step of a job script."""
     slurm_job = actions.add_parser(
         "slurm-job",
         help="inside a job script: run srun, explain a failure, requeue a job that saved",

@@ -51,6 +51,7 @@ def _local_allreduce() -> Row:
 
 
 def exit_code(rows: List[Row]) -> int:
+    """1 if any check failed, else 0."""
     return int(any(row.status == FAIL for row in rows))
 
 

@@ -86,6 +86,7 @@ class Step(NamedTuple):
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
+    """Run the command line; return 0, or 1 after printing why set-up stopped."""
     parser = argparse.ArgumentParser(description="Set up .venv with all that the project needs.")
     parser.add_argument("--gpu", action="store_true", help="MXNet and Horovod for NVIDIA GPUs")
     parser.add_argument("--dev", action="store_true", help="also what tests and lint need")
@@ -259,6 +260,7 @@ def find_compiler() -> Dict[str, str]:
 
 
 def check_nvcc() -> None:
+    """Raise SetupError unless CUDA's compiler is where Horovod's build looks for it."""
     cuda_home = os.environ.get("HOROVOD_CUDA_HOME")
     if shutil.which("nvcc", path=f"{cuda_home}/bin" if cuda_home else None) is None:
         raise SetupError(
@@ -268,6 +270,7 @@ def check_nvcc() -> None:
 
 
 def build_horovod(pin: str, gpu: bool) -> None:
+    """Install Horovod, built with MXNet and Gloo, and NCCL on GPUs, and check that it loads."""
     env = {**HOROVOD_BUILD, **find_compiler()}
     env["HOROVOD_CMAKE"] = str(VENV / "bin" / "cmake")  # PATH may have cmake 4, or none
     # Not inherited from the make that runs this script, which would serialize the build.
@@ -284,6 +287,7 @@ def build_horovod(pin: str, gpu: bool) -> None:
 
 
 def horovod_works() -> bool:
+    """Whether .venv's Horovod loads and was built with MXNet and Gloo."""
     return output_of([str(PYTHON), "-c", HOROVOD_CHECK]) is not None
 
 
@@ -333,10 +337,12 @@ def install_test_system() -> None:
 
 
 def can_apt_get() -> bool:
+    """Whether this user may install Debian packages on this machine."""
     return os.geteuid() == 0 and shutil.which("apt-get") is not None
 
 
 def apt_get_install(*packages: str) -> bool:
+    """Install Debian packages; return whether that succeeded."""
     env = {"DEBIAN_FRONTEND": "noninteractive"}
     command = ["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=300"]
     run_logged([*command, "update"], env)
@@ -350,6 +356,7 @@ def apt_get(*packages: str) -> str:
 
 
 def pip_install(*arguments: str, env: Optional[Dict[str, str]] = None) -> None:
+    """Install into .venv, without dependencies; raise SetupError with the reason of a failure."""
     command = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
     failure = run_logged([*command, "--no-deps", "--no-build-isolation", *arguments], env)
     if failure:
@@ -398,10 +405,12 @@ def read_pins(name: str) -> List[str]:
 
 
 def digest(*parts: str) -> str:
+    """Return the SHA-256 of the parts, in hexadecimal."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def read_stamp() -> Dict[str, object]:
+    """Return the entries of installed.json; none if it is missing or damaged."""
     try:
         return dict(json.loads(STAMP.read_text(encoding="utf-8")))
     except (OSError, ValueError):

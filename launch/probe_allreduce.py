@@ -11,6 +11,7 @@ ROUNDS = 5
 
 
 def main() -> None:
+    """Measure both and print the report."""
     import horovod.mxnet as hvd
     import mxnet as mx
 

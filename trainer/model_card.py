@@ -31,39 +31,19 @@ def as_markdown(
         files: the exported files, verified.
     """
     settings = saved.config
-    data, train = settings.data, settings.train
-    height, width = saved.image_shape[:2]
-    channels = saved.image_shape[2] if saved.image_shape[2:] else 1
-    side = data.image_size
-    resized = "" if side in (None, height) else f", resized (bilinear) to {side} x {side}"
     limits = (
         "Trained on shop photographs of single garments, light on black, trimmed and centred. "
         "Predictions for anything else, photographs on white included, are meaningless."
-        if data.dataset.startswith("fashion_mnist")
+        if settings.data.dataset.startswith("fashion_mnist")
         else "Valid only for images like those it was trained on."
-    )
-    again = (
-        "fit(config=trainer.config.load(FILE), train=..., test=...)"
-        if saved.on_given_images
-        else "python -m trainer train FILE"
     )
     lines = [
         f"# {settings.name}",
         "",
         f"`{settings.model.factory}`{_arguments(settings.model.arguments)}, "
-        f"{_parameters(saved):,} parameters, trained on `{data.dataset}`.",
+        f"{_parameters(saved):,} parameters, trained on `{settings.data.dataset}`.",
         "",
-        "| | |",
-        "| --- | --- |",
-        f"| input | float32 (N, {channels}, {side or height}, {side or width}): "
-        f"{saved.pixels}, {height} x {width} pixels{resized}, "
-        f"(pixel / 255 - {data.mean:g}) / {data.std:g} |",
-        f"| output | logits, float32 (N, {saved.num_classes}); softmax gives probabilities |",
-        *_result_rows(seen),
-        f"| checkpoint | {saved.path.name}; {train.epochs} epochs of global batch "
-        f"{train.global_batch_size}, batch norm {settings.batch_norm} |",
-        f"| seed | {settings.seed} |",
-        f"| versions | {_versions()} |",
+        *_facts(saved, seen),
         "",
         f"**Limits.** {limits} Nothing else was measured: no other data, no robustness, no bias.",
         "",
@@ -76,16 +56,51 @@ def as_markdown(
         "",
         f"    {command}",
         "",
+        *_training(saved),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _facts(saved: Saved, seen: Optional[Evaluation]) -> List[str]:
+    """The table of input, output, results and origin."""
+    settings = saved.config
+    data, train = settings.data, settings.train
+    height, width = saved.image_shape[:2]
+    channels = saved.image_shape[2] if saved.image_shape[2:] else 1
+    side = data.image_size
+    resized = "" if side in (None, height) else f", resized (bilinear) to {side} x {side}"
+    return [
+        "| | |",
+        "| --- | --- |",
+        f"| input | float32 (N, {channels}, {side or height}, {side or width}): "
+        f"{saved.pixels}, {height} x {width} pixels{resized}, "
+        f"(pixel / 255 - {data.mean:g}) / {data.std:g} |",
+        f"| output | logits, float32 (N, {saved.num_classes}); softmax gives probabilities |",
+        *_result_rows(seen),
+        f"| checkpoint | {saved.path.name}; {train.epochs} epochs of global batch "
+        f"{train.global_batch_size}, batch norm {settings.batch_norm} |",
+        f"| seed | {settings.seed} |",
+        f"| versions | {_versions()} |",
+    ]
+
+
+def _training(saved: Saved) -> List[str]:
+    """The section on training the model again, with its config."""
+    again = (
+        "fit(config=trainer.config.load(FILE), train=..., test=...)"
+        if saved.on_given_images
+        else "python -m trainer train FILE"
+    )
+    return [
         "## Training",
         "",
         f"Save this as FILE and train again with `{again}`, on any number of ranks.",
         "",
         "```yaml",
-        config.as_yaml(settings).rstrip("\n"),
+        config.as_yaml(saved.config).rstrip("\n"),
         "```",
-        "",
     ]
-    return "\n".join(lines)
 
 
 def _arguments(arguments: Any) -> str:
