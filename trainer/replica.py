@@ -226,6 +226,12 @@ def _check_names(net: gluon.Block) -> None:
 
 
 def _convert_batch_norm(net: gluon.Block, kind: str) -> None:
+    for layer in batch_norm.layers_of(net):
+        if isinstance(layer, gluon.contrib.nn.SyncBatchNorm):
+            raise ConfigError(
+                f"{layer.name} is Gluon's own SyncBatchNorm, which waits for other devices of its "
+                "process, not for ranks; use nn.BatchNorm, and set batch_norm=sync"
+            )
     if kind == "local":
         if batch_norm.is_synced(net):
             raise ConfigError(

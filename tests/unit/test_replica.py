@@ -130,6 +130,7 @@ def refusal(net: gluon.Block, **settings) -> str:
         (nn.Flatten, "the net has no parameter that is trained"),
         (Frozen, "the net has no parameter that is trained"),
         (Imported, "SymbolBlock"),
+        (gluon.contrib.nn.SyncBatchNorm, "waits for other devices of its process"),
         (NamedAlike, "two layers of the net have parameters of one name"),
         (LooksAtItsShape, "the net runs, but not compiled: AttributeError"),
     ],
