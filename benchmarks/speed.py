@@ -4,7 +4,7 @@
 
 Every measurement is a new job with one OpenMP thread per rank; contenders alternate, and results
 are medians over rounds. Each experiment writes ``results/speed_*.json``; the table over all of them
-goes into ``docs/performance.md``. The contenders are in ``peers/``.
+goes into ``docs/performance.md``. ``contenders.py`` runs what is in ``peers/``.
 """
 
 from __future__ import annotations
@@ -13,112 +13,32 @@ import argparse
 import contextlib
 import gzip
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+from typing import Dict, Iterator, List, NamedTuple, Optional
 
 from benchmarks import report
+from benchmarks.contenders import (
+    OWN_LAUNCHER,
+    TORCHRUN,
+    Contender,
+    Figures,
+    horovod_gluon,
+    ours,
+    peer,
+    side_by_side,
+    torch,
+)
 from trainer import fashion_mnist
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "performance.md"
-TORCHRUN = ROOT / ".venv-bench" / "bin" / "torchrun"
-HOROVODRUN = [str(Path(sys.executable).with_name("horovodrun")), "-np", "2"]
-OWN_LAUNCHER = [sys.executable, "-m", "launch", "local", "-n", "2", "--quiet", "--"]
-TIME_LIMIT_SECONDS = 900
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 
 OURS, GLUON, BOOK, TORCH = "this project", "Horovod + Gluon", "d2lzh", "PyTorch DDP"
 TORCH_LAST = f"{TORCH}, channels_last"
 BOOK_THREADS = f"{BOOK}, all threads"
 
-Figures = Dict[str, float]
-Contenders = Dict[str, Callable[[Path], Figures]]
-
-
-def peer(module: str, launcher: List[str], *options: str, **environment: str) -> Any:
-    """A contender: ``benchmarks.peers.MODULE`` under a launcher; calling it measures it."""
-    command = [*launcher, sys.executable, "-m", f"benchmarks.peers.{module}"]
-    return lambda data: measure([[*command, *options]], data, environment)
-
-
-def torch(*options: str, ranks: int = 2, jobs: int = 1) -> Any:
-    """PyTorch DDP, in its own environment; or several of its jobs, at the same time."""
-    script = str(ROOT / "benchmarks" / "peers" / "torch_ddp.py")
-    # A standalone job looks for a free port.
-    command = [str(TORCHRUN), "--standalone", f"--nproc_per_node={ranks}", script, *options]
-    return lambda data: measure([command] * jobs, data, {})
-
-
-def ours(*options: str, launcher: List[str] = HOROVODRUN) -> Any:
-    """This project as a contender."""
-    return peer("this_project", launcher, *options)
-
-
-def side_by_side(*options: str) -> Any:
-    """Two independent runs of one rank each, at the same time."""
-    command = [sys.executable, "-m", "benchmarks.peers.this_project", *options]
-    return lambda data: measure([command, command], data, {})
-
-
-def measure(commands: List[List[str]], data: Path, environment: Dict[str, str]) -> Figures:
-    """Run the commands at the same time and combine the results of their ranks.
-
-    Raises:
-        SystemExit: a command failed or took too long; the others have been killed.
-    """
-    began = time.time()
-    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as leftovers:
-        folders = [Path(temporary, str(number)) for number in range(len(commands))]
-        running = []
-        for command, folder in zip(commands, folders):
-            folder.mkdir()
-            process = start(command, data, folder, environment)
-            leftovers.callback(process.wait)
-            leftovers.callback(process.kill)
-            running.append(process)
-        for command, folder, process in zip(commands, folders, running):
-            if process.wait(timeout=TIME_LIMIT_SECONDS):
-                said = (folder / "log").read_text()[-2000:]
-                raise SystemExit(f"{' '.join(command)} failed:\n{said}")
-        jobs = [
-            [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-            for folder in folders
-        ]
-    return combined(jobs, began)
-
-
-def start(
-    command: List[str], data: Path, folder: Path, environment: Dict[str, str]
-) -> subprocess.Popen:
-    """Start a contender, which writes its results and ``log`` into ``folder``."""
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    # Installed libraries have cached bytecode; let ours be cached by the first run.
-    variables.pop("PYTHONDONTWRITEBYTECODE", None)
-    command = [*command, "--data", str(data), "--out", str(folder)]
-    with (folder / "log").open("w") as log:
-        return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log)
-
-
-def combined(jobs: List[List[Figures]], began: float) -> Figures:
-    """One result of several jobs that began at the same time, given the results of their ranks.
-
-    Speeds of several jobs are added; of times and memory the maximum counts.
-    """
-    ranks = [rank for job in jobs for rank in job]
-    figures = {"peak_mib": max(rank["peak_mib"] for rank in ranks)}
-    if "seconds" in ranks[0]:
-        figures["seconds"] = max(rank["seconds"] for rank in ranks)
-    if "first_step_at" in ranks[0]:
-        figures["first_step"] = max(rank["first_step_at"] for rank in ranks) - began
-    if "images_per_second" in ranks[0]:
-        figures["images_per_second"] = sum(job[0]["images_per_second"] for job in jobs)
-    return figures
-
+Contenders = Dict[str, Contender]
 
 SIZE_28 = ("--size=28", "--steps=40")
 SIZE_96 = ("--size=96", "--steps=6", "--warmup=2")
@@ -128,14 +48,14 @@ SILENT = ("monitor.tensorboard=false", "monitor.every_steps=1000000")
 EXPERIMENTS: Dict[str, Contenders] = {
     "training_28": {
         OURS: ours(*SIZE_28),
-        GLUON: peer("horovod_gluon", HOROVODRUN, *SIZE_28),
+        GLUON: horovod_gluon(*SIZE_28),
         TORCH: torch(*SIZE_28, "--contiguous"),
         TORCH_LAST: torch(*SIZE_28),
         BOOK: peer("d2l_train_ch5", [], *SIZE_28),
     },
     "training_96": {
         OURS: ours(*SIZE_96),
-        GLUON: peer("horovod_gluon", HOROVODRUN, *SIZE_96),
+        GLUON: horovod_gluon(*SIZE_96),
         TORCH: torch(*SIZE_96, "--contiguous"),
         TORCH_LAST: torch(*SIZE_96),
         BOOK: peer("d2l_train_ch5", [], *SIZE_96),
@@ -152,12 +72,12 @@ EXPERIMENTS: Dict[str, Contenders] = {
         "its own launcher": ours(
             *ONE_STEP, "--settings", "data.folder=null", launcher=OWN_LAUNCHER
         ),
-        GLUON: peer("horovod_gluon", HOROVODRUN, *ONE_STEP),
+        GLUON: horovod_gluon(*ONE_STEP),
     },
     "evaluation": {
         OURS: ours("--evaluate"),
-        GLUON: peer("horovod_gluon", HOROVODRUN, "--evaluate"),
-        f"{GLUON}, split": peer("horovod_gluon", HOROVODRUN, "--evaluate", "--split"),
+        GLUON: horovod_gluon("--evaluate"),
+        f"{GLUON}, split": horovod_gluon("--evaluate", "--split"),
     },
     "monitor": {
         "on": ours("--steps=100"),

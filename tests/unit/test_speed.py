@@ -10,7 +10,7 @@ from typing import Any, Optional
 import psutil
 import pytest
 
-from benchmarks import report, scaling_validation, speed, step_choices
+from benchmarks import contenders, report, scaling_validation, speed, step_choices
 
 
 def test_the_page_holds_the_table_of_the_results() -> None:
@@ -95,7 +95,7 @@ def test_side_by_side_runs_add_up(tmp_path: Path) -> None:
         "(out / '0.json').write_text(json.dumps(told))\n"
     )
     commands = [[sys.executable, "-c", script % peak] for peak in (7, 8)]
-    figures = speed.measure(commands, tmp_path, {})
+    figures = contenders.measure(commands, tmp_path, {})
     assert figures["images_per_second"] == 20
     assert figures["peak_mib"] == 8
 
@@ -114,6 +114,26 @@ pathlib.Path({str(tmp_path / "new")!r}).write_text(str(os.getpid()))
 os.rename({str(tmp_path / "new")!r}, {str(mine)!r})
 time.sleep(600)
 """
-    with pytest.raises(SystemExit, match="no such gluon"):
-        speed.measure([[sys.executable, "-c", code] for code in (fails, hangs)], tmp_path, {})
+    with pytest.raises(contenders.ContenderFailed, match="no such gluon"):
+        contenders.measure([[sys.executable, "-c", code] for code in (fails, hangs)], tmp_path, {})
     assert not psutil.pid_exists(int(mine.read_text()))
+
+
+def test_a_peer_that_crashes_once_is_tried_again_and_its_output_printed(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    failures = [contenders.ContenderFailed("Segmentation fault")]
+
+    def crashes_once(data: Path) -> contenders.Figures:
+        if failures:
+            raise failures.pop()
+        return {"seconds": 1}
+
+    assert contenders.retried(crashes_once)(Path()) == {"seconds": 1}
+    assert "Segmentation fault" in capsys.readouterr().out
+
+    def always_crashes(data: Path) -> contenders.Figures:
+        raise contenders.ContenderFailed("no gluon at all")
+
+    with pytest.raises(contenders.ContenderFailed, match="no gluon at all"):
+        contenders.retried(always_crashes)(Path())
