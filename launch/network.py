@@ -39,7 +39,8 @@ def interface_of(address: str) -> str:
             return name
     if address.startswith("127.") and address != "127.0.0.1":
         return interface_of("127.0.0.1")  # all of 127.0.0.0/8 belongs to the loopback interface
-    raise ValueError(f"no interface of this machine has the address {address}")
+    hint = "; turn it on: `ip link set lo up`" if address == "127.0.0.1" else ""
+    raise ValueError(f"no interface of this machine has the address {address}{hint}")
 
 
 def check_interface(name: str) -> str:

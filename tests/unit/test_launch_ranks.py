@@ -116,6 +116,15 @@ def test_wrong_interface_lists_the_right_ones():
         network.interface_of("192.0.2.1")
 
 
+def test_a_loopback_interface_that_is_off_says_how_to_turn_it_on(monkeypatch):
+    """As in a new network namespace, and where there is only ::1."""
+    monkeypatch.setattr(network, "addresses_by_interface", dict)
+    with pytest.raises(
+        ValueError, match=r"has the address 127\.0\.0\.1; turn it on: `ip link set lo"
+    ):
+        network.interface_of("127.0.0.1")
+
+
 def test_exit_codes_in_words():
     assert shell_exit_code(3) == 3
     assert shell_exit_code(-9) == 137
