@@ -77,7 +77,7 @@ def measure(config: Config, steps: int, warmup: int, traces: Optional[Path] = No
     if traces is not None:
         dist.allow_timeline()
     with Watchdog(config.train.watchdog_seconds, launched.where()) as watchdog:
-        watchdog.beat("the meeting of all ranks")
+        watchdog.beat("the rendezvous of all ranks")
         dist.init(config.optimizer.groups > 0, shared_gradients.wanted(config.optimizer))
         bench = _Bench(config, watchdog)
         with mixed_precision.computing_in(bench.net, config.train.precision):

@@ -111,7 +111,7 @@ def fit(
         config = replace(config, data=replace(config.data, dataset="arrays"))
     seconds = config.train.watchdog_seconds
     with Watchdog(seconds, launched.where()) as watchdog, StopRequest() as stop:
-        watchdog.beat("the meeting of all ranks")
+        watchdog.beat("the rendezvous of all ranks")
         with ThreadPoolExecutor(1) as reader:  # meanwhile the ranks wait for each other
             data = reader.submit(feed.read, config.data, train, test)
             dist.init(config.optimizer.groups > 0, shared_gradients.wanted(config.optimizer))

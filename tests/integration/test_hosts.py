@@ -165,7 +165,7 @@ def test_a_wrong_interface_is_reported_by_the_store_and_ends_all_ranks(hosts, tm
     assert "launch: 3 of 3 ranks have not connected to all others within 10 s" in said
     assert "over the interfaces: h1 spare; h2 spare; h3 spare; is one of them wrong" in said
     assert "rank 0 on h1 stood still for" in said
-    assert "at the meeting of all ranks (train.watchdog_seconds is 12)" in said
+    assert "at the rendezvous of all ranks (train.watchdog_seconds is 12)" in said
 
 
 def test_short_cut_is_survived_and_a_long_one_ends_all_ranks(hosts, tmp_path):
