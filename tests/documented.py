@@ -62,6 +62,7 @@ KINDS: Sequence[Tuple[str, str]] = (
 _IN_PLACE: Sequence[Tuple[str, str]] = (
     (r" \[[^]]*\]", ""),
     (r"( CONFIG| \.\.\.)$", " configs/quickstart.yaml"),
+    (r" CHECKPOINT$", " runs/quickstart/checkpoints/step-00000003"),
     (r"^mpirun ", "mpirun --allow-run-as-root --oversubscribe "),
     (r"(local -n|run -np|oversubscribe -np) \d+", r"\1 2"),
     (r"--ranks 1,2", "--ranks 1"),

@@ -102,10 +102,10 @@ def main() -> None:
     """Be the trainer, with hooks."""
     saboteur = Saboteur(Path(sys.argv[1]))
     sys.argv = ["trainer", *sys.argv[2:]]
-    from trainer import __main__, checkpoint, loop, report
+    from trainer import __main__, checkpoint, evaluator, loop, report
 
     _before(loop, "set_lr", lambda trainer, config, step, length: saboteur.reach("step", step))
-    _before(loop, "evaluate", lambda *_: saboteur.reach("evaluation"))
+    _before(evaluator, "evaluate", lambda *_: saboteur.reach("evaluation"))
     _before(checkpoint, "_put_in_place", lambda *_: saboteur.reach("save"))
     _before(report.Report, "step", lambda self, step: saboteur.done(step))
     __main__.run()
