@@ -277,33 +277,36 @@ def broadcast_array(array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:
     """
     import mxnet as mx
 
-    if ranks_share_memory():
-        return mx.nd.array(broadcast_object(array.asnumpy()), dtype=array.dtype)
-    copy = mx.nd.array(array.asnumpy(), dtype=array.dtype)
-    hvd = _horovod()
-    return hvd.broadcast_(copy, root_rank=0, name=name) if hvd else copy
+    return _broadcast_(mx.nd.array(array.asnumpy(), dtype=array.dtype), name)
 
 
 def broadcast_parameters(parameters: Iterable[mx.gluon.Parameter]) -> None:
     """Copy rank 0's parameters to all ranks; no shape may be deferred any more; collective."""
-    hvd = _horovod()
-    if hvd is None:
-        return
     import mxnet as mx
-
-    from .placement import memory_of
 
     # A forward under way may still change layouts. A rank whose broadcast fails of that would take
     # the next parameter's values for this one's.
     mx.nd.waitall()
     for index, parameter in enumerate(parameters):
-        array = parameter.data()
-        if ranks_share_memory():
-            broadcast_array(array, f"parameter.{index}").copyto(array)
-            continue
-        if array.context.device_type == "cpu":
-            memory_of(array)  # out of oneDNN's own layout, which Horovod cannot broadcast
-        hvd.broadcast_(array, root_rank=0, name=f"parameter.{index}")
+        _broadcast_(parameter.data(), f"parameter.{index}")
+
+
+def _broadcast_(array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:
+    """Replace ``array``, on which the engine has no work, by rank 0's."""
+    hvd = _horovod()
+    if hvd is None:
+        return array
+    if array.context.device_type == "cpu":
+        from .placement import memory_of
+
+        host = memory_of(array)  # out of oneDNN's own layout, which Horovod cannot broadcast
+        memory = _memory() if ranks_share_memory() else None
+        if memory is not None:
+            # Sums nothing: it checks that all ranks broadcast the same array.
+            allreduce_sum(np.zeros(0, np.int64), f"{name} {host.shape} {host.dtype}")
+            memory.broadcast(host)
+            return array
+    return hvd.broadcast_(array, root_rank=0, name=name)
 
 
 def gluon_trainer(

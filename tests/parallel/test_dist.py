@@ -88,6 +88,12 @@ def test_broadcast_gives_rank_0s_bits(way: str, dtype: str, shape: Tuple[int, ..
     assert copy.asnumpy().tobytes() == first.asnumpy().tobytes()
 
 
+def test_ranks_that_broadcast_different_arrays_are_told() -> None:
+    with pytest.raises(RuntimeError, match="the ranks differ"):
+        dist.broadcast_array(mx.nd.ones((2 + RANK(), 3)), "test.shapes")
+    assert dist.any_rank(RANK() == 0, "test.after")  # they are still in step
+
+
 @pytest.mark.parametrize("under_way", [False, True])
 def test_broadcast_after_an_inference_forward(way: str, under_way: bool) -> None:
     """Horovod's own broadcast fails here: oneDNN has put the weight into its own layout."""

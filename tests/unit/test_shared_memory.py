@@ -54,6 +54,32 @@ def test_every_process_gets_every_sum(tmp_path: Path, size: int) -> None:
     assert got == [expected] * size
 
 
+def broadcast(path: str, index: int, size: int, calls: int, results: Any) -> None:
+    shared = opened_by_all(path, 2, index, size)
+    received = []
+    for call in range(calls):
+        values = np.full(call % 50, 100 * index + call, np.uint8)  # of up to four slots
+        shared.broadcast(values)
+        received.append(values.tobytes())
+        received.append(shared(np.ones(2)).tobytes())
+    results.put(received)
+
+
+def test_every_process_gets_what_process_0_broadcasts(tmp_path: Path) -> None:
+    size, calls, context = 3, 100, multiprocessing.get_context("spawn")
+    results = context.Queue()
+    arguments = [(str(tmp_path / "sum"), index, size, calls, results) for index in range(size)]
+    processes = [context.Process(target=broadcast, args=a, daemon=True) for a in arguments]
+    for process in processes:
+        process.start()
+    got = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    sums = np.full(2, float(size)).tobytes()
+    expected = [value for k in range(calls) for value in (bytes([k]) * (k % 50), sums)]
+    assert got == [expected] * size
+
+
 def wait_for_ever(path: str, entered: Any) -> None:
     _held = SharedMemorySum(opened(path), 1, 1, 2)  # whose file, closed, would hold no lock
     entered.set()
