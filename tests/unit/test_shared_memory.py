@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, Callable, Iterator, List
 
 import numpy as np
 import psutil
@@ -32,6 +32,20 @@ def opened_by_all(path: str, capacity: int, index: int, size: int) -> SharedMemo
     return shared
 
 
+def results_of(target: Callable[..., None], path: str, size: int, calls: int) -> List[Any]:
+    """What each of ``size`` processes puts into its queue, in the order in which they end."""
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    arguments = [(path, index, size, calls, results) for index in range(size)]
+    processes = [context.Process(target=target, args=a, daemon=True) for a in arguments]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    return found
+
+
 def add_up(path: str, index: int, size: int, calls: int, results: Any) -> None:
     shared = opened_by_all(path, 5, index, size)
     sums = [shared(np.arange(1 + k % 5) * (index + 1.0) + k) for k in range(calls)]
@@ -40,15 +54,8 @@ def add_up(path: str, index: int, size: int, calls: int, results: Any) -> None:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_every_process_gets_every_sum(tmp_path: Path, size: int) -> None:
-    calls, context = 300, multiprocessing.get_context("spawn")
-    results = context.Queue()
-    arguments = [(str(tmp_path / "sum"), index, size, calls, results) for index in range(size)]
-    processes = [context.Process(target=add_up, args=a, daemon=True) for a in arguments]
-    for process in processes:
-        process.start()
-    got = [results.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join()
+    calls = 300
+    got = results_of(add_up, str(tmp_path / "sum"), size, calls)
     weights = size * (size + 1) / 2
     expected = [sum(i * weights + k * size for i in range(1 + k % 5)) for k in range(calls)]
     assert got == [expected] * size
@@ -66,15 +73,8 @@ def broadcast(path: str, index: int, size: int, calls: int, results: Any) -> Non
 
 
 def test_every_process_gets_what_process_0_broadcasts(tmp_path: Path) -> None:
-    size, calls, context = 3, 100, multiprocessing.get_context("spawn")
-    results = context.Queue()
-    arguments = [(str(tmp_path / "sum"), index, size, calls, results) for index in range(size)]
-    processes = [context.Process(target=broadcast, args=a, daemon=True) for a in arguments]
-    for process in processes:
-        process.start()
-    got = [results.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join()
+    size, calls = 3, 100
+    got = results_of(broadcast, str(tmp_path / "sum"), size, calls)
     sums = np.full(2, float(size)).tobytes()
     expected = [value for k in range(calls) for value in (bytes([k]) * (k % 50), sums)]
     assert got == [expected] * size
