@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import http.client
 import secrets
+import socket
 import sys
 import threading
-import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+
+from launch.arrivals import CHECK_IN, HELD_KEYS, Arrivals, MissingRanksError
 
 START_TIMEOUT_SECONDS = 600.0
 
@@ -31,15 +34,9 @@ CONNECT_SECONDS = 10.0
 """How long ranks that know each other's addresses may take to connect before a warning. Gloo
 itself gives up after HOROVOD_GLOO_TIMEOUT_SECONDS (30)."""
 
-CHECK_IN = "check_in"  # scope of launch's own check-in, before the command starts
-HELD_KEYS = {CHECK_IN: "{rank}", "global": "rank_{rank}"}
-"""Scope -> the key whose PUT is answered only when every rank has sent its own. Gloo's first PUT
-in `hvd.init()` is `global/rank_<n>`, and its timeout starts after the answer: while a rank is
-late, the others wait here instead of running into HOROVOD_GLOO_TIMEOUT_SECONDS."""
-
-
-class StartTimeoutError(Exception):
-    """Not every rank arrived within the start timeout; the message names the missing ones."""
+ALIVE = "alive"
+"""Scope of requests that are answered when all ranks have called `hvd.init()`. The kernel closes
+the connection of a rank that ends before."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class Endpoint:
         return f"/{self.token}:{self.port}"
 
     def request(
-        self, method: str, scope: str, key: str, value: bytes = b"", timeout: float = 5.0
+        self, method: str, scope: str, key: str, value: bytes = b"", timeout: Optional[float] = 5.0
     ) -> Tuple[int, bytes]:
         """Status and body of one request; raises OSError or HTTPException without an answer.
 
@@ -75,75 +72,6 @@ class Endpoint:
             return response.status, response.read()
         finally:
             connection.close()
-
-
-class Arrivals:
-    """Tracks which ranks have arrived in each held scope, and lets them wait for the rest."""
-
-    def __init__(self, world_size: int, timeout: float) -> None:
-        self._world_size = world_size
-        self._timeout = timeout
-        self._start = time.monotonic()
-        self._deadline = self._start + timeout
-        self._arrived: Dict[str, Set[int]] = {scope: set() for scope in HELD_KEYS}
-        self._completed: Dict[str, float] = {}
-        self._closed = False
-        self._changed = threading.Condition()
-
-    def missing(self, scope: str) -> List[int]:
-        return sorted(set(range(self._world_size)) - self._arrived[scope])
-
-    def overdue(self, scope: str, seconds: Optional[float] = None) -> bool:
-        """Whether some ranks are waiting in `scope` after so many seconds (None: the timeout)."""
-        seconds = self._timeout if seconds is None else seconds
-        with self._changed:
-            some = 0 < len(self._arrived[scope]) < self._world_size
-            return some and time.monotonic() > self._start + seconds
-
-    def awaited(self, rank: int) -> bool:
-        """Whether other ranks wait in `hvd.init()` for this one."""
-        with self._changed:
-            return bool(self._arrived["global"]) and rank in self.missing("global")
-
-    def seconds_since_complete(self, scope: str) -> float:
-        """Seconds since the last rank arrived; 0 while some are missing."""
-        return time.monotonic() - self._completed.get(scope, time.monotonic())
-
-    def close(self) -> None:
-        """Releases the waiting ranks: the job is over."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def arrive_and_wait(self, scope: str, rank: int) -> None:
-        """Records that `rank` has arrived; returns when all have, or raises StartTimeoutError."""
-        with self._changed:
-            self._arrived[scope].add(rank)
-            if not self.missing(scope):
-                self._completed.setdefault(scope, time.monotonic())
-            self._changed.notify_all()
-            remaining = max(0.0, self._deadline - time.monotonic())
-            self._changed.wait_for(lambda: self._closed or not self.missing(scope), remaining)
-            if self.missing(scope):
-                raise StartTimeoutError(self.explain(scope))
-
-    def explain(self, scope: str, seconds: Optional[float] = None) -> str:
-        """Which ranks have not arrived after so many seconds (None: the timeout)."""
-        done = "checked in" if scope == CHECK_IN else "called hvd.init()"
-        missing = self.missing(scope)
-        within = self._timeout if seconds is None else seconds
-        return (
-            f"{self._world_size - len(missing)} of {self._world_size} ranks {done} within "
-            f"{within:g} s; missing: {ranks_text(missing)}"
-        )
-
-
-def ranks_text(ranks: Iterable[int]) -> str:
-    """`rank 3`, `ranks 1, 2, 5`, or the first eight of them and how many more."""
-    numbers = list(ranks)
-    shown = ", ".join(str(r) for r in numbers[:8])
-    more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
-    return f"rank{'s' if len(numbers) > 1 else ''} {shown}{more}"
 
 
 class _Server(RendezvousHTTPServer):
@@ -160,7 +88,20 @@ class _Server(RendezvousHTTPServer):
         self.arrivals = arrivals
         self.say = say
         self.connected: Set[str] = set()  # ranks that have connected the global context
+        self._watched: List[socket.socket] = []
         self._strangers: Set[str] = set()
+
+    def watch(self, rank: int, connection: socket.socket) -> None:
+        """Returns when all ranks have called `hvd.init()`, or this one has closed `connection`."""
+        self._watched.append(connection)
+        if self.arrivals.missing("global"):
+            connection.recv(1)
+        self.arrivals.end(rank)
+
+    def end_watches(self) -> None:
+        while self._watched:
+            with suppress(OSError, IndexError):  # the rank has gone; another thread took the last
+                self._watched.pop().shutdown(socket.SHUT_RD)
 
     def turn_away(self, host: str) -> None:
         if host not in self._strangers:
@@ -185,7 +126,13 @@ class _Handler(RendezvousHandler):
         self.server.turn_away(self.client_address[0])
 
     def do_GET(self) -> None:  # noqa: N802
-        if self._admitted():
+        if not self._admitted():
+            return
+        _, scope, key = self.path.split("/")
+        if scope == ALIVE:
+            self.server.watch(int(key), self.connection)
+            self._answer(200, b"")
+        else:
             super().do_GET()
 
     def do_DELETE(self) -> None:  # noqa: N802
@@ -199,7 +146,7 @@ class _Handler(RendezvousHandler):
         if self._admitted():
             try:
                 super().do_PUT()
-            except StartTimeoutError as error:
+            except MissingRanksError as error:
                 self._answer(408, str(error).encode())
 
     def _put_value(self, scope: str, key: str, value: bytes) -> None:
@@ -209,6 +156,8 @@ class _Handler(RendezvousHandler):
             rank = key[len(pattern.format(rank="")) :]
             if rank.isdigit():
                 self.server.arrivals.arrive_and_wait(scope, int(rank))
+                if scope == "global":
+                    self.server.end_watches()
 
     def _admitted(self) -> bool:
         """Strips the token from the path; answers 403 if it is wrong."""
@@ -280,6 +229,8 @@ class Rendezvous:
             for scope in HELD_KEYS:
                 if self.arrivals.overdue(scope):
                     self._say_once(scope, self.arrivals.explain(scope))
+            if self.arrivals.absent():
+                self._say_once("absent", self.arrivals.absent())
             if self.arrivals.seconds_since_complete("global") > CONNECT_SECONDS:
                 self._warn_of_interfaces()
         self._server.server_close()

@@ -17,6 +17,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import IO, Deque, Dict, List, Mapping, Optional, Sequence
 
+from launch.arrivals import ENDED_BEFORE_INIT
 from launch.blame import first_cause, lacks_cause
 from launch.process import say, shell_exit_code
 from launch.ranks import EXIT_SAVED
@@ -30,6 +31,8 @@ _NODE_FAILED = re.compile(r"srun: error: Node failure on (\S+)")
 _TASK_ENDED = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (.+)")
 _WAIT_OVER = re.compile(r"srun: First task exited (\d+)s ago")  # srun --wait
 _HAD_ENDED = re.compile(r"srun: StepId=\S+ tasks? ([\d,-]+): exited")
+_ABSENT = re.compile(f"launch: (.* {re.escape(ENDED_BEFORE_INIT)})")  # by rank 0's store
+_STORE_GONE = "HTTP request failed"  # Horovod's words
 _SAVED = f"Exited with exit code {EXIT_SAVED}"
 _KILLED_BY_WARNING = ("Terminated", "User defined signal 1")  # strsignal's words
 _WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGINT)
@@ -96,6 +99,7 @@ class _Step:
         self._lost_node: Optional[str] = None
         self._wait_seconds: Optional[str] = None  # if srun --wait ended ranks, and none had failed
         self._ended_early = ""  # the other ranks, as `1,3-5`
+        self._absent: Optional[str] = None  # names ranks that ended before hvd.init()
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
             srun, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -129,11 +133,15 @@ class _Step:
         if self._ended_early:
             say(
                 f"rank {self._ended_early} ended without an error {self._wait_seconds} s before "
-                "srun --wait ended the others; did these wait for it in hvd.init()?"
+                "srun --wait ended the others; straggler_seconds in the site file gives them longer"
             )
             return
         ranks = list(self._endings)
         rank = first_cause(ranks, [rank for rank in ranks if self._lacks_cause(rank)], [])
+        absent = self._absent_ranks(rank)
+        if absent:
+            say(absent)
+            return
         if rank is None:
             say("srun failed before any rank did; its message is above")
             return
@@ -142,6 +150,16 @@ class _Step:
             for line in self._tails[rank]:
                 print(f"    {line}", file=sys.stderr)
         say(f"rank {rank} {self._endings[rank]}")
+
+    def _absent_ranks(self, rank: Optional[int]) -> Optional[str]:
+        """Names those for which `rank`, the first that failed, waited in vain in `hvd.init()`."""
+        if rank is None or not self._lacks_cause(rank):
+            return None
+        if 0 not in self._endings and any(
+            _STORE_GONE in line for line in self._tails.get(rank, [])
+        ):
+            return f"rank 0 {ENDED_BEFORE_INIT}"
+        return self._absent
 
     def _lacks_cause(self, rank: int) -> bool:
         exited = "Exited with exit code" in self._endings[rank]
@@ -180,6 +198,9 @@ class _Step:
         if ended and _SAVED not in ended[3]:
             for rank in _task_numbers(ended[2]):
                 self._endings.setdefault(rank, f"on {ended[1]}: {ended[3]}")
+        absent = _ABSENT.fullmatch(text)
+        if absent:
+            self._absent = absent[1]
         if not labelled:
             return line
         rank = int(labelled[1])

@@ -1,7 +1,8 @@
 """Turns a task of `srun` into a rank.
 
 Task 0 serves the store (launch/rendezvous.py) in a child process; every task finds it, checks in,
-waits until all have, and then executes the user's command.
+waits until all have, and then executes the user's command. Until all ranks are in `hvd.init()`, a
+child of each keeps a connection to the store, which is closed when the rank ends.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Dict, List, Mapping, NoReturn, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, NoReturn, Sequence, Tuple
 
+from launch.arrivals import CHECK_IN
 from launch.hostname import address_of_own_name, take_hostname
 from launch.network import (
     address_towards,
@@ -25,7 +27,7 @@ from launch.network import (
 )
 from launch.process import die_with_parent, say
 from launch.ranks import RankFacts, cores_of_task, rank_environment
-from launch.rendezvous import CHECK_IN, NOTICE_SECONDS, Endpoint, Rendezvous
+from launch.rendezvous import ALIVE, NOTICE_SECONDS, Endpoint, Rendezvous
 from launch.slurm import (
     NOT_BY_SRUN,
     expand_nodes,
@@ -44,7 +46,9 @@ def become_rank(command: Sequence[str], start_timeout: float) -> NoReturn:
     Exits with 1 if not all ranks arrive within `start_timeout` seconds. Raises ValueError outside
     of a Slurm task, and OSError if the command cannot be started.
     """
-    _, _, environment = join(start_timeout)
+    facts, store, environment = join(start_timeout)
+    if facts.rank > 0:  # rank 0's store ends with it
+        _in_child(lambda: store.request("GET", ALIVE, str(facts.rank), timeout=None))
     os.execvpe(command[0], list(command), environment)
 
 
@@ -58,7 +62,7 @@ def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
     ports, token = rendezvous_ports(env), step_token(env)
     if facts.rank == 0:
         store = Rendezvous(address, facts.world_size, token, say, ports, start_timeout)
-        _serve_in_child(store)
+        _in_child(store.serve)
         endpoint = store.endpoint
     else:
         endpoint = _find_store(address, ports, token, facts, deadline)
@@ -115,19 +119,22 @@ def _resolve(node: str) -> str:
     )
 
 
-def _serve_in_child(store: Rendezvous) -> None:
-    """Serves the store from a child process, which dies with this one.
+def _in_child(action: Callable[[], object]) -> None:
+    """Runs `action` in a child process, which dies with this one.
 
     A thread would not survive the exec.
     """
+    rank = os.getpid()
     if os.fork():
         return
     die_with_parent()
-    # Slurm signals every process of a task; the store must outlive a warning.
+    if os.getppid() != rank:  # it has ended already
+        os._exit(0)
+    # Slurm signals every process of a task; the child must outlive a warning.
     for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGCONT):
         signal.signal(signum, signal.SIG_IGN)
     try:
-        store.serve()
+        action()
     finally:
         os._exit(0)
 

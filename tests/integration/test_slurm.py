@@ -151,6 +151,26 @@ def test_missing_rank_is_named_within_the_start_timeout(cluster):
     assert "task 0: Exited with exit code 1" in shown.replace("tasks 0,2", "task 0")
 
 
+@pytest.mark.parametrize("early", [0, 1])
+def test_rank_that_ends_before_init_is_named_at_once(cluster, tmp_path, early):
+    command = (
+        "import os, sys\n"
+        f"if os.environ['HOROVOD_RANK'] == '{early}': sys.exit()\n"
+        "import horovod.mxnet as hvd; hvd.init()"
+    )
+    site = tmp_path / "site.yaml"
+    site.write_text("straggler_seconds: 90\n")
+    done = launch(
+        cluster, "slurm", "--site", str(site), "--nodes", "2", "--follow",
+        "--log", str(tmp_path / "log"), "--", "python", "-c", command,
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert (
+        f"launch: rank {early} ended before hvd.init(), where others wait for it\n" in done.stdout
+    )
+    assert done.returncode == 134  # SIGABRT, with which Horovod answers
+
+
 def test_slurm_rank_outside_of_srun_says_how_to_use_it(cluster):
     done = launch(cluster, "slurm-rank", "--", "true", check=False)
     assert done.returncode == 2

@@ -6,7 +6,8 @@ import threading
 import pytest
 
 from launch import rendezvous
-from launch.rendezvous import CHECK_IN, Endpoint, Rendezvous, ranks_text
+from launch.arrivals import CHECK_IN, ranks_text
+from launch.rendezvous import ALIVE, Endpoint, Rendezvous
 from tests.waiting import wait_until
 
 
@@ -110,6 +111,30 @@ def test_ranks_that_are_late_are_named_while_others_wait(monkeypatch):
     store.put(CHECK_IN, "0")
     thread.join()
     store.close()
+
+
+def test_a_rank_that_ends_is_named_to_those_that_wait_for_it(store):
+    """What it watches with is a connection, which the kernel closes with the process."""
+    place = (store.endpoint.address, store.endpoint.port)
+    with socket.create_connection(place) as watch:
+        watch.sendall(f"GET {store.endpoint.path_prefix}/{ALIVE}/1 HTTP/1.1\r\n\r\n".encode())
+        thread, answers = in_background(store.put, "global", "rank_0")
+        wait_until(lambda: store.get("global", "rank_0")[0] == 200, lambda: "no PUT arrived")
+        assert not answers
+    thread.join(timeout=5)
+    words = "rank 1 ended before hvd.init(), where others wait for it"
+    assert answers == [(408, words.encode())]
+    assert wait_until(lambda: store.said, lambda: "nothing was said") == [words]
+
+
+def test_ranks_are_watched_until_all_have_met(store):
+    thread, answers = in_background(store.get, ALIVE, "1")
+    for rank in (0, 1):
+        in_background(store.put, "global", f"rank_{rank}")
+    thread.join(timeout=5)
+    assert answers == [(200, b"")]
+    assert store.get(ALIVE, "1") == (200, b"")
+    assert store.said == []
 
 
 def test_a_taken_port_is_passed_over():

@@ -94,6 +94,21 @@ def test_ranks_that_ended_long_before_the_others_are_named(slurm):
     assert words not in job(slurm, f"{failed}; {speak}; exit 137").stderr
 
 
+def test_a_rank_that_ended_before_init_is_named_not_those_that_waited(slurm):
+    """Slurm 22.05's own lines; a rank that exits with 0 is not among them."""
+    ended = "echo 'srun: error: n1: task {}: {}' >&2; "
+    aborted = "echo '{0}: what():  HTTP request failed.' >&2; " + ended.format("{0}", "Aborted")
+    said = "rank 1 ended before hvd.init(), where others wait for it"
+    speak = f"echo '0: launch: {said}' >&2; {aborted.format(0)} exit 134"
+    assert job(slurm, speak).stderr.splitlines()[-1] == f"launch: {said}"
+    # The store ends with rank 0 and cannot say it.
+    last = job(slurm, f"{aborted.format(2)} exit 134").stderr.splitlines()[-1]
+    assert last == "launch: rank 0 ended before hvd.init(), where others wait for it"
+    failed = "echo '1: bad record' >&2; " + ended.format(1, "Exited with exit code 3")
+    last = job(slurm, failed + speak).stderr.splitlines()[-1]
+    assert last == "launch: rank 1 on n1: Exited with exit code 3"
+
+
 def test_a_lost_node_is_named_not_the_ranks_that_lost_it(slurm):
     done = job(
         slurm,
