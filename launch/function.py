@@ -54,14 +54,20 @@ def run(
     button) ends all ranks; `trainer.fit` saves first.
 
     Raises:
-        ValueError: something cannot be pickled, `ranks` is not a positive number, or this process
-            is itself a rank.
+        ValueError: something cannot be pickled, `args` is no tuple or list, `ranks` is not a
+            positive number, or this process is itself a rank.
         RankError: a rank failed; the others were terminated.
         RuntimeError: the ranks could not be started.
         KeyboardInterrupt: after an interrupt, once all ranks have ended.
     """
     if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
         raise ValueError(f"ranks is {ranks!r}; it must be a whole number from 1")
+    # A net of layers is a sequence too: each layer would become an argument.
+    if not isinstance(args, (tuple, list)):
+        raise ValueError(
+            f"args is a {type(args).__name__}; it must be the function's arguments in a tuple, "
+            "e.g. (net,)"
+        )
     if "HOROVOD_RANK" in os.environ:
         raise ValueError(
             f"this process is rank {os.environ['HOROVOD_RANK']} of a job already; "

@@ -110,6 +110,9 @@ def test_wrong_use_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyP
             launch.run(_lock, ranks=ranks)
     with pytest.raises(ValueError, match=r"_fail_on cannot be sent .* pickle '_thread.lock'"):
         launch.run(_fail_on, (threading.Lock(),))
+    for args in (nets.small(), "text", 5):
+        with pytest.raises(ValueError, match=r"args is a \w+; .* a tuple, e\.g\. \(net,\)"):
+            launch.run(_fail_on, args)
     monkeypatch.setenv("HOROVOD_RANK", "3")
     with pytest.raises(ValueError, match="rank 3 of a job already"):
         launch.run(_lock)
