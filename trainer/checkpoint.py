@@ -38,6 +38,8 @@ PARAMETERS, OPTIMIZER, STATE, MANIFEST = (
 
 _NOTHING, _STATISTICS = "none", "statistics"
 
+_ANEW = "give the run another name=..., or start it anew with --resume none"
+
 
 class CheckpointError(UserError):
     """A checkpoint cannot be used: which, why, and the fix."""
@@ -163,14 +165,11 @@ def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Dict[str, A
     state["statistics"] = None if statistics is None else statistics.asnumpy()
     running = running_statistics.parameters(net)
     if statistics is not None and statistics.shape[1:] != (sum(p.data().size for p in running),):
-        raise CheckpointError(
-            f"{path}: its running statistics do not fit this net; give the run another name=..., "
-            "or start it anew with --resume none"
-        )
+        raise CheckpointError(f"{path}: its running statistics do not fit this net; {_ANEW}")
     try:
         optimizer_state.write(net, trainer, arrays, state.pop("optimizer"))
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}; {_ANEW}") from error
     return state
 
 

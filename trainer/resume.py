@@ -24,6 +24,7 @@ from . import (
 )
 from .config import Config
 from .console import print_line, warn
+from .settings import show
 
 _taken: Set[Path] = set()  # checkpoint folders of the runs that this process has begun
 
@@ -47,7 +48,12 @@ def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
     Raises:
         CheckpointError: it is missing or damaged, or was made with settings that lead to other
             results.
+        ConfigError: ``resume`` is no text or path.
     """
+    if not isinstance(resume, (str, Path)):
+        raise config.ConfigError(
+            f"resume is {show(resume)}; it must be 'auto', 'none' or the path of a checkpoint"
+        )
     folder = checkpoint_folder(settings)
     launch = None if folder.resolve() in _taken else launched.launch_id()
     path: Optional[Path] = None
@@ -55,6 +61,12 @@ def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
         path = checkpoint.find_latest(folder, warn, None if resume == "auto" else launch)
     if path is None and resume not in ("auto", "none"):
         path = Path(resume)
+        inside = checkpoint.listing(path / "checkpoints")
+        if inside:
+            raise checkpoint.CheckpointError(
+                f"cannot resume: {path} is a run's folder; give one of its checkpoints, e.g. "
+                f"{inside[-1]}"
+            )
         wrong = checkpoint.problem(path)
         if wrong is not None:
             raise checkpoint.CheckpointError(f"cannot resume: {wrong}")

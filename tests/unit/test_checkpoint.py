@@ -26,7 +26,7 @@ from trainer.checkpoint import (
     problem,
     restore,
 )
-from trainer.config import Config, Optimizer, to_dict
+from trainer.config import Config, ConfigError, Optimizer, to_dict
 from trainer.loader import Batch
 from trainer.optim import make_trainer
 from trainer.step import train_step
@@ -267,6 +267,23 @@ def test_other_optimizer_is_named(tmp_path, trained):
         restore(path, other.net, other.trainer)
     text = one_line(error)
     assert str(path) in text and "SGD" in text and "Adam" in text
+    assert "another name=..., or start it anew with --resume none" in text
+
+
+@pytest.mark.parametrize("place", [False, None, 3])
+def test_what_is_no_path_is_not_resumed_from(tmp_path, place):
+    with pytest.raises(ConfigError, match=f"resume is {place}; it must be 'auto', 'none' or the"):
+        resume.choose(Config(output=str(tmp_path)), place, force=False)
+
+
+def test_a_runs_folder_is_not_resumed_from_but_its_checkpoints_are_named(tmp_path, trained):
+    run = Config(output=str(tmp_path), name="run")
+    path = trained.save(resume.checkpoint_folder(run), 3)
+    with pytest.raises(CheckpointError) as error:
+        resume.choose(Config(output=str(tmp_path), name="other"), str(run.folder), force=False)
+    assert f"{run.folder} is a run's folder; give one of its checkpoints, e.g. {path}" in (
+        one_line(error)
+    )
 
 
 def test_other_net_is_reported(tmp_path, trained):
