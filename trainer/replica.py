@@ -7,9 +7,9 @@ from typing import Dict, Iterator, List, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
-from mxnet import gluon
+from mxnet import autograd, gluon
 
-from . import batch_norm, dist, running_statistics, sharding, summary
+from . import batch_norm, dist, running_statistics, sharding, summary, users_net
 from .config import Config
 from .settings import ConfigError
 from .step import Loss
@@ -31,6 +31,7 @@ def prepare(
         ConfigError: the net cannot take such a sample, cannot be hybridized, or has a batch norm
             layer that cannot be converted.
     """
+    users_net.check_mode()
     # Every rank draws the same weights.
     mx.random.seed(config.seed)
     np.random.seed(config.seed)
@@ -39,7 +40,7 @@ def prepare(
             "the net is a SymbolBlock, which could not load a checkpoint of itself; make it a part "
             "of one: net = nn.HybridSequential(); net.add(symbol_block)"
         )
-    _check_names(net)
+    users_net.check_names(net)
     running_statistics.mark_imported(net)
     _initialize(net, ctx)
     _convert_batch_norm(net, config.batch_norm)
@@ -55,9 +56,9 @@ def prepare(
     except Exception as error:
         raise ConfigError(
             f"the net cannot take an image of (channels, height, width) {shape}: "
-            f"{describe_error(error)}; correct the net, set data.image_size, or train another net"
+            f"{describe_error(error)}; {users_net.way_out(net)}"
         ) from error
-    _check_parameters(net)
+    users_net.check_parameters(net)
     if config.model.hybridize and isinstance(net, gluon.HybridBlock):
         net.hybridize(static_alloc=True)
         try:
@@ -120,11 +121,15 @@ def class_scores(
 
 
 def check_loss(loss_of: Loss, scores: int, ctx: mx.Context) -> None:
-    """Refuse a loss that does not give one value per sample.
+    """Refuse a loss that does not give one value per sample, or has no gradient.
 
     Raises:
-        ConfigError: it fails, has another shape, or has parameters to be trained.
+        ConfigError: it fails, has another shape, cannot be differentiated, or has parameters to be
+            trained.
     """
+    if isinstance(loss_of, type):
+        name = loss_of.__name__
+        raise ConfigError(f"the loss is the class {name}; give an instance of it, {name}()")
     own = loss_of.collect_params().values() if isinstance(loss_of, gluon.Block) else ()
     trained = [parameter.name for parameter in own if parameter.grad_req != "null"]
     if trained:
@@ -132,8 +137,11 @@ def check_loss(loss_of: Loss, scores: int, ctx: mx.Context) -> None:
             f"the loss has parameters of its own ({', '.join(trained)}), which fit would not "
             "train; make them part of the net, and the loss a function of its scores"
         )
+    given, label = mx.nd.zeros((2, scores), ctx=ctx), mx.nd.zeros((2,), ctx=ctx)
+    given.attach_grad()
     try:
-        found = loss_of(mx.nd.zeros((2, scores), ctx=ctx), mx.nd.zeros((2,), ctx=ctx))
+        with autograd.record():
+            found = loss_of(given, label)
         mx.nd.waitall()
     except Exception as error:
         raise ConfigError(
@@ -145,6 +153,14 @@ def check_loss(loss_of: Loss, scores: int, ctx: mx.Context) -> None:
             f"the loss gives {shape or type(found).__name__} for 2 samples; it must be (2,), one "
             "number for each, as Gluon's losses give"
         )
+    try:
+        found.backward()
+        mx.nd.waitall()
+    except Exception as error:
+        raise ConfigError(
+            f"the loss has no gradient with respect to the scores: {describe_error(error)}; "
+            "compute it by operators of MXNet, on the arrays it is given"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -215,16 +231,6 @@ def take_statistics(net: gluon.Block, statistics: Optional[np.ndarray]) -> None:
         start = stop
 
 
-def _check_names(net: gluon.Block) -> None:
-    try:
-        net.collect_params()
-    except AssertionError as error:
-        raise ConfigError(
-            f"two layers of the net have parameters of one name ({error}); give them other "
-            "prefixes, or none"
-        ) from error
-
-
 def _convert_batch_norm(net: gluon.Block, kind: str) -> None:
     for layer in batch_norm.layers_of(net):
         if isinstance(layer, gluon.contrib.nn.SyncBatchNorm):
@@ -244,31 +250,6 @@ def _convert_batch_norm(net: gluon.Block, kind: str) -> None:
         batch_norm.convert_sync_batch_norm(net, process_set)
     except ValueError as error:
         raise ConfigError(f"batch_norm is {kind}: {error}, or set batch_norm=local") from error
-
-
-def _check_parameters(net: gluon.Block) -> None:
-    """Refuse parameters whose gradients cannot be reduced over ranks."""
-    trained = [p for p in net.collect_params().values() if p.grad_req != "null"]
-    if not trained:
-        raise ConfigError("the net has no parameter that is trained (grad_req is null for all)")
-    # A shape first inferred within a training step would have to be so on all ranks at once.
-    unknown = []
-    for parameter in net.collect_params().values():
-        try:
-            parameter.list_data()
-        except gluon.parameter.DeferredInitializationError:
-            unknown.append(parameter.name)
-    if unknown:
-        raise ConfigError(
-            f"the net does not use {', '.join(unknown)} in inference, which leaves their shapes "
-            "unknown; give the layer in_units or in_channels, or leave it out"
-        )
-    sparse = [p.name for p in trained if p.list_grad()[0].stype != "default"]
-    if sparse and dist.world_size() > 1:
-        raise ConfigError(
-            f"{', '.join(sparse)}: gradients are sparse, which cannot be added up over ranks; "
-            "set sparse_grad=False"
-        )
 
 
 def _initialize(net: gluon.Block, ctx: mx.Context) -> None:

@@ -277,6 +277,11 @@ class OfDistances(gluon.HybridBlock):
     [
         (OfDistances(), "the loss has parameters of its own .*_weight, .*_bias.*, which fit would"),
         (lambda scores, label: scores.sum(), r"the loss gives \(1,\) for 2 samples"),
+        (gluon.loss.L2Loss, r"the loss is the class L2Loss; give an instance of it, L2Loss\(\)"),
+        (
+            lambda scores, label: mx.nd.array(scores.asnumpy().sum(axis=1)),
+            r"the loss has no gradient with respect to the scores: .* not in a computational graph",
+        ),
         (lambda scores, label: label[5], r"the loss cannot take .*: IndexError.*test_any_net\.py"),
     ],
 )

@@ -113,6 +113,12 @@ class OfItsOwn(nn.BatchNorm):
         return 2 * super().hybrid_forward(F, x, *arrays, **named)
 
 
+def cast_to_float16():
+    net = pooled()
+    net.cast("float16")
+    return net
+
+
 def refusal(net: gluon.Block, **settings) -> str:
     with pytest.raises(ConfigError) as raised:
         replica.prepare(net, Config(**settings), (1, 5, 5), mx.cpu())
@@ -133,10 +139,22 @@ def refusal(net: gluon.Block, **settings) -> str:
         (gluon.contrib.nn.SyncBatchNorm, "waits for other devices of its process"),
         (NamedAlike, "two layers of the net have parameters of one name"),
         (LooksAtItsShape, "the net runs, but not compiled: AttributeError"),
+        (
+            cast_to_float16,
+            "its weights are float16, and fit gives it float32 images: leave net.cast",
+        ),
     ],
 )
 def test_faults_of_the_users_net_are_reported_with_their_place(net, expected):
     assert expected in refusal(net())
+
+
+def test_mxnets_numpy_mode_is_refused_with_the_way_out():
+    mx.npx.set_np()
+    try:
+        assert "call mxnet.npx.reset_np() before" in refusal(nn.Dense(10))
+    finally:
+        mx.npx.reset_np()
 
 
 def test_a_net_that_cannot_be_hybridized_is_prepared_without():
