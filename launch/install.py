@@ -138,7 +138,7 @@ def steps(gpu: bool, dev: bool, version: Tuple[int, int]) -> List[Step]:
     dev_pins = read_pins("requirements-export.txt") + read_pins("requirements-dev.txt")
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     sources = sorted((ROOT / "trainer" / "native").iterdir())
-    operator = [path.read_text(encoding="utf-8") for path in sources]
+    native = [path.read_text(encoding="utf-8") for path in sources]
     key = functools.partial(digest, str(version))
 
     def install_packages() -> None:
@@ -160,10 +160,10 @@ def steps(gpu: bool, dev: bool, version: Tuple[int, int]) -> List[Step]:
             lambda: pip_install("-e", str(ROOT)),
         ),
         Step(
-            "batch_norm",
-            "compiling the operator of synced batch norm",
-            key(mxnet, *operator),
-            compile_batch_norm,
+            "native",
+            "compiling the C++ of batch norm and updates",
+            key(mxnet, *native),
+            compile_native,
         ),
         Step(
             "dev",
@@ -291,11 +291,11 @@ def horovod_works() -> bool:
     return output_of([str(PYTHON), "-c", HOROVOD_CHECK]) is not None
 
 
-def compile_batch_norm() -> None:
-    """Compile ahead of the first step. If this fails, ranks use the slower Python operator."""
-    failure = run_logged([str(PYTHON), "-m", "trainer.batch_norm_native"], find_compiler())
+def compile_native() -> None:
+    """Compile ahead of the first step. If this fails, ranks use slower code without it."""
+    failure = run_logged([str(PYTHON), "-m", "trainer.compiled"], find_compiler())
     if failure:
-        say(f"synced batch norm will run in Python, which is slower: {failure}")
+        say(f"synced batch norm and updates will run without C++, which is slower: {failure}")
 
 
 def find_data() -> None:

@@ -3,44 +3,26 @@
 It computes the same sums and writes the same outputs, but runs no Python in a step. Across nodes,
 on GPUs, without a compiler and with ``BATCH_NORM_NATIVE=0`` in the environment the Python operator
 is used; the ranks of one node may mix both.
-
-    python -m trainer.batch_norm_native        compile native/ into this Python's environment
-
-is part of ``make setup``; elsewhere the first layer that needs it compiles it, once per user.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
-import platform
-import shlex
-import shutil
-import subprocess
 import sys
-import tempfile
 import traceback
 import weakref
-from pathlib import Path
 from typing import Any, Dict, Optional
 
 import mxnet as mx
 import numpy as np
-import platformdirs
 
-from . import batch_norm_op, dist
+from . import batch_norm_op, compiled
 from .batch_norm_op import RankSum, batch_is_empty
 from .shared_memory import SharedMemorySum
 
 _OP_TYPE = "sync_batch_norm_coefficients_native"
-
-_SOURCES = Path(__file__).with_name("native")
-_MAIN = "batch_norm.cc"  # includes the others
-# No -march: nodes with different CPUs may share the library, and it is a small part of a step.
-_FLAGS = ("-std=c++14", "-O3", "-fopenmp-simd", "-shared", "-fPIC", "-fvisibility=hidden")
-_ENVIRONMENT = Path(sys.prefix, "lib")
 
 _PythonSum = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_int, ctypes.POINTER(ctypes.c_double), ctypes.c_int
@@ -87,15 +69,8 @@ def operator_type(rank_sum: RankSum, device: mx.Context) -> str:
 
 @functools.lru_cache(maxsize=None)
 def _load() -> Optional[ctypes.CDLL]:
-    try:
-        library = ctypes.CDLL(str(_find() or compile_into(_cache())))
-    except (OSError, subprocess.CalledProcessError) as error:
-        if dist.local_rank() == 0:
-            detail = str(getattr(error, "stderr", None) or error).strip().splitlines()[0]
-            print(
-                f"sync batch norm runs in Python, which is slower: no C++ operator ({detail})",
-                file=sys.stderr,
-            )
+    library = compiled.load("batch_norm", "sync batch norm runs in Python")
+    if library is None:
         return None
     mxnet = mx.base._LIB
     names = ("MXNDArrayGetData", "MXNDArrayGetShapeEx", "MXNDArrayGetDType", "MXNDArrayFree")
@@ -105,42 +80,6 @@ def _load() -> Optional[ctypes.CDLL]:
     interface = _Interface(*functions, _python_sum, _look, *numbers)
     creator = library.load(ctypes.byref(interface))
     mx.base.check_call(mxnet.MXCustomOpRegister(_OP_TYPE.encode(), ctypes.c_void_p(creator)))
-    return library
-
-
-def _cache() -> Path:
-    return Path(platformdirs.user_cache_dir("gluon-horovod-trainer"))
-
-
-def _file_name() -> str:
-    """A name that changes with the sources, the flags, MXNet's version and the machine."""
-    recipe = [*_FLAGS, mx.__version__, platform.machine()]
-    sources = (path.read_bytes() for path in sorted(_SOURCES.iterdir()))
-    digest = hashlib.sha256(b"".join(sources) + " ".join(recipe).encode())
-    return f"batch_norm-{digest.hexdigest()[:16]}.so"
-
-
-def _find() -> Optional[Path]:
-    """The library, if it has been compiled."""
-    candidates = (folder / _file_name() for folder in (_ENVIRONMENT, _cache()))
-    return next((path for path in candidates if path.exists()), None)
-
-
-def compile_into(folder: Path) -> Path:
-    """Compile the library, atomically, even where several processes do so at once.
-
-    Raises:
-        OSError: there is no compiler, or ``folder`` cannot be written.
-        CalledProcessError: the compiler failed.
-    """
-    compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or "c++"]
-    library = folder / _file_name()
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        fresh = Path(scratch) / library.name
-        command = [*compiler, *_FLAGS, str(_SOURCES / _MAIN), "-o", str(fresh)]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        fresh.replace(library)
     return library
 
 
@@ -182,7 +121,3 @@ def share(rank_sum: RankSum, shared: SharedMemorySum) -> None:
     library.share(rank_sum.serial, shared.fileno(), calls, *shape)
     weakref.finalize(rank_sum, library.forget, rank_sum.serial)
     _needed.pop(rank_sum.serial, None)
-
-
-if __name__ == "__main__":
-    compile_into(_ENVIRONMENT)

@@ -34,7 +34,7 @@ from .device import choose
 from .evaluation import evaluate
 from .loader import Batch
 from .metrics import TrainMetrics
-from .optim import make_trainer, set_lr
+from .optim import Mark, apart, make_trainer, set_lr, unmarked
 from .phases import PhaseClock, watched
 from .preemption import StopRequest
 from .step import train_step
@@ -167,7 +167,7 @@ class _Bench:
         clock = PhaseClock()
         with watched(self.net, self._trainer, clock):
             for batch in self._timed(batches, clock):
-                self._train_step(batch)
+                self._train_step(batch, apart)
                 images += batch.global_samples
         clock.enter("other")
         ranks = dist.gather_objects(clock.seconds)
@@ -228,7 +228,7 @@ class _Bench:
         with timeline(str(folder / "horovod.json")), self._traced_allreduce():
             mx.profiler.set_state("run")
             for batch in self._batches(TRACED_STEPS):
-                self._train_step(batch)
+                self._train_step(batch, apart)
             mx.nd.waitall()
             mx.profiler.set_state("stop")
         mx.profiler.dump()
@@ -250,12 +250,12 @@ class _Bench:
         finally:
             del self._trainer.allreduce_grads
 
-    def _train_step(self, batch: Batch) -> mx.nd.NDArray:
+    def _train_step(self, batch: Batch, mark: Mark = unmarked) -> mx.nd.NDArray:
         """One step as fit() makes it; returns its loss."""
         config = self._config
         mx.random.seed(sharding.step_seed(config.seed, self._step, dist.rank()))
         set_lr(self._trainer, config, self._step, self._loader.steps_per_epoch)
-        result = train_step(self.net, self._trainer, batch, config)
+        result = train_step(self.net, self._trainer, batch, config, mark=mark)
         self._metrics.add(self._step, result, batch.samples)
         self._stop.agreed()
         self._step += 1

@@ -243,7 +243,8 @@ class _Run:
             lr = set_lr(self.trainer, config, self.step, self.epoch_steps)
             due = self._due(config.monitor.every_steps, offset=1)
             mark = self.timing.of(self.step)
-            result = train_step(self.net, self.trainer, batch, config, due, mark, self.loss)
+            norm = due or self._due(self.epoch_steps, offset=1)  # then histograms of gradients
+            result = train_step(self.net, self.trainer, batch, config, norm, mark, self.loss)
             self.metrics.add(self.step, result, batch.samples)
             self.step += 1
             self.throughput.step(batch.global_samples)

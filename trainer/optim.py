@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional
 
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from . import dist
+from . import dist, momentum, shared_gradients
 from .config import Config, Optimizer, Schedule
 from .placement import dense_on_cpu, memory_of
 from .settings import ConfigError, nearest
-
-_LARGE = 10_000  # elements; for smaller arrays the overhead of a call dominates
 
 
 def peak_lr(optimizer: Optimizer, global_batch_size: int) -> float:
@@ -46,44 +44,7 @@ def lr_schedule(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int
     return 1.0
 
 
-class SGD(mx.optimizer.SGD):
-    """MXNet's SGD, using its single-array kernel where that is faster: momentum on the CPU.
-
-    MXNet's own choice, the multi-array kernel, interleaves the elements of four arrays, so that
-    compilers cannot vectorize it. Both kernels give the same bits.
-    """
-
-    aggregate_num: int
-
-    def __init__(self, **arguments: Any):
-        super().__init__(**arguments)
-        self.aggregate_num = max(1, self.aggregate_num)  # 0 would mean no lists in updates
-
-    def update_multi_precision(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
-        """Update some parameters, given lists of their indices, weights, gradients and states."""
-        others: List[Tuple[Any, ...]] = []
-        for one in zip(index, weight, grad, state):
-            large = self.momentum > 0 and one[1].size >= _LARGE
-            if large and all(dense_on_cpu(array, np.float32) for array in one[1:]):
-                self._update_alone(*one)
-            else:
-                others.append(one)
-        if others:
-            super().update_multi_precision(*zip(*others))
-
-    def _update_alone(self, index: int, weight: Any, grad: Any, momentum: Any) -> None:
-        self._update_count(index)
-        mx.nd.sgd_mom_update(
-            weight,
-            grad,
-            momentum,
-            out=weight,
-            lr=self._get_lr(index),
-            wd=self._get_wd(index),
-            momentum=self.momentum,
-            rescale_grad=self.rescale_grad,
-            clip_gradient=self.clip_gradient or -1.0,
-        )
+_IN_ONE_PASS = {"sgd": momentum.SGD, "nag": momentum.NAG}
 
 
 def make_optimizer(settings: Optimizer) -> mx.optimizer.Optimizer:
@@ -107,7 +68,7 @@ def make_optimizer(settings: Optimizer) -> mx.optimizer.Optimizer:
         setting = {"learning_rate": "lr", "wd": "weight_decay"}.get(twice[0], twice[0])
         raise ConfigError(f"optimizer.arguments has {twice[0]}; set optimizer.{setting} instead")
     try:
-        make = SGD if name == "sgd" else functools.partial(mx.optimizer.create, name)
+        make = _IN_ONE_PASS.get(name) or functools.partial(mx.optimizer.create, name)
         return make(**{**arguments, **settings.arguments})
     except TypeError as error:
         raise ConfigError(f"optimizer.arguments do not fit {name}: {error}") from error
@@ -178,6 +139,10 @@ def unmarked(part: str) -> None:
     """The mark of a step that is not timed: does nothing."""
 
 
+def apart(part: str) -> None:
+    """A mark that does nothing but keep allreduce and update apart, for others to time."""
+
+
 def reduce_and_update(
     trainer: gluon.Trainer, clip_norm: Optional[float], want_norm: bool, mark: Mark = unmarked
 ) -> Optional[mx.nd.NDArray]:
@@ -185,9 +150,13 @@ def reduce_and_update(
 
     Returns:
         The L2 norm, before clipping, of the gradient of the global batch's mean loss, float32
-        (1,) on the device, where ``want_norm`` or ``clip_norm`` asks for it.
+        (1,) on the device, where ``want_norm`` or ``clip_norm`` asks for it. Otherwise the ranks'
+        gradients may be added up in the update alone, and mean_gradients does not find them.
     """
     zero_unused_gradients(trainer)
+    whole = clip_norm is None and not want_norm and mark is unmarked
+    if whole and _reduce_in_update(trainer):
+        return None
     trainer.allreduce_grads()
     mark("allreduce")
     norm = None
@@ -200,6 +169,22 @@ def reduce_and_update(
             _rescale(arrays, mx.nd.minimum(clip_norm / (norm + 1e-12), 1.0))
     trainer.update(1)
     return norm
+
+
+def _reduce_in_update(trainer: gluon.Trainer) -> bool:
+    """Add up the gradients of ranks that share memory while updating; False if not possible."""
+    optimizer = trainer.optimizer
+    if not isinstance(optimizer, momentum.InOnePass):
+        return False
+    moved = [p for p in trainer._params if p.grad_req != "null"]
+    if not optimizer.handles(*(p.list_data()[0] for p in moved)):
+        return False
+    rows = shared_gradients.rows(trainer)
+    if rows is None:
+        return False
+    with rows as gradients, optimizer.adding(gradients):
+        trainer.update(1)
+    return True
 
 
 def _norm(arrays: List[mx.nd.NDArray]) -> mx.nd.NDArray:

@@ -41,11 +41,16 @@ def memory_of(array: mx.nd.NDArray) -> np.ndarray:
 
     It must not outlive ``array``, nor be used while the engine works on the array.
     """
+    size = array.size * np.dtype(array.dtype).itemsize
+    memory = (ctypes.c_char * size).from_address(address_of(array))
+    return np.frombuffer(memory, array.dtype).reshape(array.shape)
+
+
+def address_of(array: mx.nd.NDArray) -> int:
+    """Where the memory of :func:`memory_of` begins; 0 if it is empty."""
     address = ctypes.c_void_p()
     check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(address)))
-    size = array.size * np.dtype(array.dtype).itemsize
-    memory = (ctypes.c_char * size).from_address(address.value or 0)
-    return np.frombuffer(memory, array.dtype).reshape(array.shape)
+    return address.value or 0
 
 
 def dense_on_cpu(array: mx.nd.NDArray, *dtypes: type) -> bool:

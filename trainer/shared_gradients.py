@@ -10,18 +10,30 @@ rank order, so every run and every rank gets the same bits; on two ranks, the sa
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import mmap
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import (
+    Any,
+    Callable,
+    ContextManager,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Tuple,
+)
 
 import mxnet as mx
 import numpy as np
 
-from . import dist, shared_memory
+from . import dist, momentum, shared_memory
 from .config import Optimizer
 from .placement import around_memory, dense_on_cpu
 
 _BLOCK = 2**16  # elements: the blocks of all ranks fit into a core's cache
+_READ_BY_ALL = 4  # ranks: with more, reading all gradients costs more than exchanging sums
 _MOVES = 20  # into shared memory, per trainer: each takes a file descriptor and a mapping
 
 
@@ -55,16 +67,21 @@ class SharedGradients:
             MXNetError: backward failed, or, through Horovod, a peer has died.
             RuntimeError: a peer has died.
         """
+        shared = self.shared()
+        if shared is None:
+            self._fallback()
+        else:
+            shared.allreduce()
+
+    def shared(self) -> Optional[_Shared]:
+        """The gradients, now in shared memory; None if they cannot be there; collective."""
         trained = [p for p in self._parameters if p.grad_req != "null"]
         if self._shared is not None and not self._shared.holds(trained):
             self.release()
         if self._shared is None and self._moves_left > 0:
             self._shared = _share(trained)
             self._moves_left = self._moves_left - 1 if self._shared is not None else 0
-        if self._shared is None:
-            self._fallback()
-        else:
-            self._shared.allreduce()
+        return self._shared
 
     def release(self) -> None:
         """Move the gradients back to private memory and free the shared memory."""
@@ -79,6 +96,24 @@ def release(trainer: mx.gluon.Trainer) -> None:
         trainer._allreduce_grads.release()
 
 
+def rows(trainer: mx.gluon.Trainer) -> Optional[ContextManager[momentum.Addresses]]:
+    """The addresses of all ranks' gradients, by the index of the parameter in ``trainer``.
+
+    They can be read within the context, which waits for backward and, at its end, for the ranks to
+    have read them. None on all ranks if they share no memory, are so many that reading all
+    gradients would be slower than an allreduce, or one has no compiled update; collective.
+    """
+    if dist.world_size() > _READ_BY_ALL or not isinstance(
+        trainer._allreduce_grads, SharedGradients
+    ):
+        return None
+    shared = trainer._allreduce_grads.shared()
+    if shared is None or not shared.update_can_add:
+        return None
+    indices = {id(parameter): index for index, parameter in enumerate(trainer._params)}
+    return shared.rows(indices)
+
+
 def _share(parameters: List[mx.gluon.Parameter]) -> Optional[_Shared]:
     """Move the gradients into shared memory; None where that is impossible; collective."""
     if not dist.ranks_share_memory():
@@ -91,7 +126,8 @@ def _share(parameters: List[mx.gluon.Parameter]) -> Optional[_Shared]:
     peers = shared_memory.connect(1, rank, ranks, _sum_over_ranks)
     if memory is None or peers is None:
         return None
-    shared = _Shared(parameters, memory, row, peers)
+    compiled = peers(np.array([momentum.library() is not None], np.int64))
+    shared = _Shared(parameters, memory, row, peers, update_can_add=compiled[0] == ranks)
     _clear_static_graphs(parameters)
     return shared
 
@@ -105,12 +141,15 @@ class _Shared:
         memory: mmap.mmap,
         row: int,
         peers: shared_memory.SharedMemorySum,
+        update_can_add: bool = False,
     ):
         self._memory, self._row, self._peers = memory, row, peers
+        self.update_can_add = update_can_add
         _mapped.append(memory)
         rows = np.frombuffer(memory, np.uint8).reshape(peers.size, row)
         self._parameters: List[mx.gluon.Parameter] = []
         self._gradients: List[mx.nd.NDArray] = []
+        self._places: List[List[int]] = []  # of each parameter's gradient: its address in each row
         # For each dtype: (ranks, elements), and the shard of each rank.
         self._flat: List[Tuple[np.ndarray, List[slice]]] = []
         start = 0
@@ -124,6 +163,8 @@ class _Shared:
                 old = parameter.list_grad()[0]
                 place, own = own[: old.size].reshape(old.shape), own[old.size :]
                 place[...] = old.asnumpy()
+                offset = place.ctypes.data - rows[peers.index].ctypes.data
+                self._places.append([row.ctypes.data + offset for row in rows])
                 self._gradients.append(around_memory(place, type(old)))
                 _set_gradient(parameter, self._gradients[-1])
             self._parameters += alike
@@ -154,6 +195,14 @@ class _Shared:
                 if other != rank:
                     flat[rank, share] = flat[other, share]
         self._peers.barrier()  # or the next backward would overwrite what peers still read
+
+    @contextlib.contextmanager
+    def rows(self, indices: Mapping[int, int]) -> Iterator[momentum.Addresses]:
+        """All ranks' gradients; ``indices`` is by the ids of parameters. See :func:`rows`."""
+        mx.nd.waitall()
+        self._peers.barrier()
+        yield {indices[id(p)]: places for p, places in zip(self._parameters, self._places)}
+        self._peers.barrier()
 
     def release(self) -> None:
         """Move this rank's gradients out and free their pages.

@@ -73,7 +73,7 @@ def train_step(
     over ranks by world_size.
 
     Args:
-        want_norm: return the gradient norm.
+        want_norm: return the gradient norm, and leave gradients for ``optim.mean_gradients``.
         mark: called with ``compute`` (forward and backward) and ``allreduce`` when that part of the
             step has been enqueued.
         loss_of: None takes cross entropy with the label smoothing of ``config``.

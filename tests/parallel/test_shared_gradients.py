@@ -16,10 +16,11 @@ from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
 from tests.waiting import wait_until
-from trainer import dist, shared_gradients
+from trainer import dist, momentum, shared_gradients
 from trainer.config import Config, Optimizer, Train
 from trainer.failure import TrainingError
 from trainer.loop import fit
+from trainer.optim import apart, make_trainer, mean_gradients, reduce_and_update, unmarked
 from trainer.shared_memory import SharedMemorySum
 
 RANKS = (2, 3, 4)
@@ -137,6 +138,74 @@ def test_a_net_is_trained_as_through_horovod(looking: bool, grad_req: str, hybri
         if SIZE() == 2:
             assert np.array_equal(one, other)
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+def stepped(nesterov: bool, added: bool) -> List[np.ndarray]:
+    """Weights and mean gradients after steps of fit's own, every third of which is reported."""
+    net = convolutions()
+    net.hybridize(static_alloc=True)
+    trainer = make_trainer(net, Optimizer(lr=0.001, nesterov=nesterov, weight_decay=0.01))
+    draw = np.random.RandomState(RANK())
+    for step in range(10):
+        data = mx.nd.array(draw.normal(size=(4, 1, 8, 8)))
+        with autograd.record():
+            loss = (net(data) ** 2).mean()
+        loss.backward()
+        reported = step % 3 == 0
+        reduce_and_update(trainer, None, reported, unmarked if added else apart)
+        if reported:
+            net(data)  # oneDNN brings weights into an order of its own
+    mx.nd.waitall()
+    found = [p.data().asnumpy() for p in net.collect_params().values()]
+    return [*found, *mean_gradients(trainer).values()]
+
+
+@pytest.fixture
+def added(monkeypatch: pytest.MonkeyPatch) -> List[int]:
+    """Grows with each update that adds up gradients of other ranks."""
+    seen: List[int] = []
+    rows = shared_gradients._Shared.rows
+    monkeypatch.setattr(
+        shared_gradients._Shared, "rows", lambda *given: seen.append(1) or rows(*given)
+    )
+    return seen
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_gradients_are_added_in_the_update_to_the_same_bits(
+    nesterov: bool, added: List[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart_from_it = stepped(nesterov, added=False)
+    assert not added
+    late, barrier = np.random.RandomState(RANK()), SharedMemorySum.barrier
+
+    def late_after(peers: SharedMemorySum) -> None:
+        barrier(peers)
+        if late.randint(3) == 0:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(SharedMemorySum, "barrier", late_after)
+    in_it = stepped(nesterov, added=True)
+    assert len(added) == 6
+    for one, other in zip(in_it, apart_from_it):
+        assert np.isfinite(one).all() and np.array_equal(one, other)
+
+
+def test_all_ranks_add_in_the_update_or_none(
+    added: List[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has no compiler, say."""
+    whole = stepped(nesterov=False, added=True)
+    added.clear()
+    if RANK() == SIZE() - 1:
+        monkeypatch.setattr(momentum, "library", lambda: None)
+    for one, other in zip(stepped(nesterov=False, added=True), whole):
+        assert np.array_equal(one, other)
+    monkeypatch.undo()
+    monkeypatch.setattr(shared_gradients, "_READ_BY_ALL", SIZE() - 1)
+    for one, other in zip(stepped(nesterov=False, added=True), whole):
+        assert np.array_equal(one, other)
+    assert not added
 
 
 @pytest.fixture

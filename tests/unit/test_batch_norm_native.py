@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import ctypes
 import multiprocessing
 import os
-import shutil
 import signal
 from pathlib import Path
 from typing import Any, List, Tuple
@@ -17,7 +14,7 @@ import pytest
 from mxnet import autograd, nd
 
 from launch.blame import lacks_cause
-from trainer import batch_norm_native, batch_norm_op
+from trainer import batch_norm_native, batch_norm_op, compiled
 from trainer.batch_norm_native import operator_type
 from trainer.batch_norm_op import RankSum, empty_batch
 from trainer.shared_memory import SharedMemorySum
@@ -118,61 +115,10 @@ def test_the_environment_and_the_device_choose(monkeypatch: pytest.MonkeyPatch) 
     assert native() == batch_norm_op.OP_TYPE
 
 
-@pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As if nothing had been compiled or loaded yet; returns the cache."""
-    monkeypatch.setattr(batch_norm_native, "_ENVIRONMENT", tmp_path / "environment")
+def test_without_a_compiler_python_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "load", lambda *named: None)
     monkeypatch.setattr(batch_norm_native, "_load", batch_norm_native._load.__wrapped__)
-    monkeypatch.setattr(batch_norm_native, "_cache", lambda: tmp_path / "cache")
-    return tmp_path / "cache"
-
-
-@pytest.mark.parametrize(
-    ("compiler", "why"), [("/nowhere/g++", "/nowhere/g++"), ("false", "returned non-zero")]
-)
-def test_without_a_compiler_python_does_it_and_says_so(
-    compiler: str,
-    why: str,
-    fresh: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("CXX", compiler)
     assert native() == batch_norm_op.OP_TYPE
-    (said,) = capsys.readouterr().err.splitlines()
-    assert "batch norm runs in Python" in said and why in said
-    assert not list(fresh.iterdir())
-
-
-def test_without_a_place_to_write_python_does_it_and_says_so(
-    fresh: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fresh.write_text("a file, where a folder cannot be made even by root")
-    assert native() == batch_norm_op.OP_TYPE
-    (said,) = capsys.readouterr().err.splitlines()
-    assert "batch norm runs in Python" in said and str(fresh) in said
-
-
-def test_two_may_compile_at_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = ["-O0" if flag == "-O3" else flag for flag in batch_norm_native._FLAGS]
-    monkeypatch.setattr(batch_norm_native, "_FLAGS", flags)  # takes a third of the time
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        paths = list(pool.map(batch_norm_native.compile_into, [fresh, fresh]))
-    assert set(paths) == set(fresh.iterdir()) == {batch_norm_native._find()}
-    assert ctypes.CDLL(str(paths[0])).load
-
-
-def test_a_change_of_any_source_is_recompiled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sources = tmp_path / "native"
-    shutil.copytree(batch_norm_native._SOURCES, sources)
-    monkeypatch.setattr(batch_norm_native, "_SOURCES", sources)
-    names = {batch_norm_native._file_name()}
-    for path in sources.iterdir():
-        path.write_text(path.read_text() + "\n")
-        names.add(batch_norm_native._file_name())
-    assert len(names) == 1 + len(list(sources.iterdir())) > 2
 
 
 def wait_for_ever(path: str, entered: Any) -> None:

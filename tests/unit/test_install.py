@@ -76,7 +76,7 @@ def pip(tree, monkeypatch):
     monkeypatch.setattr(install, "usable_venv", lambda gpu: (3, 11))
     monkeypatch.setattr(install, "pip_install", lambda *args, env=None: calls.append((args, env)))
     monkeypatch.setattr(install, "horovod_works", lambda: True)
-    monkeypatch.setattr(install, "compile_batch_norm", lambda: None)
+    monkeypatch.setattr(install, "compile_native", lambda: None)
     monkeypatch.setattr(install, "find_compiler", lambda: {"CXX": "g++", "CC": "gcc"})
     return calls
 
@@ -268,12 +268,12 @@ def test_second_run_does_nothing(pip, capsys):
     [
         ("requirements-dev.txt", "pytest==", "pytest==0.", {"dev"}),
         ("requirements.txt", "PyYAML==", "PyYAML==0.", {"packages"}),
-        ("requirements.txt", "mxnet==", "mxnet==0.", {"packages", "horovod", "batch_norm"}),
+        ("requirements.txt", "mxnet==", "mxnet==0.", {"packages", "horovod", "native"}),
         ("requirements.txt", "horovod==", "horovod==0.", {"horovod"}),
         ("requirements.txt", "# Building", "# Other words", set()),
         ("pyproject.toml", "version", "# changed\nversion", {"project"}),
-        ("trainer/native/batch_norm.cc", "int", "long", {"batch_norm"}),
-        ("trainer/native/sums.h", "int", "long", {"batch_norm"}),
+        ("trainer/native/batch_norm.cc", "int", "long", {"native"}),
+        ("trainer/native/sums.h", "int", "long", {"native"}),
     ],
 )
 def test_a_change_redoes_what_depends_on_it(pip, name, old, new, again):
