@@ -1,10 +1,9 @@
-"""SGD with momentum, plain or Nesterov's, in C++ for float32 arrays on the CPU.
+"""SGD with momentum, plain or Nesterov's, faster than MXNet's for float32 arrays on the CPU.
 
-MXNet's kernels are not vectorized; this one (native/momentum.cc) reads and writes each number once,
-as fast as memory allows. It gives the same bits as MXNet's, which compute everything else: on GPUs,
-other dtypes, with ``clip_gradient``, without momentum, and without a compiler.
-
-It can also add up the gradients of several ranks that share memory while it reads them.
+MXNet's kernels are not vectorized. The one in native/momentum.cc is as fast as memory allows, and
+can add up the gradients of ranks that share memory while it reads them. It gives the same bits as
+MXNet's, which do the rest: on GPUs, other dtypes, with ``clip_gradient``, without momentum, without
+a compiler, and where waiting for backward before the update would cost more than it gains.
 """
 
 from __future__ import annotations
@@ -12,13 +11,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import types
-from typing import Any, ClassVar, Iterator, List, Mapping, Optional, Sequence
+from typing import Any, ClassVar, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import mxnet as mx
 import numpy as np
 
 from . import compiled
 from .placement import address_of, dense_on_cpu
+
+_LARGE = 10_000  # elements; for smaller arrays the overhead of a call dominates
 
 Addresses = Mapping[int, Sequence[int]]  # of all ranks' gradients, by a parameter's index
 
@@ -33,6 +34,7 @@ class InOnePass(mx.optimizer.Optimizer):
 
     nesterov: ClassVar[bool]
     momentum: float
+    may_wait = False  # for backward: set where something has waited for it anyway
     _gradients: Addresses = types.MappingProxyType({})
 
     @contextlib.contextmanager
@@ -46,7 +48,7 @@ class InOnePass(mx.optimizer.Optimizer):
 
     def handles(self, *arrays: Any) -> bool:
         """Whether the C++ kernel updates ``arrays``: weights, gradients, momenta."""
-        wanted = self.momentum > 0 and not self.clip_gradient
+        wanted = self.may_wait and self.momentum > 0 and not self.clip_gradient
         on_cpu = wanted and all(dense_on_cpu(array, np.float32) for array in arrays)
         return on_cpu and library() is not None
 
@@ -58,7 +60,10 @@ class InOnePass(mx.optimizer.Optimizer):
             self._update(*map(list, lists))
         else:
             assert not self._gradients, "their sums would be missing"
-            super().update_multi_precision(index, weight, grad, state)
+            self._update_by_mxnet(index, weight, grad, state)
+
+    def _update_by_mxnet(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
+        super().update_multi_precision(index, weight, grad, state)
 
     def _update(
         self,
@@ -96,9 +101,43 @@ class InOnePass(mx.optimizer.Optimizer):
 
 
 class SGD(InOnePass, mx.optimizer.SGD):
-    """MXNet's SGD."""
+    """MXNet's SGD, which by itself uses its single-array kernel for large arrays on the CPU.
+
+    MXNet's own choice, the multi-array kernel, interleaves the elements of four arrays, which takes
+    longer. Both give the same bits.
+    """
 
     nesterov = False
+    aggregate_num: int
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        self.aggregate_num = max(1, self.aggregate_num)  # 0 would mean no lists in updates
+
+    def _update_by_mxnet(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
+        others: List[Tuple[Any, ...]] = []
+        for one in zip(index, weight, grad, state):
+            large = self.momentum > 0 and one[1].size >= _LARGE
+            if large and all(dense_on_cpu(array, np.float32) for array in one[1:]):
+                self._update_alone(*one)
+            else:
+                others.append(one)
+        if others:
+            super()._update_by_mxnet(*zip(*others))
+
+    def _update_alone(self, index: int, weight: Any, grad: Any, momentum: Any) -> None:
+        self._update_count(index)
+        mx.nd.sgd_mom_update(
+            weight,
+            grad,
+            momentum,
+            out=weight,
+            lr=self._get_lr(index),
+            wd=self._get_wd(index),
+            momentum=self.momentum,
+            rescale_grad=self.rescale_grad,
+            clip_gradient=self.clip_gradient or -1.0,
+        )
 
 
 class NAG(InOnePass, mx.optimizer.NAG):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from typing import Any, Callable, Dict, List, Optional
 
 import mxnet as mx
@@ -96,13 +97,26 @@ def make_trainer(net: gluon.Block, settings: Optimizer) -> gluon.Trainer:
             parameter.wd_mult = 0.0
         # Whatever the user or an earlier run of this net left there.
         parameter.grad_req = "add" if settings.accumulate > 1 else "write"
-    return dist.gluon_trainer(
+    trainer = dist.gluon_trainer(
         parameters,
         optimizer,
         settings.fp16_allreduce,
         settings.groups,
         settings.shared_memory,
     )
+    if isinstance(optimizer, momentum.InOnePass):
+        optimizer.may_wait = _waits_anyway(trainer)
+    return trainer
+
+
+def _waits_anyway(trainer: gluon.Trainer) -> bool:
+    """Whether this process waits for backward before the update, or has one core for everything.
+
+    Elsewhere the host enqueues the next step while the device computes.
+    """
+    if dist.world_size() == 1:
+        return os.environ.get("OMP_NUM_THREADS") == "1"
+    return dist.ranks_share_memory() and shared_gradients.used_by(trainer)
 
 
 def mean_gradients(trainer: gluon.Trainer) -> Dict[str, np.ndarray]:

@@ -90,9 +90,14 @@ class SharedGradients:
             self._shared = None
 
 
+def used_by(trainer: mx.gluon.Trainer) -> bool:
+    """Whether ``trainer`` reduces gradients in shared memory, should the ranks be able to."""
+    return isinstance(trainer._allreduce_grads, SharedGradients)
+
+
 def release(trainer: mx.gluon.Trainer) -> None:
     """Move the gradients of ``trainer`` back to private memory, if they were shared."""
-    if isinstance(trainer._allreduce_grads, SharedGradients):
+    if used_by(trainer):
         trainer._allreduce_grads.release()
 
 
@@ -103,9 +108,7 @@ def rows(trainer: mx.gluon.Trainer) -> Optional[ContextManager[momentum.Addresse
     have read them. None on all ranks if they share no memory, are so many that reading all
     gradients would be slower than an allreduce, or one has no compiled update; collective.
     """
-    if dist.world_size() > _READ_BY_ALL or not isinstance(
-        trainer._allreduce_grads, SharedGradients
-    ):
+    if dist.world_size() > _READ_BY_ALL or not used_by(trainer):
         return None
     shared = trainer._allreduce_grads.shared()
     if shared is None or not shared.update_can_add:

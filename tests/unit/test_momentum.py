@@ -19,11 +19,13 @@ def drawn(random: np.random.RandomState, scale: float) -> List[mx.nd.NDArray]:
     return [mx.nd.array(random.normal(size=shape) * scale) for shape in SHAPES]
 
 
-def updated(kind: Any, seed: int, **arguments: Any) -> List[np.ndarray]:
+def updated(kind: Any, seed: int, waiting: bool = True, **arguments: Any) -> List[np.ndarray]:
     """Weights and momenta after three updates with other gradients and learning rates."""
     random = np.random.RandomState(seed)
     lr, wd, rate, scale = random.uniform(0.01, 0.99, 4)
     optimizer = kind(learning_rate=lr, wd=wd, momentum=rate, rescale_grad=scale, **arguments)
+    if isinstance(optimizer, momentum.InOnePass):
+        optimizer.may_wait = waiting
     optimizer.set_lr_mult({1: 0.5})
     optimizer.set_wd_mult({2: 0.0})
     updater = mx.optimizer.get_updater(optimizer)
@@ -57,20 +59,23 @@ def test_bits_are_those_of_mxnet(
 
 
 @pytest.mark.parametrize(("ours", "theirs"), KINDS)
-@pytest.mark.parametrize("without", ["a compiler", "momentum", "no clip_gradient"])
+@pytest.mark.parametrize("without", ["waiting", "a compiler", "momentum", "no clip_gradient"])
 def test_mxnet_does_the_rest(
     ours: Any, theirs: Any, without: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(momentum.InOnePass, "_update")
-    if without == "a compiler":
-        monkeypatch.setattr(compiled, "load", lambda *named: None)
-        for one, other in zip(updated(ours, 1), updated(theirs, 1)):
+    if without in ("a compiler", "waiting"):
+        if without == "a compiler":
+            monkeypatch.setattr(compiled, "load", lambda *named: None)
+        own = updated(ours, 1, waiting=without != "waiting")
+        for one, other in zip(own, updated(theirs, 1)):
             np.testing.assert_array_equal(one, other)
         return
     arguments = {"momentum": {"momentum": 0.0}, "no clip_gradient": {"clip_gradient": 0.1}}[without]
     weights: List[Tuple[mx.nd.NDArray, mx.nd.NDArray]] = []
     for kind in (ours, theirs):
         optimizer = kind(learning_rate=0.1, **{"momentum": 0.9, **arguments})
+        optimizer.may_wait = True  # MXNet's own do not know it
         weight = mx.nd.array([1.0, -2.0])
         mx.optimizer.get_updater(optimizer)([0], [mx.nd.array([3.0, 4.0])], [weight])
         weights.append(weight.asnumpy())
@@ -92,6 +97,7 @@ def test_gradients_of_ranks_are_added_in_their_order(kind: Any, theirs: Any, row
     found = []
     for one in (kind, theirs):
         updater = mx.optimizer.get_updater(one(learning_rate=0.3, momentum=0.9, wd=0.1))
+        updater.optimizer.may_wait = True
         weights = [weight.copy() for weight in start]
         everything = list(range(len(weights)))
         mx.nd.waitall()
