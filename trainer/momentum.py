@@ -44,7 +44,7 @@ class InOnePass(mx.optimizer.Optimizer):
         try:
             yield
         finally:
-            self._gradients = types.MappingProxyType({})
+            del self._gradients
 
     def handles(self, *arrays: Any) -> bool:
         """Whether the C++ kernel updates ``arrays``: weights, gradients, momenta."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any, List, Tuple
 
 import mxnet as mx
@@ -123,3 +124,4 @@ def test_sums_are_never_left_out() -> None:
     weight = mx.nd.ones(2, dtype="float64")
     with optimizer.adding({0: [address_of(weight)]}), pytest.raises(AssertionError, match="sums"):
         mx.optimizer.get_updater(optimizer)([0], [weight], [weight])
+    assert pickle.loads(pickle.dumps(optimizer)).momentum == 0.9, "a net may hold its trainer"
