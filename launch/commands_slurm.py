@@ -67,8 +67,10 @@ def _run_slurm(args: argparse.Namespace, command: List[str]) -> int:
 
 
 def _submit(script: str, follow_it: bool) -> int:
-    from launch.submit import follow, log_path, submit
+    from launch.submit import check_followable, follow, log_path, submit
 
+    if follow_it:
+        check_followable(script)
     job_id = submit(script)
     log = log_path(script, job_id)
     message = f"job {job_id} is submitted; its log: {log}"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import pwd
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Dict, List, Mapping, Optional, Tuple
 
@@ -17,6 +19,7 @@ from launch.process import say
 
 POLL_SECONDS = 1.0
 _OTHER_NAMES = {"SBATCH_TIME": "SBATCH_TIMELIMIT", "SBATCH_REQUEUE": "SBATCH_NO_REQUEUE"}
+_FIELD = re.compile(r"%([0-9]*)([a-zA-Z%])")  # in a log's name; a number pads the ids
 _ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "STOPPED")
 
 
@@ -46,11 +49,39 @@ def _make_log_folder(script: str) -> None:
 
 
 def log_path(script: str, job_id: str) -> Path:
-    """The log file of the job with this script and id."""
-    name = _option(script, "job-name")
-    log = _option(script, "output")
-    assert log and name
-    return Path(log.replace("%j", job_id).replace("%x", name))
+    """The log file of the job with this script and id.
+
+    What only Slurm knows is left as it stands, such as %N, and %j in an array, which has one for
+    each task.
+    """
+    values = {"j": job_id, "A": job_id, "x": _option(script, "job-name") or "", "%": "%"}
+    with suppress(KeyError):  # this user has no name here
+        values["u"] = pwd.getpwuid(os.getuid()).pw_name
+    if _is_array(script):
+        del values["j"]
+
+    def expand(field: re.Match[str]) -> str:
+        value = values.get(field[2], field[0])
+        return value.zfill(int(field[1] or 0)) if value.isdigit() else value
+
+    return Path(_FIELD.sub(expand, _option(script, "output") or ""))
+
+
+def check_followable(script: str) -> None:
+    """Raises ValueError when `follow` could not know the job's log."""
+    if _is_array(script):
+        raise ValueError("--follow shows one log, but each task of --array has its own")
+    log = _option(script, "output") or ""
+    for field in _FIELD.finditer(log):
+        if field[2] not in "jAxu%":
+            raise ValueError(
+                f"--follow cannot know {field[0]} in the log's name {log}; it knows %j, %A, %x, "
+                "%u and %%"
+            )
+
+
+def _is_array(script: str) -> bool:
+    return any(re.fullmatch("array|a[0-9]*", option) for option, _ in _options(script))
 
 
 def _option(script: str, name: str) -> Optional[str]:

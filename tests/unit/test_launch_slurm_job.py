@@ -4,6 +4,7 @@ test_slurm.py runs both on a real Slurm; here the command lines and the answers 
 """
 
 import os
+import pwd
 import subprocess
 import sys
 from contextlib import suppress
@@ -220,6 +221,39 @@ def test_a_submission_counts_where_its_message_cannot_be_written(slurm):
     assert done.stderr == (
         "launch: job 9 is submitted; its log: /tmp/log (stdout: No space left on device)\n"
     )
+
+
+def test_the_logs_name_is_what_sbatch_makes_of_it(slurm, tmp_path):
+    """As Slurm 22.05 does: `%5j` pads; names are not padded."""
+    user = pwd.getpwuid(os.getuid()).pw_name
+    log = f"{tmp_path}/%5j.%A.%9x.%u.%%j"
+    done = slurm("slurm", "--log", log, "--", "true", sbatch="echo 9")
+    assert done.stdout == f"job 9 is submitted; its log: {tmp_path}/00009.9.train.{user}.%j\n"
+    done = slurm("slurm", "--log", f"{tmp_path}/%j-%N", "--", "true", sbatch="echo 9")
+    assert done.stdout == f"job 9 is submitted; its log: {tmp_path}/9-%N\n"
+
+
+def test_an_array_has_a_log_for_each_task(slurm, tmp_path):
+    """Their ids differ: none of them is the one that sbatch prints."""
+    site = tmp_path / "site.yaml"
+    site.write_text("sbatch: [--array=0-1]\n")
+    options = ["--site", str(site), "--log", f"{tmp_path}/%x-%j-%A_%a"]
+    done = slurm("slurm", *options, "--", "true", sbatch="echo 9")
+    assert done.stdout == f"job 9 is submitted; its log: {tmp_path}/train-%j-9_%a\n"
+    done = slurm("slurm", "--follow", *options, "--", "true", sbatch=f"touch {tmp_path}/submitted")
+    assert done.returncode == 2
+    assert done.stderr == "launch: --follow shows one log, but each task of --array has its own\n"
+    assert not (tmp_path / "submitted").exists()
+
+
+def test_a_log_that_cannot_be_followed_is_refused_before_the_job_is_submitted(slurm, tmp_path):
+    log = f"{tmp_path}/%j-%N"
+    done = slurm("slurm", "--follow", "--log", log, "--", "true", sbatch=f"touch {tmp_path}/sent")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"launch: --follow cannot know %N in the log's name {log}; it knows %j, %A, %x, %u and %%\n"
+    )
+    assert not (tmp_path / "sent").exists()
 
 
 @pytest.mark.parametrize("stdout", ["a closed pipe", "/dev/full"])
