@@ -164,7 +164,20 @@ def _run_local(args: argparse.Namespace, command: List[str]) -> int:
         discovery=Discovery(args.discover, args.discover_every) if args.discover else None,
         patience=args.start_timeout,
     )
+    _tell_of_copies()
     return run_local(command, elastic, args.quiet, args.kill_after, args.start_timeout)
+
+
+def _tell_of_copies() -> None:
+    """Only told, as each copy may have a job of its own: `name=run$SLURM_PROCID`."""
+    from launch.slurm import tasks_of_srun
+
+    tasks = tasks_of_srun(os.environ)
+    if tasks > 1 and os.environ["SLURM_PROCID"] == "0":
+        say(
+            f"srun has started {tasks} of these launchers, each with ranks of its own; for one job "
+            "of all tasks: srun ... python -m launch slurm-rank -- COMMAND"
+        )
 
 
 def _add_elastic_rank(actions: Any) -> None:

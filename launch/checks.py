@@ -152,11 +152,13 @@ def _nccl_row(horovod: Dict[str, Any]) -> Row:
 def cores_row() -> Row:
     """The cores that ranks here divide, and what limits them."""
     bound, quota = len(os.sched_getaffinity(0)), quota_cores()
+    allocated = int(os.environ.get("SLURM_CPUS_ON_NODE", bound))
     total = os.cpu_count() or bound
     limits = [f"bound to {bound} of {total}"] if bound < total else []
     limits += [f"the container's CPU quota is {quota}"] if quota else []
+    limits += [f"the Slurm job has {allocated}"] if allocated < bound else []
     note = f" ({', '.join(limits)})" if limits else ""
-    return Row("cores", OK, f"{min(bound, quota or bound)}{note}")
+    return Row("cores", OK, f"{min(bound, quota or bound, allocated)}{note}")
 
 
 def data_row() -> Row:

@@ -17,15 +17,16 @@ from typing import Any, Dict, List, Tuple
 
 from launch import checks
 from launch.checks import FAIL, OK, WARN, Row
+from launch.slurm import tasks_of_srun
 
 MAX_SKEW_SECONDS = 1.0
-_SUMMARY = ("Python", "MXNet", "Horovod", "GPU")  # the rows shown for a healthy node
+_SUMMARY = ("Python", "MXNet", "Horovod", "GPU", "cores")  # the rows shown for a healthy node
 _RESULTS = "doctor"  # scope in the rendezvous store for the tasks' findings
 
 
 def examine() -> int:
     """Checks this machine or allocation and prints the report; returns 1 if it cannot train."""
-    if "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if tasks_of_srun(os.environ) > 1:
         return _examine_allocation()
     rows = [*_node_rows(), checks.host_row(), checks.slurm_row(), _local_allreduce()]
     print(page(rows))

@@ -71,6 +71,11 @@ def expand_tasks(tasks: str) -> List[int]:
     return counts
 
 
+def tasks_of_srun(env: Mapping[str, str]) -> int:
+    """How many tasks srun has started along with this process; 1 outside of srun."""
+    return int(env.get("SLURM_STEP_NUM_TASKS", "1")) if "SLURM_PROCID" in env else 1
+
+
 def facts_from_slurm(env: Mapping[str, str]) -> RankFacts:
     """The facts of the task with environment `env`, for any distribution of tasks over nodes.
 

@@ -187,12 +187,24 @@ def test_srun_without_slurm_rank_says_what_is_missing(cluster, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_launchers_of_one_machine_under_srun_are_told_of_once(cluster):
+    """They are allowed: each may run a job of its own."""
+    shown = cluster.run(
+        "srun", "-N2", "-n3", sys.executable, "-m", "launch", "local", "-n", "1", "--", "echo", "hi"
+    )
+    words = (
+        "launch: srun has started 3 of these launchers, each with ranks of its own; for one job of "
+        "all tasks: srun ... python -m launch slurm-rank -- COMMAND"
+    )
+    assert sorted(said_by_tasks(shown)) == ["[0] hi"] * 3 + [words]
+
+
 def test_doctor_shows_a_row_for_each_node(cluster):
     shown = cluster.run(
         "srun", "-N2", "--ntasks-per-node=1", sys.executable, "-m", "launch", "doctor", check=False
     )
     for name in ("node1", "node2"):
-        assert re.search(rf"^(ok|warn|FAIL) +{name} +.*", shown, re.M), shown
+        assert re.search(rf"^(ok +{name} .*; cores 1\b|(warn|FAIL) +{name} )", shown, re.M), shown
     assert re.search(r"^ok +allreduce +2 ranks: [\d.]+ ms, [\d.]+ MB/s at 45 MB", shown, re.M)
     assert not list(ROOT.glob(".launch-doctor-*"))
 

@@ -88,14 +88,17 @@ def rows_with(library, **changes):
 
 
 @pytest.mark.parametrize(
-    ("bound", "quota", "found"),
+    ("bound", "quota", "allocated", "found"),
     [
-        (8, None, "8"),
-        (2, None, "2 (bound to 2 of 8)"),
-        (8, 4, "4 (the container's CPU quota is 4)"),
+        (8, None, None, "8"),
+        (2, None, 2, "2 (bound to 2 of 8)"),
+        (8, 4, None, "4 (the container's CPU quota is 4)"),
+        (8, 4, 3, "3 (the container's CPU quota is 4, the Slurm job has 3)"),
     ],
 )
-def test_cores_and_what_limits_them(monkeypatch, bound, quota, found):
+def test_cores_and_what_limits_them(monkeypatch, bound, quota, allocated, found):
+    if allocated:
+        monkeypatch.setenv("SLURM_CPUS_ON_NODE", str(allocated))
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(bound)))
     monkeypatch.setattr(checks, "quota_cores", lambda: quota)
@@ -263,10 +266,11 @@ def node(host, clock=100.0, shared=True, *rows):
 
 
 def test_a_row_for_each_node():
-    rows = doctor.allocation_rows([node("n1"), node("n2", 100.25)], 2)
-    assert rows == [
-        Row("n1", OK, "Python 3.11; clock +0.00 s"),
-        Row("n2", OK, "Python 3.11; clock +0.25 s"),
+    found = (Row("Python", OK, "3.11"), Row("cores", OK, "2"), Row("write", OK, "/, 9 GiB free"))
+    nodes = [node("n1", 100.0, True, *found), node("n2", 100.25, True, *found)]
+    assert doctor.allocation_rows(nodes, 2) == [
+        Row("n1", OK, "Python 3.11; cores 2; clock +0.00 s"),
+        Row("n2", OK, "Python 3.11; cores 2; clock +0.25 s"),
     ]
 
 
