@@ -97,8 +97,8 @@ class _Step:
         self._tails: Dict[int, Deque[str]] = {}
         self._endings: Dict[int, str] = {}  # of ranks that failed, in srun's order
         self._lost_node: Optional[str] = None
-        self._wait_seconds: Optional[str] = None  # if srun --wait ended ranks, and none had failed
-        self._ended_early = ""  # the other ranks, as `1,3-5`
+        self._wait_seconds: Optional[str] = None  # if srun --wait ended ranks
+        self._ended_early = ""  # the other ranks, as `1,3-5`, if none had failed
         self._absent: Optional[str] = None  # names ranks that ended before hvd.init()
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
@@ -189,15 +189,18 @@ class _Step:
         if failed:
             self._lost_node = f"{failed[1]} was lost while its ranks ran; Slurm requeues the job"
         wait_over = _WAIT_OVER.match(text)
-        if wait_over and not self._endings:
+        if wait_over:
             self._wait_seconds = wait_over[1]
         had_ended = _HAD_ENDED.match(text)
-        if had_ended and self._wait_seconds:
+        if had_ended and self._wait_seconds and not self._endings:
             self._ended_early = had_ended[1]
         ended = _TASK_ENDED.match(text)
         if ended and _SAVED not in ended[3]:
+            how = f"on {ended[1]}: {ended[3]}"
+            if self._wait_seconds and ended[3] == "Killed":
+                how += f" by srun --wait, {self._wait_seconds} s after the first rank had ended"
             for rank in _task_numbers(ended[2]):
-                self._endings.setdefault(rank, f"on {ended[1]}: {ended[3]}")
+                self._endings.setdefault(rank, how)
         absent = _ABSENT.fullmatch(text)
         if absent:
             self._absent = absent[1]

@@ -95,6 +95,22 @@ def test_ranks_that_ended_long_before_the_others_are_named(slurm):
     assert words not in job(slurm, f"{failed}; {speak}; exit 137").stderr
 
 
+def test_a_rank_that_srun_ended_after_the_others_had_failed_is_named(slurm):
+    """Slurm 22.05's own lines, of a rank held by SIGSTOP; its peers lost it."""
+    said = (
+        "0: Horovod has been shut down",
+        "srun: error: n1: task 0: Exited with exit code 1",
+        "srun: First task exited 120s ago",
+        "srun: StepId=29.0 task 1: running",
+        "srun: StepId=29.0 task 0: exited abnormally",
+        "srun: error: n2: task 1: Killed",
+    )
+    speak = "; ".join(f"echo '{line}' >&2" for line in said)
+    assert job(slurm, f"{speak}; exit 137").stderr.splitlines()[-1] == (
+        "launch: rank 1 on n2: Killed by srun --wait, 120 s after the first rank had ended"
+    )
+
+
 def test_a_rank_that_ended_before_init_is_named_not_those_that_waited(slurm):
     """Slurm 22.05's own lines; a rank that exits with 0 is not among them."""
     ended = "echo 'srun: error: n1: task {}: {}' >&2; "
