@@ -20,6 +20,7 @@ from launch.process import say
 POLL_SECONDS = 1.0
 _OTHER_NAMES = {"SBATCH_TIME": "SBATCH_TIMELIMIT", "SBATCH_REQUEUE": "SBATCH_NO_REQUEUE"}
 _FIELD = re.compile(r"%([0-9]*)([a-zA-Z%])")  # in a log's name; a number pads the ids
+_TOO_MUCH = ("PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints")
 _ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "STOPPED")
 
 
@@ -121,6 +122,10 @@ def follow(job_id: str, log: Path) -> int:
             state, reason = _state(job_id)
             offset = _copy_from(log, offset, sys.stdout.buffer)
             told = f"{state} ({reason})" if reason not in ("", "None") else state
+            if state == "PENDING" and reason in _TOO_MUCH:
+                told += (
+                    f": it asks for more than its partition gives; `scancel {job_id}` withdraws it"
+                )
             if told != shown:
                 say(f"job {job_id} is {told}")
                 shown = told

@@ -8,12 +8,14 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from launch.submit import POLL_SECONDS
 from tests import documented
 from tests.waiting import wait_until
 
@@ -282,6 +284,30 @@ def test_refused_partition_and_missing_sbatch_are_one_line(cluster):
 
 
 # ------------------------------------------------------------------------------ the documents' own
+
+
+def test_follow_says_that_a_job_asks_for_too_much(cluster):
+    """By default Slurm accepts it, and lets it wait."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch", "slurm", "--nodes", "3", "--follow", "--", "true"],
+        cwd=ROOT,
+        env=cluster.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    job_id = re.match(r"job (\d+) is submitted", process.stdout.readline())[1]
+    wait_until(
+        lambda: "Reason=PartitionConfig" in cluster.run("scontrol", "show", "job", job_id),
+        lambda: cluster.run("squeue"),
+    )
+    time.sleep(2 * POLL_SECONDS)
+    cluster.run("scancel", job_id)
+    _, said = process.communicate(timeout=30)
+    assert (
+        f"launch: job {job_id} is PENDING (PartitionConfig): it asks for more than its partition "
+        f"gives; `scancel {job_id}` withdraws it\n"
+    ) in said
 
 
 def test_the_documents_commands_train(cluster, tmp_path):
