@@ -234,6 +234,7 @@ _FITS: Dict[str, Callable[[Any], bool]] = {
     "accuracy": lambda value: value is None or isinstance(value, float),
     "config": lambda value: isinstance(value, dict),
     "image_shape": lambda value: value is None or _is_image_shape(value),  # None in older ones
+    "train_size": lambda value: value is None or type(value) is int,  # None in older ones
     "optimizer": lambda value: isinstance(value, dict),
     "plateau": lambda value: value is None or is_saved_plateau(value),  # None in older ones
 }

@@ -231,6 +231,20 @@ def load(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Config:
     return from_dict(values, overrides)
 
 
+def checked(given: Any) -> Config:
+    """``given``, if it is a config.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if isinstance(given, Config):
+        return given
+    raise ConfigError(
+        f"config is a {type(given).__name__}; it must be a trainer.Config, as "
+        "trainer.config.from_dict makes of a mapping and trainer.config.load of a YAML file"
+    )
+
+
 def from_dict(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """The config of a nested mapping; settings it leaves out have their defaults."""
     chosen: Dict[str, Any] = copy.deepcopy(dict(values))

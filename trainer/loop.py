@@ -15,6 +15,7 @@ import mxnet as mx
 from mxnet import gluon
 
 from . import (
+    agreement,
     checkpoint,
     dist,
     epoch_end,
@@ -30,7 +31,7 @@ from . import (
     users_net,
 )
 from .arrays import Arrays
-from .config import Config, ConfigError, to_dict
+from .config import Config, ConfigError, checked, to_dict
 from .device import choose
 from .early_stopping import Plateau
 from .epoch_end import EpochEnd, OnEpochEnd
@@ -82,7 +83,8 @@ def fit(
             that is not an ancestor of the new run is set aside. A launch that is restarted after a
             fault resumes from its own checkpoints in any case. Only rank 0 needs access to the
             folder.
-        force: resume even if settings differ from those the checkpoint was made with.
+        force: resume even if settings, or the number of training images, differ from those the
+            checkpoint was made with.
         on_epoch_end: called on every rank with an :class:`EpochEnd` after each epoch, and where
             ``train.max_steps`` ends the run within one, once its checkpoint is on its way. An
             exception ends the run, which resumes after that epoch. It must not change the net.
@@ -102,7 +104,7 @@ def fit(
             f"the net is a {type(net).__name__}; it must be a Gluon Block (a config alone goes as "
             "config=...)"
         )
-    config = config or Config()
+    config = Config() if config is None else checked(config)
     if loss is not None and config.train.label_smoothing:
         raise ConfigError("train.label_smoothing is for the default loss; leave it out, or loss=")
     if on_epoch_end is not None:
@@ -154,6 +156,7 @@ class _Run:
             self.net = net if net is not None else model.build(config.model)
             mixed_precision.check(self.net, config.train.precision, self.ctx)
         with dist.together():
+            agreement.check(config)
             feed.check_alike(train, self.test)
         self.epoch_steps = self.loader.steps_per_epoch
         self.last_step = config.train.epochs * self.epoch_steps
@@ -177,7 +180,7 @@ class _Run:
             self.trainer = make_trainer(self.net, config.optimizer)
             # Only rank 0 looks for checkpoints: all ranks use the same one, without a shared disk.
             if dist.is_root():
-                path = resume.choose(config, resume_from, force)
+                path = resume.choose(config, resume_from, force, self.train_size)
         state = resume.restore(path, self.net, self.trainer)
         self.step: int = state["step"]
         self.saved_step = self.step if path else None
@@ -319,6 +322,7 @@ class _Run:
             "plateau": self.plateau,
             "config": to_dict(self.config),
             "image_shape": self.image_shape,
+            "train_size": self.train_size,
             "launch": launched.launch_id(),
         }
         self.saved_step = self.step

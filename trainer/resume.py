@@ -34,7 +34,9 @@ def checkpoint_folder(settings: Config) -> Path:
     return settings.folder / "checkpoints"
 
 
-def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
+def choose(
+    settings: Config, resume: str, force: bool, train_size: Optional[int] = None
+) -> Optional[Path]:
     """The checkpoint to resume from; None to start anew. Reads only.
 
     ``none`` and a path apply to the first start of a launch. When the launcher restarts the ranks,
@@ -43,7 +45,8 @@ def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
 
     Args:
         resume: ``auto`` (the newest valid one in the run's folder, if any), ``none``, or a path.
-        force: accept one that was made with other settings.
+        force: accept one that was made with other settings, or on another number of images.
+        train_size: the number of training images; None does not compare it.
 
     Raises:
         CheckpointError: it is missing or damaged, or was made with settings that lead to other
@@ -72,8 +75,11 @@ def choose(settings: Config, resume: str, force: bool) -> Optional[Path]:
             raise checkpoint.CheckpointError(f"cannot resume: {wrong}")
     if path is None:
         return None
-    before = checkpoint.read_state(path)["config"]
-    changed = config.differences(before, config.to_dict(settings))
+    before = checkpoint.read_state(path)
+    changed = config.differences(before["config"], config.to_dict(settings))
+    size = before.get("train_size")  # None in older ones
+    if None not in (size, train_size) and size != train_size:
+        changed.append(f"training images: {size} -> {train_size}")
     if changed and not force:
         raise checkpoint.CheckpointError(
             f"{path} was made with other settings ({'; '.join(changed)}); give the run another "

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Dict, List
 
+import numpy as np
 import pytest
 from mxnet import gluon
 from mxnet.gluon import nn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import launch
+from launch.function import RankError
 from trainer.checkpoint import CheckpointError
 from trainer.config import ConfigError, Data, from_dict
 from trainer.loop import fit
@@ -72,3 +76,45 @@ def test_a_forced_run_resumes_with_other_settings(tmp_path: Path, capsys: Any) -
     (begin,) = _told(capsys, "begin")
     assert (begin["first_step"], begin["last_step"]) == (6, 9)
     assert "epochs: 3" in (tmp_path / "default" / "config.yaml").read_text()
+
+
+def test_a_run_is_not_resumed_on_another_number_of_images_unless_forced(tmp_path: Path) -> None:
+    """Epochs would end at other steps, in the middle of another permutation."""
+    short = {"epochs": 2, "global_batch_size": 4, "max_steps": 4}
+    trained(nn.Dense(4), tmp_path, monitor=QUIET, train=short)
+    whole = from_dict({"output": str(tmp_path), "train": {**short, "max_steps": None}})
+    more = np.concatenate([SET[0], SET[0]]), np.concatenate([SET[1], SET[1]])
+    with pytest.raises(CheckpointError, match=r"\(training images: 12 -> 24\).*--force"):
+        fit(nn.Dense(4), whole, train=more, test=SET)
+    assert fit(nn.Dense(4), whole, train=SET, test=more).steps == 6, "the test set may grow"
+    assert fit(nn.Dense(4), whole, force=True, train=more, test=SET).steps == 12
+
+
+@pytest.mark.parametrize("given", [{"name": "mine"}, "configs/quickstart.yaml"])
+def test_a_config_of_another_type_is_refused_with_the_way_to_make_one(given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"config is a \w+; .* trainer\.config\.(from_dict|load)"):
+        fit(nn.Dense(4), given, train=SET, test=SET)
+
+
+def test_ranks_with_settings_of_their_own_are_refused(tmp_path: Path) -> None:
+    """A learning rate for each rank would have their weights part, without a sign of it."""
+
+    def by_rank(**settings: Any) -> int:
+        config = {"output": str(tmp_path), "train": {"epochs": 1, "global_batch_size": 4}}
+        return fit(nn.Dense(4), from_dict({**config, **settings}), train=SET, test=SET).steps
+
+    def each_its_own(harmless: bool) -> int:
+        rank = int(os.environ["HOROVOD_RANK"])
+        if harmless:
+            return by_rank(name=f"run{rank}", data={"prefetch": 1 + rank, "folder": f"disk{rank}"})
+        return by_rank(seed=rank, optimizer={"lr": 0.1 + rank})
+
+    with pytest.raises(RankError) as raised:
+        launch.run(each_its_own, (False,))
+    said = str(raised.value)
+    assert (
+        "the ranks have different settings: seed is 0 on rank 0 " in said
+        and ", 1 on rank 1 " in said
+    )
+    assert "optimizer.lr is 0.1 on rank 0 " in said and not list(tmp_path.iterdir())
+    assert launch.run(each_its_own, (True,)) == [3, 3]
