@@ -60,8 +60,11 @@ def write(name: str, figures: Any, before: Dict[str, Any]) -> Path:
 def include(page: Path, module: str, text: str) -> None:
     """Replace the part of a document between the :func:`marks` of ``module`` by ``text``."""
     begin, end = marks(module)
-    before, _, rest = page.read_text().partition(begin)
-    page.write_text(before + begin + text + end + rest.partition(end)[2])
+    before, begun, rest = page.read_text().partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (begun and ended):
+        raise ValueError(f"{page} has no {begin!r} followed by {end!r}")
+    page.write_text(before + begin + text + end + after)
 
 
 def marks(module: str) -> Tuple[str, str]:

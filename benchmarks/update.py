@@ -2,20 +2,26 @@
 
 python -m launch local -n 2 --quiet -- python -m benchmarks.update
 
-All ranks update at once, as in training, the ways alternate, and rank 0 prints each rank's median.
+All ranks update at once, as in training, and the ways alternate. Each rank's median goes into
+``results/update.json`` and ``docs/performance.md``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
+from pathlib import Path
 from typing import Any, Callable, Dict, List
 
 import mxnet as mx
 
+from benchmarks import report
 from trainer import device, dist, momentum
 from trainer.model import resnet18
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 
 SETTINGS = {
     "learning_rate": 0.1,
@@ -47,6 +53,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     device.share_cores()
     dist.init()
+    before = report.machine()
     net = resnet18()
     net.initialize()
     net(mx.nd.zeros((1, 1, 28, 28)))
@@ -68,8 +75,18 @@ def main() -> None:
     medians = {name: 1e3 * statistics.median(taken[1:]) for name, taken in seconds.items()}
     of_ranks = dist.gather_objects(medians)
     if dist.is_root():
-        for name in WAYS:
-            print(f"{name:<26}", *(f"{rank[name]:6.1f}" for rank in of_ranks), flush=True)
+        figures = {name: [round(rank[name], 2) for rank in of_ranks] for name in WAYS}
+        report.write("update", figures, before)
+        print(table())
+        report.include(PAGE, "benchmarks.update", table())
+
+
+def table() -> str:
+    """What was measured last, a row for each way."""
+    figures = json.loads((report.RESULTS / "update.json").read_text())["figures"]
+    ranks = len(next(iter(figures.values())))
+    heads = ["ms", *(f"rank {rank}" for rank in range(ranks))]
+    return report.table(heads, [[name, *taken] for name, taken in figures.items()])
 
 
 if __name__ == "__main__":

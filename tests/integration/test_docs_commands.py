@@ -168,6 +168,7 @@ LEAST = {
     "scaling": "",
     "scaling_validation": "--rates ''",
     "step_choices": "--only groups=0 --rounds 1 --steps 1",
+    "update": "--rounds 1",
 }
 
 

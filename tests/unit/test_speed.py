@@ -10,11 +10,11 @@ from typing import Any, Optional
 import psutil
 import pytest
 
-from benchmarks import contenders, report, scaling_validation, speed, step_choices
+from benchmarks import contenders, report, scaling_validation, speed, step_choices, update
 
 
 def test_the_page_holds_the_table_of_the_results() -> None:
-    for module in (speed, step_choices):
+    for module in (speed, step_choices, update):
         begin, end = report.marks(module.__name__)
         assert begin + module.table() + end in speed.PAGE.read_text()
 
@@ -31,6 +31,15 @@ def test_a_table_takes_the_place_of_the_last(tmp_path: Path) -> None:
     page.write_text(f"{report.marks('benchmarks.a')[0]}of a{end}\n{begin}old{end}\nthe rest\n")
     report.include(page, "benchmarks.b", "new")
     assert page.read_text().endswith(f"of a{end}\n{begin}new{end}\nthe rest\n")
+
+
+def test_a_page_without_the_place_of_a_table_is_left_as_it_is(tmp_path: Path) -> None:
+    page, (begin, end) = tmp_path / "page.md", report.marks("benchmarks.b")
+    for content in (f"{end}\nthe rest\n", f"{begin}the rest\n"):
+        page.write_text(content)
+        with pytest.raises(ValueError, match="page.md has no"):
+            report.include(page, "benchmarks.b", "new")
+        assert page.read_text() == content
 
 
 def test_a_choice_is_compared_to_the_unchanged_run_of_its_round() -> None:
