@@ -68,11 +68,22 @@ def make_optimizer(settings: Optimizer) -> mx.optimizer.Optimizer:
     if twice:
         setting = {"learning_rate": "lr", "wd": "weight_decay"}.get(twice[0], twice[0])
         raise ConfigError(f"optimizer.arguments has {twice[0]}; set optimizer.{setting} instead")
+    if "lr_scheduler" in settings.arguments:
+        raise ConfigError("optimizer.arguments has lr_scheduler; the settings of schedule do that")
     try:
         make = _IN_ONE_PASS.get(name) or functools.partial(mx.optimizer.create, name)
+        _try_out(make(**{**arguments, **settings.arguments}))
         return make(**{**arguments, **settings.arguments})
-    except TypeError as error:
-        raise ConfigError(f"optimizer.arguments do not fit {name}: {error}") from error
+    except Exception as error:  # MXNet checks some arguments nowhere, others in the first update
+        lines = str(error).splitlines() or [f"{type(error).__name__} in its update of a vector"]
+        raise ConfigError(f"optimizer.arguments do not fit {name}: {lines[0]}") from error
+
+
+def _try_out(optimizer: mx.optimizer.Optimizer) -> None:
+    """Update a vector, such as a bias is."""
+    weight, gradient = mx.nd.ones(2), mx.nd.ones(2)
+    mx.optimizer.get_updater(optimizer)([0], [gradient], [weight])
+    weight.wait_to_read()
 
 
 def make_trainer(net: gluon.Block, settings: Optimizer) -> gluon.Trainer:

@@ -396,6 +396,11 @@ def test_further_arguments_reach_the_optimizer():
         (Optimizer("zzz"), ["optimizer.name", "'zzz'", "adam", "sgd"]),
         (Optimizer("sgd", arguments={"beta1": 0.5}), ["optimizer.arguments", "sgd", "beta1"]),
         (Optimizer("adam", arguments={"lr": 1}), ["optimizer.arguments", "adam", "lr"]),
+        (Optimizer("adam", arguments={"beta1": "abc"}), ["optimizer.arguments", "adam"]),
+        (Optimizer("sgd", arguments={"clip_gradient": "abc"}), ["sgd", "clip_gradient"]),
+        (Optimizer("sgd", arguments={"lr_scheduler": 3}), ["lr_scheduler", "schedule"]),
+        (Optimizer("groupadagrad"), ["groupadagrad", "AssertionError"]),
+        (Optimizer("sgd", lr=1e300), ["sgd", "1e+300"]),
         (
             Optimizer("adam", arguments={"learning_rate": 1}),
             ["optimizer.arguments", "learning_rate", "optimizer.lr"],
