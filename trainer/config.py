@@ -79,7 +79,7 @@ class Optimizer(Checked, section="optimizer."):
     clip_norm: Optional[float] = setting(
         None, "clip the global batch's gradient to this L2 norm; null: no clipping", above=0
     )
-    accumulate: int = setting(1, "micro-batches per rank and step, to save memory", minimum=1)
+    accumulate: int = setting(1, "micro-batches per step, to save memory", minimum=1)
     fp16_allreduce: bool = setting(
         False, "reduce gradients in float16 (pays off on slow links only)"
     )

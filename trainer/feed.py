@@ -79,6 +79,7 @@ def train_loader(train: Arrays, config: Config, ctx: mx.Context) -> TrainLoader:
         seed=config.seed,
         rank=dist.rank(),
         world_size=dist.world_size(),
+        parts=config.optimizer.accumulate,
         place=on_device(ctx),
     )
 

@@ -27,6 +27,7 @@ class Batch(NamedTuple):
     label: Any  # float32 (rows,): Gluon's losses take class indices as floats
     samples: int  # all rows; 0 if the shard is empty and the one row a placeholder
     global_samples: int  # in the global batch, over all ranks
+    micro_batches: Tuple[int, ...] = ()  # rows of each, to be processed in turn; (): all at once
 
 
 class Transform:
@@ -143,6 +144,7 @@ class TrainLoader:
 
     Args:
         images, labels: the whole training set, uint8 (N, H, W[, C]) and integer (N,).
+        parts: micro-batches of each global batch.
         place: allocates and fills the arrays, e.g. ``placement.on_device(ctx)``.
     """
 
@@ -156,13 +158,14 @@ class TrainLoader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        parts: int = 1,
         place: Place = on_host,
     ):
         self._arrays = _Arrays(Transform(images, settings, seed, training=True), labels, place)
         self._samples = len(labels)
         self._global_batch_size = global_batch_size
         self._seed = seed
-        self._rank, self._world_size = rank, world_size
+        self._rank, self._world_size, self._parts = rank, world_size, parts
         self._prefetch = settings.prefetch
 
     @property
@@ -186,10 +189,12 @@ class TrainLoader:
         for current in range(step, last_step):
             epoch, batch = divmod(current, self.steps_per_epoch)
             indices = sharding.global_batch(order_of(epoch), self._global_batch_size, batch)
-            own = sharding.shard(indices, self._rank, self._world_size)
+            shards = sharding.micro_shards(indices, self._parts, self._rank, self._world_size)
+            own = np.concatenate(shards)
             # A rank with an empty shard still takes part in collectives: it runs a placeholder.
             rows = own if len(own) else indices[:1]
-            yield Batch(*self._arrays(rows, epoch), len(own), len(indices))
+            sizes = tuple(map(len, shards))
+            yield Batch(*self._arrays(rows, epoch), len(own), len(indices), sizes)
 
 
 class EvalLoader:

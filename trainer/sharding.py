@@ -6,6 +6,8 @@ batches are functions of (size, global_batch_size, seed, epoch) alone.
 
 from __future__ import annotations
 
+from typing import List
+
 import numpy as np
 
 
@@ -31,6 +33,18 @@ def shard(indices: np.ndarray, rank: int, world_size: int) -> np.ndarray:
     """
     size = len(indices)
     return indices[rank * size // world_size : (rank + 1) * size // world_size]
+
+
+def micro_shards(indices: np.ndarray, parts: int, rank: int, world_size: int) -> List[np.ndarray]:
+    """What ``rank`` takes of each of ``parts`` contiguous micro-batches of a global batch.
+
+    The micro-batches, and with them the statistics of synced batch norm, do not depend on the
+    number of ranks. Ranks take turns at the larger shards, so that their totals stay even.
+    """
+    return [
+        shard(shard(indices, part, parts), (rank + part) % world_size, world_size)
+        for part in range(parts)
+    ]
 
 
 def uniform(seed: int, epoch: int, indices: np.ndarray, draws: int) -> np.ndarray:

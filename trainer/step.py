@@ -79,15 +79,13 @@ def train_step(
         loss_of: None takes cross entropy with the label smoothing of ``config``.
     """
     loss_of = loss_of or functools.partial(cross_entropy, smoothing=config.train.label_smoothing)
-    parts = config.optimizer.accumulate
-    if parts > 1:
+    if config.optimizer.accumulate > 1:
         for parameter in trainer._params:
             if parameter.grad_req != "null":
                 parameter.zero_grad()
-    rows = batch.samples
-    loss_sum, correct = 0.0, 0.0
-    for part in range(parts):
-        start, stop = part * rows // parts, (part + 1) * rows // parts
+    loss_sum, correct, stop = 0.0, 0.0, 0
+    for rows in batch.micro_batches or (batch.samples,):
+        start, stop = stop, stop + rows
         part_loss, part_correct = _forward_backward(net, batch, start, stop, config, loss_of)
         loss_sum, correct = loss_sum + part_loss, correct + part_correct
     mark("compute")

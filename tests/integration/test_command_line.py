@@ -104,10 +104,12 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(
     assert curves(tmp_path / "default") == curves(straight)
 
 
-def test_a_run_is_the_same_on_1_2_and_4_ranks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_run_is_the_same_on_1_2_and_4_ranks(tmp_path: Path, accumulate: int) -> None:
     """Thirty steps with augmentation and warm-up, to rounding; the net has no kinks."""
     settings = ["model.factory=tests.integration.nets:smooth", "schedule.warmup_epochs=1"]
     settings += ["train.epochs=2", "train.max_steps=30", "monitor.every_steps=1"]
+    settings += [f"optimizer.accumulate={accumulate}"]
     losses = {}
     for ranks in (1, 2, 4):
         places = [f"output={tmp_path}", f"name={ranks}"]

@@ -42,6 +42,7 @@ def _loader(settings: config.Config, rank: int, world_size: int) -> TrainLoader:
         seed=settings.seed,
         rank=rank,
         world_size=world_size,
+        parts=settings.optimizer.accumulate,
         place=on_device(mx.cpu()),
     )
 

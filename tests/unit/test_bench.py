@@ -97,7 +97,7 @@ def test_a_step_reports_its_phases_in_order_and_is_restored():
     net = nn.Dense(3)
     net.initialize()
     config = Config(optimizer=Optimizer(accumulate=2))
-    batch = Batch(mx.nd.ones((4, 1, 2, 2)), mx.nd.array(np.zeros(4)), 4, 4)
+    batch = Batch(mx.nd.ones((4, 1, 2, 2)), mx.nd.array(np.zeros(4)), 4, 4, (2, 2))
     net(batch.data)
     trainer = make_trainer(net, config.optimizer)
     entered = []

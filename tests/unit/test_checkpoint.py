@@ -58,9 +58,10 @@ class Run:
     def train(self, first: int, last: int) -> Run:
         for step in range(first, last):
             random = np.random.RandomState(step)
-            batch = Batch(
-                mx.nd.array(random.normal(size=(6, 5))), mx.nd.array(random.randint(0, 3, 6)), 6, 6
-            )
+            data = mx.nd.array(random.normal(size=(6, 5)))
+            label = mx.nd.array(random.randint(0, 3, 6))
+            parts = self.config.optimizer.accumulate
+            batch = Batch(data, label, 6, 6, (6 // parts,) * parts)
             mx.random.seed(step)
             self.trainer.set_learning_rate(0.05 / (1 + step))
             train_step(self.net, self.trainer, batch, self.config)

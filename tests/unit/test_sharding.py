@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.sharding import epoch_order, global_batch, shard, step_seed, steps_per_epoch, uniform
+from trainer.sharding import (
+    epoch_order,
+    global_batch,
+    micro_shards,
+    shard,
+    step_seed,
+    steps_per_epoch,
+    uniform,
+)
 
 sizes = st.integers(1, 200)
 seeds = st.integers(0, 2**31 - 1)
@@ -30,6 +38,20 @@ def test_an_epoch_visits_each_sample_once(size, global_batch_size, world_size, s
         seen += whole.tolist()
     assert sorted(seen) == list(range(size))
     assert len(global_batch(order, global_batch_size, steps)) == 0
+
+
+@given(size=sizes, parts=st.integers(1, 9), world_size=st.integers(1, 9))
+def test_micro_batches_do_not_depend_on_the_number_of_ranks(size, parts, world_size):
+    indices = np.arange(size) + 5
+    ranks = [micro_shards(indices, parts, rank, world_size) for rank in range(world_size)]
+    for part, whole in enumerate(micro_shards(indices, parts, 0, 1)):
+        assert sorted(np.concatenate([shards[part] for shards in ranks])) == whole.tolist()
+    assert np.concatenate(micro_shards(indices, parts, 0, 1)).tolist() == indices.tolist()
+
+
+def test_ranks_take_turns_at_the_larger_shards():
+    totals = [sum(map(len, micro_shards(np.arange(128), 8, rank, 3))) for rank in range(3)]
+    assert max(totals) - min(totals) <= 1
 
 
 def test_ranks_without_a_sample_get_an_empty_shard():

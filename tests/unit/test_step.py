@@ -34,9 +34,11 @@ def make_net(norm: bool = False, hybridize: bool = False) -> nn.HybridSequential
     return net
 
 
-def batch_of(samples: int, global_samples: int) -> Batch:
+def batch_of(samples: int, global_samples: int, parts: int = 1) -> Batch:
     rows = max(samples, 1)
-    return Batch(mx.nd.array(DATA[:rows]), mx.nd.array(LABEL[:rows]), samples, global_samples)
+    sizes = tuple(len(part) for part in np.array_split(np.arange(samples), parts))
+    data, label = mx.nd.array(DATA[:rows]), mx.nd.array(LABEL[:rows])
+    return Batch(data, label, samples, global_samples, sizes)
 
 
 def settings(accumulate: int = 1, smoothing: float = 0.0, **optimizer) -> Config:
@@ -144,7 +146,7 @@ def test_micro_batches_make_the_same_step(parts, hybridize):
     """7 samples in uneven parts; in 9, two of which are empty."""
     whole, expected = gradient_of_a_step(make_net(), batch_of(7, 7), settings())
     net = make_net(hybridize=hybridize)
-    gradient, result = gradient_of_a_step(net, batch_of(7, 7), settings(accumulate=parts))
+    gradient, result = gradient_of_a_step(net, batch_of(7, 7, parts), settings(accumulate=parts))
     for name, value in whole.items():
         np.testing.assert_allclose(gradient[name], value, rtol=1e-4, atol=1e-6)
     assert result.loss_sum.asscalar() == pytest.approx(expected.loss_sum.asscalar(), rel=1e-5)
@@ -158,7 +160,7 @@ def test_gradients_of_one_step_do_not_reach_into_the_next():
     net, config = make_net(), settings(accumulate=2, lr=1e-30)
     trainer = make_trainer(net, config.optimizer)
     norms = [
-        train_step(net, trainer, batch_of(7, 7), config, want_norm=True).gradient_norm.asscalar()
+        train_step(net, trainer, batch_of(7, 7, 2), config, want_norm=True).gradient_norm.asscalar()
         for _ in range(3)
     ]
     assert norms[0] == norms[1] == norms[2] > 0
@@ -235,7 +237,7 @@ def test_norm_is_left_out_unless_asked_for():
 def test_stand_in_of_an_empty_rank_counts_for_nothing(parts, hybridize):
     net = make_net(norm=True, hybridize=hybridize)
     before = values(net)
-    gradient, result = gradient_of_a_step(net, batch_of(0, 4), settings(accumulate=parts))
+    gradient, result = gradient_of_a_step(net, batch_of(0, 4, parts), settings(accumulate=parts))
     for name, value in gradient.items():
         assert (value == 0).all(), name
     assert result.loss_sum.asscalar() == result.correct.asscalar() == 0
@@ -248,7 +250,7 @@ def test_stand_in_of_an_empty_rank_counts_for_nothing(parts, hybridize):
 @pytest.mark.parametrize("parts", [1, 2])
 def test_batch_with_samples_moves_running_statistics(parts):
     net = make_net(norm=True)
-    gradient, _ = gradient_of_a_step(net, batch_of(7, 7), settings(accumulate=parts))
+    gradient, _ = gradient_of_a_step(net, batch_of(7, 7, parts), settings(accumulate=parts))
     assert (gradient["2.running_mean"] != 0).any()
     assert (gradient["2.running_var"] != 0).any()
 
@@ -258,7 +260,7 @@ def test_empty_micro_batches_leave_running_statistics_alone():
     statistics = []
     for parts in (2, 5):
         net = make_net(norm=True)
-        gradient_of_a_step(net, batch_of(2, 2), settings(accumulate=parts))
+        gradient_of_a_step(net, batch_of(2, 2, parts), settings(accumulate=parts))
         statistics.append(values(net))
     for name in ("2.running_mean", "2.running_var"):
         np.testing.assert_allclose(statistics[0][name], statistics[1][name], rtol=1e-6)
