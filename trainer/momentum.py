@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import sys
 import types
 from typing import Any, ClassVar, Iterator, List, Mapping, Optional, Sequence, Tuple
 
@@ -34,8 +35,14 @@ class InOnePass(mx.optimizer.Optimizer):
 
     nesterov: ClassVar[bool]
     momentum: float
+    aggregate_num: int
     may_wait = False  # for backward: set where something has waited for it anyway
     _gradients: Addresses = types.MappingProxyType({})
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        self._at_once = max(1, self.aggregate_num)  # arrays in a call of MXNet's kernels
+        self.aggregate_num = sys.maxsize  # in an update: Gluon then gives lists, of all at once
 
     @contextlib.contextmanager
     def adding(self, gradients: Addresses) -> Iterator[None]:
@@ -53,17 +60,17 @@ class InOnePass(mx.optimizer.Optimizer):
         return on_cpu and library() is not None
 
     def update_multi_precision(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
-        """Update one parameter, or several, given lists."""
-        several = isinstance(index, (list, tuple))
-        lists = (index, weight, grad, state) if several else ([index], [weight], [grad], [state])
-        if self.handles(*lists[1], *lists[2], *lists[3]):
-            self._update(*map(list, lists))
+        """Update the parameters of a list."""
+        if self._gradients:  # whoever adds them up has asked handles() about the weights
+            assert all(array.dtype == np.float32 for array in (*weight, *state)), "sums are float32"
+        if self._gradients or self.handles(*weight, *grad, *state):
+            self._update(*map(list, (index, weight, grad, state)))
         else:
-            assert not self._gradients, "their sums would be missing"
-            self._update_by_mxnet(index, weight, grad, state)
+            self._update_by_mxnet(list(zip(index, weight, grad, state)))
 
-    def _update_by_mxnet(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
-        super().update_multi_precision(index, weight, grad, state)
+    def _update_by_mxnet(self, parameters: List[Tuple[Any, ...]]) -> None:
+        for parameter in parameters:
+            super().update_multi_precision(*parameter)
 
     def _update(
         self,
@@ -108,22 +115,18 @@ class SGD(InOnePass, mx.optimizer.SGD):
     """
 
     nesterov = False
-    aggregate_num: int
 
-    def __init__(self, **arguments: Any):
-        super().__init__(**arguments)
-        self.aggregate_num = max(1, self.aggregate_num)  # 0 would mean no lists in updates
-
-    def _update_by_mxnet(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
+    def _update_by_mxnet(self, parameters: List[Tuple[Any, ...]]) -> None:
         others: List[Tuple[Any, ...]] = []
-        for one in zip(index, weight, grad, state):
+        for one in parameters:
             large = self.momentum > 0 and one[1].size >= _LARGE
             if large and all(dense_on_cpu(array, np.float32) for array in one[1:]):
                 self._update_alone(*one)
             else:
                 others.append(one)
-        if others:
-            super()._update_by_mxnet(*zip(*others))
+        for start in range(0, len(others), self._at_once):
+            few = others[start : start + self._at_once]
+            mx.optimizer.SGD.update_multi_precision(self, *map(list, zip(*few)))
 
     def _update_alone(self, index: int, weight: Any, grad: Any, momentum: Any) -> None:
         self._update_count(index)

@@ -2,71 +2,66 @@
 //
 // Both round as MXNet's sgd_mom_update and nag_mom_update do, so that the bits are the same.
 
-#include <algorithm>
 #include <cstdint>
 
 #include <omp.h>
 
 namespace {
 
-constexpr int64_t kBlock = 2048;  // numbers: a block of sums stays in the first-level cache
-
-// from[0] + from[1] + ..., in this order, of count numbers from start.
-const float* sum(const float* const* from, int rows, int64_t start, int64_t count, float* to) {
-  if (rows == 1) return from[0] + start;
-  const float *first = from[0] + start, *second = from[1] + start;
-  for (int64_t i = 0; i < count; ++i) to[i] = first[i] + second[i];
-  for (int row = 2; row < rows; ++row) {
-    const float* next = from[row] + start;
-    for (int64_t i = 0; i < count; ++i) to[i] += next[i];
-  }
-  return to;
-}
-
 struct Step {
   float lr, decay, momentum, scale;
-
-  void plain(float* __restrict__ w, float* __restrict__ m, const float* __restrict__ g,
-             int64_t count) const {
-    const float of_weight = lr * decay, of_gradient = lr * scale;
-    for (int64_t i = 0; i < count; ++i) {
-      m[i] = momentum * m[i] - of_weight * w[i] - of_gradient * g[i];
-      w[i] += m[i];
-    }
-  }
-
-  void nesterov(float* __restrict__ w, float* __restrict__ m, const float* __restrict__ g,
-                int64_t count) const {
-    for (int64_t i = 0; i < count; ++i) {
-      const float old = momentum * m[i], gradient = scale * g[i];
-      w[i] = w[i] - old + (momentum + 1) * (old - lr * (gradient + decay * w[i]));
-      m[i] = old - lr * (gradient + decay * w[i]);  // of the new weight, as MXNet has it
-    }
-  }
 };
+
+// Updates numbers start to end; the gradient is from[0] + from[1] + ..., in this order.
+template <int Rows>
+void plain(const Step& step, int64_t start, int64_t end, float* __restrict__ w,
+           float* __restrict__ m, const float* const* from) {
+  const float of_weight = step.lr * step.decay, of_gradient = step.lr * step.scale;
+  const float* rows[Rows];
+  for (int row = 0; row < Rows; ++row) rows[row] = from[row];
+  for (int64_t i = start; i < end; ++i) {
+    float sum = rows[0][i];
+    for (int row = 1; row < Rows; ++row) sum += rows[row][i];
+    m[i] = step.momentum * m[i] - of_weight * w[i] - of_gradient * sum;
+    w[i] += m[i];
+  }
+}
+
+template <int Rows>
+void nesterov(const Step& step, int64_t start, int64_t end, float* __restrict__ w,
+              float* __restrict__ m, const float* const* from) {
+  const float* rows[Rows];
+  for (int row = 0; row < Rows; ++row) rows[row] = from[row];
+  for (int64_t i = start; i < end; ++i) {
+    float sum = rows[0][i];
+    for (int row = 1; row < Rows; ++row) sum += rows[row][i];
+    const float old = step.momentum * m[i], gradient = step.scale * sum;
+    w[i] = w[i] - old + (step.momentum + 1) * (old - step.lr * (gradient + step.decay * w[i]));
+    m[i] = old - step.lr * (gradient + step.decay * w[i]);  // of the new weight, as MXNet has it
+  }
+}
+
+using Update = void (*)(const Step&, int64_t, int64_t, float*, float*, const float* const*);
+constexpr Update kPlain[] = {plain<1>, plain<2>, plain<3>, plain<4>};
+constexpr Update kNesterov[] = {nesterov<1>, nesterov<2>, nesterov<3>, nesterov<4>};
 
 }  // namespace
 
 // Updates `arrays` weights and momenta of sizes[i] numbers. An array's gradient is the sum of its
-// `rows` gradients, which follow each other in `gradients`, times `scale`.
+// `rows` gradients, 1 to 4, which follow each other in `gradients`, times `scale`.
 extern "C" __attribute__((visibility("default"))) void update(
     int arrays, int rows, const int64_t* sizes, float* const* weights, float* const* momenta,
     const float* const* gradients, const float* lrs, const float* decays, float momentum,
     float scale, int nesterov) {
+  const Update kernel = (nesterov ? kNesterov : kPlain)[rows - 1];
 #pragma omp parallel
   {
     const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    float sums[kBlock];
     for (int array = 0; array < arrays; ++array) {
-      const Step step{lrs[array], decays[array], momentum, scale};
-      const int64_t end = sizes[array] * (thread + 1) / threads;
-      for (int64_t at = sizes[array] * thread / threads; at < end; at += kBlock) {
-        const int64_t count = std::min(kBlock, end - at);
-        const float* gradient = sum(gradients + array * rows, rows, at, count, sums);
-        float *w = weights[array] + at, *m = momenta[array] + at;
-        if (nesterov) step.nesterov(w, m, gradient, count);
-        else step.plain(w, m, gradient, count);
-      }
+      const int64_t size = sizes[array];
+      kernel({lrs[array], decays[array], momentum, scale}, size * thread / threads,
+             size * (thread + 1) / threads, weights[array], momenta[array],
+             gradients + array * rows);
     }
   }
 }
