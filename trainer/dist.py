@@ -15,6 +15,7 @@ import functools
 import os
 import pickle
 import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional
 
 import numpy as np
@@ -77,7 +78,7 @@ def init(fixed_groups: bool = True, steps_in_memory: bool = False) -> None:
     hvd.init(process_sets=None if one_node else "dynamic")
     if hvd.size() != launched.size():
         raise NotJoinedError(launched.size(), hvd.size())
-    _memory()
+    _connecting()
 
 
 def allow_timeline() -> None:
@@ -112,7 +113,7 @@ def shutdown() -> None:
         barrier()
         hvd.shutdown()
     node_process_set.cache_clear()
-    _memory.cache_clear()
+    _connecting.cache_clear()
 
 
 def rank() -> int:
@@ -161,12 +162,25 @@ def node_process_set() -> Any:
 
 
 @functools.lru_cache(maxsize=None)
-def _memory() -> Optional[shared_memory.SharedMemorySum]:
-    """The shared memory for small sums; None unless all ranks are on one node; collective."""
+def _connecting() -> Optional[Future[Optional[shared_memory.SharedMemorySum]]]:
+    """The shared memory for small sums, in the making; None unless all ranks are on one node.
+
+    Two of Horovod's cycles pass until it is there, which the caller can use. No other collective
+    runs meanwhile: they all wait for it.
+    """
     if local_size() < world_size():
         return None
     meet = functools.partial(_allreduce_by_horovod, name="shared_memory")
-    return shared_memory.connect(_CAPACITY, rank(), world_size(), meet)
+    connector = ThreadPoolExecutor(1)
+    connecting = connector.submit(shared_memory.connect, _CAPACITY, rank(), world_size(), meet)
+    connector.shutdown(wait=False)
+    return connecting
+
+
+def _memory() -> Optional[shared_memory.SharedMemorySum]:
+    """The shared memory for small sums; None unless all ranks share it; collective."""
+    connecting = _connecting()
+    return None if connecting is None else connecting.result()
 
 
 def ranks_share_memory() -> bool:

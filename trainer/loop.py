@@ -117,12 +117,10 @@ def fit(
         with ThreadPoolExecutor(1) as reader:  # meanwhile the ranks wait for each other
             data = reader.submit(feed.read, config.data, train, test)
             dist.init(config.optimizer.groups > 0, shared_gradients.wanted(config.optimizer))
-        run = _Run(net, config, loss, on_epoch_end, data, watchdog)
+        run = _Run(config, loss, on_epoch_end, watchdog)
         try:
-            in_precision = mixed_precision.computing_in(run.net, config.train.precision)
-            with users_net.restored(run.net), in_precision:
-                run.begin(resume, force)
-                result = run.go(stop)
+            run.begin(net, data, resume, force)
+            result = run.go(stop)
         finally:
             run.close()
     if result.stopped and stop.interrupted:
@@ -135,11 +133,9 @@ class _Run:
 
     def __init__(
         self,
-        net: Optional[gluon.Block],
         config: Config,
         loss: Optional[Loss],
         on_epoch_end: Optional[OnEpochEnd],
-        data: Future[Tuple[Arrays, Arrays]],
         watchdog: Watchdog,
     ):
         self.config, self.loss, self.on_epoch_end = config, loss, on_epoch_end
@@ -147,36 +143,26 @@ class _Run:
         self.evaluation: Optional[Evaluation] = None
         self._open = contextlib.ExitStack()  # closed however the run ends: a notebook goes on
         self.throughput = Throughput()
-        with dist.together():
-            self.ctx = choose(config.device, dist.local_rank())
-            train, self.test = data.result()
-            self.num_classes = 1 + int(max(train[1].max(), self.test[1].max()))
-            self.train_size, self.image_shape = len(train[1]), train[0].shape[1:]
-            self.loader = feed.train_loader(train, config, self.ctx)
-            self.net = net if net is not None else model.build(config.model)
-            mixed_precision.check(self.net, config.train.precision, self.ctx)
-        with dist.together():
-            agreement.check(config)
-            feed.check_alike(train, self.test)
-        self.epoch_steps = self.loader.steps_per_epoch
-        self.last_step = config.train.epochs * self.epoch_steps
-        if config.train.max_steps is not None:
-            self.last_step = min(self.last_step, config.train.max_steps)
         self.stopped_early = False  # last_step is then the one at which train.patience was out
 
-    def begin(self, resume_from: str, force: bool) -> None:
+    def begin(
+        self,
+        net: Optional[gluon.Block],
+        data: Future[Tuple[Arrays, Arrays]],
+        resume_from: str,
+        force: bool,
+    ) -> None:
         """Bring all ranks to the same weights and step: initial ones, or those of a checkpoint."""
         config = self.config
         self.watchdog.beat("the start of the run")
         dist.node_process_set()  # collective, so not inside together()
         path: Optional[Path] = None
+        with dist.together():  # the first, which ends when the ranks have connected, see dist.init
+            train, self.test = self._prepare(net, data)
         with dist.together():
-            self.layers = replica.prepare(self.net, config, self.loader.shape, self.ctx)
-            self.num_classes = replica.class_scores(
-                self.net, self.loader.shape, self.ctx, self.num_classes
-            )
-            if self.loss is not None:
-                replica.check_loss(self.loss, self.num_classes, self.ctx)
+            agreement.check(config)
+            feed.check_alike(train, self.test)
+        with dist.together():
             self.trainer = make_trainer(self.net, config.optimizer)
             # Only rank 0 looks for checkpoints: all ranks use the same one, without a shared disk.
             if dist.is_root():
@@ -218,6 +204,31 @@ class _Run:
         self.timing = Timing(
             monitor.every_steps if monitor.tensorboard else None, self.step + WARMUP_STEPS
         )
+
+    def _prepare(
+        self, net: Optional[gluon.Block], data: Future[Tuple[Arrays, Arrays]]
+    ) -> Tuple[Arrays, Arrays]:
+        """Make what needs no other rank: device, loader and net; returns the data."""
+        config = self.config
+        self.ctx = choose(config.device, dist.local_rank())
+        train, test = data.result()
+        num_classes = 1 + int(max(train[1].max(), test[1].max()))
+        self.train_size, self.image_shape = len(train[1]), train[0].shape[1:]
+        self.loader = feed.train_loader(train, config, self.ctx)
+        self.epoch_steps = self.loader.steps_per_epoch
+        self.last_step = config.train.epochs * self.epoch_steps
+        if config.train.max_steps is not None:
+            self.last_step = min(self.last_step, config.train.max_steps)
+        self.net = net if net is not None else model.build(config.model)
+        precision = config.train.precision
+        mixed_precision.check(self.net, precision, self.ctx)
+        self._open.enter_context(users_net.restored(self.net))
+        self._open.enter_context(mixed_precision.computing_in(self.net, precision))
+        self.layers = replica.prepare(self.net, config, self.loader.shape, self.ctx)
+        self.num_classes = replica.class_scores(self.net, self.loader.shape, self.ctx, num_classes)
+        if self.loss is not None:
+            replica.check_loss(self.loss, self.num_classes, self.ctx)
+        return train, test
 
     def go(self, stop: StopRequest) -> Result:
         """Make the remaining steps, evaluate and save."""
@@ -351,5 +362,5 @@ class _Run:
         return Result(self.config.folder, self.step, evaluation, speed, stopped, self.stopped_early)
 
     def close(self) -> None:
-        """Close the event files and let other runs into the folder, however this one ended."""
+        """Close files, let other runs into the folder, leave the net as it was, but for weights."""
         self._open.close()
