@@ -68,10 +68,8 @@ EXPERIMENTS: Dict[str, Contenders] = {
         f"{TORCH}, 2 x 1 rank": torch(*SIZE_28, ranks=1, jobs=2),
     },
     "first_step": {
-        OURS: ours(*ONE_STEP, "--settings", "data.folder=null"),
-        "its own launcher": ours(
-            *ONE_STEP, "--settings", "data.folder=null", launcher=OWN_LAUNCHER
-        ),
+        OURS: ours(*ONE_STEP),
+        "its own launcher": ours(*ONE_STEP, launcher=OWN_LAUNCHER),
         GLUON: horovod_gluon(*ONE_STEP),
     },
     "evaluation": {
