@@ -20,7 +20,7 @@ from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
 from benchmarks import layer_times
-from trainer import batch_norm, dist
+from trainer import batch_norm, dist, optim
 from trainer.model import resnet18
 
 BATCH = 16
@@ -51,12 +51,12 @@ class Step:
         net.hybridize(static_alloc=True)
         self._loss = gluon.loss.SoftmaxCrossEntropyLoss()
         sgd = mx.optimizer.create("sgd", learning_rate=0.001, momentum=0.9)
-        self._trainer = dist.gluon_trainer(net.collect_params(), sgd, fp16, groups)
+        self.trainer = dist.gluon_trainer(net.collect_params(), sgd, fp16, groups)
 
     def whole(self) -> None:
         """A whole step."""
         self._record()
-        self._trainer.allreduce_grads()
+        self.trainer.allreduce_grads()
         self.update()
 
     def alone(self) -> None:
@@ -71,7 +71,7 @@ class Step:
 
     def update(self) -> None:
         """The optimizer's update."""
-        self._trainer.update(BATCH)
+        self.trainer.update(BATCH)
         mx.nd.waitall()
 
     def _record(self) -> None:
@@ -97,8 +97,12 @@ def seconds(
     return statistics.median(taken[1:])
 
 
-def probe() -> Dict[str, float]:
-    """Seconds of single sums, and of what a synced norm takes longer in one direction."""
+def probe(gradients: List[mx.nd.NDArray]) -> Dict[str, float]:
+    """Seconds of single sums, of casting, and of what a synced norm takes longer in one direction.
+
+    Args:
+        gradients: which are cast as Horovod's trainer does, there and back and into their place.
+    """
     small = mx.nd.zeros(64)
     large = mx.nd.zeros(LARGE)
     half = large.astype("float16")
@@ -107,11 +111,18 @@ def probe() -> Dict[str, float]:
         for _ in range(SMALL_SUMS):
             dist.allreduce_sum_(small, "small").asnumpy()
 
+    def casts() -> None:
+        halves = [gradient.astype("float16") for gradient in gradients]
+        for gradient, rounded in zip(gradients, halves):
+            gradient[:] = rounded.astype("float32")
+        mx.nd.waitall()
+
+    size = sum(gradient.size for gradient in gradients)
     return {
         "small_sum": seconds(small_sums, 1) / SMALL_SUMS,
         "large_sum": seconds(lambda: dist.allreduce_sum_(large, "large").wait_to_read(), ROUNDS),
         "half_sum": seconds(lambda: dist.allreduce_sum_(half, "half").wait_to_read(), ROUNDS),
-        "cast": seconds(lambda: large.astype("float16").astype("float32").wait_to_read(), ROUNDS),
+        "cast": seconds(casts, ROUNDS) / size,
         "norm_sum": (norms(True) - norms(False)) / (2 * NORMS),
     }
 
@@ -158,7 +169,7 @@ def main() -> None:
         **{way: seconds(step.whole, args.rounds) for way, step in steps.items()},
     }
     if args.probe:
-        own["probe"] = probe()
+        own["probe"] = probe(optim.gradients(group.trainer))
     ranks = dist.gather_objects(own)
     if dist.is_root():
         args.path.write_text(json.dumps(mean(ranks)))

@@ -78,7 +78,7 @@ def predictions(found: Dict[str, Any], probe: Dict[str, float], rate: str, ranks
             fp16=fp16,
             request=probe["small_sum"],
             norm_request=probe["norm_sum"],
-            cast=probe["cast"] / (4 * LARGE),
+            cast=probe["cast"] / 4,
             host=software / ((2 if fp16 else 4) * LARGE),
         )
         sync = settings.get("sync", False)
