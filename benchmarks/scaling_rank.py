@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
+import horovod.mxnet as hvd
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
@@ -24,9 +25,8 @@ from trainer import batch_norm, dist, optim
 from trainer.model import resnet18
 
 BATCH = 16
-ROUNDS = 3
+ROUNDS = 7
 SMALL_SUMS = 50
-LARGE = 11_000_000  # numbers, about as many as the net has
 NORMS = 10
 WAYS: Dict[str, Dict[str, Any]] = {
     "one group": {"groups": 1},
@@ -98,18 +98,23 @@ def seconds(
 
 
 def probe(gradients: List[mx.nd.NDArray]) -> Dict[str, float]:
-    """Seconds of single sums, of casting, and of what a synced norm takes longer in one direction.
+    """Seconds of sums, of casting, and of what a synced norm takes longer in one direction.
 
     Args:
-        gradients: which are cast as Horovod's trainer does, there and back and into their place.
+        gradients: which are added up in one group, and cast as Horovod's trainer does, there and
+            back and into their place.
     """
     small = mx.nd.zeros(64)
-    large = mx.nd.zeros(LARGE)
-    half = large.astype("float16")
+    large = [gradient.copy() for gradient in gradients]
+    half = [gradient.astype("float16") for gradient in gradients]
 
     def small_sums() -> None:
         for _ in range(SMALL_SUMS):
             dist.allreduce_sum_(small, "small").asnumpy()
+
+    def sums(arrays: List[mx.nd.NDArray], name: str) -> None:
+        hvd.grouped_allreduce_(arrays, average=False, name=name)
+        mx.nd.waitall()
 
     def casts() -> None:
         halves = [gradient.astype("float16") for gradient in gradients]
@@ -117,12 +122,11 @@ def probe(gradients: List[mx.nd.NDArray]) -> Dict[str, float]:
             gradient[:] = rounded.astype("float32")
         mx.nd.waitall()
 
-    size = sum(gradient.size for gradient in gradients)
     return {
         "small_sum": seconds(small_sums, 1) / SMALL_SUMS,
-        "large_sum": seconds(lambda: dist.allreduce_sum_(large, "large").wait_to_read(), ROUNDS),
-        "half_sum": seconds(lambda: dist.allreduce_sum_(half, "half").wait_to_read(), ROUNDS),
-        "cast": seconds(casts, ROUNDS) / size,
+        "large_sum": seconds(lambda: sums(large, "large"), ROUNDS),
+        "half_sum": seconds(lambda: sums(half, "half"), ROUNDS),
+        "cast": seconds(casts, ROUNDS),
         "norm_sum": (norms(True) - norms(False)) / (2 * NORMS),
     }
 
