@@ -18,7 +18,6 @@ import horovod.mxnet as hvd
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
-from mxnet.gluon import nn
 
 from benchmarks import layer_times
 from trainer import batch_norm, dist, optim
@@ -27,7 +26,6 @@ from trainer.model import resnet18
 BATCH = 16
 ROUNDS = 7
 SMALL_SUMS = 50
-NORMS = 10
 WAYS: Dict[str, Dict[str, Any]] = {
     "one group": {"groups": 1},
     "as they come": {"groups": 0},
@@ -39,13 +37,14 @@ WAYS: Dict[str, Dict[str, Any]] = {
 class Step:
     """A training step over ranks, in parts."""
 
-    def __init__(self, groups: int, fp16: bool = False, sync: bool = False):
+    def __init__(self, groups: int, fp16: bool = False, sync: bool = False, batch: int = BATCH):
         mx.random.seed(0)
         self._net = net = resnet18()
         net.initialize(mx.init.Xavier())
-        self._data = mx.nd.random.normal(shape=(BATCH, 1, 28, 28))
-        self._label = mx.nd.zeros(BATCH)
+        self._data = mx.nd.random.normal(shape=(batch, 1, 28, 28))
+        self._label = mx.nd.zeros(batch)
         net(self._data)
+        self.norms = len(batch_norm.layers_of(net))
         if sync:
             batch_norm.convert_sync_batch_norm(net)
         net.hybridize(static_alloc=True)
@@ -127,29 +126,15 @@ def probe(gradients: List[mx.nd.NDArray]) -> Dict[str, float]:
         "large_sum": seconds(lambda: sums(large, "large"), ROUNDS),
         "half_sum": seconds(lambda: sums(half, "half"), ROUNDS),
         "cast": seconds(casts, ROUNDS),
-        "norm_sum": (norms(True) - norms(False)) / (2 * NORMS),
+        "norm_sum": norm_sum(),
     }
 
 
-def norms(synced: bool) -> float:
-    """Seconds of a chain of batch norm layers on next to no data, forward and backward."""
-    net = nn.HybridSequential()
-    for _ in range(NORMS):
-        net.add(nn.BatchNorm(in_channels=64))
-    net.initialize()
-    data = mx.nd.random.normal(shape=(4, 64, 2, 2))
-    data.attach_grad()
-    if synced:
-        batch_norm.convert_sync_batch_norm(net)
-    net.hybridize(static_alloc=True)
-
-    def run() -> None:
-        with autograd.record():
-            output = net(data)
-        output.backward()
-        mx.nd.waitall()
-
-    return seconds(run, ROUNDS)
+def norm_sum() -> float:
+    """Seconds that each synced norm takes longer in one direction, in the net on one image."""
+    local, synced = Step(groups=1, batch=1), Step(groups=1, batch=1, sync=True)
+    longer = seconds(synced.backward, ROUNDS) - seconds(local.backward, ROUNDS)
+    return longer / (2 * synced.norms)
 
 
 def main() -> None:
