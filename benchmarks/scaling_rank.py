@@ -37,12 +37,12 @@ WAYS: Dict[str, Dict[str, Any]] = {
 class Step:
     """A training step over ranks, in parts."""
 
-    def __init__(self, groups: int, fp16: bool = False, sync: bool = False, batch: int = BATCH):
+    def __init__(self, groups: int, fp16: bool = False, sync: bool = False):
         mx.random.seed(0)
         self._net = net = resnet18()
         net.initialize(mx.init.Xavier())
-        self._data = mx.nd.random.normal(shape=(batch, 1, 28, 28))
-        self._label = mx.nd.zeros(batch)
+        self._data = mx.nd.random.normal(shape=(BATCH, 1, 28, 28))
+        self._label = mx.nd.zeros(BATCH)
         net(self._data)
         self.norms = len(batch_norm.layers_of(net))
         if sync:
@@ -97,11 +97,10 @@ def seconds(
 
 
 def probe(gradients: List[mx.nd.NDArray]) -> Dict[str, float]:
-    """Seconds of sums, of casting, and of what a synced norm takes longer in one direction.
+    """Seconds of a small sum, and of summing and casting ``gradients``.
 
-    Args:
-        gradients: which are added up in one group, and cast as Horovod's trainer does, there and
-            back and into their place.
+    They are added up in one group, and cast as Horovod's trainer does: there and back and into
+    their place.
     """
     small = mx.nd.zeros(64)
     large = [gradient.copy() for gradient in gradients]
@@ -126,13 +125,11 @@ def probe(gradients: List[mx.nd.NDArray]) -> Dict[str, float]:
         "large_sum": seconds(lambda: sums(large, "large"), ROUNDS),
         "half_sum": seconds(lambda: sums(half, "half"), ROUNDS),
         "cast": seconds(casts, ROUNDS),
-        "norm_sum": norm_sum(),
     }
 
 
-def norm_sum() -> float:
-    """Seconds that each synced norm takes longer in one direction, in the net on one image."""
-    local, synced = Step(groups=1, batch=1), Step(groups=1, batch=1, sync=True)
+def norm_sum(synced: Step, local: Step) -> float:
+    """Seconds that each synced norm takes longer in one direction, within forward and backward."""
     longer = seconds(synced.backward, ROUNDS) - seconds(local.backward, ROUNDS)
     return longer / (2 * synced.norms)
 
@@ -159,6 +156,7 @@ def main() -> None:
     }
     if args.probe:
         own["probe"] = probe(optim.gradients(group.trainer))
+        own["probe"]["norm_sum"] = norm_sum(steps["sync norm"], group)
     ranks = dist.gather_objects(own)
     if dist.is_root():
         args.path.write_text(json.dumps(mean(ranks)))
