@@ -139,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--probe", action="store_true", help="measure single sums too")
+    parser.add_argument("--probe", action="store_true", help="measure sums and casts too")
     args = parser.parse_args()
     dist.init()
     steps = {way: Step(**settings) for way, settings in WAYS.items()}
@@ -155,8 +155,9 @@ def main() -> None:
         **{way: seconds(step.whole, args.rounds) for way, step in steps.items()},
     }
     if args.probe:
-        own["probe"] = probe(optim.gradients(group.trainer))
-        own["probe"]["norm_sum"] = norm_sum(steps["sync norm"], group)
+        # Right after the steps: a norm's sum takes longer the more other sums Horovod has made.
+        longer = norm_sum(steps["sync norm"], group)
+        own["probe"] = {"norm_sum": longer, **probe(optim.gradients(group.trainer))}
     ranks = dist.gather_objects(own)
     if dist.is_root():
         args.path.write_text(json.dumps(mean(ranks)))
