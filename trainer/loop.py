@@ -22,17 +22,14 @@ from . import (
     failure,
     feed,
     launched,
-    mixed_precision,
-    model,
+    preparation,
     replica,
     resume,
     sharding,
     shared_gradients,
-    users_net,
 )
 from .arrays import Arrays
 from .config import Config, ConfigError, checked, to_dict
-from .device import choose
 from .early_stopping import Plateau
 from .epoch_end import EpochEnd, OnEpochEnd
 from .evaluator import Evaluator
@@ -158,7 +155,13 @@ class _Run:
         dist.node_process_set()  # collective, so not inside together()
         path: Optional[Path] = None
         with dist.together():  # the first, which ends when the ranks have connected, see dist.init
-            train, self.test = self._prepare(net, data)
+            own = preparation.prepare(net, config, self.loss, data, self._open)
+        self.ctx, train, self.test, self.loader, self.net, layers, self.num_classes = own
+        self.train_size, self.image_shape = len(train[1]), train[0].shape[1:]
+        self.epoch_steps = self.loader.steps_per_epoch
+        self.last_step = config.train.epochs * self.epoch_steps
+        if config.train.max_steps is not None:
+            self.last_step = min(self.last_step, config.train.max_steps)
         with dist.together():
             agreement.check(config)
             feed.check_alike(train, self.test)
@@ -199,36 +202,11 @@ class _Run:
             self.report.warning,
             self.report.checkpoint,
         )
-        self.report.begin(self.train_size, len(self.test[1]), self.ctx, path, self.layers, self.net)
+        self.report.begin(self.train_size, len(self.test[1]), self.ctx, path, layers, self.net)
         monitor = config.monitor
         self.timing = Timing(
             monitor.every_steps if monitor.tensorboard else None, self.step + WARMUP_STEPS
         )
-
-    def _prepare(
-        self, net: Optional[gluon.Block], data: Future[Tuple[Arrays, Arrays]]
-    ) -> Tuple[Arrays, Arrays]:
-        """Make what needs no other rank: device, loader and net; returns the data."""
-        config = self.config
-        self.ctx = choose(config.device, dist.local_rank())
-        train, test = data.result()
-        num_classes = 1 + int(max(train[1].max(), test[1].max()))
-        self.train_size, self.image_shape = len(train[1]), train[0].shape[1:]
-        self.loader = feed.train_loader(train, config, self.ctx)
-        self.epoch_steps = self.loader.steps_per_epoch
-        self.last_step = config.train.epochs * self.epoch_steps
-        if config.train.max_steps is not None:
-            self.last_step = min(self.last_step, config.train.max_steps)
-        self.net = net if net is not None else model.build(config.model)
-        precision = config.train.precision
-        mixed_precision.check(self.net, precision, self.ctx)
-        self._open.enter_context(users_net.restored(self.net))
-        self._open.enter_context(mixed_precision.computing_in(self.net, precision))
-        self.layers = replica.prepare(self.net, config, self.loader.shape, self.ctx)
-        self.num_classes = replica.class_scores(self.net, self.loader.shape, self.ctx, num_classes)
-        if self.loss is not None:
-            replica.check_loss(self.loss, self.num_classes, self.ctx)
-        return train, test
 
     def go(self, stop: StopRequest) -> Result:
         """Make the remaining steps, evaluate and save."""
