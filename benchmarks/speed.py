@@ -67,6 +67,10 @@ EXPERIMENTS: Dict[str, Contenders] = {
         f"{TORCH}, 2 ranks": torch(*SIZE_28),
         f"{TORCH}, 2 x 1 rank": torch(*SIZE_28, ranks=1, jobs=2),
     },
+    "batch_norm": {
+        "local": ours(*SIZE_28),
+        "sync": ours(*SIZE_28, "--settings", "batch_norm=sync"),
+    },
     "first_step": {
         OURS: ours(*ONE_STEP),
         "its own launcher": ours(*ONE_STEP, launcher=OWN_LAUNCHER),
@@ -109,6 +113,7 @@ ROWS = [
     Row("scaling, images/s", "scaling", "images_per_second", "2 ranks", "2 x 1 rank", 0.95),
     # What the same machine does to another synchronous trainer.
     Row("", "scaling", "images_per_second", f"{TORCH}, 2 ranks", f"{TORCH}, 2 x 1 rank", None),
+    Row("batch norm, images/s", "batch_norm", "images_per_second", "local", "sync", 1.15, True),
     Row("command to first step, s", "first_step", "first_step", OURS, GLUON, 1, at_most=True),
     Row("", "first_step", "first_step", "its own launcher", GLUON, 1, at_most=True),
     Row("10,000 test images, s", "evaluation", "seconds", OURS, GLUON, 1 / 1.3, at_most=True),
