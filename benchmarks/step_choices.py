@@ -53,9 +53,6 @@ CHOICES: Dict[str, Choice] = {
     "`HOROVOD_CYCLE_TIME=1` instead of 100": run(HOROVOD_CYCLE_TIME="1"),
     "`HOROVOD_CYCLE_TIME=200`": run(HOROVOD_CYCLE_TIME="200"),
     "`HOROVOD_CYCLE_TIME=1000`": run(HOROVOD_CYCLE_TIME="1000"),
-    "small arrays updated by 45 instead of 4 (`MXNET_OPTIMIZER_AGGREGATION_SIZE`)": run(
-        MXNET_OPTIMIZER_AGGREGATION_SIZE="45"
-    ),
     "bulks of 100 operators (`MXNET_EXEC_BULK_EXEC_MAX_NODE_TRAIN`) instead of 15": run(
         MXNET_EXEC_BULK_EXEC_MAX_NODE_TRAIN="100"
     ),
