@@ -42,7 +42,7 @@ Contenders = Dict[str, Contender]
 
 SIZE_28 = ("--size=28", "--steps=40")
 EPOCH = ("--size=28", "--steps=463")  # after 5 of warm-up: all whole batches of 128
-SIZE_96 = ("--size=96", "--steps=6", "--warmup=2")
+SIZE_96 = ("--size=96", "--steps=30", "--warmup=2")
 ONE_STEP = ("--steps=0", "--warmup=1")
 SILENT = ("monitor.tensorboard=false", "monitor.every_steps=1000000")
 
