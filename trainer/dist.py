@@ -165,8 +165,8 @@ def node_process_set() -> Any:
 def _connecting() -> Optional[Future[Optional[shared_memory.SharedMemorySum]]]:
     """The shared memory for small sums, in the making; None unless all ranks are on one node.
 
-    Two of Horovod's cycles pass until it is there, which the caller can use. No other collective
-    runs meanwhile: they all wait for it.
+    Two of Horovod's cycles pass until it is there, in which the caller can work. No other
+    collective runs meanwhile: they all wait for it.
     """
     if local_size() < world_size():
         return None

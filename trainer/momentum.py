@@ -20,6 +20,7 @@ import numpy as np
 from . import compiled
 from .placement import address_of, dense_on_cpu
 
+MOST_GRADIENTS = 4  # that are added up: the C++ has a loop for each number
 _LARGE = 10_000  # elements; for smaller arrays the overhead of a call dominates
 
 Addresses = Mapping[int, Sequence[int]]  # of all ranks' gradients, by a parameter's index

@@ -33,7 +33,8 @@ from .config import Optimizer
 from .placement import around_memory, dense_on_cpu
 
 _BLOCK = 2**16  # elements: the blocks of all ranks fit into a core's cache
-_READ_BY_ALL = 4  # ranks: with more, reading all gradients costs more than exchanging sums
+# Ranks; with more, reading all gradients costs more than exchanging sums.
+_READ_BY_ALL = momentum.MOST_GRADIENTS
 _MOVES = 20  # into shared memory, per trainer: each takes a file descriptor and a mapping
 
 
