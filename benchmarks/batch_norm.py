@@ -26,8 +26,9 @@ from mxnet import autograd, gluon
 
 from benchmarks import report
 from trainer import batch_norm, dist
-from trainer.batch_norm_op import RankSum
+from trainer.batch_norm.rank_sum import RankSum
 from trainer.model import resnet18
+from trainer.step.optimizer import gluon_trainer
 
 IN_PYTHON = "sync, in Python"  # the operator used where the one in C++ cannot be
 WAYS = ("local", "group", "sync", IN_PYTHON)
@@ -52,7 +53,7 @@ def step_of(way: str, hybridize: bool, batch: int) -> Callable[[], Seconds]:
         net.hybridize(static_alloc=True)
     loss_function = gluon.loss.SoftmaxCrossEntropyLoss()
     sgd = mx.optimizer.create("sgd", learning_rate=0.01, momentum=0.9)
-    trainer = dist.gluon_trainer(net.collect_params(), sgd)
+    trainer = gluon_trainer(net.collect_params(), sgd)
 
     def step() -> Seconds:
         os.environ["BATCH_NORM_NATIVE"] = str(int(way != IN_PYTHON))  # the first step decides

@@ -25,10 +25,10 @@ from mxnet import gluon
 from mxnet.gluon.data.vision import transforms
 
 from benchmarks import report
-from trainer import fashion_mnist
 from trainer.config import Data
-from trainer.loader import TrainLoader
-from trainer.placement import on_device
+from trainer.data import fashion_mnist
+from trainer.data.loader import TrainLoader
+from trainer.dist.array_memory import on_device
 
 BATCH = 64
 OURS = "this project"

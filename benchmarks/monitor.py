@@ -25,16 +25,17 @@ import mxnet as mx
 import numpy as np
 
 from benchmarks import report
-from trainer import device, dist, replica
+from trainer import dist
 from trainer.config import Config, Monitor, from_dict
-from trainer.loader import Batch
-from trainer.metrics import Evaluation, TrainMetrics
-from trainer.model import resnet18
-from trainer.optim import make_trainer
-from trainer.precision_recall import THRESHOLDS
-from trainer.report import Report
-from trainer.step import train_step
-from trainer.timing import Timing
+from trainer.data.loader import Batch
+from trainer.dist import device
+from trainer.model import prepare, resnet18
+from trainer.report.report import Report
+from trainer.step.evaluation import THRESHOLDS, Evaluation
+from trainer.step.metrics import TrainMetrics
+from trainer.step.optimizer import make_trainer
+from trainer.step.step import train_step
+from trainer.step.timing import Timing
 
 
 class Work:
@@ -42,7 +43,7 @@ class Work:
 
     def __init__(self, config: Config, samples: int):
         self.config, self.net, self.step = config, resnet18(), 0
-        replica.prepare(self.net, config, (1, 28, 28), mx.cpu())
+        prepare.prepare_net(self.net, config, (1, 28, 28), mx.cpu())
         self.trainer = make_trainer(self.net, config.optimizer)
         parameters = self.net.collect_params().values()
         self.metrics = TrainMetrics(mx.cpu(), parameters=parameters)

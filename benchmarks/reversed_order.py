@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer import sharding
+from trainer.data import sharding
 
 _in_order = sharding.global_batch
 
@@ -15,6 +15,6 @@ def _reversed(order: np.ndarray, global_batch_size: int, batch: int) -> np.ndarr
 
 if __name__ == "__main__":
     sharding.global_batch = _reversed
-    from trainer.__main__ import run
+    from trainer.cli.main import run
 
     run()

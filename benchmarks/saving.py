@@ -25,13 +25,14 @@ import mxnet as mx
 import numpy as np
 
 from benchmarks import report
-from trainer import checkpoint, device, dist
+from trainer import checkpoint, dist
+from trainer.checkpoint.saver import Saver
 from trainer.config import Config
-from trainer.loader import Batch
+from trainer.data.loader import Batch
+from trainer.dist import device
 from trainer.model import resnet18
-from trainer.optim import make_trainer
-from trainer.saver import Saver
-from trainer.step import train_step
+from trainer.step.optimizer import make_trainer
+from trainer.step.step import train_step
 
 STATE: Dict[str, Any] = {"step": 0, "accuracy": None}
 

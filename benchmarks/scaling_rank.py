@@ -20,8 +20,10 @@ import numpy as np
 from mxnet import autograd, gluon
 
 from benchmarks import layer_times
-from trainer import batch_norm, dist, optim
+from trainer import batch_norm, dist
 from trainer.model import resnet18
+from trainer.step.gradients import gradients
+from trainer.step.optimizer import gluon_trainer
 
 BATCH = 16
 ROUNDS = 7
@@ -50,7 +52,7 @@ class Step:
         net.hybridize(static_alloc=True)
         self._loss = gluon.loss.SoftmaxCrossEntropyLoss()
         sgd = mx.optimizer.create("sgd", learning_rate=0.001, momentum=0.9)
-        self.trainer = dist.gluon_trainer(net.collect_params(), sgd, fp16, groups)
+        self.trainer = gluon_trainer(net.collect_params(), sgd, fp16, groups)
 
     def whole(self) -> None:
         """A whole step."""
@@ -157,7 +159,7 @@ def main() -> None:
     if args.probe:
         # Right after the steps: a norm's sum takes longer the more other sums Horovod has made.
         longer = norm_sum(steps["sync norm"], group)
-        own["probe"] = {"norm_sum": longer, **probe(optim.gradients(group.trainer))}
+        own["probe"] = {"norm_sum": longer, **probe(gradients(group.trainer))}
     ranks = dist.gather_objects(own)
     if dist.is_root():
         args.path.write_text(json.dumps(mean(ranks)))

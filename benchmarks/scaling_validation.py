@@ -26,7 +26,7 @@ from tests.integration.hosts import Hosts, slurm_variables, why_not
 
 RATES = {"none": None, "10gbit": 10e9, "1gbit": 1e9, "100mbit": 100e6}  # bits a second
 ROUNDS = {"none": 9, "10gbit": 9, "1gbit": 5, "100mbit": 2}
-# trainer/dist.py disables fusion for the sake of fixed groups; single gradients are to be fused.
+# trainer/dist/ disables fusion for the sake of fixed groups; single gradients are to be fused.
 SETTINGS = {"OMP_NUM_THREADS": "1", "HOROVOD_DISABLE_GROUP_FUSION": "0"}
 SECONDS = 340
 NEAR = 0.2  # a prediction's error

@@ -30,7 +30,7 @@ from benchmarks.contenders import (
     side_by_side,
     torch,
 )
-from trainer import fashion_mnist
+from trainer.data import fashion_mnist
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 

@@ -18,8 +18,10 @@ from typing import Any, Callable, Dict, List
 import mxnet as mx
 
 from benchmarks import report
-from trainer import device, dist, momentum
+from trainer import dist
+from trainer.dist import device
 from trainer.model import resnet18
+from trainer.step import momentum
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 

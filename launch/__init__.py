@@ -16,7 +16,7 @@ __all__ = ["run"]
 def __getattr__(name: str) -> Any:
     # Late, because a job script runs `python -m launch` where Horovod need not be.
     if name == "run":
-        from launch.function import run
+        from .local.function import run
 
         return run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -137,7 +137,7 @@ def steps(gpu: bool, dev: bool, version: Tuple[int, int]) -> List[Step]:
     others = [pin for pin in pins if pin != horovod and pin not in tools]
     dev_pins = read_pins("requirements-export.txt") + read_pins("requirements-dev.txt")
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    sources = sorted((ROOT / "trainer" / "native").iterdir())
+    sources = sorted((ROOT / "trainer" / "native").glob("*.[ch]*"))
     native = [path.read_text(encoding="utf-8") for path in sources]
     key = functools.partial(digest, str(version))
 
@@ -293,7 +293,7 @@ def horovod_works() -> bool:
 
 def compile_native() -> None:
     """Compile ahead of the first step. If this fails, ranks use slower code without it."""
-    failure = run_logged([str(PYTHON), "-m", "trainer.compiled"], find_compiler())
+    failure = run_logged([str(PYTHON), "-m", "trainer.native.compile"], find_compiler())
     if failure:
         say(f"synced batch norm and updates will run without C++, which is slower: {failure}")
 
@@ -306,7 +306,7 @@ def find_data() -> None:
     say("looking for Fashion-MNIST")
     search = functools.partial(
         subprocess.run,
-        [str(PYTHON), "-m", "trainer.fashion_mnist"],
+        [str(PYTHON), "-m", "trainer.data.fashion_mnist"],
         cwd=str(ROOT),
         stdout=subprocess.PIPE,
         text=True,

@@ -1,4 +1,4 @@
-"""Drawn damage and values, for the tests of bad input (tests/unit/test_bad_*.py).
+"""Drawn damage and values, for the tests of bad input (tests/unit/*/test_bad_*.py).
 
 Any input either works or ends in one clear line, and overwrites nothing.
 """

@@ -15,7 +15,7 @@ from tests.documents import DOCUMENTS, mentioned, typed
 # These need GPUs, containers or an hour.
 CANNOT: Dict[str, str] = {
     r"^docker ": "needs an image with MXNet and Horovod, and GPUs",
-    r"^make .*GPU=1": "installs MXNet for GPUs; tests/unit/test_install.py has its steps",
+    r"^make .*GPU=1": "installs MXNet for GPUs; tests/unit/launch/test_install.py has its steps",
     r"benchmarks\.fresh_clone": "sets up and runs all tests: the network, a quarter of an hour",
 }
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.fashion_mnist import FILES, load
+from trainer.data.fashion_mnist import load
+from trainer.data.idx_folder import FILES
 
 SAMPLE = Path(__file__).parent / "sample"
 PER_CLASS = {"train": 200, "test": 50}

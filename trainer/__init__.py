@@ -1,14 +1,31 @@
-"""What happens inside a rank: data, model, step, metrics, checkpoints and the loop over them.
+"""Data-parallel training of Gluon nets on Horovod: what happens inside a rank.
 
-In a notebook: ``from trainer import Config, fit`` and ``fit(net, Config())``.
+``from trainer import Config, fit`` and ``fit(net, Config())``, in a notebook or on each rank.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any
 
-__all__ = ["Config", "fit"]
+# Every public name and where it is defined. Loaded on first use: importing this package loads no
+# MXNet, because the command line has to set the number of threads before that.
+_PUBLIC = {
+    "Config": "trainer.config",
+    "ConfigError": "trainer.errors",
+    "EpochEnd": "trainer.run.outcome",
+    "Result": "trainer.run.outcome",
+    "SyncBatchNorm": "trainer.batch_norm",
+    "TrainingError": "trainer.run.outcome",
+    "convert_sync_batch_norm": "trainer.batch_norm",
+    "empty_batch": "trainer.batch_norm",
+    "fit": "trainer.run.loop",
+    "revert_sync_batch_norm": "trainer.batch_norm",
+    "sharding": "trainer.data.sharding",  # a module of functions
+}
+
+__all__ = sorted(_PUBLIC)
 
 if os.path.expanduser("~") == "~":
     # A user id without an account (containers), and no HOME: matplotlib would fail in mid-run.
@@ -16,13 +33,11 @@ if os.path.expanduser("~") == "~":
 
 
 def __getattr__(name: str) -> Any:
-    # Late, because the command line has to set the number of threads before MXNet is loaded.
-    if name == "fit":
-        from .loop import fit
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(_PUBLIC[name])
+    return module if _PUBLIC[name].endswith(f".{name}") else getattr(module, name)
 
-        return fit
-    if name == "Config":
-        from .config import Config
 
-        return Config
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

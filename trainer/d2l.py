@@ -14,11 +14,14 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from . import batch_norm, dist, fashion_mnist, replica, sharding
+from . import batch_norm, dist
 from .config import Config, Train
-from .loader import Batch
-from .metrics import TrainMetrics
-from .step import train_step
+from .data import fashion_mnist, sharding
+from .data.loader import Batch
+from .model import replica
+from .step.metrics import TrainMetrics
+from .step.optimizer import gluon_trainer
+from .step.step import train_step
 
 Pairs = Iterable[Tuple[mx.nd.NDArray, mx.nd.NDArray]]  # (B, C, H, W), (B,)
 
@@ -122,7 +125,7 @@ def _over_ranks(trainer: gluon.Trainer) -> gluon.Trainer:
     # The new trainer takes over this factor, which still contains the last step's batch size.
     trainer._optimizer.rescale_grad = trainer._scale
     in_order = {f"{index:08d}": parameter for index, parameter in enumerate(trainer._params)}
-    distributed = dist.gluon_trainer(in_order, trainer._optimizer)
+    distributed = gluon_trainer(in_order, trainer._optimizer)
     distributed._updaters = trainer._updaters
     return distributed
 

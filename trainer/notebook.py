@@ -12,7 +12,7 @@ import json
 import math
 from typing import Any, Dict, List, Optional
 
-from . import wording
+from .report import wording
 
 _FIGURES = ("loss", "accuracy")
 

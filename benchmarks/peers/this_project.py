@@ -10,7 +10,8 @@ import os
 from typing import Any, Callable
 
 from benchmarks.peers import workload
-from trainer import config, device, dist, launched
+from trainer import config, dist
+from trainer.dist import device, environment
 
 
 def main() -> None:
@@ -41,9 +42,10 @@ def main() -> None:
 
 def train(args: argparse.Namespace, settings: config.Config) -> None:
     """A run of the project's own loop, ended when the clock has seen enough."""
-    from trainer import loop
+    from trainer.run import loop
+    from trainer.step.step import train_step
 
-    loop.train_step = clocked(loop.train_step, args)
+    train_step = clocked(train_step, args)
     loop.fit(config=settings, resume="none")
 
 
@@ -51,7 +53,7 @@ def clocked(train_step: Callable[..., Any], args: argparse.Namespace) -> Callabl
     """``train_step``, which notes its ends on a clock."""
     import mxnet as mx
 
-    clock = workload.Clock(args, launched.rank(), launched.local_size())
+    clock = workload.Clock(args, environment.rank(), environment.local_size())
 
     def step(*args: Any, **kwargs: Any) -> Any:
         result = train_step(*args, **kwargs)
@@ -69,16 +71,19 @@ def evaluate(args: argparse.Namespace, settings: config.Config) -> None:
     """What the loop does with the test set after an epoch."""
     import mxnet as mx
 
-    from trainer import evaluation, fashion_mnist, feed, model, replica
-    from trainer.loader import Transform
+    from trainer import model
+    from trainer.data import fashion_mnist, input_pipeline
+    from trainer.data.transform import Transform
+    from trainer.model import prepare
+    from trainer.step import evaluation
 
     dist.init()
     test = fashion_mnist.load("test", settings.data.folder)
     net = model.build(settings.model)
     shape = Transform(test[0], settings.data, seed=0, training=False).shape
-    replica.prepare(net, settings, shape, mx.cpu())
+    prepare.prepare_net(net, settings, shape, mx.cpu())
     with workload.timed(args, dist.rank()):
-        batches = feed.test_loader(test, settings, mx.cpu())
+        batches = input_pipeline.test_loader(test, settings, mx.cpu())
         evaluation.evaluate(net, batches, num_classes=10)
     dist.shutdown()
 

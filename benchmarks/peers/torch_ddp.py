@@ -43,7 +43,7 @@ class Residual(nn.Module):
 
 
 def resnet18() -> nn.Sequential:
-    """The seed's net (trainer/model.py)."""
+    """The seed's net (trainer/model/)."""
     return nn.Sequential(
         nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3),
         nn.BatchNorm2d(64),

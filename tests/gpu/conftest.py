@@ -9,8 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import mxnet as mx
 import pytest
 
-from trainer import device
-from trainer.settings import ConfigError
+from trainer.dist import device
+from trainer.errors import ConfigError
 
 
 @pytest.fixture(params=["cpu", "gpu"])

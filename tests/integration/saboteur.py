@@ -102,13 +102,16 @@ def main() -> None:
     """Be the trainer, with hooks."""
     saboteur = Saboteur(Path(sys.argv[1]))
     sys.argv = ["trainer", *sys.argv[2:]]
-    from trainer import __main__, checkpoint, evaluator, loop, report
+    from trainer import checkpoint
+    from trainer.cli.main import run
+    from trainer.report.report import report
+    from trainer.run import evaluator, loop
 
     _before(loop, "set_lr", lambda trainer, config, step, length: saboteur.reach("step", step))
     _before(evaluator, "evaluate", lambda *_: saboteur.reach("evaluation"))
     _before(checkpoint, "_put_in_place", lambda *_: saboteur.reach("save"))
     _before(report.Report, "step", lambda self, step: saboteur.done(step))
-    __main__.run()
+    run()
 
 
 if __name__ == "__main__":

@@ -14,10 +14,13 @@ import pytest
 from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
-from trainer import export, replica, running_statistics, saved
-from trainer.config import ConfigError, from_dict
-from trainer.failure import TrainingError
-from trainer.loop import Result, fit
+from trainer.batch_norm import running_statistics
+from trainer.config import from_dict
+from trainer.errors import ConfigError
+from trainer.inference import export, trained_model
+from trainer.model import prepare
+from trainer.run.loop import fit
+from trainer.run.outcome import Result, TrainingError
 
 DRAW = np.random.RandomState(0)
 SET = DRAW.randint(0, 256, (12, 6, 6)).astype(np.uint8), np.arange(12) % 4
@@ -107,7 +110,7 @@ def test_what_cannot_be_exported_is_reported_in_one_line(
 ) -> None:
     net = make()
     trained(net, tmp_path / "runs")
-    model = saved.Saved(tmp_path, from_dict({}), net, mx.cpu(), (6, 6), 4)
+    model = trained_model.Saved(tmp_path, from_dict({}), net, mx.cpu(), (6, 6), 4)
     with pytest.raises(export.ExportError, match=expected) as raised:
         export.export(model, SET, tmp_path / "exported")
     assert "\n" not in str(raised.value)
@@ -181,18 +184,18 @@ def test_an_imported_net_can_be_trained_on(tmp_path: Path) -> None:
     for settings in ({"batch_norm": "sync"}, {"calibrate_samples": 4}):
         with pytest.raises(ConfigError, match="body_batchnorm0_running_mean belongs to a SymbolBl"):
             trained(net, tmp_path / "runs", name="refused", **settings)
-    model = saved.Saved(tmp_path, from_dict({}), net, mx.cpu(), (6, 6), 4)
+    model = trained_model.Saved(tmp_path, from_dict({}), net, mx.cpu(), (6, 6), 4)
     with pytest.raises(ConfigError, match="cannot be calibrated: .* belongs to a SymbolBlock"):
-        saved.calibrate_saved(model, train=SET)
+        trained_model.calibrate_saved(model, train=SET)
     with pytest.raises(ConfigError, match=r"net\.add"):
         trained(net[0], tmp_path / "runs", name="refused")
 
 
-def prepared(*layers: gluon.HybridBlock) -> saved.Saved:
+def prepared(*layers: gluon.HybridBlock) -> trained_model.Saved:
     net = nn.HybridSequential()
     net.add(*layers, nn.Dense(4))
-    replica.prepare(net, from_dict({}), (1, 6, 6), mx.cpu())
-    return saved.Saved(Path("run"), from_dict({}), net, mx.cpu(), (6, 6), 4)
+    prepare.prepare_net(net, from_dict({}), (1, 6, 6), mx.cpu())
+    return trained_model.Saved(Path("run"), from_dict({}), net, mx.cpu(), (6, 6), 4)
 
 
 def test_layer_norm_is_exported_without_a_word_of_onnx_runtimes(tmp_path: Path, capfd: Any) -> None:

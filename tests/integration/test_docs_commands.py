@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests.documented import ELSEWHERE, kind_of, lines
 from tests.documents import ROOT, blocks, typed
-from trainer import fashion_mnist
+from trainer.data import fashion_mnist
 
 from . import hosts
 from .commands import HOROVODRUN, environment, run
@@ -199,7 +199,7 @@ def test_benchmarks_run_and_keep_what_they_measure(line: str, copy: Path) -> Non
 # PYTHON is what sets up, which nothing is left for here: continuous integration has `make` do that.
 LEAST_OF_MAKE = {
     "train": f'RANKS=2 ARGS="{SMALL}"',
-    "test": 'ARGS="-n 0 tests/unit/test_sharding.py"',
+    "test": 'ARGS="-n 0 tests/unit/data/test_sharding.py"',
     "chaos": "TRIALS=1",
     "bench": 'ARGS="--only first_step --rounds 1"',
     "setup": "",

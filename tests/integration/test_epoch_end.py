@@ -12,12 +12,12 @@ from mxnet import gluon
 from mxnet.gluon import nn
 
 import launch
-from launch.function import RankError
-from trainer import runs
+from launch.local.function import RankError
 from trainer.config import Data, from_dict
-from trainer.early_stopping import Plateau
-from trainer.epoch_end import EpochEnd
-from trainer.loop import Result, fit
+from trainer.report.result import read, write_result
+from trainer.run.early_stopping import Plateau
+from trainer.run.loop import fit
+from trainer.run.outcome import EpochEnd, Result
 
 EPOCHS, EPOCH_STEPS = 12, 3
 DRAW = np.random.RandomState(0)
@@ -94,7 +94,7 @@ def test_a_run_ends_early_and_goes_on_with_more_patience(
     assert stopped.told == straight.told[:last_epoch]
     (end,) = told(capsys, "end")
     assert (end["state"], end["last_step"]) == ("stopped early", EPOCHS * EPOCH_STEPS)
-    listed = runs.read(tmp_path / "default")
+    listed = read(tmp_path / "default")
     assert (listed.state, listed.step) == ("stopped early", stopped.result.steps)
 
     again = trained(tmp_path, patience=1)
@@ -102,18 +102,18 @@ def test_a_run_ends_early_and_goes_on_with_more_patience(
     assert again.result.steps == stopped.result.steps
     assert again.result.evaluation.accuracy == stopped.result.evaluation.accuracy
     assert told(capsys, "end")[0]["state"] == "stopped early"
-    assert runs.read(tmp_path / "default") == listed
+    assert read(tmp_path / "default") == listed
 
     # As after a kill between the last save and the writing of the result.
-    runs.write_result(tmp_path / "default", state="unfinished", step=0)
+    write_result(tmp_path / "default", state="unfinished", step=0)
     trained(tmp_path, patience=1)
-    assert runs.read(tmp_path / "default").state == "stopped early"
+    assert read(tmp_path / "default").state == "stopped early"
 
     finished = trained(tmp_path)
     assert finished.told == straight.told[last_epoch:]
     assert not finished.result.stopped_early
     assert finished.weight.tobytes() == straight.weight.tobytes()
-    assert runs.read(tmp_path / "default").state == "done"
+    assert read(tmp_path / "default").state == "done"
 
 
 def test_a_run_made_in_stages_ends_at_the_same_step(tmp_path: Path, last_epoch: int) -> None:
@@ -141,8 +141,9 @@ def test_a_run_that_ends_early_is_calibrated(tmp_path: Path, capsys: Any) -> Non
 def on_ranks(folder: str, data: Any, failing: Optional[int]) -> Any:
     from mxnet.gluon import nn
 
-    from trainer import dist, fit
+    from trainer import dist
     from trainer.config import from_dict
+    from trainer.run.loop import fit
 
     ends = []
 

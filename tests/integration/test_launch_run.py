@@ -18,11 +18,11 @@ import psutil
 import pytest
 
 import launch
-from launch.function import RankError
-from launch.ranks import cores_per_rank
-from trainer import fashion_mnist
+from launch.core.ranks import cores_per_rank
+from launch.local.function import RankError
 from trainer.config import Data
-from trainer.loader import Transform
+from trainer.data import fashion_mnist
+from trainer.data.transform import Transform
 
 from . import nets
 from .commands import SMALL
@@ -55,7 +55,8 @@ def test_results_come_by_rank_and_lines_name_theirs(
 
 def test_a_net_comes_back_trained_with_synced_norm_and_compiled(tmp_path: Path) -> None:
     def train(net: Any, settings: List[str]) -> Any:
-        from trainer import config, fit
+        from trainer import config
+        from trainer.run.loop import fit
 
         result = fit(net, config.load(None, settings))
         return net, result.evaluation.accuracy

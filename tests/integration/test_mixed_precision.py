@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 from tests.processor import needs_bfloat16
-from trainer import Config, checkpoint, fit, saved
+from trainer import checkpoint
 from trainer.config import from_dict
+from trainer.config.schema import Config
+from trainer.inference import trained_model
+from trainer.run.loop import fit
 
 from .commands import ROOT, SMALL, trainer
 from .test_any_net import SET
@@ -64,7 +67,7 @@ def test_the_saved_model_is_evaluated_in_float32_and_trained_on_in_its_precision
     run = config(tmp_path, "bfloat16")
     evaluation = fit(config=run, train=SET, test=SET).evaluation
     last = checkpoint.listing(run.folder / "checkpoints")[-1]
-    seen = saved.evaluate_saved(saved.load(str(last)), test=SET)
+    seen = trained_model.evaluate_saved(trained_model.load(str(last)), test=SET)
     assert evaluation is not None and seen.loss == pytest.approx(evaluation.loss, rel=1e-6)
     other = replace(run, train=replace(run.train, precision="float32"))
     with pytest.raises(

@@ -14,10 +14,11 @@ from mxnet.gluon import nn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import launch
-from launch.function import RankError
+from launch.local.function import RankError
 from trainer.checkpoint import CheckpointError
-from trainer.config import ConfigError, Data, from_dict
-from trainer.loop import fit
+from trainer.config import Data, from_dict
+from trainer.errors import ConfigError
+from trainer.run.loop import fit
 
 from .test_any_net import SET, trained
 

@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launch.submit import POLL_SECONDS
+from launch.slurm.submit import POLL_SECONDS
 from tests import documented
 from tests.waiting import wait_until
 

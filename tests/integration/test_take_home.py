@@ -21,9 +21,12 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from trainer import config, export, fashion_mnist, fit, images, saved
-from trainer.__main__ import main
+from trainer import config
 from trainer.batch_norm import SyncBatchNorm
+from trainer.cli.main import main
+from trainer.data import fashion_mnist, idx_file, idx_folder
+from trainer.inference import export, images, trained_model
+from trainer.run.loop import fit
 
 from . import nets
 from .commands import SMALL, run, trainer
@@ -61,7 +64,7 @@ def test_answers_for_the_test_set_are_what_evaluation_counted(trained: str) -> N
     answers = _answers(trained, IDX)
     right = [a["class"] == fashion_mnist.CLASS_NAMES[n] for a, n in zip(answers, LABELS)]
     assert len(answers) == 500
-    assert np.mean(right) == saved.evaluate_saved(saved.load(trained)).accuracy
+    assert np.mean(right) == trained_model.evaluate_saved(trained_model.load(trained)).accuracy
     assert answers[17]["image"] == f"{IDX}[17]"
     for answer in answers:
         shares = {name: float(answer[name]) for name in fashion_mnist.CLASS_NAMES}
@@ -130,7 +133,7 @@ def test_images_in_colour_are_read_for_a_net_that_takes_them(tmp_path: Path) -> 
     assert pixels[0, 0].tolist() == [0, 0, 0]
     (pixels,) = images.read([IDX], (28, 28, 3)).pixels[:1]
     np.testing.assert_array_equal(pixels, np.repeat(IMAGES[0][..., None], 3, axis=-1))
-    with pytest.raises(fashion_mnist.DataError, match="takes 2 channels"):
+    with pytest.raises(idx_file.DataError, match="takes 2 channels"):
         images.read([IDX], (28, 28, 2))
 
 
@@ -152,7 +155,7 @@ def test_a_net_of_given_images_is_asked_in_their_size_and_colours(
     coloured: str, tmp_path: Path
 ) -> None:
     """The checkpoint says how large they were; nobody knows that they were dark."""
-    assert saved.load(coloured).image_shape == (12, 16, 3)
+    assert trained_model.load(coloured).image_shape == (12, 16, 3)
     Image.new("RGB", (16, 12), (250, 240, 230)).save(tmp_path / "light.png")
     done = _ask(coloured, str(tmp_path / "light.png"))
     (answer,) = csv.DictReader(io.StringIO(done.stdout))
@@ -162,17 +165,17 @@ def test_a_net_of_given_images_is_asked_in_their_size_and_colours(
 
 def test_images_that_are_not_kept_can_be_given_again(coloured: str) -> None:
     for command in ("evaluate", "calibrate"):
-        with pytest.raises(fashion_mnist.DataError, match="given to fit") as caught:
+        with pytest.raises(idx_file.DataError, match="given to fit") as caught:
             main([command, coloured], standalone_mode=False)
         assert "saved.evaluate_saved(saved.load('" in str(caught.value)
-    model, (images, labels) = saved.load(coloured), COLOURED
-    right = saved.scores(model, images).argmax(axis=1) == labels
-    assert saved.evaluate_saved(model, test=COLOURED).accuracy == right.mean()
+    model, (images, labels) = trained_model.load(coloured), COLOURED
+    right = trained_model.scores(model, images).argmax(axis=1) == labels
+    assert trained_model.evaluate_saved(model, test=COLOURED).accuracy == right.mean()
     before = model.net[1].running_mean.data().asnumpy()
-    saved.calibrate_saved(model, train=COLOURED)
+    trained_model.calibrate_saved(model, train=COLOURED)
     assert np.abs(model.net[1].running_mean.data().asnumpy() - before).max() > 1e-3
-    with pytest.raises(fashion_mnist.DataError, match=r"images of \(28, 28\), the net of .* takes"):
-        saved.evaluate_saved(model, (IMAGES, LABELS))
+    with pytest.raises(idx_file.DataError, match=r"images of \(28, 28\), the net of .* takes"):
+        trained_model.evaluate_saved(model, (IMAGES, LABELS))
 
 
 @pytest.mark.filterwarnings("ignore:Cannot decide type")  # MXNet's, of a symbol's input
@@ -181,11 +184,13 @@ def test_without_the_test_set_files_are_compared_on_noise(coloured: str, tmp_pat
         main, ["export", coloured, "--output", str(tmp_path)], catch_exceptions=False
     )
     assert done.exit_code == 0 and done.output.count("on 64 images of noise") == 2, done.output
-    model = saved.load(coloured)
+    model = trained_model.load(coloured)
     session = onnxruntime.InferenceSession(f"{tmp_path}/model.onnx")
     data = COLOURED[0].transpose(0, 3, 1, 2) / 255 - model.config.data.mean
     (found,) = session.run(None, {"data": (data / model.config.data.std).astype(np.float32)})
-    np.testing.assert_allclose(found, saved.scores(model, COLOURED[0]), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        found, trained_model.scores(model, COLOURED[0]), rtol=1e-4, atol=1e-4
+    )
     assert session.get_modelmeta().custom_metadata_map["input"].startswith("3 channels, (pixel")
     card = (tmp_path / "model_card.md").read_text()
     assert "float32 (N, 3, 12, 16): 3 channels, 12 x 16 pixels" in card
@@ -246,7 +251,7 @@ def test_what_cannot_be_read_is_reported_in_one_line(trained: str, tmp_path: Pat
         ("int32", "00000c03 (int32, 3-D), expected 00000803 (images: uint8, 3-D)"),
         (labels, "00000801 (uint8, 1-D), expected 00000803 (images: uint8, 3-D)"),
     ):
-        with pytest.raises(fashion_mnist.DataError) as caught:
+        with pytest.raises(idx_file.DataError) as caught:
             _ask(trained, str(tmp_path / given))
         assert words in str(caught.value) and "\n" not in str(caught.value), given
         assert Path(given).name in str(caught.value)
@@ -293,7 +298,7 @@ def test_what_cannot_be_written_is_reported_in_one_line_and_nothing_is_lost(
 def test_calibrate_finds_an_unwritable_file_before_it_measures(
     trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saved, "evaluate_saved", lambda *_: pytest.fail("it has measured"))
+    monkeypatch.setattr(trained_model, "evaluate_saved", lambda *_: pytest.fail("it has measured"))
     nowhere = tmp_path / "no" / "where"
     with pytest.raises(click.UsageError, match=f"^{nowhere} cannot be written: No such file"):
         main(["calibrate", trained, "--out", str(nowhere)], standalone_mode=False)
@@ -314,9 +319,9 @@ def exported(trained: str, tmp_path_factory: pytest.TempPathFactory) -> Tuple[Pa
 def test_what_is_exported_computes_the_same(trained: str, exported: Tuple[Path, str]) -> None:
     """Looked at with the other tools alone: nothing of this project reads the files."""
     folder, said = exported
-    model = saved.load(trained)
+    model = trained_model.load(trained)
     assert any(isinstance(p, SyncBatchNorm) for p in model.net._children.values())
-    expected = saved.scores(model, IMAGES)
+    expected = trained_model.scores(model, IMAGES)
     data = (IMAGES[:, None] / 255 - model.config.data.mean) / model.config.data.std
     data = data.astype(np.float32)
     net = mx.gluon.SymbolBlock.imports(
@@ -331,7 +336,7 @@ def test_what_is_exported_computes_the_same(trained: str, exported: Tuple[Path, 
         np.testing.assert_allclose(found, expected[:count], rtol=1e-4, atol=1e-4)
     described = session.get_modelmeta().custom_metadata_map
     assert json.loads(described["classes"]) == list(fashion_mnist.CLASS_NAMES)
-    accuracy = saved.evaluate_saved(model).accuracy
+    accuracy = trained_model.evaluate_saved(model).accuracy
     for name in ("model-symbol.json", "model.onnx"):
         line = (
             f"{name}: accuracy {accuracy:.4f} on 500 test images, the checkpoint's {accuracy:.4f}"
@@ -354,7 +359,7 @@ def test_without_onnx_nothing_of_it_is_needed(
 
 def test_a_model_card_stands_beside_it(trained: str, exported: Tuple[Path, str]) -> None:
     card = (exported[0] / "model_card.md").read_text()
-    seen = saved.evaluate_saved(saved.load(trained))
+    seen = trained_model.evaluate_saved(trained_model.load(trained))
     for words in (
         f"**{seen.accuracy:.4f}** on the 500 images",
         "`fashion_mnist_sample`",
@@ -370,18 +375,18 @@ def test_a_model_card_stands_beside_it(trained: str, exported: Tuple[Path, str])
     settings = card.split("```yaml\n")[1].split("```")[0]
     path = exported[0] / "again.yaml"
     path.write_text(settings)
-    assert config.load(str(path)) == saved.load(trained).config
+    assert config.load(str(path)) == trained_model.load(trained).config
 
 
 def test_what_cannot_be_exported_is_reported_in_one_line(
     trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, output = saved.load(trained), tmp_path / "exported"
+    model, output = trained_model.load(trained), tmp_path / "exported"
     imperative = model._replace(net=nets.imperative())
     looking = nets.LooksAtItsShape()
     looking.initialize()
 
-    def refusal(model: saved.Saved, folder: Path = output) -> str:
+    def refusal(model: trained_model.Saved, folder: Path = output) -> str:
         with pytest.raises(export.ExportError) as raised:
             export.export(model, (IMAGES, LABELS), folder)
         assert "\n" not in str(raised.value) and not output.exists()
@@ -419,9 +424,9 @@ def test_a_custom_dataset_has_numbers_for_class_names(trained: str, tmp_path: Pa
     (by_number, *_), (by_name, *_) = _answers(trained, IDX, *own), _answers(trained, IDX)
     assert by_name["class"] == fashion_mnist.CLASS_NAMES[int(by_number["class"])]
     assert [by_number[str(n)] for n in range(10)] == [by_name[n] for n in fashion_mnist.CLASS_NAMES]
-    for name in fashion_mnist.FILES["test"]:
+    for name in idx_folder.FILES["test"]:
         content = gzip.decompress((fashion_mnist.SAMPLE_FOLDER / f"{name}.gz").read_bytes())
         (tmp_path / name).write_bytes(content[:-1] + b"\x0b" if "labels" in name else content)
-    model = saved.load(trained, ["data.dataset=idx", f"data.folder={tmp_path}"])
-    with pytest.raises(fashion_mnist.DataError, match="has 12 classes, the net of .* 10; give the"):
-        saved.evaluate_saved(model)
+    model = trained_model.load(trained, ["data.dataset=idx", f"data.folder={tmp_path}"])
+    with pytest.raises(idx_file.DataError, match="has 12 classes, the net of .* 10; give the"):
+        trained_model.evaluate_saved(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer import fashion_mnist
+from trainer.data import fashion_mnist
 
 from .board import TensorBoard
 from .commands import SMALL, run, trainer

@@ -13,9 +13,9 @@ import pytest
 from mxnet.gluon.data.vision import transforms
 
 import launch
-from launch.function import RankError
-from trainer import fashion_mnist
+from launch.local.function import RankError
 from trainer.d2l import load_data_fashion_mnist, train_ch5
+from trainer.data import fashion_mnist
 
 # 193 samples in batches of 64 leave one for the last batch: on two ranks one of them gets none.
 SAMPLES, BATCH = 193, 64
@@ -31,11 +31,13 @@ def _train(where: str, sync: bool = False, calls: int = 1, shift: bool = False) 
     from mxnet.gluon import data as gdata
     from mxnet.gluon import nn
 
-    from trainer import batch_norm, dist, fashion_mnist, launched
+    from trainer import batch_norm, dist
+    from trainer.data import fashion_mnist
+    from trainer.dist import environment
 
     def loader(split: str, shuffle: bool) -> gdata.DataLoader:
         images, labels = fashion_mnist.load(split, dataset="fashion_mnist_sample")
-        first = launched.rank() if shift else 0
+        first = environment.rank() if shift else 0
         part = slice(first, first + SAMPLES)
         dataset = gdata.ArrayDataset(
             mx.nd.array(images[part, :, :, None], dtype=np.uint8), labels[part]
@@ -45,8 +47,8 @@ def _train(where: str, sync: bool = False, calls: int = 1, shift: bool = False) 
 
     train_iter, test_iter = loader("train", True), loader("test", False)
     # Rank 0 has the seeds of the one process; what the others have must not matter.
-    mx.random.seed(1 + launched.rank())
-    np.random.seed(1 + launched.rank())
+    mx.random.seed(1 + environment.rank())
+    np.random.seed(1 + environment.rank())
     net = nn.Sequential()
     net.add(
         nn.Conv2D(4, kernel_size=5, strides=4), nn.BatchNorm(), nn.Activation("relu"), nn.Dense(10)

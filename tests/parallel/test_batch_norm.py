@@ -26,9 +26,11 @@ from mxnet import autograd, gluon, nd
 from mxnet.gluon import nn
 
 from tests.processor import needs_bfloat16
-from trainer import batch_norm, dist, mixed_precision, running_statistics
-from trainer.batch_norm_op import RankSum
-from trainer.model import resnet18, resnet_block
+from trainer import batch_norm, dist
+from trainer.batch_norm import running_statistics
+from trainer.batch_norm.rank_sum import RankSum
+from trainer.model import mixed_precision, resnet18, resnet_block
+from trainer.step.optimizer import gluon_trainer
 
 RANKS = (2, 3, 4)
 STEPS = 20
@@ -87,7 +89,7 @@ def train(
     empty = len(rows) == 0
     x = nd.array(1000 * data[:1] if empty else rows, dtype=dtype)
     alone = gluon.Trainer(net.collect_params(), "sgd", SGD, kvstore=None)
-    trainer = alone if sizes is None else dist.gluon_trainer(net.collect_params(), optimizer())
+    trainer = alone if sizes is None else gluon_trainer(net.collect_params(), optimizer())
     weight = 0 if empty else 1 / len(data)
     # Cancels the trainer's average over ranks: MXNet would hold a third as float32.
     scale = 1 if sizes is None else 1 / dist.world_size()
@@ -501,7 +503,7 @@ def test_engine_may_take_layers_in_any_order_and_ends_exact(
     if FORMS[form]:
         for net in nets:
             net.hybridize(**FORMS[form])
-    trainer = functools.partial(dist.gluon_trainer, optimizer=slow_sgd())
+    trainer = functools.partial(gluon_trainer, optimizer=slow_sgd())
     results = train_both(nets, data[shard(unequal())], steps, trainer, 1 / dist.world_size())
     mx.nd.waitall()
     for result, reference in zip(results, reference_of_both(steps)):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from trainer import dist
+from trainer.dist import collectives
+from trainer.step.optimizer import gluon_trainer
 
 RANK, SIZE = dist.rank, dist.world_size
 
@@ -38,7 +40,7 @@ def test_sums_of_different_names_never_meet() -> None:
 
 def test_no_rank_is_taken_for_dead_while_it_lives() -> None:
     """Each holds a lock on the memory; it would be lost with any other descriptor of the file."""
-    memory = dist._memory()
+    memory = collectives._memory()
     assert memory is not None
     assert not any(memory._has_ended(peer) for peer in range(SIZE()) if peer != RANK())
     dist.barrier()
@@ -74,7 +76,7 @@ def test_any_rank() -> None:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How arrays are broadcast, in turn."""
     if request.param == "by Horovod":
-        monkeypatch.setattr(dist, "ranks_share_memory", lambda: False)
+        monkeypatch.setattr(collectives, "ranks_share_memory", lambda: False)
     return request.param
 
 
@@ -123,7 +125,7 @@ def test_sparse_gradients_are_refused() -> None:
     parameter = mx.gluon.Parameter("words", shape=(20, 4), grad_stype="row_sparse")
     parameter.initialize()
     with pytest.raises(ValueError, match="gradients are sparse"):
-        dist.gluon_trainer({"words": parameter}, mx.optimizer.create("sgd"))
+        gluon_trainer({"words": parameter}, mx.optimizer.create("sgd"))
 
 
 def test_a_net_on_several_devices_is_refused() -> None:
@@ -133,4 +135,4 @@ def test_a_net_on_several_devices_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"the net is on cpu\(0\), cpu\(1\); a rank trains it on one"
     ):
-        dist.gluon_trainer(net.collect_params(), mx.optimizer.create("sgd"))
+        gluon_trainer(net.collect_params(), mx.optimizer.create("sgd"))

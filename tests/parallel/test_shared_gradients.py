@@ -16,12 +16,14 @@ from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
 from tests.waiting import wait_until
-from trainer import dist, momentum, shared_gradients
+from trainer import dist
 from trainer.config import Config, Optimizer, Train
-from trainer.failure import TrainingError
-from trainer.loop import fit
-from trainer.optim import apart, make_trainer, mean_gradients, reduce_and_update, unmarked
-from trainer.shared_memory import SharedMemorySum
+from trainer.dist.shared_memory import SharedMemorySum
+from trainer.run.loop import fit
+from trainer.run.outcome import TrainingError
+from trainer.step import momentum, shared_gradients
+from trainer.step.gradients import apart, mean_gradients, reduce_and_update, unmarked
+from trainer.step.optimizer import gluon_trainer, make_trainer
 
 RANKS = (2, 3, 4)
 RANK, SIZE = dist.rank, dist.world_size
@@ -44,7 +46,7 @@ def parameters() -> List[gluon.Parameter]:
 def trainer_of(made: Sequence[gluon.Parameter], shared: bool = True, groups: int = 1) -> Any:
     sgd = mx.optimizer.create("sgd", learning_rate=0.01, momentum=0.9)
     named = {parameter.name: parameter for parameter in made}
-    return dist.gluon_trainer(named, sgd, False, groups, shared)
+    return gluon_trainer(named, sgd, False, groups, shared)
 
 
 @pytest.mark.parametrize("groups", [0, 1])

@@ -12,13 +12,18 @@ from mxnet import gluon
 from mxnet.gluon import nn
 
 from tests.processor import needs_bfloat16
-from trainer import checkpoint, config, dist, feed, mixed_precision, optim, replica
-from trainer.evaluation import evaluate
-from trainer.fashion_mnist import DataError
-from trainer.loader import Batch, EvalLoader, TrainLoader, Transform
-from trainer.metrics import TrainMetrics
-from trainer.placement import on_device
-from trainer.step import train_step
+from trainer import checkpoint, config, dist
+from trainer.data.idx_file import DataError
+from trainer.data.loader import Batch, EvalLoader, TrainLoader
+from trainer.data.transform import Transform
+from trainer.dist.array_memory import on_device
+from trainer.errors import ConfigError
+from trainer.model import mixed_precision, prepare, replica
+from trainer.run import agreement
+from trainer.step.evaluation import evaluate
+from trainer.step.metrics import TrainMetrics
+from trainer.step.optimizer import make_optimizer, make_trainer
+from trainer.step.step import train_step
 
 RANKS = (2, 3)
 SIZE = 103  # samples: neither the batch nor any number of ranks divides it
@@ -57,15 +62,15 @@ def _net() -> gluon.Block:
 def _train(settings: config.Config, rank: int, world_size: int) -> Tuple[List[Any], List[float]]:
     """Weights and losses after all epochs; on (0, 1) this rank does all on its own."""
     loader, net = _loader(settings, rank, world_size), _net()
-    replica.prepare(net, settings, loader.shape, mx.cpu())
+    prepare.prepare_net(net, settings, loader.shape, mx.cpu())
     if world_size == 1:
         trainer = gluon.Trainer(
-            net.collect_params(), optim.make_optimizer(settings.optimizer), kvstore=None
+            net.collect_params(), make_optimizer(settings.optimizer), kvstore=None
         )
         for parameter in net.collect_params().values():
             parameter.wd_mult = 1.0 if len(parameter.shape) > 1 else 0.0
     else:
-        trainer = optim.make_trainer(net, settings.optimizer)
+        trainer = make_trainer(net, settings.optimizer)
     losses = []
     steps = settings.train.epochs * loader.steps_per_epoch
     with mixed_precision.computing_in(net, settings.train.precision):
@@ -125,8 +130,8 @@ def test_clipping_sees_the_gradient_of_the_global_batch() -> None:
         {**SETTINGS, "optimizer": {"lr": 0.5, "momentum": 0.0, "clip_norm": 0.01}}
     )
     loader, net = _loader(settings, dist.rank(), dist.world_size()), _net()
-    replica.prepare(net, settings, loader.shape, mx.cpu())
-    trainer = optim.make_trainer(net, settings.optimizer)
+    prepare.prepare_net(net, settings, loader.shape, mx.cpu())
+    trainer = make_trainer(net, settings.optimizer)
     before = [p.data().asnumpy() for p in net.collect_params().values()]
     (batch,) = loader.from_step(0, 1)
     train_step(net, trainer, batch, settings)
@@ -174,8 +179,8 @@ class _OneWayOrAnother(gluon.Block):
 def test_weights_stay_alike_where_ranks_use_different_layers() -> None:
     settings = config.from_dict(SETTINGS)
     loader, net = _loader(settings, dist.rank(), dist.world_size()), _OneWayOrAnother()
-    replica.prepare(net, settings, loader.shape, mx.cpu())
-    trainer = optim.make_trainer(net, settings.optimizer)
+    prepare.prepare_net(net, settings, loader.shape, mx.cpu())
+    trainer = make_trainer(net, settings.optimizer)
     for batch in loader.from_step(0, 3):
         train_step(net, trainer, batch, settings)
     for parameter in net.collect_params().values():
@@ -187,11 +192,11 @@ def test_weights_stay_alike_where_ranks_use_different_layers() -> None:
 def test_a_net_without_batch_norm_can_be_saved(tmp_path: Path) -> None:
     """Its ranks have no running statistics of their own, and MXNet saves no empty array."""
     settings, net = config.Config(), _net()
-    replica.prepare(net, settings, (1, 8, 8), mx.cpu())
-    trainer = optim.make_trainer(net, settings.optimizer)
+    prepare.prepare_net(net, settings, (1, 8, 8), mx.cpu())
+    trainer = make_trainer(net, settings.optimizer)
     state = {"step": 1, "totals": [[0.0] * 3] * 2, "config": config.to_dict(settings)}
     statistics = replica.gather_statistics(net, settings)
-    path = checkpoint.write(tmp_path, checkpoint.snapshot(net, trainer, state, statistics), 1)
+    path = checkpoint.write(tmp_path, checkpoint.snapshot(net, trainer, state, statistics))
     assert checkpoint.problem(path) is None
     assert checkpoint.restore(path, net, trainer)["statistics"] is None
 
@@ -225,21 +230,21 @@ def test_running_statistics_of_a_custom_layer_are_averaged(kind: str) -> None:
 def test_an_optimizer_whose_noise_differs_between_ranks_is_refused() -> None:
     net = nn.Dense(4, in_units=3)
     net.initialize()
-    with pytest.raises(config.ConfigError, match="optimizer.name is sgld, whose noise each rank"):
-        optim.make_trainer(net, config.Optimizer("sgld"))
+    with pytest.raises(ConfigError, match="optimizer.name is sgld, whose noise each rank"):
+        make_trainer(net, config.Optimizer("sgld"))
 
 
 def test_ranks_with_sets_of_their_own_are_refused_on_every_rank() -> None:
     images, labels = _set()
-    feed.check_alike((images, labels), (images, labels))
+    agreement.check_alike((images, labels), (images, labels))
     own = labels[dist.rank() :: dist.world_size()]
     with pytest.raises(DataError, match=r"images on rank 0.*images on rank 1.*the whole set"):
-        feed.check_alike((images, own), (images, labels))
+        agreement.check_alike((images, own), (images, labels))
 
 
 def test_evaluation_counts_each_sample_once() -> None:
     settings, net = config.from_dict(SETTINGS), _net()
-    replica.prepare(net, settings, (1, 8, 8), mx.cpu())
+    prepare.prepare_net(net, settings, (1, 8, 8), mx.cpu())
 
     def run(rank: int, world_size: int) -> EvalLoader:
         return EvalLoader(

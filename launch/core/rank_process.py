@@ -1,0 +1,103 @@
+"""The process of one rank: starts it, forwards its output and keeps the last lines."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections import deque
+from contextlib import suppress
+from typing import IO, Any, Callable, Deque, Dict, List, Optional, Sequence
+
+import psutil
+
+from .blame import lacks_cause
+
+TAIL_LINES = 20
+MAX_LINE = 2**16
+"""Bytes after which a line is broken, so that output without newlines does not fill the memory."""
+
+_terminal = threading.Lock()
+
+
+class RankProcess:
+    """A rank that runs `command`, in its own session.
+
+    With `inherit` it writes to the launcher's terminal; otherwise its last lines are kept, and each
+    line is printed after `prefix`, or not at all if that is None. `prepare` runs in the child
+    before the command.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        command: Sequence[str],
+        env: Dict[str, str],
+        prepare: Callable[[], None],
+        prefix: Optional[str],
+        inherit: bool = False,
+    ) -> None:
+        pipe = None if inherit else subprocess.PIPE
+        self.rank = rank
+        self._tail: Deque[bytes] = deque(maxlen=TAIL_LINES)
+        self._prefix = None if prefix is None else prefix.encode()
+        self._lost_a_peer = False
+        self.process = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            start_new_session=True,  # so that signals reach the rank's own children too
+            preexec_fn=prepare,
+        )
+
+    def watch(self, events: queue.SimpleQueue[Any]) -> None:
+        """Starts threads that drain the rank's output and put it into `events` when it ends."""
+        streams = [(self.process.stdout, sys.stdout), (self.process.stderr, sys.stderr)]
+        drains = [
+            threading.Thread(target=self._drain, args=(source, target.buffer), daemon=True)
+            for source, target in streams
+            if source is not None
+        ]
+
+        def wait() -> None:
+            self.process.wait()
+            for thread in drains:
+                thread.join(timeout=1.0)  # a grandchild may hold the pipe open
+            events.put(self)
+
+        for thread in [*drains, threading.Thread(target=wait, daemon=True)]:
+            thread.start()
+
+    def last_lines(self) -> List[str]:
+        return [line.decode(errors="replace").rstrip("\n") for line in self._tail]
+
+    def lacks_cause(self) -> bool:
+        return self._lost_a_peer or lacks_cause(self.process.returncode > 0, self.last_lines())
+
+    def is_stopped(self) -> bool:
+        """Whether the process is stopped (SIGSTOP)."""
+        try:
+            return bool(psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED)
+        except psutil.NoSuchProcess:
+            return False
+
+    def signal(self, signum: int) -> None:
+        """Sends a signal to the rank and its child processes."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signum)
+
+    def _drain(self, source: IO[bytes], target: IO[bytes]) -> None:
+        for line in iter(lambda: source.readline(MAX_LINE), b""):
+            self._tail.append(line)
+            # Checked now, because a traceback longer than the kept lines may follow.
+            self._lost_a_peer = self._lost_a_peer or lacks_cause(False, [line.decode("latin-1")])
+            if self._prefix is None:
+                continue
+            # A reader that went away (`| head`) or a full disk must not stop the ranks.
+            with _terminal, suppress(OSError, ValueError):
+                target.write(self._prefix + line.rstrip(b"\n") + b"\n")
+                target.flush()

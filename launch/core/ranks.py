@@ -1,0 +1,114 @@
+"""The place of a rank in its job, and the environment variables that pass it on.
+
+A rank learns its place from HOROVOD_* variables alone. Whatever starts it (the local launcher,
+Slurm) fills in a `RankFacts` and starts it with `rank_environment(...)`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, Mapping, Optional, Tuple
+
+from .cpu_quota import quota_cores
+
+EXIT_SAVED = 85
+"""Exit code of a rank that was warned (SIGTERM, SIGUSR1), has saved, and should be restarted."""
+
+
+@dataclass(frozen=True)
+class RankFacts:
+    """The place of a rank among all (`world_size`) and among those of its host (`local_size`).
+
+    `cross_size` is the number of hosts with more than `local_rank` ranks, and `cross_rank` the
+    number of those before this one. `hostname` must differ between hosts.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+    cross_rank: int
+    cross_size: int
+    hostname: str
+
+
+def facts_on_one_host(rank: int, world_size: int) -> RankFacts:
+    """The place of `rank` if all ranks run on this machine."""
+    return RankFacts(rank, world_size, rank, world_size, 0, 1, "localhost")
+
+
+def rank_environment(
+    facts: RankFacts, rendezvous: Mapping[str, str], interface: str, cores: int, launch_id: str
+) -> Dict[str, str]:
+    """The environment of one rank: that of this process, plus variables for Horovod and OpenMP.
+
+    The user's own settings for threads, NCCL and CUDA_VISIBLE_DEVICES are kept. `rendezvous` is
+    `Endpoint.environment()`, `interface` the network interface towards the other ranks, `cores`
+    the number of CPU cores of this rank. `launch_id` is the same for all ranks and across restarts,
+    so that a command can tell its own checkpoints from older ones.
+    """
+    env = dict(os.environ)
+    env.pop("HOROVOD_ELASTIC", None)  # left by an elastic horovodrun; these ranks have no other
+    env.update(
+        HOROVOD_RANK=str(facts.rank),
+        HOROVOD_SIZE=str(facts.world_size),
+        HOROVOD_LOCAL_RANK=str(facts.local_rank),
+        HOROVOD_LOCAL_SIZE=str(facts.local_size),
+        HOROVOD_CROSS_RANK=str(facts.cross_rank),
+        HOROVOD_CROSS_SIZE=str(facts.cross_size),
+        HOROVOD_HOSTNAME=facts.hostname,
+        HOROVOD_CONTROLLER="gloo",
+        HOROVOD_CPU_OPERATIONS="gloo",
+        HOROVOD_GLOO_IFACE=interface,
+        LAUNCH_ID=launch_id,
+        **rendezvous,
+    )
+    env.setdefault("NCCL_SOCKET_IFNAME", interface)
+    env.setdefault("OMP_NUM_THREADS", str(cores))
+    env.setdefault("PYTHONUNBUFFERED", "1")
+    if sys.prefix != sys.base_prefix:
+        # In a virtual environment `python` must mean the interpreter that runs the launcher,
+        # activated or not.
+        env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', os.defpath)}"
+    return env
+
+
+def cores_per_rank(ranks: int, env: Optional[Mapping[str, str]] = None) -> int:
+    """CPU cores for each of the `ranks` that this process starts, at least 1.
+
+    They divide what this process may use: its own cores, or fewer where its container has a CPU
+    quota, or a Slurm allocation, whose sites need not bind processes to it, fewer of this node.
+    """
+    bound, on_node = _cores(os.environ if env is None else env)
+    return max(1, min(bound, on_node) // ranks)
+
+
+def cores_of_task(local_size: int, env: Optional[Mapping[str, str]] = None) -> int:
+    """CPU cores of a Slurm task, one of `local_size` on this host, at least 1.
+
+    Slurm's own division (SLURM_CPUS_PER_TASK) wins. Otherwise the allocation's cores are divided;
+    a task that Slurm has bound to few cores already does not divide those once more.
+    """
+    env = os.environ if env is None else env
+    if "SLURM_CPUS_PER_TASK" in env:
+        return int(env["SLURM_CPUS_PER_TASK"])
+    bound, on_node = _cores(env)
+    return max(1, min(bound, on_node // local_size))
+
+
+def _cores(env: Mapping[str, str]) -> Tuple[int, int]:
+    """How many this process is bound to, and how many of this node its job has.
+
+    The latter is the least of its Slurm allocation and its container's CPU quota.
+    """
+    bound = len(os.sched_getaffinity(0))
+    on_node = int(env.get("SLURM_CPUS_ON_NODE", bound))
+    return bound, min(on_node, quota_cores() or on_node)
+
+
+def tasks_of_srun(env: Mapping[str, str]) -> int:
+    """How many tasks srun has started along with this process; 1 outside of srun."""
+    return int(env.get("SLURM_STEP_NUM_TASKS", "1")) if "SLURM_PROCID" in env else 1

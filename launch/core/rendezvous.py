@@ -1,0 +1,265 @@
+"""The rendezvous store in which the ranks of a job find each other, without ssh or MPI.
+
+It is horovodrun's key-value store over HTTP with three additions: it binds a single address,
+accepts only requests with the job's token, and holds early ranks until the last one has arrived. It
+stays open as long as the job: a program whose run has failed on all ranks may meet again, hours
+later, for another. It is plain HTTP: the network must be trusted.
+
+Horovod's client does not support tokens, but builds its URLs as `http://ADDR:PORT/scope/key`. With
+`ADDR = 10.0.0.1:29400/TOKEN` that reads `http://10.0.0.1:29400/TOKEN:29400/scope/key`, so the
+token travels as the first part of the path.
+"""
+
+from __future__ import annotations
+
+import http.client
+import secrets
+import socket
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Callable, Dict, Iterable, List, Optional, Set, Tuple
+
+from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+
+from .arrivals import CHECK_IN, HELD_KEYS, Arrivals, MissingRanksError
+
+START_TIMEOUT_SECONDS = 600.0
+
+NOTICE_SECONDS = 10.0
+"""After this time the store says which ranks have not checked in yet."""
+
+CONNECT_SECONDS = 10.0
+"""How long ranks that know each other's addresses may take to connect before a warning. Gloo
+itself gives up after HOROVOD_GLOO_TIMEOUT_SECONDS (30)."""
+
+ALIVE = "alive"
+"""Scope of requests that are answered when all ranks have called `hvd.init()`. The kernel closes
+the connection of a rank that ends before."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """The address of a job's store, and its token."""
+
+    address: str
+    port: int
+    token: str
+
+    def environment(self) -> Dict[str, str]:
+        """The environment variables that lead Horovod to the store."""
+        return {
+            "HOROVOD_GLOO_RENDEZVOUS_ADDR": f"{self.address}:{self.port}/{self.token}",
+            "HOROVOD_GLOO_RENDEZVOUS_PORT": str(self.port),
+        }
+
+    @property
+    def path_prefix(self) -> str:
+        return f"/{self.token}:{self.port}"
+
+    def request(
+        self, method: str, scope: str, key: str, value: bytes = b"", timeout: Optional[float] = 5.0
+    ) -> Tuple[int, bytes]:
+        """Status and body of one request; raises OSError or HTTPException without an answer.
+
+        Not by urllib, which would send the request through the site's HTTP proxy.
+        """
+        connection = http.client.HTTPConnection(self.address, self.port, timeout=timeout)
+        try:
+            connection.request(method, f"{self.path_prefix}/{scope}/{key}", body=value)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+
+class _Server(RendezvousHTTPServer):
+    """Horovod's HTTP server with this job's token and arrivals."""
+
+    allow_reuse_address = False
+    daemon_threads = True
+    request_queue_size = 1024  # a thousand ranks may connect at once
+    timeout = 0.2  # seconds that `handle_request` waits
+
+    def __init__(self, endpoint: Endpoint, arrivals: Arrivals, say: Callable[[str], None]) -> None:
+        super().__init__((endpoint.address, endpoint.port), _Handler, verbose=0)
+        self.endpoint = Endpoint(endpoint.address, self.server_address[1], endpoint.token)
+        self.arrivals = arrivals
+        self.say = say
+        self.connected: Set[str] = set()  # ranks that have connected the global context
+        self._watched: List[socket.socket] = []
+        self._strangers: Set[str] = set()
+
+    def watch(self, rank: int, connection: socket.socket) -> None:
+        """Returns when all ranks have called `hvd.init()`, or this one has closed `connection`."""
+        self._watched.append(connection)
+        if self.arrivals.missing("global"):
+            connection.recv(1)
+        self.arrivals.end(rank)
+
+    def end_watches(self) -> None:
+        while self._watched:
+            with suppress(OSError, IndexError):  # the rank has gone; another thread took the last
+                self._watched.pop().shutdown(socket.SHUT_RD)
+
+    def turn_away(self, host: str) -> None:
+        if host not in self._strangers:
+            self._strangers.add(host)
+            self.say(f"{host} spoke to the rendezvous port without this job's token; ignored")
+
+    def handle_error(self, request: object, client_address: Tuple[str, int]) -> None:
+        """Ignores clients that hang up; reports other errors in one line."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            self.say(f"rendezvous request from {client_address[0]} failed: {error!r}")
+
+
+class _Handler(RendezvousHandler):
+    """Horovod's handler with a token check and held PUTs."""
+
+    server: _Server
+    path: str
+
+    def send_error(self, code: int, message: Optional[str] = None, explain: object = None) -> None:
+        """Called for requests that are not HTTP at all."""
+        self.server.turn_away(self.client_address[0])
+
+    def do_GET(self) -> None:  # noqa: N802
+        if not self._admitted():
+            return
+        _, scope, key = self.path.split("/")
+        if scope == ALIVE:
+            self.server.watch(int(key), self.connection)
+            self._answer(200, b"")
+        else:
+            super().do_GET()
+
+    def do_DELETE(self) -> None:  # noqa: N802
+        if self._admitted():
+            _, scope, key = self.path.split("/")
+            super().do_DELETE()
+            if scope == "global":
+                self.server.connected.add(key)
+
+    def do_PUT(self) -> None:  # noqa: N802
+        if self._admitted():
+            try:
+                super().do_PUT()
+            except MissingRanksError as error:
+                self._answer(408, str(error).encode())
+
+    def _put_value(self, scope: str, key: str, value: bytes) -> None:
+        super()._put_value(scope, key, value)
+        pattern = HELD_KEYS.get(scope)
+        if pattern and key.startswith(pattern.format(rank="")):
+            rank = key[len(pattern.format(rank="")) :]
+            if rank.isdigit():
+                self.server.arrivals.arrive_and_wait(scope, int(rank))
+                if scope == "global":
+                    self.server.end_watches()
+
+    def _admitted(self) -> bool:
+        """Strips the token from the path; answers 403 if it is wrong."""
+        prefix = self.server.endpoint.path_prefix
+        given = self.path[: len(prefix)]
+        if not secrets.compare_digest(given.encode(), prefix.encode()):
+            self.server.turn_away(self.client_address[0])
+            self._answer(403, b"wrong token")
+            return False
+        self.path = self.path[len(prefix) :]
+        return True
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class Rendezvous:
+    """The store of one job, bound to one address; `serve` answers until `close`.
+
+    `ports` are tried in turn (0 lets the kernel choose); raises OSError if none is free. `say` is
+    called with each message for the user, one line.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        world_size: int,
+        token: str,
+        say: Callable[[str], None],
+        ports: Iterable[int] = (0,),
+        start_timeout: float = START_TIMEOUT_SECONDS,
+    ) -> None:
+        self.arrivals = Arrivals(world_size, start_timeout)
+        self._world_size = world_size
+        self._start_timeout = start_timeout
+        self._server = self._bind(address, ports, token, say)
+        self._closed = threading.Event()
+        self._thread: Optional[threading.Thread] = None
+        self._said: Set[str] = set()
+
+    def _bind(
+        self, address: str, ports: Iterable[int], token: str, say: Callable[[str], None]
+    ) -> _Server:
+        refusals = []
+        for port in ports:
+            try:
+                return _Server(Endpoint(address, port, token), self.arrivals, say)
+            except OSError as error:
+                refusals.append(f"{port} ({error.strerror})")
+        raise OSError(f"cannot open a rendezvous port on {address}: {', '.join(refusals)}")
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self._server.endpoint
+
+    def serve(self) -> None:
+        """Answers until `close`.
+
+        Warns when ranks wait for others beyond the timeout, or cannot connect to each other.
+        """
+        while not self._closed.is_set():
+            self._server.handle_request()
+            if self.arrivals.overdue(CHECK_IN, NOTICE_SECONDS):
+                late = self.arrivals.explain(CHECK_IN, NOTICE_SECONDS)
+                self._say_once("late", f"{late}; waiting up to {self._start_timeout:g} s")
+            for scope in HELD_KEYS:
+                if self.arrivals.overdue(scope):
+                    self._say_once(scope, self.arrivals.explain(scope))
+            if self.arrivals.absent():
+                self._say_once("absent", self.arrivals.absent())
+            if self.arrivals.seconds_since_complete("global") > CONNECT_SECONDS:
+                self._warn_of_interfaces()
+        self._server.server_close()
+
+    def serve_in_thread(self) -> None:
+        self._thread = threading.Thread(target=self.serve, name="rendezvous", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops serving and joins the serving thread; request handlers end on their own."""
+        self._closed.set()
+        self.arrivals.close()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _say_once(self, topic: str, message: str) -> None:
+        if topic not in self._said:
+            self._said.add(topic)
+            self._server.say(message)
+
+    def _warn_of_interfaces(self) -> None:
+        missing = self._world_size - len(self._server.connected)
+        if missing <= 0:
+            return
+        places = self._server.cache.get(CHECK_IN, {})  # "host interface" of each rank
+        offered = "; ".join(sorted({place.decode() for place in places.values()})) or "loopback"
+        self._say_once(
+            "interfaces",
+            f"{missing} of {self._world_size} ranks have not connected to all others within "
+            f"{CONNECT_SECONDS:g} s, over the interfaces: {offered}; is one of them wrong "
+            "(HOROVOD_GLOO_IFACE), or is there a firewall between the hosts?",
+        )

@@ -1,0 +1,1 @@
+"""Checks whether a machine, or the nodes of an allocation, can train."""

@@ -1,0 +1,120 @@
+"""The actions of the command line for one machine: local and elastic-rank."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any, List
+
+from ..core.process import say
+from ..options import add_start_timeout, natural, positive, seconds
+
+
+def add_local(actions: Any) -> None:
+    local = actions.add_parser(
+        "local",
+        help="run COMMAND as N ranks on this machine",
+        usage="python -m launch local -n N [--quiet] [elastic and other options] -- COMMAND",
+    )
+    local.add_argument("-n", "--ranks", type=positive, help="number of ranks")
+    local.add_argument("--quiet", action="store_true", help="show only rank 0's output")
+    local.add_argument(
+        "--kill-after",
+        type=seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="when a rank failed or after ctrl-C: time between SIGTERM and SIGKILL (default 10)",
+    )
+    add_start_timeout(local)
+    _add_elastic(local)
+    local.set_defaults(run=_run_local, needs_command=True)
+
+
+def _add_elastic(local: argparse.ArgumentParser) -> None:
+    elastic = local.add_argument_group(
+        "elastic",
+        "When a rank is lost, all are ended and COMMAND is started again; it must resume from its "
+        "own checkpoints. After exit code 2 (bad input) nothing is started again.",
+    )
+    elastic.add_argument(
+        "--min-ranks",
+        type=positive,
+        metavar="N",
+        help="drop the slot of a lost rank, as long as N are left (default: replace it)",
+    )
+    elastic.add_argument(
+        "--max-ranks",
+        type=positive,
+        metavar="N",
+        help="upper limit of ranks (default: -n, or as many as --discover finds)",
+    )
+    elastic.add_argument(
+        "--max-restarts",
+        type=natural,
+        metavar="N",
+        help="how often COMMAND is restarted (default 10 with one of these options, else 0)",
+    )
+    elastic.add_argument(
+        "--discover",
+        metavar="COMMAND",
+        help="shell command that prints how many ranks can run now; when that changes, ranks are "
+        "warned, save, and are started again in that number",
+    )
+    elastic.add_argument(
+        "--discover-every",
+        type=seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help="interval between its calls (default 5)",
+    )
+
+
+def _run_local(args: argparse.Namespace, command: List[str]) -> int:
+    from .discovery import Discovery
+    from .elastic import Elastic
+    from .local import run_local
+
+    ranks = args.ranks or (args.min_ranks if args.discover else args.max_ranks)
+    if ranks is None:
+        raise ValueError("how many ranks? -n N")
+    restarts = args.max_restarts
+    if restarts is None:
+        restarts = 10 if args.min_ranks or args.max_ranks or args.discover else 0
+    elastic = Elastic(
+        ranks=ranks,
+        min_ranks=args.min_ranks,
+        max_ranks=args.max_ranks,
+        max_restarts=restarts,
+        discovery=Discovery(args.discover, args.discover_every) if args.discover else None,
+        patience=args.start_timeout,
+    )
+    _tell_of_copies()
+    return run_local(command, elastic, args.quiet, args.kill_after, args.start_timeout)
+
+
+def _tell_of_copies() -> None:
+    """Only told, as each copy may have a job of its own: `name=run$SLURM_PROCID`."""
+    from ..core.ranks import tasks_of_srun
+
+    tasks = tasks_of_srun(os.environ)
+    if tasks > 1 and os.environ["SLURM_PROCID"] == "0":
+        say(
+            f"srun has started {tasks} of these launchers, each with ranks of its own; for one job "
+            "of all tasks: srun ... python -m launch slurm-rank -- COMMAND"
+        )
+
+
+def add_elastic_rank(actions: Any) -> None:
+    elastic_rank = actions.add_parser(
+        "elastic-rank",
+        help="under elastic horovodrun: run COMMAND, and restart it when others are lost or added",
+        usage="horovodrun --min-np N --host-discovery-script FILE [options] "
+        "python -m launch elastic-rank -- COMMAND",
+    )
+    elastic_rank.set_defaults(run=_run_elastic_rank, needs_command=True)
+
+
+def _run_elastic_rank(args: argparse.Namespace, command: List[str]) -> int:
+    from .elastic_rank import run_elastic_rank
+
+    return run_elastic_rank(command)

@@ -1,0 +1,144 @@
+"""Runs a Python function on ranks of this machine: `launch.run(train, ranks=2)`.
+
+For notebooks and scripts. The function is pickled by cloudpickle, as in `horovod.run`, so it may be
+defined in a cell. Its ranks are those of `python -m launch local`: they divide the cores, each line
+names its rank, and a rank that fails is reported with its last output. `horovod.run` itself is not
+used because it does not restore the signal handlers that it replaces, after which a notebook cell
+cannot be interrupted, and because it serves pickles on an open port; here they pass through a
+private folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Callable, List, Mapping, Optional, Sequence
+
+from .function_rank import FAILURE, TASK, result_file
+
+
+class RankError(RuntimeError):
+    """The function failed on a rank: which one, how it ended, and its last output."""
+
+    def __init__(self, how: str, last_lines: Sequence[str] = ()):
+        lines = "".join(f"\n    {line}" for line in last_lines)
+        said = f"its last lines:{lines}" if lines else "it said nothing"
+        super().__init__(f"{how}; {said}")
+        self._in_short = ": ".join([how, *last_lines[-1:]])
+
+    def _render_traceback_(self) -> List[str]:
+        """Shown by IPython instead of a traceback, whose frames in this process would not help."""
+        return [f"RankError: {self._in_short}"]
+
+
+def run(
+    function: Callable[..., Any],
+    args: Sequence[Any] = (),
+    kwargs: Optional[Mapping[str, Any]] = None,
+    ranks: int = 2,
+    on_line: Optional[Callable[[str], Any]] = None,
+) -> List[Any]:
+    """Calls `function(*args, **kwargs)` on `ranks` ranks; returns the results in rank order.
+
+    Each rank is a separate process, in which `horovod.init()` and `trainer.fit` find the others. It
+    gets copies of the function, its arguments and the globals it uses, and sends back a copy of its
+    result. A Gluon net can be among them; one that was compiled is compiled anew there. Output
+    of the ranks is printed as it comes, or passed to `on_line` line by line, in this process;
+    `trainer.notebook.LiveCurves` draws curves from it. An interrupt (ctrl-C, or Jupyter's stop
+    button) ends all ranks; `trainer.fit` saves first.
+
+    Raises:
+        ValueError: something cannot be pickled, `args` is no tuple or list, `ranks` is not a
+            positive number, or this process is itself a rank.
+        RankError: a rank failed; the others were terminated.
+        RuntimeError: the ranks could not be started.
+        KeyboardInterrupt: after an interrupt, once all ranks have ended.
+    """
+    if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
+        raise ValueError(f"ranks is {ranks!r}; it must be a whole number from 1")
+    # A net of layers is a sequence too: each layer would become an argument.
+    if not isinstance(args, (tuple, list)):
+        raise ValueError(
+            f"args is a {type(args).__name__}; it must be the function's arguments in a tuple, "
+            "e.g. (net,)"
+        )
+    if "HOROVOD_RANK" in os.environ:
+        raise ValueError(
+            f"this process is rank {os.environ['HOROVOD_RANK']} of a job already; "
+            "call launch.run where no launcher has been before"
+        )
+    with tempfile.TemporaryDirectory(prefix="launch-") as name:
+        folder = Path(name)
+        _write_task(folder / TASK, function, args, kwargs or {})
+        code = _supervise(folder, ranks, on_line or _show)
+        if (folder / FAILURE).exists():
+            failure = json.loads((folder / FAILURE).read_text())
+            how = f"rank {failure['rank']} {failure['cause']}"
+            raise RankError(how, failure["last_lines"])
+        if code != 0:
+            raise RuntimeError(f"the ranks could not be started (exit code {code}); see above")
+        return [pickle.loads(result_file(folder, rank).read_bytes()) for rank in range(ranks)]
+
+
+def _write_task(
+    path: Path, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    from . import pickling  # late: cloudpickle is needed for nothing else
+
+    try:
+        task = pickling.dumps((function, tuple(args), dict(kwargs)))
+    except Exception as error:  # __reduce__ of an object may raise anything
+        raise ValueError(
+            f"{getattr(function, '__name__', function)} cannot be sent to the ranks: {error}; "
+            "make what it needs inside of it, or hand it over as plain arguments"
+        ) from error
+    path.write_bytes(task)
+
+
+def _supervise(folder: Path, ranks: int, on_line: Callable[[str], Any]) -> int:
+    """Passes the ranks' output to `on_line` until they have ended; returns the exit code.
+
+    A separate process starts and supervises them, because this one may have threads, with which
+    forking is unsafe, and should keep its signal handlers.
+    """
+    # The ranks must find the modules that the function uses where this process does.
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    supervisor = subprocess.Popen(
+        [sys.executable, "-m", "launch.local.function_rank", str(folder), str(ranks)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,  # interrupts are forwarded by this process, once
+    )
+    interrupted = False
+    try:
+        while supervisor.poll() is None:
+            try:
+                _listen(supervisor, on_line)
+            except KeyboardInterrupt:
+                interrupted = True
+                supervisor.send_signal(signal.SIGINT)
+    finally:
+        supervisor.kill()  # the ranks die with it
+        supervisor.wait()
+    if interrupted:
+        raise KeyboardInterrupt("all ranks have ended")
+    return supervisor.returncode
+
+
+def _listen(supervisor: subprocess.Popen[bytes], on_line: Callable[[str], Any]) -> None:
+    assert supervisor.stdout is not None
+    for line in supervisor.stdout:
+        on_line(line.decode(errors="replace").rstrip("\n"))
+    supervisor.wait()
+
+
+def _show(line: str) -> None:
+    print(line, flush=True)  # in a notebook nothing but `print` reaches the cell

@@ -1,0 +1,1 @@
+"""Slurm: job scripts, ranks from srun's variables, requeues."""

@@ -1,0 +1,217 @@
+"""The batch step of a Slurm job: runs `srun`, names a failed rank, requeues a job that has saved.
+
+It needs only Python's standard library, because it runs outside of the ranks' container.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from contextlib import suppress
+from datetime import datetime
+from typing import IO, Deque, Dict, List, Mapping, Optional, Sequence
+
+from ..core.arrivals import ENDED_BEFORE_INIT
+from ..core.blame import first_cause, lacks_cause
+from ..core.process import say, shell_exit_code
+from ..core.ranks import EXIT_SAVED
+from .environment import expand_nodes
+from .requeue import judge, parse_job, step_cancelled
+
+TAIL_LINES = 20
+_LABELLED = re.compile(rb"\s*(\d+): (.*)", re.DOTALL)  # srun --label
+_NODE_LOST = re.compile(r"srun: error: Task launch for \S+ failed on node (\S+): (.+)")
+_NODE_FAILED = re.compile(r"srun: error: Node failure on (\S+)")
+_TASK_ENDED = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (.+)")
+_WAIT_OVER = re.compile(r"srun: First task exited (\d+)s ago")  # srun --wait
+_HAD_ENDED = re.compile(r"srun: StepId=\S+ tasks? ([\d,-]+): exited")
+_ABSENT = re.compile(f"launch: (.* {re.escape(ENDED_BEFORE_INIT)})")  # by rank 0's store
+_STORE_GONE = "HTTP request failed"  # Horovod's words
+_SAVED = f"Exited with exit code {EXIT_SAVED}"
+_KILLED_BY_WARNING = ("Terminated", "User defined signal 1")  # strsignal's words
+_WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGINT)
+
+
+def run_job(srun: Sequence[str], warning_seconds: int, max_requeues: int) -> int:
+    """Runs the `srun` command line of a batch job and returns the job's exit code.
+
+    When the ranks were warned and have saved (exit code 85), the job is requeued unless it was
+    cancelled or has been requeued `max_requeues` times. `warning_seconds` is how long before the
+    time limit Slurm warns the ranks (`#SBATCH --signal`). Raises ValueError outside of a job.
+    """
+    env = os.environ
+    if "SLURM_JOB_ID" not in env:
+        raise ValueError("slurm-job runs inside a batch job: python -m launch slurm submits one")
+    restarts = int(env.get("SLURM_RESTART_COUNT", "0"))
+    say(f"job {env['SLURM_JOB_ID']} on {env.get('SLURM_JOB_NODELIST')}, restarts: {restarts}")
+    for signum in _WARNINGS:
+        # Ranks get Slurm's signals themselves. Unlike SIG_IGN, a handler is not inherited by srun.
+        signal.signal(signum, lambda signum, frame: None)
+    step = _Step(srun, {**env, "LAUNCH_TOKEN": secrets.token_hex(16)})
+    code = step.wait()
+    if code not in (0, EXIT_SAVED):
+        step.explain()
+    if code == EXIT_SAVED or step.ended_by_warning():
+        shown = _scontrol("show", "job", "-o", env["SLURM_JOB_ID"]).stdout
+        job = parse_job(shown, env["SLURM_JOB_ID"])
+        verdict = judge(
+            job,
+            step.cancelled,
+            datetime.now(),
+            warning_seconds,
+            restarts,
+            max_requeues,
+            saved=code == EXIT_SAVED,
+        )
+        say(f"job {env['SLURM_JOB_ID']}: {verdict.message}")
+        if verdict.requeue:
+            _requeue(job.name)
+    return code
+
+
+def _requeue(job_id: str) -> None:
+    answer = _scontrol("requeue", job_id)
+    if answer.returncode:
+        raise OSError(f"scontrol requeue {job_id} failed: {answer.stderr.strip()}")
+
+
+def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
+    # A user's SLURM_TIME_FORMAT would leave the day out of times, or make words of them.
+    env = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
+    return subprocess.run(
+        ["scontrol", *arguments], env=env, capture_output=True, text=True, check=False
+    )
+
+
+class _Step:
+    """A running `srun --label`, whose output is forwarded and analysed."""
+
+    def __init__(self, srun: Sequence[str], env: Mapping[str, str]) -> None:
+        self.cancelled: Optional[str] = None
+        self._tails: Dict[int, Deque[str]] = {}
+        self._endings: Dict[int, str] = {}  # of ranks that failed, in srun's order
+        self._lost_node: Optional[str] = None
+        self._wait_seconds: Optional[str] = None  # if srun --wait ended ranks
+        self._ended_early = ""  # the other ranks, as `1,3-5`, if none had failed
+        self._absent: Optional[str] = None  # names ranks that ended before hvd.init()
+        self._lock = threading.Lock()
+        self._process = subprocess.Popen(
+            srun, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def wait(self) -> int:
+        assert self._process.stdout and self._process.stderr
+        streams = [(self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr)]
+        pumps = [
+            threading.Thread(target=self._pump, args=(source, target.buffer))
+            for source, target in streams
+        ]
+        for pump in pumps:
+            pump.start()
+        for pump in pumps:
+            pump.join()
+        return shell_exit_code(self._process.wait())
+
+    def ended_by_warning(self) -> bool:
+        """Whether SIGTERM or SIGUSR1 killed a rank, before it had installed its handlers."""
+        return any(ending.endswith(_KILLED_BY_WARNING) for ending in self._endings.values())
+
+    def explain(self) -> None:
+        """Prints the node that was lost, or the rank that failed first with its last lines.
+
+        Or those that ended without failing, but so long before the others that srun ended these.
+        """
+        if self._lost_node:
+            say(self._lost_node)
+            return
+        if self._ended_early:
+            say(
+                f"rank {self._ended_early} ended without an error {self._wait_seconds} s before "
+                "srun --wait ended the others; straggler_seconds in the site file gives them longer"
+            )
+            return
+        ranks = list(self._endings)
+        rank = first_cause(ranks, [rank for rank in ranks if self._lacks_cause(rank)], [])
+        absent = self._absent_ranks(rank)
+        if absent:
+            say(absent)
+            return
+        if rank is None:
+            say("srun failed before any rank did; its message is above")
+            return
+        if self._tails.get(rank):
+            say(f"last lines of rank {rank}, which failed:")
+            for line in self._tails[rank]:
+                print(f"    {line}", file=sys.stderr)
+        say(f"rank {rank} {self._endings[rank]}")
+
+    def _absent_ranks(self, rank: Optional[int]) -> Optional[str]:
+        """Names those for which `rank`, the first that failed, waited in vain in `hvd.init()`."""
+        if rank is None or not self._lacks_cause(rank):
+            return None
+        if 0 not in self._endings and any(
+            _STORE_GONE in line for line in self._tails.get(rank, [])
+        ):
+            return f"rank 0 {ENDED_BEFORE_INIT}"
+        return self._absent
+
+    def _lacks_cause(self, rank: int) -> bool:
+        exited = "Exited with exit code" in self._endings[rank]
+        return lacks_cause(exited, list(self._tails.get(rank, [])))
+
+    def _pump(self, source: IO[bytes], target: IO[bytes]) -> None:
+        for line in source:
+            # Keep draining the pipe if the log cannot be written: ranks must not block.
+            with self._lock, suppress(OSError):
+                target.write(self._note(line))
+                target.flush()
+
+    def _note(self, line: bytes) -> bytes:
+        """Analyses a line of output; returns it as it should appear in the log.
+
+        Rank 0's lines get no prefix, so that programs can parse them.
+        """
+        labelled = _LABELLED.fullmatch(line)
+        text = (labelled[2] if labelled else line).decode(errors="replace").rstrip("\n")
+        reason = step_cancelled(text)
+        if reason is not None:
+            self.cancelled = reason
+        lost = _NODE_LOST.match(text)
+        if lost:
+            self._lost_node = f"{lost[1]} could not start its ranks: {lost[2]}"
+        failed = _NODE_FAILED.match(text)
+        if failed:
+            self._lost_node = f"{failed[1]} was lost while its ranks ran; Slurm requeues the job"
+        wait_over = _WAIT_OVER.match(text)
+        if wait_over:
+            self._wait_seconds = wait_over[1]
+        had_ended = _HAD_ENDED.match(text)
+        if had_ended and self._wait_seconds and not self._endings:
+            self._ended_early = had_ended[1]
+        ended = _TASK_ENDED.match(text)
+        if ended and _SAVED not in ended[3]:
+            how = f"on {ended[1]}: {ended[3]}"
+            if self._wait_seconds and ended[3] == "Killed":
+                how += f" by srun --wait, {self._wait_seconds} s after the first rank had ended"
+            for rank in _task_numbers(ended[2]):
+                self._endings.setdefault(rank, how)
+        absent = _ABSENT.fullmatch(text)
+        if absent:
+            self._absent = absent[1]
+        if not labelled:
+            return line
+        rank = int(labelled[1])
+        if not text.startswith("slurmstepd-"):  # Slurm's own line, not the rank's
+            self._tails.setdefault(rank, deque(maxlen=TAIL_LINES)).append(text)
+        return labelled[2] if rank == 0 else b"[%d] %s" % (rank, labelled[2])
+
+
+def _task_numbers(text: str) -> List[int]:
+    """`1,3-5` -> 1 3 4 5."""
+    return [int(number) for number in expand_nodes(f"[{text}]")]

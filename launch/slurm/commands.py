@@ -1,0 +1,123 @@
+"""The actions of the command line for Slurm: slurm, slurm-rank and slurm-job.
+
+Each imports what it needs when it runs, see __main__.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any, List, Optional
+
+from ..core.process import say
+from ..options import add_start_timeout, natural
+
+
+def add_slurm(actions: Any) -> None:
+    """Add `slurm`, which submits a job, to the subparsers `actions`."""
+    slurm = actions.add_parser(
+        "slurm",
+        help="submit a job that runs COMMAND as ranks on many nodes",
+        usage="python -m launch slurm --nodes N --gpus-per-node G --time T [options] -- COMMAND",
+    )
+    slurm.add_argument("--nodes", type=int, help="number of nodes (default 1)")
+    slurm.add_argument("--gpus-per-node", type=int, help="GPUs per node, with one rank for each")
+    slurm.add_argument("--ranks-per-node", type=int, help="if not one for each GPU")
+    slurm.add_argument("--cpus-per-rank", type=int, help="cores for each rank")
+    slurm.add_argument("--time", help="time limit: minutes, HH:MM:SS or D-HH:MM:SS")
+    slurm.add_argument("--partition")
+    slurm.add_argument("--account")
+    slurm.add_argument("--qos")
+    slurm.add_argument("--name", help="job name (default train)")
+    slurm.add_argument("--log", help="log file; %%j is the job's id (default slurm-%%j.log)")
+    slurm.add_argument("--container", metavar="IMAGE", help="run the ranks inside this image")
+    slurm.add_argument("--container-runtime", help="apptainer (default) or pyxis")
+    slurm.add_argument(
+        "--save-seconds",
+        type=int,
+        help="how long before the time limit the ranks are warned, so that they save (default 60)",
+    )
+    slurm.add_argument(
+        "--max-requeues", type=int, help="how often the job may requeue itself (default 10)"
+    )
+    slurm.add_argument(
+        "--site",
+        type=Path,
+        help="YAML file with the site's defaults (default $LAUNCH_SITE or configs/site.yaml)",
+    )
+    slurm.add_argument("--dry-run", action="store_true", help="show the job script, submit nothing")
+    slurm.add_argument("--follow", action="store_true", help="show the log until the job ends")
+    slurm.set_defaults(run=_run_slurm, needs_command=True)
+
+
+def _run_slurm(args: argparse.Namespace, command: List[str]) -> int:
+    from .script import JobOptions, job_options, read_site, render
+
+    site_file = args.site or _default_site()
+    given = {k: v for k, v in vars(args).items() if k in JobOptions.__dataclass_fields__}
+    options = job_options(read_site(site_file) if site_file else {}, given)
+    made_by = ["python", "-m", "launch", *args.arguments]
+    script = render(options, command, Path.cwd(), sys.executable, made_by)
+    if args.dry_run:
+        print(script, end="")
+        return 0
+    return _submit(script, args.follow)
+
+
+def _submit(script: str, follow_it: bool) -> int:
+    from .submit import check_followable, follow, log_path, submit
+
+    if follow_it:
+        check_followable(script)
+    job_id = submit(script)
+    log = log_path(script, job_id)
+    message = f"job {job_id} is submitted; its log: {log}"
+    try:
+        print(message, flush=True)
+    except OSError as error:  # after an exit code of failure, a user or script submits it again
+        say(f"{message} (stdout: {error.strerror})")
+    return follow(job_id, log) if follow_it else 0
+
+
+def _default_site() -> Optional[Path]:
+    if "LAUNCH_SITE" in os.environ:
+        return Path(os.environ["LAUNCH_SITE"])
+    here = Path("configs/site.yaml")
+    return here if here.exists() else None
+
+
+def add_slurm_rank(actions: Any) -> None:
+    """Add `slurm-rank`, which turns a task of srun into a rank."""
+    slurm_rank = actions.add_parser(
+        "slurm-rank",
+        help="inside srun: become the rank given by Slurm's variables, and run COMMAND",
+        usage="srun [options] python -m launch slurm-rank [--start-timeout SECONDS] -- COMMAND",
+    )
+    add_start_timeout(slurm_rank)
+    slurm_rank.set_defaults(run=_run_slurm_rank, needs_command=True)
+
+
+def _run_slurm_rank(args: argparse.Namespace, command: List[str]) -> int:
+    from .rank import become_rank
+
+    become_rank(command, args.start_timeout)
+
+
+def add_slurm_job(actions: Any) -> None:
+    """Add `slurm-job`, the batch step of a job script."""
+    slurm_job = actions.add_parser(
+        "slurm-job",
+        help="inside a job script: run srun, explain a failure, requeue a job that saved",
+        usage="python -m launch slurm-job [options] -- srun --label ... slurm-rank -- COMMAND",
+    )
+    slurm_job.add_argument("--save-seconds", type=natural, default=60)
+    slurm_job.add_argument("--max-requeues", type=natural, default=10)
+    slurm_job.set_defaults(run=_run_slurm_job, needs_command=True)
+
+
+def _run_slurm_job(args: argparse.Namespace, command: List[str]) -> int:
+    from .batch import run_job
+
+    return run_job(command, args.save_seconds, args.max_requeues)

@@ -1,0 +1,218 @@
+"""Turns a task of `srun` into a rank.
+
+Task 0 serves the store (core/rendezvous.py) in a child process; every task finds it, checks in,
+waits until all have, and then executes the user's command. Until all ranks are in `hvd.init()`, a
+child of each keeps a connection to the store, which is closed when the rank ends.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Callable, Dict, List, Mapping, NoReturn, Sequence, Tuple
+
+from ..core.arrivals import CHECK_IN
+from ..core.hostname import address_of_own_name, take_hostname
+from ..core.network import address_towards, addresses_by_interface, check_interface, interface_of
+from ..core.process import die_with_parent, say
+from ..core.ranks import RankFacts, cores_of_task, rank_environment
+from ..core.rendezvous import ALIVE, NOTICE_SECONDS, Endpoint, Rendezvous
+from .environment import (
+    NOT_BY_SRUN,
+    expand_nodes,
+    facts_from_slurm,
+    rendezvous_ports,
+    step_launch_id,
+    step_token,
+)
+
+LOOPBACK = "127.0.0.1"
+
+
+def become_rank(command: Sequence[str], start_timeout: float) -> NoReturn:
+    """Replaces this process by `command`, as the rank given by Slurm's variables.
+
+    Exits with 1 if not all ranks arrive within `start_timeout` seconds. Raises ValueError outside
+    of a Slurm task, and OSError if the command cannot be started.
+    """
+    facts, store, environment = join(start_timeout)
+    if facts.rank > 0:  # rank 0's store ends with it
+        _in_child(lambda: store.request("GET", ALIVE, str(facts.rank), timeout=None))
+    os.execvpe(command[0], list(command), environment)
+
+
+def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
+    """Joins the other tasks of this step; returns this rank's facts, the store, its environment."""
+    env = os.environ
+    facts = facts_from_slurm(env)
+    nodes = expand_nodes(env["SLURM_STEP_NODELIST"])
+    deadline = time.monotonic() + start_timeout
+    address = _store_address(nodes, int(env["SLURM_NODEID"]), env)
+    ports, token = rendezvous_ports(env), step_token(env)
+    if facts.rank == 0:
+        store = Rendezvous(address, facts.world_size, token, say, ports, start_timeout)
+        _in_child(store.serve)
+        endpoint = store.endpoint
+    else:
+        endpoint = _find_store(address, ports, token, facts, deadline)
+    interface = _interface_towards(address, len(nodes) > 1)
+    _make_own_name_lead_to(interface, len(nodes) > 1)
+    _check_in(endpoint, facts, interface, deadline)
+    environment = rank_environment(
+        facts,
+        endpoint.environment(),
+        interface,
+        cores_of_task(facts.local_size),
+        step_launch_id(env),
+    )
+    return facts, endpoint, environment
+
+
+def _store_address(nodes: List[str], node: int, env: Mapping[str, str]) -> str:
+    """The IPv4 address that task 0's store binds.
+
+    On the first node it is the local address on the route to the second, because the node's own
+    name may resolve to 127.0.1.1 there.
+    """
+    if "LAUNCH_RENDEZVOUS_HOST" in env:
+        return _resolve(env["LAUNCH_RENDEZVOUS_HOST"])
+    if len(nodes) == 1:
+        return LOOPBACK
+    if node > 0 and env.get("SLURM_PROCID") == "0":
+        raise ValueError(
+            f"rank 0 is on {nodes[node]}, not on the step's first node, {nodes[0]}, where the "
+            "others look for it (srun --distribution=arbitrary?): set LAUNCH_RENDEZVOUS_HOST="
+            f"{nodes[node]} for all ranks"
+        )
+    return address_towards(_resolve(nodes[1])) if node == 0 else _resolve(nodes[0])
+
+
+def _resolve(node: str) -> str:
+    """The IPv4 address of a node, by its name or else by Slurm's NodeAddr."""
+    try:
+        return socket.gethostbyname(node)
+    except socket.gaierror:
+        pass
+    try:
+        shown = subprocess.run(
+            ["scontrol", "show", "node", node], stdout=subprocess.PIPE, text=True, check=False
+        ).stdout
+        found = re.search(r"NodeAddr=(\S+)", shown)
+        if found:
+            return socket.gethostbyname(found[1])
+    except (FileNotFoundError, socket.gaierror):
+        pass
+    raise ValueError(
+        f"{socket.gethostname()} cannot find the address of {node}: neither name service nor "
+        "scontrol knows it; set LAUNCH_RENDEZVOUS_HOST to the first node's address"
+    )
+
+
+def _in_child(action: Callable[[], object]) -> None:
+    """Runs `action` in a child process, which dies with this one.
+
+    A thread would not survive the exec.
+    """
+    rank = os.getpid()
+    if os.fork():
+        return
+    die_with_parent()
+    if os.getppid() != rank:  # it has ended already
+        os._exit(0)
+    # Slurm signals every process of a task; the child must outlive a warning.
+    for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGCONT):
+        signal.signal(signum, signal.SIG_IGN)
+    try:
+        action()
+    finally:
+        os._exit(0)
+
+
+def _find_store(
+    address: str, ports: Sequence[int], token: str, facts: RankFacts, deadline: float
+) -> Endpoint:
+    """The endpoint at which task 0 accepts this step's token."""
+    place = f"store of rank 0 at {address}, ports {_span(ports)}"
+    notice = time.monotonic() + NOTICE_SECONDS
+    while True:
+        for port in ports:
+            endpoint = Endpoint(address, port, token)
+            try:
+                status, _ = endpoint.request("GET", CHECK_IN, "hello", timeout=2.0)
+            except (OSError, http.client.HTTPException):
+                continue
+            if status != 403:
+                return endpoint
+        now = time.monotonic()
+        if now > deadline:
+            _give_up(facts, f"found no {place}; {NOT_BY_SRUN}")
+        if now > notice and facts.local_rank == 0:
+            say(f"{_name(facts)}: waiting for the {place}, for up to {deadline - now:.0f} s more")
+            notice = deadline
+        time.sleep(0.2)
+
+
+def _span(ports: Sequence[int]) -> str:
+    return f"{min(ports)}-{max(ports)} ({len(ports)} of them)"
+
+
+def _interface_towards(address: str, several_nodes: bool) -> str:
+    wanted = os.environ.get("HOROVOD_GLOO_IFACE")
+    if not wanted:
+        return interface_of(address_towards(address))
+    if several_nodes and wanted == "lo" and not address.startswith("127."):
+        raise ValueError(
+            "HOROVOD_GLOO_IFACE=lo: other nodes cannot reach the loopback interface; "
+            f"unset it to follow the route ({interface_of(address_towards(address))})"
+        )
+    return check_interface(wanted)
+
+
+def _make_own_name_lead_to(interface: str, several_nodes: bool) -> None:
+    """Makes this host's own name resolve to the interface's address (launch/core/hostname.py)."""
+    address = addresses_by_interface()[interface][0]
+    own = address_of_own_name()
+    if own == address or (own and not several_nodes):
+        return
+    try:
+        take_hostname(address)
+    except OSError as error:
+        name = socket.gethostname()
+        found = f"{name}, this host's own name, leads to {own or 'no address'}, not to {address}"
+        if own and not own.startswith("127."):
+            say(f"{found} on {interface}: part of the traffic will go there ({error})")
+        else:
+            raise ValueError(
+                f"{found}, and Horovod goes by it. Correct that line of /etc/hosts ({error})"
+            ) from None
+
+
+def _check_in(endpoint: Endpoint, facts: RankFacts, interface: str, deadline: float) -> None:
+    """Checks in at the store; returns when all ranks have."""
+    place = f"{facts.hostname} {interface}"
+    seconds = max(1.0, deadline - time.monotonic()) + 5.0  # the store's own clock comes first
+    try:
+        status, body = endpoint.request(
+            "PUT", CHECK_IN, str(facts.rank), place.encode(), timeout=seconds
+        )
+    except (OSError, http.client.HTTPException) as error:
+        _give_up(facts, f"lost rank 0's store at {endpoint.address}:{endpoint.port}: {error}")
+    if status != 200:
+        _give_up(facts, body.decode())
+
+
+def _give_up(facts: RankFacts, reason: str) -> NoReturn:
+    """Exits with 1; the first rank of each node prints the reason."""
+    if facts.local_rank == 0:
+        say(f"{_name(facts)}: {reason}")
+    sys.exit(1)
+
+
+def _name(facts: RankFacts) -> str:
+    return f"rank {facts.rank} ({facts.hostname})"

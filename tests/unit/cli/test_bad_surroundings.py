@@ -1,0 +1,99 @@
+"""Strange variables and unexpected errors are reported by the rank that meets them."""
+
+from __future__ import annotations
+
+import pytest
+
+from launch.core.blame import lacks_cause
+from tests.bad_input import EndError, one_line
+from trainer.cli import main as entry
+from trainer.dist import environment
+from trainer.dist.shared_memory import SharedMemorySum
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"HOROVOD_SIZE": "2"}, "HOROVOD_SIZE=2 in the environment"),
+        ({"HOROVOD_RANK": "1"}, "HOROVOD_RANK=1 in the environment"),
+        ({"HOROVOD_SIZE": "2", "HOROVOD_RANK": "1"}, "`unset HOROVOD_SIZE HOROVOD_RANK`"),
+        ({"HOROVOD_SIZE": "two"}, "HOROVOD_SIZE is 'two'; it must be a whole number"),
+        ({"HOROVOD_RANK": ""}, "`unset HOROVOD_RANK`"),
+    ],
+)
+def test_variables_that_no_launcher_set_are_reported_whatever_rank_they_name(
+    monkeypatch, capsys, variables, words
+):
+    def leave(code: int) -> None:
+        raise EndError(code)
+
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(entry, "_exit", leave)
+    monkeypatch.setattr("sys.argv", ["trainer", "export", "nowhere", "--output", "nowhere"])
+    with pytest.raises(EndError, match=str(entry.USER_ERROR)):
+        entry.run()
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and words in one_line(error.rstrip("\n"))
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"HOROVOD_SIZE": "1", "HOROVOD_RANK": "0"},
+        {"HOROVOD_SIZE": "2", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1"},
+        {"HOROVOD_SIZE": "2", "PMI_SIZE": "2"},
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"},
+    ],
+)
+def test_what_launchers_set_is_left_alone(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    environment.check()
+
+
+@pytest.fixture
+def said_of(monkeypatch, capsys):
+    """What a rank says, and that it exits with 1, when training raises an error."""
+    monkeypatch.setattr(SharedMemorySum, "lost", None)  # other tests have lost some
+
+    def run(error: Exception, rank: int) -> str:
+        def leave(code: int) -> None:
+            raise EndError(code)
+
+        def train(**options: object) -> None:
+            raise error
+
+        monkeypatch.setenv("HOROVOD_RANK", str(rank))
+        monkeypatch.setattr(entry, "_exit", leave)
+        monkeypatch.setattr(entry.train.train, "callback", train)
+        monkeypatch.setattr("sys.argv", ["trainer", "train"])
+        with pytest.raises(EndError) as end:
+            entry.run()
+        assert end.value.args == (1,)
+        return capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_unexpected_error_is_reported_with_its_traceback_on_any_rank(said_of, rank):
+    """Such as a ValueError from NumPy, or from the user's own net, in the middle of a run."""
+    error = said_of(ValueError("operands could not be broadcast together"), rank)
+    assert "Traceback" in error and "test_bad_surroundings.py" in error
+    assert f"rank {rank} on" in error and "operands could not" in error
+
+
+@pytest.mark.parametrize("words", entry._LOST_PEER)
+def test_a_rank_that_lost_another_says_so_in_words_that_the_launcher_knows(said_of, words):
+    """Or it would be named for the cause: see launch/core/blame.py."""
+    error = said_of(RuntimeError(f"...: {words}"), 1)
+    assert len(error.splitlines()) == 1 and "rank 1 on" in error
+    assert lacks_cause(True, error.splitlines()) and lacks_cause(True, [words])
+
+
+def test_an_operator_that_has_lost_a_rank_says_so_though_its_error_does_not(said_of, monkeypatch):
+    monkeypatch.setattr(SharedMemorySum, "lost", "process 0 of 2 on this node has been stopped")
+    error = said_of(RuntimeError("Check failed in custom.cc"), 1)
+    assert len(error.splitlines()) == 1 and "rank 1 on" in error
+    assert lacks_cause(True, error.splitlines()) and lacks_cause(True, [SharedMemorySum.lost])

@@ -1,0 +1,466 @@
+"""Settings: errors are one line; valid ones survive a round trip through YAML and JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from trainer.config import (
+    Checkpoint,
+    Config,
+    Data,
+    Evaluate,
+    Model,
+    Monitor,
+    Optimizer,
+    Schedule,
+    Train,
+    all_settings,
+    as_yaml,
+    differences,
+    from_dict,
+    load,
+    to_dict,
+)
+from trainer.errors import ConfigError
+
+ROOT = Path(__file__).parents[3]
+# A site's file describes a cluster, not a run.
+PRESETS = sorted(set((ROOT / "configs").glob("*.yaml")) - set((ROOT / "configs").glob("site*")))
+
+
+def message(*overrides: str) -> str:
+    """The line that a config with these overrides is refused with."""
+    with pytest.raises(ConfigError) as raised:
+        load(None, overrides)
+    text = str(raised.value)
+    assert text and "\n" not in text
+    return text
+
+
+# Each: the overrides, then what the line must hold: what was given, what is allowed, the name.
+WRONG = {
+    "misspelt setting": (["optimizer.learning_rte=1"], ["optimizer.learning_rte"]),
+    "misspelt section": (["optimzer.lr=1"], ["optimzer", "did you mean optimizer?"]),
+    "section left out": (["lr=1"], ["lr", "did you mean optimizer.lr or"]),
+    "one of several leaves": (["batch_size=1"], ["train.global_batch_size", "evaluate.batch_size"]),
+    "swapped letters": (["optimizer.momentmu=0.9"], ["did you mean optimizer.momentum?"]),
+    "resembles nothing": (["data.zzzz=1"], ["data.zzzz", "pad_crop", "image_size"]),
+    "resembles nothing at the top": (["zzzz=1"], ["zzzz", "seed", "optimizer"]),
+    "text for a number": (["optimizer.lr=fast"], ["optimizer.lr", "'fast'", "a number"]),
+    "flag for a number": (["optimizer.lr=true"], ["optimizer.lr", "True", "a number"]),
+    "broken number": (["train.epochs=2.5"], ["train.epochs", "2.5", "a whole number"]),
+    "flag for a whole number": (["train.epochs=true"], ["train.epochs", "True", "a whole number"]),
+    "number for a flag": (["data.flip=1"], ["data.flip", "1", "true or false"]),
+    "nothing for a number": (["train.epochs="], ["train.epochs", "None", "a whole number"]),
+    "list for a number": (["seed=[1]"], ["seed", "[1]", "a whole number"]),
+    "list for a mapping": (["model.arguments=[1]"], ["model.arguments", "[1]", "a mapping"]),
+    "below the minimum": (["train.epochs=0"], ["train.epochs", "0", "at least 1"]),
+    "not above zero": (["optimizer.lr=0"], ["optimizer.lr", "0", "above 0"]),
+    "not below one": (["optimizer.momentum=1"], ["optimizer.momentum", "1", "below 1"]),
+    "share above one": (["data.erase=1.5"], ["data.erase", "1.5", "at most 1"]),
+    "seed too large": (["seed=2147483648"], ["seed", "2147483648", "below 2147483648"]),
+    "infinite": (["optimizer.lr=.inf"], ["optimizer.lr", "inf", "finite"]),
+    "infinite, as text": (["optimizer.lr=1e999"], ["optimizer.lr", "finite"]),
+    "not a number": (["data.mean=.nan"], ["data.mean", "nan", "finite"]),
+    "too large for a float": (["optimizer.lr=1" + "0" * 400], ["optimizer.lr", "finite"]),
+    "not a number in a list": (
+        ["schedule.name=step", "schedule.milestones=[1, .nan]"],
+        ["schedule.milestones", "nan", "finite"],
+    ),
+    "no such choice": (["device=cuda"], ["device", "'cuda'", "one of auto, cpu, gpu"]),
+    "nearly a choice": (["batch_norm=synch"], ["'synch'", "did you mean sync?"]),
+    "nearly a data set": (["data.dataset=fashion-mnist"], ["did you mean fashion_mnist?"]),
+    "section as a value": (["data=5"], ["data", "5", "section", "pad_crop"]),
+    "section as zero": (["data=0"], ["data", "0", "section"]),
+    "section as false": (["train=false"], ["train", "False", "section"]),
+    "value as a section": (["seed=1", "seed.x=2"], ["seed is a setting, not a section"]),
+    "no equals sign": (["optimizer.lr"], ["'optimizer.lr'", "setting=value"]),
+    "no name": (["=1"], ["'=1'", "setting=value"]),
+    "value is not YAML": (["name=[1"], ["'name=[1'", "not YAML"]),
+    "value has a wrong tag": (['seed=!!int ""'], ["not YAML"]),
+    "warm-up longer than the run": (
+        ["schedule.warmup_epochs=5", "train.epochs=3"],
+        ["schedule.warmup_epochs", "5", "train.epochs, 3"],
+    ),
+    "patience without evaluations": (
+        ["train.patience=2", "evaluate.every_epochs=0"],
+        ["train.patience is 2", "evaluate.every_epochs=1", "train.patience=null"],
+    ),
+    "step without milestones": (["schedule.name=step"], ["schedule.milestones"]),
+    "milestones without step": (
+        ["schedule.milestones=[1, 2]"],
+        ["schedule.milestones", "schedule.name=step", "cosine"],
+    ),
+    "milestones without brackets": (
+        ["schedule.name=step", "schedule.milestones=1,2"],
+        ["schedule.milestones", "'1,2'", "a list of numbers", "[30, 60]"],
+    ),
+    "milestones that fall": (
+        ["schedule.name=step", "schedule.milestones=[2, 1]"],
+        ["schedule.milestones", "rise"],
+    ),
+    "nesterov of adam": (["optimizer.name=adam", "optimizer.nesterov=true"], ["nesterov", "adam"]),
+    "own data without a folder": (["data.dataset=idx"], ["data.folder"]),
+    "factory without a function": (["model.factory=my.nets"], ["'my.nets'", "module:function"]),
+    "relative factory": (["model.factory=.nets:make"], ["'.nets:make'", "module:function"]),
+    "name with a slash": (["name=a/b"], ["'a/b'", "/"]),
+    "name that is the parent": (["name=.."], ["'..'"]),
+    "arguments that JSON does not know": (
+        ["model.arguments={since: 2026-11-22}"],
+        ["model.arguments", "since"],
+    ),
+    "arguments with numbers for names": (
+        ["model.arguments={widths: {1: 64}}"],
+        ["model.arguments", "widths"],
+    ),
+}
+
+
+@pytest.mark.parametrize("overrides, expected", WRONG.values(), ids=WRONG.keys())
+def test_wrong_config_gives_one_clear_line(overrides, expected):
+    text = message(*overrides)
+    for part in expected:
+        assert part in text
+
+
+def test_nothing_is_suggested_that_was_not_meant():
+    assert message("device=cuda").endswith("one of auto, cpu, gpu")
+
+
+def test_a_dotted_name_in_a_file_is_corrected():
+    with pytest.raises(ConfigError, match=re.escape("it reads `optimizer: {lr: ...}`")):
+        from_dict({"optimizer.lr": 0.1})
+
+
+def test_line_break_in_a_name_stays_on_one_line():
+    with pytest.raises(ConfigError) as raised:
+        from_dict({"data": {"fl\nip": True}})
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "make, expected",
+    [
+        (lambda: Config(train=Train(epochs=0)), "train.epochs is 0; it must be at least 1"),
+        (lambda: Config(optimizer=Optimizer(lr=-1.0)), "optimizer.lr is -1.0"),
+        (lambda: Config(device="cuda"), "device is 'cuda'"),
+        (lambda: Config(train=Train(epochs="3")), "train.epochs is '3'; it must be a whole number"),
+        (lambda: Config(schedule=Schedule(name="step")), "schedule.milestones"),
+    ],
+)
+def test_config_made_in_python_is_checked_too(make, expected):
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        make()
+
+
+def test_config_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        Config().seed = 1
+    with pytest.raises(FrozenInstanceError):
+        Config().train.epochs = 1
+
+
+def test_defaults_are_not_shared_between_configs():
+    first, second = Config(), Config()
+    first.model.arguments["stem"] = "small"
+    assert second.model.arguments == {}
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_file_that_is_not_there_names_the_ones_that_are(tmp_path):
+    (tmp_path / "quickstart.yaml").write_text("seed: 1")
+    with pytest.raises(ConfigError) as raised:
+        load(str(tmp_path / "quikstart.yaml"))
+    text = str(raised.value)
+    assert "quikstart.yaml" in text and "did you mean" in text
+    assert str(tmp_path / "quickstart.yaml") in text
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        pytest.param(b"[" * 2000, "not YAML", id="nested too deep"),
+        (b"train: {epochs: 3", "not YAML"),
+        (b"a: 1\n\tb: 2", "not YAML"),
+        (b"- 1\n- 2", "holds a list"),
+        (b"word", "holds a str"),
+        (b"\xff\xfe\xfa", "cannot be read"),
+        (b"seed: 2026-99-99", "not YAML"),
+        (b'seed: !!timestamp "x"', "not YAML"),
+        (b'seed: !!bool "x"', "not YAML"),
+        (b"seed: !!python/object/apply:os.system [true]", "not YAML"),
+        (b"train: {epochs: 1}\ntrain: {global_batch_size: 8}", "train twice"),
+        (b"train:\n  epochs: 1\n  epochs: 2", "epochs twice"),
+    ],
+)
+def test_broken_file_gives_one_line_that_names_it(tmp_path, content, expected):
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as raised:
+        load(str(path))
+    text = str(raised.value)
+    assert str(path) in text and expected in text and "\n" not in text
+
+
+def test_folder_in_the_place_of_a_file(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(str(tmp_path))
+
+
+def test_arguments_that_hold_themselves_are_refused(tmp_path):
+    path = tmp_path / "loop.yaml"
+    path.write_text("model: {arguments: &a {inner: *a}}")
+    with pytest.raises(ConfigError, match=r"model\.arguments"):
+        load(str(path))
+
+
+def test_empty_file_and_empty_sections_are_defaults(tmp_path):
+    path = tmp_path / "empty.yaml"
+    path.write_text("")
+    assert load(str(path)) == Config(name="empty")
+    path.write_text("train:\ndata:\n")
+    assert load(str(path)) == Config(name="empty")
+
+
+def test_run_is_named_after_its_file_unless_it_says_otherwise(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("seed: 1")
+    assert load(str(path)).folder == Path("runs/mine")
+    assert load(str(path), ["name=2024", "output=elsewhere"]).folder == Path("elsewhere/2024")
+
+
+def test_a_date_is_a_name_and_a_tilde_the_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/somebody")
+    config = load(None, ["name=2026-11-23", "output=~/runs"])
+    assert config.folder == Path("/somebody/runs/2026-11-23")
+
+
+def test_overrides_win_over_the_file_and_the_last_over_the_first(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("optimizer: {lr: 0.5, momentum: 0.5}\nevaluate:\n")
+    config = load(
+        str(path),
+        ["optimizer.lr=1", "optimizer.lr=1e-4", "evaluate.batch_size=7", "data.flip = true"],
+    )
+    assert config.optimizer.lr == 1e-4 and isinstance(config.optimizer.lr, float)
+    assert config.optimizer.momentum == 0.5
+    assert config.evaluate.batch_size == 7
+    assert config.data.flip is True
+
+
+def test_override_reaches_into_arguments():
+    assert load(None, ["model.arguments.stem=small"]).model.arguments == {"stem": "small"}
+
+
+def test_share_of_one_is_allowed():
+    assert load(None, ["data.erase=1"]).data.erase == 1.0
+
+
+def test_there_are_presets():
+    assert "quickstart" in [path.stem for path in PRESETS]
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_preset_loads(path):
+    assert load(str(path)).folder == Path("runs") / path.stem
+
+
+# ---------------------------------------------------------------- round trips
+
+
+def flat(values: dict, prefix: str = "") -> dict:
+    """A nested config by the dotted names of its settings."""
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and key != "arguments":
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def test_round_trip_of_a_config_that_sets_everything():
+    config = Config(
+        seed=3,
+        output="o",
+        name="n",
+        device="cpu",
+        batch_norm="group",
+        calibrate_samples=5,
+        data=Data("idx", "f", 96, 2, True, 0.25, 0.1, 0.2, 9),
+        model=Model("a.b:c", {"x": [1, {"y": None}], "z": "w"}, False),
+        optimizer=Optimizer(
+            "adam",
+            lr=0.2,
+            base_batch_size=8,
+            momentum=0.5,
+            weight_decay=0.1,
+            decay_norm_and_bias=True,
+            arguments={"beta1": 0.8},
+            clip_norm=2.0,
+            accumulate=3,
+            fp16_allreduce=True,
+            groups=2,
+            shared_memory=False,
+        ),
+        schedule=Schedule("step", 0.5, (1.0, 2.5), 0.2, 0.3),
+        train=Train(4, 7, 5, 3, 0.1, 8.0, "bfloat16"),
+        evaluate=Evaluate(2, 99),
+        checkpoint=Checkpoint(9, 4),
+        monitor=Monitor(3, False, 2, "json"),
+    )
+    chosen, default = flat(to_dict(config)), flat(to_dict(Config()))
+    left = [name for name in default if chosen[name] == default[name]]
+    assert left == ["optimizer.nesterov"], "which does not go with adam"
+    assert from_dict(to_dict(config)) == config
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert from_dict(yaml.safe_load(as_yaml(config))) == config
+    assert differences(json.loads(json.dumps(to_dict(config))), to_dict(config)) == []
+
+
+def test_to_dict_holds_every_setting():
+    assert sorted(flat(to_dict(Config()))) == sorted(all_settings())
+
+
+def test_every_setting_says_what_it_means():
+    import dataclasses
+
+    def undocumented(cls):
+        for field in dataclasses.fields(cls):
+            if "meaning" in field.metadata:
+                if not field.metadata["meaning"].strip():
+                    yield field.name
+            else:
+                yield from undocumented(field.default_factory)
+
+    assert not list(undocumented(Config))
+
+
+# ---------------------------------------------------------------- differences
+
+
+def changed(*overrides: str) -> list:
+    return differences(to_dict(Config()), to_dict(load(None, overrides)))
+
+
+def test_differences_name_what_changes_the_result():
+    assert changed() == []
+    assert changed("optimizer.lr=0.2") == ["optimizer.lr: 0.1 -> 0.2"]
+    assert changed("seed=1", "data.flip=true") == ["data.flip: False -> True", "seed: 0 -> 1"]
+    assert changed("model.arguments={stem: small}") == ["model.arguments: {} -> {'stem': 'small'}"]
+    assert len(changed("train.epochs=3", "train.global_batch_size=3", "batch_norm=sync")) == 3
+
+
+def test_differences_leave_out_what_does_not():
+    assert not changed(
+        "output=x",
+        "name=x",
+        "device=cpu",
+        "evaluate.batch_size=3",
+        "evaluate.every_epochs=3",
+        "checkpoint.keep=3",
+        "monitor.tensorboard=false",
+        "data.folder=x",
+        "data.prefetch=9",
+        "train.max_steps=1",
+        "train.patience=1",
+        "train.watchdog_seconds=9",
+    )
+
+
+def test_setting_that_an_older_checkpoint_does_not_know_counts_when_it_is_not_the_default():
+    old = to_dict(Config())
+    del old["data"]["erase"]
+    assert differences(old, to_dict(load(None, ["data.erase=0.5"]))) == ["data.erase: 0.0 -> 0.5"]
+    assert differences(old, to_dict(Config())) == []
+
+
+# ---------------------------------------------------------------- fuzzing
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(min_value=10**308),
+    st.floats(),
+    st.text(max_size=8),
+    st.binary(max_size=4),
+    st.dates(),
+    st.sampled_from(["sync", "step", "sgd", "1e-3", "a:b", "..", "gpu", "1e999"]),
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(scalars, inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+sections = sorted({name.split(".")[0] for name in all_settings()})
+leaves = sorted({name.split(".")[-1] for name in all_settings()})
+keys = st.one_of(st.sampled_from(sections + leaves), scalars)
+nested = st.dictionaries(
+    keys, st.one_of(values, st.dictionaries(keys, values, max_size=4)), max_size=4
+)
+
+
+def accepted_or_refused(make) -> None:
+    """Whatever was given: a Config that survives JSON, or one line."""
+    try:
+        config = make()
+    except ConfigError as error:
+        assert str(error) and "\n" not in str(error)
+        return
+    assert isinstance(config, Config)
+    again = from_dict(json.loads(json.dumps(to_dict(config), allow_nan=False)))
+    assert differences(to_dict(again), to_dict(config)) == []
+    assert from_dict(yaml.safe_load(as_yaml(config))) == config
+
+
+@given(nested)
+def test_any_mapping_is_a_config_or_a_line(mapping):
+    accepted_or_refused(lambda: from_dict(mapping))
+
+
+@given(st.sampled_from(all_settings()), values)
+def test_any_value_of_any_setting_is_a_config_or_a_line(name, value):
+    *section, leaf = name.split(".")
+    mapping = {leaf: value}
+    accepted_or_refused(lambda: from_dict({section[0]: mapping} if section else mapping))
+
+
+@given(st.lists(st.text(max_size=12), max_size=3))
+@example(['seed=!!int ""'])
+@example(['seed=!!float "_"'])
+@example(['seed=!!timestamp "x"'])
+@example(['seed=!!bool "x"'])
+@example(["seed=!!set {1, 2}"])
+@example(["model.arguments=!!omap [a: 1]"])
+@example(["model.arguments={a: !!binary YQ==}"])
+@example(["a..b=1", ".=1"])
+@example(["data.=1"])
+@example(["seed=" + "[" * 2000])
+@example(["seed=&a [*a]"])
+@example(["model.arguments=&a {b: *a}"])
+@example(["model.arguments={a: .nan}"])
+@example(["data=1", "data.flip=true"])
+def test_any_overrides_are_a_config_or_a_line(overrides):
+    accepted_or_refused(lambda: load(None, overrides))
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([*all_settings(), *sections]), st.text("0123456789-+.e[]{}:, tf"))
+    )
+)
+def test_any_value_typed_for_a_setting_is_a_config_or_a_line(pairs):
+    accepted_or_refused(lambda: load(None, [f"{name}={text}" for name, text in pairs]))

@@ -1,0 +1,107 @@
+"""The user's own arrays: which are accepted, and which refused before anything starts."""
+
+from __future__ import annotations
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet.gluon.data import ArrayDataset, DataLoader
+from mxnet.gluon.data.vision.transforms import ToTensor
+
+from trainer.config import Data
+from trainer.data import fashion_mnist, input_pipeline
+from trainer.data.idx_file import DataError
+
+IMAGES = np.zeros((6, 4, 5), np.uint8)
+LABELS = np.arange(6)
+SET = (IMAGES, LABELS)
+
+
+def test_given_sets_are_taken_as_they_are():
+    train, test = input_pipeline.read(Data(dataset="idx", folder="/nonexistent"), SET, SET)
+    assert train[0] is IMAGES and test[1] is LABELS
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (IMAGES, "train is a ndarray; it must be (images, labels)"),
+        ((IMAGES / 255, LABELS), "train images are float64 (6, 4, 5); they must be uint8"),
+        ((IMAGES / 255, LABELS), "(images * 255).astype('uint8')"),
+        ((IMAGES + 2.0, LABELS), "images.astype('uint8')"),
+        ((IMAGES[:, None], LABELS), "images.transpose(0, 2, 3, 1)"),
+        ((IMAGES[:, :0], LABELS), "train images are uint8 (6, 0, 5); they must be"),
+        ((IMAGES[:, 0], LABELS), "(6, 5); they must be uint8 (N, height, width)"),
+        (DataLoader(ArrayDataset(*SET), 2), "train is a DataLoader; .*: give what it reads"),
+        (mx.io.NDArrayIter(*SET), "train is a NDArrayIter; .*: give what it reads"),
+        (ArrayDataset(IMAGES, np.eye(6)), "train labels are int64 (6, 6); .*: labels.argmax"),
+        (ArrayDataset(IMAGES), "train[0] is a ndarray; a dataset must give (image, label)"),
+        (ArrayDataset([IMAGES[0], IMAGES[0, 1:]], [0, 1]), "train[1] has an image of (3, 5)"),
+        (
+            ArrayDataset(mx.nd.array(IMAGES[..., None]), LABELS).transform_first(ToTensor()),
+            "train images are float32 (6, 1, 4, 5); .*: leave ToTensor out",
+        ),
+        ((IMAGES.tolist(), LABELS), "train images are a list; they must be a NumPy array"),
+        ((mx.nd.array(IMAGES), LABELS), "an MXNet array gives one by .asnumpy()"),
+        ((IMAGES, LABELS.astype(np.float32)), "train labels are float32 (6,)"),
+        ((IMAGES, LABELS[:5]), "train labels are int64 (5,); .* of each of the 6 images"),
+        ((IMAGES, np.eye(6, dtype=int)), "labels are int64 (6, 6); .*: labels.argmax(axis=1)"),
+        ((IMAGES, LABELS[:, None]), "train labels are int64 (6, 1); .*: labels.ravel()"),
+        ((IMAGES[:0], LABELS[:0]), "train holds no image"),
+        ((IMAGES, LABELS - 1), "train labels hold -1; classes are numbered from 0"),
+    ],
+)
+def test_an_invalid_dataset_is_reported_in_one_line(given, expected):
+    with pytest.raises(DataError) as raised:
+        input_pipeline.read(Data(), given, SET)
+    position = -1
+    for part in expected.split(".*"):
+        position = str(raised.value).find(part, position + 1)
+        assert position >= 0, str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_test_set_is_looked_at_too():
+    with pytest.raises(DataError, match="test labels hold -1"):
+        input_pipeline.read(Data(), SET, (IMAGES, LABELS - 1))
+
+
+def test_images_in_colour_and_with_an_axis_of_one_channel():
+    colour, grey = np.zeros((6, 4, 5, 3), np.uint8), IMAGES[..., None]
+    train, test = input_pipeline.read(Data(), (colour, LABELS), (colour, LABELS))
+    assert train[0] is colour
+    train, test = input_pipeline.read(Data(), (grey, LABELS), SET)
+    assert train[0].shape == test[0].shape
+    with pytest.raises(DataError, match=r"images are \(6, 4, 5, 3\), test images \(6, 4, 5\); "):
+        input_pipeline.read(Data(), (colour, LABELS), SET)
+
+
+def test_a_gluon_dataset_is_read():
+    draw = np.random.RandomState(0)
+    images = draw.randint(0, 256, (6, 4, 5, 3)).astype(np.uint8)
+    dataset = ArrayDataset(mx.nd.array(images, dtype="uint8"), LABELS.astype(np.float32))
+    (found, labels), _ = input_pipeline.read(
+        Data(), dataset, dataset.transform_first(lambda image: image)
+    )
+    np.testing.assert_array_equal(found, images)
+    np.testing.assert_array_equal(labels, LABELS)
+
+
+@pytest.mark.parametrize("sets", [(SET, None), (None, SET)])
+def test_own_images_are_not_mixed_with_fashion_mnist(sets):
+    with pytest.raises(DataError, match="give both"):
+        input_pipeline.read(Data(), *sets)
+
+
+def test_sets_of_two_sizes_need_a_common_one():
+    other = (IMAGES[:, :, 1:], LABELS)
+    with pytest.raises(DataError, match=r"training images are \(4, 5\), test images \(4, 4\)"):
+        input_pipeline.read(Data(), SET, other)
+    assert input_pipeline.read(Data(image_size=4), SET, other)[1][0] is other[0]
+
+
+def test_a_run_on_arrays_is_not_taken_for_one_on_fashion_mnist():
+    assert fashion_mnist.class_names("arrays", 2) == ["0", "1"]
+    assert fashion_mnist.class_names("fashion_mnist_sample", 11)[8:] == ["bag", "ankle boot", "10"]
+    with pytest.raises(DataError, match="given to fit"):
+        input_pipeline.read(Data(dataset="arrays"))

@@ -1,0 +1,157 @@
+"""Choice of device and threads. There is no GPU here: the driver's answers are faked."""
+
+from __future__ import annotations
+
+import os
+
+import mxnet as mx
+import pytest
+
+from trainer.dist import device
+from trainer.errors import ConfigError
+
+
+@pytest.fixture
+def usable(monkeypatch):
+    """Every GPU that is named can be computed on."""
+
+    class Array:
+        def wait_to_read(self):
+            pass
+
+    monkeypatch.setattr(mx.nd, "ones", lambda *_, **__: Array())
+
+
+def line(error) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 8])
+def test_cpu_is_the_cpu_whatever_there_is(gpus):
+    assert device.choose("cpu", 3, gpus) == mx.cpu()
+
+
+def test_auto_without_gpus_is_the_cpu():
+    assert device.choose("auto", 0, 0) == mx.cpu()
+
+
+def test_auto_asks_mxnet_what_there_is(usable, monkeypatch):
+    for gpus, chosen in ((0, mx.cpu()), (1, mx.gpu(0))):
+        monkeypatch.setattr(mx.context, "num_gpus", lambda gpus=gpus: gpus)
+        assert device.choose("auto", 0) == chosen
+
+
+def test_gpu_without_gpus_says_what_to_do():
+    with pytest.raises(ConfigError) as error:
+        device.choose("gpu", 0, 0)
+    text = line(error)
+    assert "device is gpu" in text and "device=cpu" in text and "GPU=1" in text
+
+
+@pytest.mark.parametrize("asked", ["auto", "gpu"])
+def test_ranks_of_a_node_take_its_gpus_in_turn(usable, asked):
+    assert [device.choose(asked, rank, 4) for rank in range(4)] == [mx.gpu(i) for i in range(4)]
+
+
+def test_rank_that_is_shown_one_gpu_takes_it(usable, monkeypatch):
+    monkeypatch.setattr(device, "local_size", lambda: 4)
+    assert [device.choose("auto", rank, 1) for rank in range(4)] == [mx.gpu(0)] * 4
+
+
+def test_more_ranks_than_gpus_are_refused(usable, monkeypatch):
+    monkeypatch.setattr(device, "local_size", lambda: 3)
+    with pytest.raises(ConfigError, match="3 ranks on this node, 2 GPUs"):
+        device.choose("auto", 0, 2)
+
+
+@pytest.mark.parametrize("asked", ["auto", "gpu"])
+def test_gpu_that_cannot_compute_is_named_with_the_way_out(asked):
+    """The real error of an MXNet without CUDA stands for that of a GPU too new for it."""
+    with pytest.raises(ConfigError) as error:
+        device.choose(asked, 1, 2)
+    text = line(error)
+    assert "gpu(1)" in text and "NGC" in text and "compute capability" in text
+
+
+def test_cuda_build_without_a_driver_has_no_gpus(monkeypatch):
+    def fail():
+        raise mx.MXNetError("no CUDA-capable device is detected")
+
+    monkeypatch.setattr(mx.context, "num_gpus", fail)
+    assert device.choose("auto", 0) == mx.cpu()
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine of so many cores, for a rank that its launcher has told its place."""
+    bound = []
+
+    def of(cores, local_rank, ranks, quota=None, **environment):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+        monkeypatch.setattr(device, "quota_cores", lambda: quota)
+        monkeypatch.setattr(os, "sched_setaffinity", lambda _, own: bound.append(own))
+        for name in ("OMP_NUM_THREADS", "OMP_PROC_BIND"):
+            monkeypatch.setenv(name, "")  # so that what the code sets is taken back
+            monkeypatch.delenv(name)
+        place = {"HOROVOD_LOCAL_RANK": str(local_rank), "HOROVOD_LOCAL_SIZE": str(ranks)}
+        for name, value in {**place, **environment}.items():
+            monkeypatch.setenv(name, value)
+        return bound
+
+    return of
+
+
+@pytest.mark.parametrize(
+    "cores, quota, ranks, threads",
+    [
+        (8, None, 1, "8"),
+        (8, None, 2, "4"),
+        (8, None, 3, "2"),
+        (2, None, 5, "1"),
+        (64, 4, 1, "4"),  # docker run --cpus=4
+        (64, 4, 2, "2"),
+        (2, 4, 1, "2"),
+    ],
+)
+def test_cores_are_shared_among_the_ranks_of_the_node(machine, cores, quota, ranks, threads):
+    machine(cores, 0, ranks, quota)
+    device.share_cores()
+    assert os.environ["OMP_NUM_THREADS"] == threads
+
+
+def test_each_rank_keeps_to_cores_of_its_own(machine, monkeypatch):
+    monkeypatch.setattr(device, "_physical_core", lambda cpu: (0, cpu))
+    for local_rank in range(3):
+        bound = machine(8, local_rank, 3)
+        device.share_cores()
+    assert bound == [{0, 1}, {2, 3}, {4, 5}]
+
+
+def test_threads_of_a_physical_core_go_to_one_rank(machine, monkeypatch):
+    monkeypatch.setattr(device, "_physical_core", lambda cpu: (0, cpu % 4))
+    bound = machine(8, 0, 2)
+    device.share_cores()
+    assert bound == [{0, 4, 1, 5}]
+
+
+@pytest.mark.parametrize(
+    "environment", [{"OMP_PROC_BIND": "false"}, {"HOROVOD_LOCAL_SIZE": "1"}], ids=str
+)
+def test_a_rank_is_not_bound(machine, environment):
+    bound = machine(8, 0, 2, **environment)
+    device.share_cores()
+    assert bound == []
+
+
+def test_ranks_with_more_threads_than_cores_share_them():
+    assert device.own_cores({0, 1}, 1, ranks=4, threads=1) == {0, 1}
+    # As where Slurm has given each of four ranks four cores: these are this one's own.
+    assert device.own_cores({4, 5, 6, 7}, 1, ranks=4, threads=4) == {4, 5, 6, 7}
+
+
+def test_number_of_threads_that_the_user_set_stays(machine):
+    machine(8, 0, 2, OMP_NUM_THREADS="7")
+    device.share_cores()
+    assert os.environ["OMP_NUM_THREADS"] == "7"

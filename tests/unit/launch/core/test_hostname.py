@@ -1,0 +1,91 @@
+"""The host name that Gloo sees."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from launch.core import hostname
+from launch.slurm import rank
+
+
+def resolver(*addresses):
+    """A getaddrinfo that knows these addresses for every name."""
+    kind = socket.SOCK_STREAM
+    return lambda *_, **__: [(socket.AF_INET, kind, 0, "", (address, 0)) for address in addresses]
+
+
+def test_the_first_address_that_can_be_bound_counts(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", resolver("192.0.2.1", "127.0.1.1", "127.0.0.1"))
+    assert hostname.address_of_own_name() == "127.0.1.1"
+
+
+def test_names_without_an_address(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", resolver("192.0.2.1"))
+    assert hostname.address_of_own_name() is None
+
+    def unknown(*_, **__):
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    assert hostname.address_of_own_name() is None
+
+
+def test_a_hostname_too_long_to_be_resolved_has_no_address(monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "a" * 64)  # Linux's HOST_NAME_MAX
+    assert hostname.address_of_own_name() is None
+
+
+def test_a_private_hostname_leaves_the_hosts_alone():
+    code = (
+        "import socket; from launch.core.hostname import take_hostname; take_hostname('192.0.2.7');"
+        "print(socket.gethostname(), socket.gethostbyname(socket.gethostname()))"
+    )
+    before = socket.gethostname()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if "no namespace for a host name of its own" in done.stderr:
+        pytest.skip("this system allows ordinary users no namespaces")
+    assert done.stdout == "192.0.2.7 192.0.2.7\n"
+    assert socket.gethostname() == before
+
+
+@pytest.fixture
+def renamed(monkeypatch):
+    """Names taken, on a host whose interface eth0 has 192.0.2.9."""
+    names = []
+    monkeypatch.setattr(rank, "addresses_by_interface", lambda: {"eth0": ["192.0.2.9"]})
+    monkeypatch.setattr(rank, "take_hostname", names.append)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("own", "several_nodes", "names"),
+    [
+        ("192.0.2.9", True, []),
+        ("127.0.1.1", True, ["192.0.2.9"]),
+        ("192.0.2.200", True, ["192.0.2.9"]),  # another network than HOROVOD_GLOO_IFACE
+        (None, True, ["192.0.2.9"]),
+        ("127.0.1.1", False, []),
+        (None, False, ["192.0.2.9"]),
+    ],
+)
+def test_renamed_only_where_the_name_leads_astray(monkeypatch, renamed, own, several_nodes, names):
+    monkeypatch.setattr(rank, "address_of_own_name", lambda: own)
+    rank._make_own_name_lead_to("eth0", several_nodes)
+    assert renamed == names
+
+
+def test_without_namespaces_the_line_to_correct_is_named(monkeypatch, renamed, capsys):
+    def refuse(name):
+        raise OSError("not permitted")
+
+    monkeypatch.setattr(rank, "take_hostname", refuse)
+    monkeypatch.setattr(rank, "address_of_own_name", lambda: "127.0.1.1")
+    with pytest.raises(ValueError, match=r"leads to 127\.0\.1\.1, not to 192\.0\.2\.9.*/etc/hosts"):
+        rank._make_own_name_lead_to("eth0", True)
+    monkeypatch.setattr(rank, "address_of_own_name", lambda: "192.0.2.200")
+    rank._make_own_name_lead_to("eth0", True)
+    assert "leads to 192.0.2.200, not to 192.0.2.9 on eth0: part of the traffic" in (
+        capsys.readouterr().err
+    )

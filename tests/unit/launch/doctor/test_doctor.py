@@ -1,0 +1,293 @@
+"""The doctor's rows, with faked answers of nvidia-smi, Slurm and the libraries.
+
+There is no GPU here: the GPU rows are tested on what a driver would say and on made-up libraries in
+the layout of nvcc's fat binaries (which was compared once with the real mxnet-cu117 1.9.1).
+"""
+
+import os
+import struct
+import subprocess
+
+import pytest
+
+from launch.doctor import checks, doctor
+from launch.doctor.checks import FAIL, OK, WARN, Row
+from launch.doctor.cuda_code import GpuCode, gpu_code
+
+HEALTHY = {
+    "mxnet": {"version": "1.9.1", "features": ["CUDA", "CUDNN"], "library": ""},
+    "horovod": {"version": "0.28.1", "gloo": True, "mpi": False, "nccl": 21003},
+    "missing": [],
+}
+CPU = {**HEALTHY, "mxnet": {"version": "1.9.1", "features": ["MKLDNN"], "library": ""}}
+
+
+def fat_binary(*entries):
+    """A fat binary of (kind, architecture, payload) entries, as nvcc embeds it."""
+    body = b""
+    for kind, architecture, payload in entries:
+        header = struct.pack("<HHIQIIHHI", kind, 0, 64, len(payload), 0, 0, 0, 0, architecture)
+        body += header.ljust(64, b"\0") + payload
+    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(body)) + body
+
+
+@pytest.fixture
+def library(tmp_path):
+    """A library with machine code for sm_70 and sm_86, in two fat binaries."""
+    path = tmp_path / "libmxnet.so"
+    stray_magic = struct.pack("<I", 0xBA55ED50)
+    first = fat_binary((2, 70, b"code"), (2, 86, stray_magic * 9))
+    second = fat_binary((2, 70, b""))
+    noise = b"\x7fELF" + os.urandom(99) + stray_magic + b"no header"
+    path.write_bytes(noise + first + b"text" + second + stray_magic)
+    return path
+
+
+def test_architectures_are_read_from_the_library(library, tmp_path):
+    assert gpu_code(library) == GpuCode(frozenset({70, 86}))
+    library.write_bytes(fat_binary((2, 50, b"c"), (1, 80, b"ptx")))
+    assert gpu_code(library) == GpuCode(frozenset({50}), frozenset({80}))
+    empty = tmp_path / "empty.so"
+    empty.touch()
+    assert gpu_code(empty) == GpuCode()
+    assert str(GpuCode()) == "none"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "runs"),
+    [(60, False), (70, True), (75, True), (80, False), (86, True), (89, True), (90, False)],
+)
+def test_machine_code_runs_within_its_major_version(library, architecture, runs):
+    assert gpu_code(library).runs_on(architecture) is runs
+
+
+def test_ptx_runs_on_everything_later():
+    code = GpuCode(ptx=frozenset({80}))
+    assert code.runs_on(90)
+    assert not code.runs_on(75)
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path, monkeypatch):
+    """Puts an nvidia-smi on PATH that gives the answer it is set to."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
+
+    def set_answer(text, code=0):
+        program = folder / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\ncat <<'END'\n{text}\nEND\nexit {code}\n")
+        program.chmod(0o755)
+
+    return set_answer
+
+
+def rows_with(library, **changes):
+    mxnet = {**HEALTHY["mxnet"], "library": str(library)}
+    return {row.name: row for row in checks.gpu_rows({**HEALTHY, "mxnet": mxnet, **changes})}
+
+
+@pytest.mark.parametrize(
+    ("bound", "quota", "allocated", "found"),
+    [
+        (8, None, None, "8"),
+        (2, None, 2, "2 (bound to 2 of 8)"),
+        (8, 4, None, "4 (the container's CPU quota is 4)"),
+        (8, 4, 3, "3 (the container's CPU quota is 4, the Slurm job has 3)"),
+    ],
+)
+def test_cores_and_what_limits_them(monkeypatch, bound, quota, allocated, found):
+    if allocated:
+        monkeypatch.setenv("SLURM_CPUS_ON_NODE", str(allocated))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(bound)))
+    monkeypatch.setattr(checks, "quota_cores", lambda: quota)
+    assert checks.cores_row() == Row("cores", OK, found)
+
+
+def test_an_h100_needs_the_container(library, nvidia_smi):
+    nvidia_smi("NVIDIA H100 80GB HBM3, 9.0, 535.104.05")
+    row = rows_with(library)["GPU"]
+    assert row.status == FAIL
+    assert "this MXNet build has no code for sm_90, only sm_70, sm_86" in row.found
+    assert "NGC" in row.fix
+
+
+def test_gpus_that_this_build_can_use(library, nvidia_smi):
+    nvidia_smi("Tesla V100-SXM2-32GB, 7.0, 470.82.01\nNVIDIA A10, 8.6, 470.82.01")
+    rows = rows_with(library)
+    assert [row.status for row in rows.values()] == [OK] * 3
+    assert rows["GPU"].found.startswith("Tesla V100-SXM2-32GB (sm_70), NVIDIA A10 (sm_86)")
+    assert rows["NCCL"].found == "2.10.3"
+    assert rows["driver"].found == "470.82.01"
+
+
+def test_one_unusable_gpu_among_usable_ones_is_found(library, nvidia_smi):
+    nvidia_smi("NVIDIA A10, 8.6, 535.1\nNVIDIA H100, 9.0, 535.1")
+    assert rows_with(library)["GPU"].status == FAIL
+
+
+def test_old_driver(library, nvidia_smi):
+    nvidia_smi("Tesla V100, 7.0, 418.87.01")
+    row = rows_with(library)["driver"]
+    assert (row.status, row.fix) == (FAIL, "CUDA 11 needs 450 or later")
+
+
+@pytest.mark.parametrize(("nccl", "status"), [(0, WARN), (1, OK), (2708, OK)])
+def test_nccl(library, nvidia_smi, nccl, status):
+    nvidia_smi("NVIDIA A10, 8.6, 535.1\nNVIDIA A10, 8.6, 535.1")
+    row = rows_with(library, horovod={**HEALTHY["horovod"], "nccl": nccl})["NCCL"]
+    assert row.status == status
+    if nccl == 2708:
+        assert row.found == "2.7.8"
+
+
+def test_gpu_with_a_cpu_build(nvidia_smi):
+    nvidia_smi("NVIDIA A10, 8.6, 535.1")
+    row = checks.gpu_rows(CPU)[-1]
+    assert row.status == WARN
+    assert row.fix.startswith("make setup GPU=1")
+
+
+def test_broken_driver(library, nvidia_smi):
+    nvidia_smi("NVIDIA-SMI has failed because it couldn't communicate with the driver", code=9)
+    assert rows_with(library)["GPU"].status == FAIL
+    assert checks.gpu_rows(CPU)[0].status == WARN
+
+
+def test_no_gpu_is_no_fault(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    (row,) = checks.gpu_rows(CPU)
+    assert (row.status, row.found) == (OK, "none (no nvidia-smi): training runs on the CPU")
+
+
+def by_name(rows):
+    return {row.name: row for row in rows}
+
+
+def test_library_rows():
+    rows = by_name(checks.library_rows(HEALTHY))
+    assert {row.status for row in rows.values()} == {OK}
+    assert rows["MXNet"].found == "1.9.1 with CUDA"
+    assert rows["Horovod"].found == "0.28.1 with gloo, nccl built in"
+
+
+def test_broken_libraries_are_red_with_their_fix():
+    broken = {
+        "mxnet": {"error": "OSError: libcuda.so.1: cannot open shared object file"},
+        "horovod": {**HEALTHY["horovod"], "gloo": False},
+        "missing": ["tensorboard"],
+    }
+    rows = by_name(checks.library_rows(broken))
+    assert rows["MXNet"] == Row("MXNet", FAIL, broken["mxnet"]["error"], "make setup")
+    assert rows["Horovod"].status == FAIL
+    assert "HOROVOD_WITH_GLOO=1" in rows["Horovod"].fix
+    assert (rows["TensorBoard"].status, rows["TensorBoard"].fix) == (
+        WARN,
+        "pip install tensorboard",
+    )
+
+
+@pytest.mark.parametrize(("version", "status"), [((3, 7), FAIL), ((3, 11), OK), ((3, 12), FAIL)])
+def test_python_version(monkeypatch, version, status):
+    monkeypatch.setattr("sys.version_info", (*version, 0))
+    assert by_name(checks.library_rows(HEALTHY))["Python"].status == status
+
+
+def test_a_probe_that_crashes_is_reported(monkeypatch):
+    crash = subprocess.CompletedProcess([], -11, "", "Illegal instruction\n")
+    monkeypatch.setattr(checks, "run", lambda command: crash)
+    libraries = checks.ask_libraries()
+    assert libraries["mxnet"] == libraries["horovod"] == {"error": "Illegal instruction"}
+
+
+def test_programs_that_are_missing_or_hang():
+    assert checks.run(["/nonexistent/program"]).returncode == 127
+    hanging = checks.run(["sleep", "60"], timeout=0.1)
+    assert (hanging.returncode, hanging.stderr) == (124, "no answer within 0.1 s")
+
+
+def test_write_access(tmp_path):
+    assert checks.write_row(tmp_path).status in (OK, WARN)  # WARN: nearly full
+    row = checks.write_row(tmp_path / "missing")
+    assert (row.status, row.fix) == (FAIL, "start in a folder you may write to")
+
+
+def test_data_that_cannot_be_had_is_red_with_the_ways_out(monkeypatch):
+    answer = subprocess.CompletedProcess([], 1, "Fashion-MNIST is not on this machine ...\n", "")
+    monkeypatch.setattr(checks, "run", lambda command: answer)
+    row = checks.data_row()
+    assert (row.status, row.fix) == (FAIL, "Fashion-MNIST is not on this machine ...")
+
+
+def test_slurm_rows(monkeypatch):
+    def answers(code, out, err=""):
+        done = subprocess.CompletedProcess([], code, out, err)
+        monkeypatch.setattr(checks, "run", lambda command, timeout: done)
+        return checks.slurm_row()
+
+    assert answers(0, "low 2\nhigh 2\n").found == "low (2 nodes), high (2 nodes)"
+    assert answers(127, "").status == OK
+    assert answers(1, "", "slurm_load_partitions: Unable to contact controller\n").status == WARN
+
+
+def test_allreduce_row():
+    good = subprocess.CompletedProcess(
+        [], 0, 'noise\n{"ranks": 2, "latency_ms": 0.5, "mb_per_s": 900.0}\n', ""
+    )
+    assert checks.allreduce_row(good).found == "2 ranks: 0.5 ms, 900.0 MB/s at 45 MB"
+    bad = subprocess.CompletedProcess([], 1, "", "a\nConnection refused\n")
+    assert checks.allreduce_row(bad).status == FAIL
+    assert checks.allreduce_row(bad).found == "Connection refused"
+
+
+def test_page_and_exit_code():
+    rows = [
+        Row("a", OK, "x", "unused"),
+        Row("bb", WARN, "y", "mend y"),
+        Row("c", FAIL, "z", "mend z"),
+    ]
+    assert doctor.page(rows) == (
+        "ok    a   x\n"
+        "warn  bb  y\n"
+        "          fix: mend y\n"
+        "FAIL  c   z\n"
+        "          fix: mend z\n"
+        "training cannot work: c"
+    )
+    assert doctor.exit_code(rows) == 1
+    assert doctor.exit_code(rows[:2]) == 0
+    assert doctor.page(rows[:2]).endswith("training can work here")
+
+
+def node(host, clock=100.0, shared=True, *rows):
+    rows = [vars(row) for row in rows or [Row("Python", OK, "3.11")]]
+    return {"host": host, "rows": rows, "clock": clock, "shared": shared}
+
+
+def test_a_row_for_each_node():
+    found = (Row("Python", OK, "3.11"), Row("cores", OK, "2"), Row("write", OK, "/, 9 GiB free"))
+    nodes = [node("n1", 100.0, True, *found), node("n2", 100.25, True, *found)]
+    assert doctor.allocation_rows(nodes, 2) == [
+        Row("n1", OK, "Python 3.11; cores 2; clock +0.00 s"),
+        Row("n2", OK, "Python 3.11; cores 2; clock +0.25 s"),
+    ]
+
+
+def test_faults_between_nodes():
+    broken = Row("MXNet", FAIL, "ImportError", "make setup")
+    rows = doctor.allocation_rows(
+        [node("n1"), node("n2", 130.0), node("n3", 100.0, False), node("n4", 100.0, True, broken)],
+        5,
+    )
+    assert [row.status for row in rows] == [OK, WARN, WARN, FAIL, FAIL]
+    assert "clock: +30.0 s off" in rows[1].found
+    assert "is not the first node's" in rows[2].found
+    assert (rows[3].found, rows[3].fix) == ("MXNet: ImportError", "make setup")
+    assert rows[4].found == "4 of 5 nodes answered"
+
+
+def test_a_folder_that_cannot_be_written_is_not_reported_as_not_shared(tmp_path):
+    row = Row("write", FAIL, "/data: Read-only file system", "start elsewhere")
+    rows = doctor.allocation_rows([node(n, 100.0, False, row) for n in ("n1", "n2")], 2)
+    assert [row.found for row in rows] == ["write: /data: Read-only file system"] * 2

@@ -1,0 +1,127 @@
+"""Slurm's lists and variables -> rank facts."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launch.slurm.environment import (
+    PORT_RANGE,
+    PORT_TRIES,
+    expand_nodes,
+    expand_tasks,
+    facts_from_slurm,
+    rendezvous_ports,
+    step_launch_id,
+    step_token,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("node1", ["node1"]),
+        ("node[1-3]", ["node1", "node2", "node3"]),
+        ("gpu[08-11,7],login", ["gpu08", "gpu09", "gpu10", "gpu11", "gpu7", "login"]),
+        ("a,b-1.site", ["a", "b-1.site"]),
+        ("r[1-2]n[1,3]-ib", ["r1n1-ib", "r1n3-ib", "r2n1-ib", "r2n3-ib"]),
+    ],
+)
+def test_node_lists(text, names):
+    assert expand_nodes(text) == names
+
+
+@pytest.mark.parametrize("text", ["", "node[1-", "node[a-b]", "node]1["])
+def test_unreadable_node_list_is_named(text):
+    with pytest.raises(ValueError, match="node list"):
+        expand_nodes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"), [("1", [1]), ("2(x3),1", [2, 2, 2, 1]), ("4,2(x2)", [4, 2, 2])]
+)
+def test_task_counts(text, counts):
+    assert expand_tasks(text) == counts
+
+
+@pytest.mark.parametrize("text", ["", "2x3", "2(x)", "two"])
+def test_unreadable_task_count_is_named(text):
+    with pytest.raises(ValueError, match="tasks per node"):
+        expand_tasks(text)
+
+
+def task_environment(tasks, node, local_rank, rank):
+    return {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(local_rank),
+        "SLURM_NODEID": str(node),
+        "SLURM_STEP_NUM_TASKS": str(sum(tasks)),
+        "SLURM_STEP_TASKS_PER_NODE": ",".join(map(str, tasks)),
+        "SLURM_STEP_NODELIST": f"n[1-{len(tasks)}]",
+    }
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=5))
+def test_facts_agree_over_all_tasks_whatever_their_distribution(tasks):
+    places = [(node, local) for node, count in enumerate(tasks) for local in range(count)]
+    everyone = [
+        facts_from_slurm(task_environment(tasks, node, local, rank))
+        for rank, (node, local) in enumerate(places)
+    ]
+    for (node, local), facts in zip(places, everyone):
+        assert facts.hostname == f"n{node + 1}"
+        assert (facts.local_rank, facts.local_size) == (local, tasks[node])
+        assert facts.world_size == len(everyone)
+    for local_rank in range(max(tasks)):
+        # The ranks with one local rank form Horovod's "cross" group: numbered without gaps.
+        group = [facts for facts in everyone if facts.local_rank == local_rank]
+        assert [facts.cross_rank for facts in group] == list(range(len(group)))
+        assert {facts.cross_size for facts in group} == {len(group)}
+
+
+def test_outside_of_srun_the_message_says_how():
+    with pytest.raises(ValueError, match="SLURM_PROCID is not set: slurm-rank runs inside srun"):
+        facts_from_slurm({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SLURM_PROCID", "3"),
+        ("SLURM_PROCID", "one"),
+        ("SLURM_NODEID", "2"),
+        ("SLURM_LOCALID", "2"),
+        ("SLURM_STEP_NUM_TASKS", "4"),
+        ("SLURM_STEP_NUM_TASKS", ""),
+    ],
+)
+def test_variables_of_several_jobs_are_told_apart(name, value):
+    with pytest.raises(ValueError, match=f"^{name} is '{value}', .*`unset "):
+        facts_from_slurm({**task_environment([2, 1], 0, 1, 1), name: value})
+
+
+def test_steps_and_restarts_differ_in_ports_and_token():
+    first = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
+    others = [
+        {**first, "SLURM_STEP_ID": "1"},
+        {**first, "SLURM_JOB_ID": "8"},
+        {**first, "SLURM_RESTART_COUNT": "1"},
+    ]
+    ports = rendezvous_ports(first)
+    assert len(set(ports)) == PORT_TRIES
+    assert set(ports) <= set(PORT_RANGE)
+    assert rendezvous_ports(dict(first)) == ports
+    assert all(rendezvous_ports(other) != ports for other in others)
+    assert len({step_token(env) for env in [first, *others]}) == 4
+
+
+def test_a_requeued_step_is_of_the_same_launch():
+    first = {"SLURM_CLUSTER_NAME": "c", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
+    assert step_launch_id(first) == step_launch_id({**first, "SLURM_RESTART_COUNT": "1"})
+    for name, other in (("JOB_ID", "8"), ("STEP_ID", "1"), ("CLUSTER_NAME", "d")):
+        assert step_launch_id(first) != step_launch_id({**first, f"SLURM_{name}": other})
+
+
+def test_a_job_scripts_secret_token_wins():
+    assert step_token({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "LAUNCH_TOKEN": "s"}) == "s"

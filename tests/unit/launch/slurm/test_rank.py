@@ -1,0 +1,115 @@
+"""How the tasks of a step find task 0's store, and their errors when they cannot."""
+
+import socket
+import threading
+import time
+
+import pytest
+
+from launch.core.ranks import facts_on_one_host
+from launch.core.rendezvous import Rendezvous
+from launch.slurm import rank
+
+
+@pytest.fixture
+def store():
+    store = Rendezvous("127.0.0.1", 2, "token", lambda line: None)
+    store.serve_in_thread()
+    yield store
+    store.close()
+
+
+def soon():
+    return time.monotonic() + 10
+
+
+def test_another_jobs_store_on_the_first_port_is_passed_over(store):
+    """Two jobs on one node: the first of our ports belongs to someone else's job."""
+    other = Rendezvous("127.0.0.1", 2, "other", lambda line: None)
+    other.serve_in_thread()
+    ports = [other.endpoint.port, store.endpoint.port]
+    found = rank._find_store("127.0.0.1", ports, "token", facts_on_one_host(1, 2), soon())
+    assert found == store.endpoint
+    other.close()
+
+
+def test_another_service_on_the_first_port_is_passed_over(store):
+    with socket.create_server(("127.0.0.1", 0)) as service:
+
+        def talk():
+            connection, _ = service.accept()
+            connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+            connection.close()
+
+        threading.Thread(target=talk, daemon=True).start()
+        ports = [service.getsockname()[1], store.endpoint.port]
+        found = rank._find_store("127.0.0.1", ports, "token", facts_on_one_host(1, 2), soon())
+    assert found == store.endpoint
+
+
+@pytest.fixture
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        return s.getsockname()[1]
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_no_store_ends_in_one_line_a_node(capsys, free_port, local_rank):
+    with pytest.raises(SystemExit) as exit_:
+        rank._find_store(
+            "127.0.0.1", [free_port], "t", facts_on_one_host(local_rank, 2), time.monotonic()
+        )
+    assert exit_.value.code == 1
+    line = (
+        f"launch: rank 0 (localhost): found no store of rank 0 at 127.0.0.1, ports {free_port}-"
+        f"{free_port} (1 of them); if srun has not started this process, these are another job's "
+        "variables: `unset SLURM_JOB_ID SLURM_STEP_ID SLURM_PROCID`, and put srun before the "
+        "command\n"
+    )
+    assert capsys.readouterr().err == (line if local_rank == 0 else "")
+
+
+def test_what_a_rank_waits_for_is_said_once(monkeypatch, capsys, free_port):
+    monkeypatch.setattr(rank, "NOTICE_SECONDS", 0.0)
+    with pytest.raises(SystemExit):
+        rank._find_store(
+            "127.0.0.1", [free_port], "t", facts_on_one_host(0, 2), time.monotonic() + 0.5
+        )
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    waiting = "launch: rank 0 (localhost): waiting for the store of rank 0 at 127.0.0.1, ports "
+    assert said[0].startswith(waiting) and said[0].endswith(", for up to 0 s more")
+
+
+def test_addresses(monkeypatch):
+    env = {}
+    assert rank._store_address(["a"], 0, env) == "127.0.0.1"
+    # On the first node its own name may mean 127.0.1.1: the route to the second one counts.
+    monkeypatch.setattr(
+        socket, "gethostbyname", {"a": "127.0.1.1", "b": "127.0.0.1", "c": "127.0.0.3"}.get
+    )
+    assert rank._store_address(["a", "b"], 0, env) == "127.0.0.1"
+    assert rank._store_address(["c", "b"], 1, env) == "127.0.0.3"
+    assert rank._store_address(["a", "b"], 1, {"LAUNCH_RENDEZVOUS_HOST": "c"}) == "127.0.0.3"
+
+
+def test_rank_0_on_another_node_than_the_first_says_what_to_set():
+    """As with `srun --distribution=arbitrary`; other nodes cannot tell where it is."""
+    with pytest.raises(ValueError, match="rank 0 is on b, .*set LAUNCH_RENDEZVOUS_HOST=b for"):
+        rank._store_address(["a", "b"], 1, {"SLURM_PROCID": "0"})
+
+
+def test_unknown_node_names_the_way_out(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(
+        ValueError, match=r"cannot find the address of nonesuch\.invalid: .*set LAUNCH_"
+    ):
+        rank._resolve("nonesuch.invalid")
+
+
+def test_loopback_between_nodes_is_refused(monkeypatch):
+    monkeypatch.setenv("HOROVOD_GLOO_IFACE", "lo")
+    monkeypatch.setattr(rank, "address_towards", lambda host: "127.0.0.1")
+    with pytest.raises(ValueError, match="HOROVOD_GLOO_IFACE=lo: other nodes cannot reach"):
+        rank._interface_towards("192.0.2.1", several_nodes=True)
+    assert rank._interface_towards("127.0.0.1", several_nodes=True) == "lo"

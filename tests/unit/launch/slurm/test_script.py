@@ -1,0 +1,124 @@
+"""Job scripts compared to golden files, and invalid site files and options.
+
+`UPDATE_GOLDEN=1 python -m pytest tests/unit/launch/slurm/test_script.py` writes the files anew.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launch.slurm.script import JobOptions, job_options, read_site, render
+
+GOLDEN = Path(__file__).with_name("golden")
+ROOT = Path(__file__).parents[4]
+COMMAND = ["python", "-m", "trainer", "train", "configs/fashion_mnist.yaml", "optimizer.lr=0.2"]
+
+JOBS = {
+    "cpu": JobOptions(nodes=2, cpus_per_rank=4),
+    "gpu": JobOptions(nodes=4, gpus_per_node=8, time="02:00:00", partition="gpu"),
+    "apptainer": JobOptions(
+        nodes=2,
+        gpus_per_node=4,
+        container="ngc.sif",
+        container_mounts=("/data:/data",),
+        setup=("module load apptainer",),
+        account="lab",
+        max_requeues=3,
+    ),
+    "pyxis": JobOptions(
+        gpus_per_node=1,
+        container="nvcr.io#nvidia/mxnet:24.06-py3",
+        container_runtime="pyxis",
+        sbatch=("--constraint=h100",),
+        srun=("--cpu-bind=cores",),
+        save_seconds=300,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_script_is_the_golden_one(name):
+    made_by = ["python", "-m", "launch", "slurm", "--", *COMMAND]
+    script = render(JOBS[name], COMMAND, Path("/home/me/my project"), "/opt/py/bin/python", made_by)
+    golden = GOLDEN / f"job_{name}.sh"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(script)
+    assert script == golden.read_text()
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_words_survive_the_shell(tmp_path):
+    words = ["a b", "it's", "$HOME", "", "new\nline", "*"]
+    script = render(JobOptions(), ["printf", "%s|", *words], tmp_path, "echo", ["x\ny", "z"])
+    said = subprocess.run(
+        ["bash", "-c", script.replace("exec echo", "exec printf '%s|'")],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+    assert said.endswith("|".join([*words, ""]))
+
+
+def test_nothing_runs_where_the_folder_is_missing(tmp_path):
+    script = render(JobOptions(), ["true"], tmp_path / "gone", "echo", [])
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{tmp_path}/gone: No such file or directory" in done.stderr
+
+
+def test_site_defaults_and_command_line(tmp_path):
+    site = tmp_path / "site.yaml"
+    site.write_text("partition: gpu\ngpus_per_node: 8\nsetup:\n  - module load cuda\n")
+    options = job_options(read_site(site), {"partition": "short", "nodes": None})
+    assert (options.partition, options.gpus_per_node, options.nodes) == ("short", 8, 1)
+    assert options.setup == ("module load cuda",)
+    assert options.tasks_per_node == 8
+
+
+def test_the_example_site_file_is_valid():
+    assert job_options(read_site(ROOT / "configs" / "site-example.yaml"), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("partitoin: gpu", "unknown key 'partitoin'; did you mean partition?"),
+        ("nodes: many", "nodes must be a whole number, not 'many'"),
+        ("setup: module load x", "setup must be a list"),
+        ("- a", "expected `key: value` lines"),
+        ("a: [", "cannot read the site file"),
+    ],
+)
+def test_wrong_site_file_is_one_line(tmp_path, text, message):
+    site = tmp_path / "site.yaml"
+    site.write_text(text)
+    with pytest.raises(ValueError) as error:
+        read_site(site)
+    assert message in str(error.value)
+    assert str(site) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nodes": 0}, "nodes: 0 is given, allowed is a number from 1 to 99999"),
+        ({"gpus_per_node": -1}, "gpus_per_node: -1 is given, allowed is a number from 0 to 99999"),
+        ({"ranks_per_node": 0}, "ranks_per_node: 0 is given"),
+        ({"name": "a\nrm -rf b"}, "name: 'a\\nrm -rf b' is given, allowed is a text on one line"),
+        ({"partition": ""}, "partition: '' is given"),
+        ({"srun": ("",)}, "allowed is texts on one line each"),
+        ({"time": "2 hours"}, "allowed is minutes, HH:MM:SS or D-HH:MM:SS"),
+        ({"container_runtime": "docker"}, "allowed is apptainer or pyxis"),
+    ],
+)
+def test_wrong_option_is_named(options, message):
+    with pytest.raises(ValueError) as error:
+        JobOptions(**options)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("time", ["30", "90:00", "02:00:00", "1-12:00:00", "2-0", "UNLIMITED"])
+def test_slurms_time_formats(time):
+    assert JobOptions(time=time).time == time

@@ -1,0 +1,199 @@
+"""Nets are prepared for training, or refused with the reason."""
+
+from __future__ import annotations
+
+import mxnet as mx
+import pytest
+from mxnet import gluon
+from mxnet.gluon import nn
+
+from trainer import batch_norm
+from trainer.config import Config, Model
+from trainer.errors import ConfigError
+from trainer.model import prepare
+
+
+def pooled() -> nn.HybridSequential:
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(2, kernel_size=3), nn.AvgPool2D(pool_size=13), nn.Dense(10))
+    return net
+
+
+@pytest.mark.parametrize("hybridize", [True, False])
+def test_a_net_that_does_not_fit_the_images_is_reported_in_one_line(hybridize):
+    net = pooled()
+    if hybridize:
+        net.hybridize()
+    with pytest.raises(ConfigError) as raised:
+        prepare.prepare_net(net, Config(), (1, 8, 8), mx.cpu())
+    message = str(raised.value)
+    assert "\n" not in message
+    for part in ("(1, 8, 8)", "kernel size (13) exceeds input (6", "data.image_size"):
+        assert part in message
+
+
+def test_a_net_that_fits_shows_its_layers():
+    layers = prepare.prepare_net(pooled(), Config(), (1, 15, 15), mx.cpu())
+    assert [row.output for row in layers][-1] == (1, 10)
+
+
+class Broken(gluon.Block):
+    def forward(self, x):
+        raise KeyError("width")
+
+
+class InAList(gluon.Block):
+    """Gluon does not know of layers that are no attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Dense(10)]
+
+    def forward(self, x):
+        return self.layers[0](x)
+
+
+class WithAHeadForTraining(gluon.HybridBlock):
+    def __init__(self):
+        super().__init__()
+        self.head, self.other = nn.Dense(10), nn.Dense(10)
+
+    def hybrid_forward(self, F, x):
+        return self.head(x) + self.other(x) if mx.autograd.is_training() else self.head(x)
+
+
+class Scaled(gluon.HybridBlock):
+    def __init__(self):
+        super().__init__()
+        self.scale = self.params.get("scale", shape=(1,))
+
+    def hybrid_forward(self, F, x, scale):
+        return F.broadcast_mul(x, scale)
+
+
+class Frozen(nn.Dense):
+    def __init__(self):
+        super().__init__(10)
+        self.collect_params().setattr("grad_req", "null")
+
+
+class Imported(gluon.SymbolBlock):
+    def __init__(self):
+        data = mx.sym.var("data")
+        super().__init__(mx.sym.FullyConnected(data, num_hidden=10, name="dense"), data)
+
+
+class NamedAlike(nn.HybridSequential):
+    def __init__(self):
+        super().__init__()
+        self.add(nn.Dense(10, prefix="dense_"), nn.Dense(10, prefix="dense_"))
+
+
+class Pair(gluon.HybridBlock):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Dense(10)
+
+    def hybrid_forward(self, F, x):
+        return self.head(x), x
+
+
+class LooksAtItsShape(gluon.HybridBlock):
+    """It runs as it is, but not as a symbol, which has no shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Dense(10)
+
+    def hybrid_forward(self, F, x):
+        return self.head(x.reshape((x.shape[0], -1)))
+
+
+class OfItsOwn(nn.BatchNorm):
+    def hybrid_forward(self, F, x, *arrays, **named):
+        return 2 * super().hybrid_forward(F, x, *arrays, **named)
+
+
+def cast_to_float16():
+    net = pooled()
+    net.cast("float16")
+    return net
+
+
+def refusal(net: gluon.Block, **settings) -> str:
+    with pytest.raises(ConfigError) as raised:
+        prepare.prepare_net(net, Config(**settings), (1, 5, 5), mx.cpu())
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("net", "expected"),
+    [
+        (Broken, "KeyError: 'width' (test_prepare.py, line "),
+        (InAList, "_weight' has not been initialized"),
+        (WithAHeadForTraining, "_weight in inference, which leaves their shapes unknown"),
+        (Scaled, "_scale cannot be drawn: Xavier initializer cannot be applied"),
+        (nn.Flatten, "the net has no parameter that is trained"),
+        (Frozen, "the net has no parameter that is trained"),
+        (Imported, "SymbolBlock"),
+        (gluon.contrib.nn.SyncBatchNorm, "waits for other devices of its process"),
+        (NamedAlike, "two layers of the net have parameters of one name"),
+        (LooksAtItsShape, "the net runs, but not compiled: AttributeError"),
+        (
+            cast_to_float16,
+            "its weights are float16, and fit gives it float32 images: leave net.cast",
+        ),
+    ],
+)
+def test_faults_of_the_users_net_are_reported_with_their_place(net, expected):
+    assert expected in refusal(net())
+
+
+def test_mxnets_numpy_mode_is_refused_with_the_way_out():
+    mx.npx.set_np()
+    try:
+        assert "call mxnet.npx.reset_np() before" in refusal(nn.Dense(10))
+    finally:
+        mx.npx.reset_np()
+
+
+def test_a_net_that_cannot_be_hybridized_is_prepared_without():
+    prepare.prepare_net(
+        LooksAtItsShape(), Config(model=Model(hybridize=False)), (1, 5, 5), mx.cpu()
+    )
+
+
+def test_batch_norm_that_cannot_be_synced_may_stay_local():
+    assert "or set batch_norm=local" in refusal(OfItsOwn(), batch_norm="sync")
+    prepare.prepare_net(OfItsOwn(), Config(), (1, 5, 5), mx.cpu())
+
+
+def test_batch_norm_that_cannot_be_calibrated_is_refused_before_training():
+    assert "and set calibrate_samples=0" in refusal(OfItsOwn(), calibrate_samples=8)
+
+
+def test_a_net_that_is_synced_already_is_not_taken_for_a_local_one():
+    """Where a rank gets no sample of the last batch, the others would wait for it."""
+    synced = batch_norm.convert_sync_batch_norm(nn.BatchNorm())
+    assert "set batch_norm=sync" in refusal(synced)
+    prepare.prepare_net(synced, Config(batch_norm="sync"), (1, 5, 5), mx.cpu())
+
+
+def test_two_outputs_are_reported_hybridized_or_not():
+    net = Pair()
+    prepare.prepare_net(net, Config(), (1, 5, 5), mx.cpu())
+    with pytest.raises(ConfigError, match="the net gives .* for one sample"):
+        prepare.class_scores(net, (1, 5, 5), mx.cpu(), classes=10)
+
+
+@pytest.mark.parametrize(
+    ("last", "shown"), [(nn.Dense(7), "(1, 7)"), (nn.Conv2D(10, kernel_size=1), "(1, 10, 3, 3)")]
+)
+def test_scores_that_do_not_fit_the_classes_are_reported(last, shown):
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(2, kernel_size=3), last)
+    prepare.prepare_net(net, Config(), (1, 5, 5), mx.cpu())
+    with pytest.raises(ConfigError, match="the data has 10 classes") as raised:
+        prepare.class_scores(net, (1, 5, 5), mx.cpu(), classes=10)
+    assert shown in str(raised.value)

@@ -1,0 +1,158 @@
+"""Past runs, listed and compared from their files."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from trainer.cli.main import main
+from trainer.config import Config, Optimizer, as_yaml
+from trainer.report import result, runs
+
+DONE = {
+    "state": "done",
+    "started": "2026-11-23T01:02:03+00:00",
+    "step": 32,
+    "last_step": 32,
+    "epochs": 2,
+    "ranks": 2,
+    "accuracy": 0.8,
+    "loss": 0.5,
+    "best_accuracy": 0.9,
+    "images_per_second": 1234.0,
+    "seconds": 65.0,
+}
+
+
+def make(folder: Path, config: Config, **figures: object) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(as_yaml(config))
+    if figures:
+        result.write_result(folder, **figures)
+    return folder
+
+
+def save(folder: Path, step: int, accuracy: object) -> None:
+    path = folder / "checkpoints" / f"step-{step:08d}"
+    path.mkdir(parents=True)
+    state = {"step": step, "accuracy": accuracy, "totals": [[0.0] * 3] * 2}
+    (path / "state.json").write_text(json.dumps({**state, "config": {}, "optimizer": {}}))
+
+
+def test_a_finished_run_is_what_its_result_says(tmp_path):
+    run = result.read(make(tmp_path / "a", Config(), **DONE))
+    assert run._asdict() == {"name": "a", **DONE}
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "config.yaml",
+        "result.json",
+    ]
+
+
+def test_a_killed_run_stands_where_its_newest_checkpoint_does(tmp_path):
+    start = {name: DONE[name] for name in ("started", "last_step", "epochs", "ranks")}
+    folder = make(tmp_path / "a", Config(), **{**start, "state": "unfinished", "step": 0})
+    assert (result.read(folder).step, result.read(folder).accuracy) == (0, None)
+    save(folder, 16, 0.7)
+    save(folder, 24, None)
+    save(folder, 30, None)
+    (folder / "checkpoints" / "step-00000030" / "state.json").write_text("{")
+    run = result.read(folder)
+    assert (run.state, run.step, run.best_accuracy) == ("unfinished", 24, 0.7)
+
+
+def test_a_run_of_before_there_were_results_is_listed(tmp_path):
+    run = result.read(make(tmp_path / "a", Config()))
+    assert (run.state, run.step, run.started, run.ranks) == ("unfinished", 0, None, None)
+
+
+def test_runs_are_listed_by_their_start(tmp_path):
+    make(tmp_path / "a", Config(), **DONE)
+    make(tmp_path / "b", Config(), **{**DONE, "started": "2026-11-22T23:00:00+00:00"})
+    (tmp_path / "c").mkdir()
+    assert [run.name for run in runs.find(tmp_path)] == ["b", "a"]
+    shown = CliRunner().invoke(main, ["runs", str(tmp_path)])
+    assert shown.exit_code == 0
+    first, second, third = shown.output.splitlines()
+    assert first.split()[:2] == ["run", "started"] and second.split()[0] == "b"
+    for cell in ("2026-11-23 01:02", "done", "32/32", "0.8000", "0.9000", "1234", "1:05"):
+        assert cell in third
+    listed = json.loads(CliRunner().invoke(main, ["runs", str(tmp_path), "--json"]).output)
+    assert [run["name"] for run in listed] == ["b", "a"] and listed[1]["accuracy"] == 0.8
+
+
+def test_compared_are_settings_and_results_that_differ(tmp_path):
+    first = make(tmp_path / "a", Config(name="a"), **DONE)
+    second = make(
+        tmp_path / "b",
+        Config(name="b", optimizer=Optimizer(lr=0.2), batch_norm="sync"),
+        **{**DONE, "accuracy": 0.85},
+    )
+    found = runs.compare(first, second)
+    assert found.settings == {
+        "name": ["a", "b"],
+        "batch_norm": ["local", "sync"],
+        "optimizer.lr": [0.1, 0.2],
+    }
+    assert found.results == {"name": ["a", "b"], "accuracy": [0.8, 0.85]}
+    shown = CliRunner().invoke(main, ["compare", str(first), str(second)]).output
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["optimizer.lr", "0.1", "0.2"] in lines and ["accuracy", "0.8", "0.85"] in lines
+    as_json = CliRunner().invoke(main, ["compare", str(first), str(second), "--json"]).output
+    assert json.loads(as_json)["settings"]["optimizer.lr"] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("content", ["[1", "3", "\0"])
+def test_a_damaged_result_is_named(tmp_path, content):
+    folder = make(tmp_path / "a", Config())
+    (folder / "result.json").write_text(content)
+    with pytest.raises(result.RunsError, match=r"result.json cannot be read"):
+        result.read(folder)
+
+
+def test_a_damaged_run_hides_no_other(tmp_path, capsys):
+    make(tmp_path / "whole", Config(), **DONE)
+    make(tmp_path / "types", Config(), **{**DONE, "accuracy": "high"})
+    (make(tmp_path / "cut", Config()) / "result.json").write_text('{"a')
+    (tmp_path / "foreign" / "config.yaml").mkdir(parents=True)
+    found = {run.name: run for run in runs.find(tmp_path)}
+    assert found.keys() == {"whole", "types", "cut"}
+    assert (found["cut"].state, found["types"].state) == ("unreadable", "unreadable")
+    said = capsys.readouterr().err
+    assert said.count("warning: ") == 2 and "types/result.json cannot be read: accuracy is" in said
+    assert "unreadable" in CliRunner().invoke(main, ["runs", str(tmp_path)]).output
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_narrow_table_has_fewer_columns_and_cuts_no_figure(width):
+    past = [result.Run(name, **DONE) for name in ("short", "a-name-of-more-than-twenty-letters")]
+    console = Console(width=width, file=io.StringIO())
+    console.print(runs.as_table(past, width))
+    lines = console.file.getvalue().splitlines()
+    titles = lines[0].split()
+    assert {"run", "state", "steps", "accuracy"} < set(titles)
+    assert ("started" in titles, "minutes" in titles) == (width == 120, width >= 80)
+    assert lines[1].split()[1:] and "…" not in console.file.getvalue()
+    for figure in ("32/32", "0.8000", "0.9000"):
+        assert all(figure in line for line in lines[1:3])
+
+
+def test_where_there_is_no_run_one_line_says_so(tmp_path):
+    with pytest.raises(result.RunsError, match="there is no folder .*/none"):
+        runs.find(tmp_path / "none")
+    with pytest.raises(result.RunsError, match="holds no run"):
+        runs.find(tmp_path)
+    with pytest.raises(result.RunsError, match="is no run: it holds no config.yaml"):
+        runs.compare(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["- a list", "[1", "when: 2026-99-99"])
+def test_a_damaged_config_is_reported_in_one_line(tmp_path, content):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(result.RunsError, match="config.yaml") as raised:
+        runs.compare(tmp_path, tmp_path)
+    assert "\n" not in str(raised.value)

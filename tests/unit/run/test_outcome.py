@@ -1,0 +1,41 @@
+"""The function given as `on_epoch_end` is looked at before anything starts."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+
+from trainer.errors import ConfigError
+from trainer.run.outcome import check
+
+
+class Logger:
+    def __call__(self, end: Any) -> None:
+        """As an object with state does."""
+
+    def log(self, end: Any, prefix: str = "") -> None:
+        """As a method."""
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        print,
+        max,  # does not say what it takes
+        Logger(),
+        Logger().log,
+        lambda *args: None,
+        functools.partial(Logger().log, prefix="a"),
+    ],
+)
+def test_what_takes_one_argument_is_accepted(function: Any) -> None:
+    check(function)
+
+
+@pytest.mark.parametrize("function", [3, {"epoch": 1}, lambda: None, lambda a, b: None, Logger.log])
+def test_what_does_not_is_refused_in_one_line(function: Any) -> None:
+    with pytest.raises(ConfigError, match="on_epoch_end is .*; it must be .* one argument") as bad:
+        check(function)
+    assert "\n" not in str(bad.value)

@@ -1,0 +1,127 @@
+"""The operator of :mod:`batch_norm_op` in C++, for arrays on the CPU of ranks on one node.
+
+It computes the same sums and writes the same outputs, but runs no Python in a step. Across nodes,
+on GPUs, without a compiler and with ``BATCH_NORM_NATIVE=0`` in the environment the Python operator
+is used; the ranks of one node may mix both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+import traceback
+import weakref
+from typing import Any, Dict, Optional
+
+import mxnet as mx
+import numpy as np
+
+from ..dist import environment
+from ..dist.shared_memory import SharedMemorySum
+from ..native import compile
+from . import coefficients
+from .rank_sum import RankSum, batch_is_empty
+
+_OP_TYPE = "sync_batch_norm_coefficients_native"
+
+_PythonSum = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_int, ctypes.POINTER(ctypes.c_double), ctypes.c_int
+)
+_Look = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int64)
+
+
+class _Interface(ctypes.Structure):
+    """The functions and variables that C++ uses; see ``Interface`` in native/interface.h."""
+
+    _fields_ = (
+        ("get_data", ctypes.c_void_p),
+        ("get_shape", ctypes.c_void_p),
+        ("get_dtype", ctypes.c_void_p),
+        ("free_array", ctypes.c_void_p),
+        ("python_sum", _PythonSum),
+        ("look", _Look),
+        ("batch_is_empty", ctypes.c_void_p),
+        ("nanoseconds", ctypes.c_void_p),
+    )
+
+
+_chosen: weakref.WeakKeyDictionary[RankSum, str] = weakref.WeakKeyDictionary()
+_needed: Dict[int, RankSum] = {}  # kept alive until C++ has taken over their sums
+_nanoseconds = ctypes.c_int64(0)  # spent in C++'s sums
+
+
+def seconds_of_sums() -> float:
+    """Seconds that all sums of this process have taken, waiting for other ranks included."""
+    return RankSum.seconds + 1e-9 * _nanoseconds.value
+
+
+def operator_type(rank_sum: RankSum, device: mx.Context) -> str:
+    """The ``op_type`` of the Custom operator for a layer's ``rank_sum``; it never changes."""
+    if rank_sum not in _chosen:
+        near = device.device_type == "cpu" and not rank_sum.crosses_nodes
+        wanted = os.environ.get("BATCH_NORM_NATIVE", "1") != "0" and rank_sum.collected is None
+        native = near and wanted and _load() is not None
+        _chosen[rank_sum] = _OP_TYPE if native else coefficients.OP_TYPE
+        if native:
+            _needed[rank_sum.serial] = rank_sum
+    return _chosen[rank_sum]
+
+
+@functools.lru_cache(maxsize=None)
+def _load() -> Optional[ctypes.CDLL]:
+    library = compile.load(
+        "batch_norm", "sync batch norm runs in Python", environment.local_rank() == 0
+    )
+    if library is None:
+        return None
+    mxnet = mx.base._LIB
+    names = ("MXNDArrayGetData", "MXNDArrayGetShapeEx", "MXNDArrayGetDType", "MXNDArrayFree")
+    functions = [ctypes.cast(getattr(mxnet, name), ctypes.c_void_p) for name in names]
+    library.load.restype = ctypes.c_void_p
+    numbers = (ctypes.addressof(number) for number in (batch_is_empty, _nanoseconds))
+    interface = _Interface(*functions, _python_sum, _look, *numbers)
+    creator = library.load(ctypes.byref(interface))
+    mx.base.check_call(mxnet.MXCustomOpRegister(_OP_TYPE.encode(), ctypes.c_void_p(creator)))
+    return library
+
+
+@_PythonSum
+def _python_sum(serial: int, numbers: Any, count: int) -> int:
+    """The sums that C++ cannot do: a RankSum's first, and all of them without shared memory."""
+    try:
+        rank_sum = RankSum.alive[serial]
+        values = np.ctypeslib.as_array(numbers, (count,))
+        values[:] = rank_sum(values)
+        if rank_sum.shared is not None:
+            share(rank_sum, rank_sum.shared)
+    except Exception:
+        traceback.print_exc()
+        return 0
+    return 1
+
+
+@_Look
+def _look(serial: int, calls: int) -> int:
+    """Called from a sum in C++ that has waited for long, its ``calls``-th; 0 if a peer has died."""
+    rank_sum = RankSum.alive.get(serial)
+    if rank_sum is None or rank_sum.shared is None:
+        return 1  # its layer is gone
+    try:
+        rank_sum.shared.calls = calls
+        rank_sum.shared.check_peers()
+    except RuntimeError as error:
+        print(f"sync batch norm: {error}", file=sys.stderr, flush=True)
+        return 0
+    return 1
+
+
+def share(rank_sum: RankSum, shared: SharedMemorySum) -> None:
+    """Have C++ do the further sums of a RankSum, through its shared memory."""
+    library = _load()
+    assert library is not None
+    calls, shape = ctypes.c_int64(shared.calls), (shared.index, shared.size, shared.capacity)
+    library.share(rank_sum.serial, shared.fileno(), calls, *shape)
+    weakref.finalize(rank_sum, library.forget, rank_sum.serial)
+    _needed.pop(rank_sum.serial, None)

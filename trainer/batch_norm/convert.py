@@ -1,0 +1,144 @@
+"""Turns the batch norm layers of a net into synced ones and back, and finds them."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Iterator, List
+
+import numpy as np
+from mxnet import gluon
+from mxnet.gluon import nn
+
+from .. import dist
+from .layer import SyncBatchNorm
+from .rank_sum import RankSum
+
+_PlainBatchNorm = nn.basic_layers._BatchNorm  # base of nn.BatchNorm and nn.BatchNormReLU
+
+
+def convert_sync_batch_norm(net: gluon.Block, process_set: Any = None) -> gluon.Block:
+    """Turn every batch norm layer of ``net`` into a SyncBatchNorm, in place; returns ``net``.
+
+    Works on any tree of Blocks, hybridized or not, initialized or not. Each layer stays the same
+    object, with its parameters, names and hooks, so references to it stay valid. Layers that are
+    synced already move to ``process_set``. Convert again after the number of ranks has changed.
+
+    Raises:
+        ValueError: a layer's class overrides the forward of Gluon's batch norm.
+    """
+    check_convertible(net)
+    for layer in layers_of(net):
+        if not isinstance(layer, SyncBatchNorm):
+            layer._plain_class = type(layer)
+            layer.__class__ = SyncBatchNorm
+        layer.rank_sum = RankSum(process_set)
+    clear_cached_graphs(net)
+    return net
+
+
+def connect(net: gluon.Block) -> None:
+    """Set up the shared memory of the layers that sync over all ranks; collective.
+
+    Otherwise each layer does so in its first training step, through Horovod collectives one after
+    another, which is slow where Horovod's cycle time is long.
+    """
+    for layer in layers_of(net):
+        rank_sum, channels = vars(layer).get("rank_sum"), layer.running_mean.shape[0]
+        if rank_sum is not None and rank_sum.process_set is None and channels:
+            rank_sum.connect(2 * channels + 1, _sum_over_ranks)
+
+
+def _sum_over_ranks(values: np.ndarray) -> np.ndarray:
+    return dist.allreduce_sum(values, "batch_norm.connect")
+
+
+def revert_sync_batch_norm(net: gluon.Block) -> gluon.Block:
+    """Turn each SyncBatchNorm of ``net`` back to its original class, in place; returns ``net``."""
+    for layer in layers_of(net):
+        if isinstance(layer, SyncBatchNorm):
+            _revert(layer)
+    clear_cached_graphs(net)
+    return net
+
+
+@contextlib.contextmanager
+def layers_kept(net: gluon.Block) -> Iterator[None]:
+    """Within it layers of ``net`` may be converted; afterwards they are what they were before."""
+    layers = layers_of(net)
+    rank_sums = [vars(layer).get("rank_sum") for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, rank_sum in zip(layers, rank_sums):
+            if rank_sum is not None:
+                layer.rank_sum = rank_sum
+            elif isinstance(layer, SyncBatchNorm):
+                _revert(layer)
+        clear_cached_graphs(net)
+
+
+def is_synced(net: gluon.Block) -> bool:
+    """Whether any layer of ``net`` is a SyncBatchNorm."""
+    return any(isinstance(layer, SyncBatchNorm) for layer in layers_of(net))
+
+
+def _revert(layer: SyncBatchNorm) -> None:
+    plain_class = layer._plain_class
+    del layer._plain_class, layer.rank_sum
+    layer.__class__ = plain_class
+
+
+def check_convertible(net: gluon.Block) -> None:
+    """Refuse a net that :func:`convert_sync_batch_norm` cannot convert.
+
+    Raises:
+        ValueError: a layer's class overrides the forward of Gluon's batch norm, or a SymbolBlock
+            has batch norm.
+    """
+    imported = next(iter(imported_statistics(net)), None)
+    if imported is not None:
+        raise ValueError(
+            f"{imported.name} belongs to a SymbolBlock, whose batch norm cannot be synced over "
+            "ranks; make the net in Python and take the weights by its load_parameters"
+        )
+    for layer in layers_of(net):
+        cls = type(layer)
+        plain = cls.hybrid_forward is _PlainBatchNorm.hybrid_forward
+        plain = plain and cls.forward is gluon.HybridBlock.forward
+        if not plain and not isinstance(layer, SyncBatchNorm):
+            raise ValueError(
+                f"{layer.name} is a {cls.__name__}, which has a forward of its own and cannot be "
+                "synced over ranks; use mxnet.gluon.nn.BatchNorm"
+            )
+
+
+def imported_statistics(net: gluon.Block) -> List[gluon.Parameter]:
+    """The running statistics within SymbolBlocks."""
+    found: List[gluon.Parameter] = []
+
+    def collect(block: gluon.Block) -> None:
+        if isinstance(block, gluon.SymbolBlock):
+            _, symbol = block._cached_graph
+            found.extend(block.params[name] for name in symbol.list_auxiliary_states())
+
+    net.apply(collect)
+    return found
+
+
+def layers_of(net: gluon.Block) -> List[Any]:
+    """Gluon's batch norm layers within ``net``, each once, in the order of its children."""
+    layers: List[Any] = []
+
+    def collect(block: gluon.Block) -> None:
+        if isinstance(block, _PlainBatchNorm) and not any(block is layer for layer in layers):
+            layers.append(block)
+
+    net.apply(collect)
+    return layers
+
+
+def clear_cached_graphs(net: gluon.Block) -> None:
+    """Make hybridized blocks trace their layers again in the next forward."""
+    net.apply(
+        lambda block: block._clear_cached_op() if isinstance(block, gluon.HybridBlock) else None
+    )

@@ -1,0 +1,102 @@
+"""Batch normalization over the samples of all ranks (Ioffe and Szegedy, ICML 2015).
+
+:class:`SyncBatchNorm` stands in for ``mxnet.gluon.nn.BatchNorm``: same arguments, same parameters,
+same running statistics, but mean and variance are those of the global batch, however its samples
+are spread over ranks. :func:`convert_sync_batch_norm` turns a net's layers into it and
+:func:`revert_sync_batch_norm` turns them back.
+
+Where ranks normalize on their own, running_statistics.py makes one model of theirs.
+docs/batch_norm.md has the mathematics and the cost.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mxnet import autograd, nd
+from mxnet.gluon import nn
+
+from .coefficients_native import operator_type
+from .rank_sum import RankSum
+
+
+class SyncBatchNorm(nn.BatchNorm):
+    """``nn.BatchNorm`` with the mean and variance of all ranks' samples.
+
+    Arguments, parameters (gamma, beta, running_mean, running_var: (C,), float32 for float16
+    data), input and output are those of ``mxnet.gluon.nn.BatchNorm``. Local batches may differ
+    in size; for an empty one see :func:`empty_batch`. Training reduces 2C + 1 numbers in forward
+    and 2C in backward, as float64; in inference, with ``use_global_stats`` and on one rank this is
+    plain batch norm. Each process uses one device.
+
+    Layers find their peers by order of creation, which must be the same on every rank.
+
+    Args:
+        process_set: the Horovod process set whose ranks share statistics; None for all ranks.
+    """
+
+    def __init__(
+        self,
+        axis: int = 1,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        center: bool = True,
+        scale: bool = True,
+        use_global_stats: bool = False,
+        beta_initializer: Any = "zeros",
+        gamma_initializer: Any = "ones",
+        running_mean_initializer: Any = "zeros",
+        running_variance_initializer: Any = "ones",
+        in_channels: int = 0,
+        process_set: Any = None,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            axis=axis,
+            momentum=momentum,
+            epsilon=epsilon,
+            center=center,
+            scale=scale,
+            use_global_stats=use_global_stats,
+            beta_initializer=beta_initializer,
+            gamma_initializer=gamma_initializer,
+            running_mean_initializer=running_mean_initializer,
+            running_variance_initializer=running_variance_initializer,
+            in_channels=in_channels,
+            **kwargs,
+        )
+        self._plain_class = nn.BatchNorm
+        self.rank_sum = RankSum(process_set)
+
+    def hybrid_forward(
+        self, F: Any, x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any
+    ) -> Any:
+        """``x``, any shape with C channels along ``axis`` -> the same shape and dtype."""
+        inference = F is nd and not autograd.is_training()
+        alone = self.rank_sum.size == 1 and self.rank_sum.collected is None
+        if inference or alone or self._kwargs["use_global_stats"]:
+            return super().hybrid_forward(F, x, gamma, beta, running_mean, running_var)
+        # Without the copy a graph reshapes x itself, and both kernels get it in the slower layout.
+        copy = x if F is nd else F.add_n(x)
+        gamma, beta, pair = F.Custom(
+            # The reshape forces MXNet's default layout. For an input in oneDNN's layout MXNet makes
+            # a temporary array, which is freed before the operator's thread has read it.
+            F.reshape(copy, shape=(-2,)),
+            gamma,
+            beta,
+            running_mean,
+            running_var,
+            op_type=operator_type(self.rank_sum, self.gamma.list_ctx()[0]),
+            rank_sum=self.rank_sum.serial,
+            axis=self._kwargs["axis"],
+            epsilon=self._kwargs["eps"],
+            scale=not self._kwargs["fix_gamma"],
+        )
+        # MXNet updates running statistics in backward. This kernel does so from the pair, which has
+        # the moments of all ranks; the main kernel, with momentum 1, leaves them alone.
+        running = running_mean, running_var
+        kernel = {**self._kwargs, "fix_gamma": False}
+        moved = F.BatchNorm(pair, gamma, beta, *running, **{**kernel, "axis": 0})
+        gamma = F.slice_like(gamma, moved, axes=(0,))  # a no-op that makes `moved` part of backward
+        y = F.BatchNorm(x, gamma, beta, *running, name="fwd", **{**kernel, "momentum": 1})
+        return F.relu(y) if self.fuse_relu else y

@@ -1,0 +1,147 @@
+"""One model's running statistics of batch norm, from ranks that have each their own.
+
+Means and variances are merged over ranks (:func:`merge`) before a model is evaluated or saved, or
+recomputed exactly by a pass over data (:func:`calibrate`). docs/batch_norm.md has the mathematics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Iterable, List, Tuple
+
+import mxnet as mx
+import numpy as np
+from mxnet import autograd, gluon, nd
+
+from .. import dist
+from .coefficients import moments_of_sums
+from .convert import connect, convert_sync_batch_norm, imported_statistics, layers_kept, layers_of
+from .rank_sum import empty_batch
+
+_NO_SAMPLE = "the ranks' counts are all 0; give each the number of its samples"
+
+
+def parameters(net: gluon.Block) -> List[gluon.Parameter]:
+    """The running means and variances: parameters that Gluon marks as not differentiable.
+
+    Frozen weights (``grad_req`` null) are not among them: they are the same on every rank.
+    """
+    return [p for p in net.collect_params().values() if not p._differentiable]
+
+
+def mark_imported(net: gluon.Block) -> None:
+    """Have :func:`parameters` find those of SymbolBlocks, which Gluon does not mark."""
+    for parameter in imported_statistics(net):
+        parameter._differentiable = False
+
+
+def other_parameters(net: gluon.Block) -> List[gluon.Parameter]:
+    """The running statistics of layers other than Gluon's batch norm."""
+    of_norms = {id(p) for layer in layers_of(net) for p in layer._reg_params.values()}
+    return [p for p in parameters(net) if id(p) not in of_norms]
+
+
+def average_others(net: gluon.Block, count: int) -> None:
+    """Replace :func:`other_parameters` by their weighted mean over ranks; collective.
+
+    Args:
+        count: this rank's weight: its number of training samples.
+
+    Raises:
+        ValueError: no rank has a sample.
+    """
+    others = other_parameters(net)
+    if not others:
+        return
+    own = [parameter.data().asnumpy().astype(np.float64) for parameter in others]
+    flat = np.concatenate([*(values.ravel() for values in own), [1.0]])
+    total = dist.allreduce_sum(count * flat, "running_statistics.others")
+    if total[-1] == 0:
+        raise ValueError(_NO_SAMPLE)
+    means = np.split(total[:-1] / total[-1], np.cumsum([values.size for values in own])[:-1])
+    for parameter, values in zip(others, means):
+        parameter.set_data(nd.array(values.reshape(parameter.shape), dtype=parameter.dtype))
+
+
+def merge(net: gluon.Block, count: int) -> None:
+    """Give every rank the same running statistics, merged from all ranks'; collective.
+
+    The mean is the mean of means; the variance is the mean of variances plus the variance of means.
+    Means are exact. Variances are approximate, because the spread of the ranks' batch means is
+    known only through their running means; :func:`calibrate` gives exact ones. Statistics of layers
+    other than batch norm are averaged.
+
+    Args:
+        count: this rank's weight: its number of training samples.
+
+    Raises:
+        ValueError: no rank has a sample.
+    """
+    layers = _moving_layers(net)
+    sums = []
+    for layer in layers:
+        running = layer.running_mean.data(), layer.running_var.data()
+        mean, variance = (array.asnumpy().astype(np.float64) for array in running)
+        sums += [count * mean, count * (variance + mean**2)]
+    total = dist.allreduce_sum(np.concatenate([*sums, [count]]), "running_statistics.merge")
+    if total[-1] == 0:
+        raise ValueError(_NO_SAMPLE)
+    start = 0
+    for layer in layers:
+        stop = start + 2 * layer.running_mean.shape[0]
+        _set_statistics(layer, np.append(total[start:stop], total[-1]))
+        start = stop
+    average_others(net, count)
+
+
+def calibrate(net: gluon.Block, batches: Iterable[Tuple[mx.nd.NDArray, int]]) -> None:
+    """Replace running statistics by the exact ones over ``batches`` of all ranks; collective.
+
+    In one pass every layer normalizes by its global batch, as in synced training, and accumulates
+    its input's moments over batches and ranks in float64: PreciseBN in Wu and Johnson, "Rethinking
+    'Batch' in BatchNorm", 2021. The result depends on the weights and the global batches alone, not
+    on the number of ranks or on the previous running statistics.
+
+    Args:
+        batches: this rank's shard of each global batch, (data, number of samples); one placeholder
+            sample and 0 where the shard is empty. The same number on every rank, at least one.
+
+    Raises:
+        ValueError: a batch's number is not that of its samples, there is no batch, or a layer's
+            class overrides the forward of Gluon's batch norm.
+    """
+    moving = _moving_layers(net)
+    with layers_kept(net):
+        convert_sync_batch_norm(net)
+        connect(net)
+        for layer in moving:
+            layer.rank_sum.collected = np.zeros(1)
+        for data, count in batches:
+            _run_in_train_mode(net, data, count)
+        sums = [layer.rank_sum.collected for layer in moving]
+    if any(s[-1] == 0 for s in sums):
+        raise ValueError("calibration saw no sample on any rank; give it at least one batch")
+    for layer, s in zip(moving, sums):
+        _set_statistics(layer, s)
+
+
+def _run_in_train_mode(net: gluon.Block, data: mx.nd.NDArray, count: int) -> None:
+    if count not in (0, len(data)):
+        raise ValueError(
+            f"a calibration batch of {len(data)} samples says it has {count}; it must be all of "
+            "them, or 0 for a placeholder sample"
+        )
+    with empty_batch() if count == 0 else contextlib.nullcontext(), autograd.train_mode():
+        net(data)
+    mx.nd.waitall()
+
+
+def _moving_layers(net: gluon.Block) -> List[Any]:
+    """The layers whose running statistics are updated in training."""
+    return [layer for layer in layers_of(net) if not layer._kwargs["use_global_stats"]]
+
+
+def _set_statistics(layer: Any, sums: np.ndarray) -> None:
+    statistics = moments_of_sums(sums)
+    for parameter, values in zip((layer.running_mean, layer.running_var), statistics):
+        parameter.set_data(nd.array(values, dtype=parameter.dtype))

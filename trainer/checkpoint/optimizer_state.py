@@ -1,0 +1,133 @@
+"""The state of an optimizer, arrays and counters: read, restored, and broadcast over ranks."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Tuple
+
+import mxnet as mx
+from mxnet import gluon
+
+from .. import dist
+from ..errors import ConfigError, show
+
+Arrays = Dict[str, mx.nd.NDArray]  # keys: "<parameter's name in the net>.<index in its state>"
+
+# Attributes that optimizers update in each step: Nadam's product of momenta.
+_NUMBERS = ("m_schedule",)
+
+
+def read(net: gluon.Block, trainer: gluon.Trainer) -> Tuple[Arrays, Dict[str, Any]]:
+    """The arrays (momenta and the like), and the counters as JSON-serializable values."""
+    optimizer, names = trainer.optimizer, _names(net, trainer)
+    arrays = {
+        f"{names[index]}.{place}": array
+        for index, state in trainer._updaters[0].states.items()
+        for place, array in enumerate(_flat(state))
+    }
+    counters = {
+        "name": type(optimizer).__name__,
+        "num_update": optimizer.num_update,
+        "update_counts": {names[k]: v for k, v in optimizer._index_update_count.items()},
+        "numbers": {
+            name: getattr(optimizer, name) for name in _NUMBERS if hasattr(optimizer, name)
+        },
+    }
+    return arrays, counters
+
+
+def write(
+    net: gluon.Block, trainer: gluon.Trainer, arrays: Arrays, counters: Dict[str, Any]
+) -> None:
+    """Restore what :func:`read` returned.
+
+    Raises:
+        ValueError: it is of another optimizer or net, or malformed.
+    """
+    optimizer = trainer.optimizer
+    name = type(optimizer).__name__
+    if counters.get("name") != name:
+        raise ValueError(f"it holds the state of {counters.get('name')}, the config says {name}")
+    _check(counters)
+    numbers = {name: index for index, name in enumerate(_names(net, trainer))}
+    named = {key.rpartition(".")[0] for key in arrays}
+    unknown = sorted({*named, *counters["update_counts"]} - numbers.keys())
+    if unknown:
+        raise ValueError(
+            f"its optimizer has a parameter {show(unknown[0])}, which this net has not"
+        )
+    for name in sorted(named):
+        for place, array in enumerate(_flat(_state(trainer, numbers[name]))):
+            saved = arrays.get(f"{name}.{place}")
+            if saved is None or (saved.shape, saved.dtype) != (array.shape, array.dtype):
+                raise ValueError(f"its optimizer arrays do not fit {name}")
+            saved.copyto(array)
+    optimizer.num_update = counters["num_update"]
+    counts = {numbers[name]: count for name, count in counters["update_counts"].items()}
+    optimizer._index_update_count.clear()
+    optimizer._index_update_count.update(counts)
+    for number, value in counters["numbers"].items():
+        setattr(optimizer, number, value)
+
+
+def _check(counters: Dict[str, Any]) -> None:
+    counts, numbers = counters.get("update_counts"), counters.get("numbers")
+    if not (
+        isinstance(counts, dict)
+        and all(type(n) is int and n >= 0 for n in (counters.get("num_update"), *counts.values()))
+        and isinstance(numbers, dict)
+        and all(name in _NUMBERS and isinstance(n, float) for name, n in numbers.items())
+    ):
+        raise ValueError("its optimizer's counters are not those of an optimizer")
+
+
+def broadcast(net: gluon.Block, trainer: gluon.Trainer) -> None:
+    """Give every rank's optimizer rank 0's state; Horovod does this for Torch, not for MXNet.
+
+    Raises:
+        ConfigError: a parameter could not be saved.
+    """
+    numbers = {name: index for index, name in enumerate(_names(net, trainer))}
+    if dist.world_size() == 1:
+        return
+    arrays, counters = read(net, trainer)
+    keys, counters = dist.broadcast_object((sorted(arrays), counters))
+    for key in keys:
+        name, _, place = key.rpartition(".")
+        array = _flat(_state(trainer, numbers[name]))[int(place)]
+        dist.broadcast_array(array, f"optimizer.{key}").copyto(array)
+    write(net, trainer, {}, counters)
+
+
+def _names(net: gluon.Block, trainer: gluon.Trainer) -> List[str]:
+    """The net's own name for each of the trainer's parameters.
+
+    Neither Gluon's global names nor the order in the trainer, which sorts by them, would do: both
+    depend on how many layers the process has made before.
+    """
+    names = {id(p): name for name, p in net._collect_params_with_prefix().items()}
+    for parameter in trainer._params:
+        if id(parameter) not in names:
+            raise ConfigError(
+                f"parameter {parameter.name} is no attribute of its block, so that Gluon would "
+                "not save it; write self.NAME = self.params.get(...)"
+            )
+    return [names[id(parameter)] for parameter in trainer._params]
+
+
+def _state(trainer: gluon.Trainer, index: int) -> Any:
+    """The state of a parameter; created if the optimizer has made no step yet."""
+    updater = trainer._updaters[0]
+    if index not in updater.states:
+        weight = trainer._params[index].list_data()[0]
+        updater.states[index] = trainer.optimizer.create_state_multi_precision(index, weight)
+        updater.states_synced[index] = True
+    return updater.states[index]
+
+
+def _flat(state: Any) -> List[mx.nd.NDArray]:
+    """The arrays in one parameter's state: None, an array, or nested tuples of these."""
+    if state is None:
+        return []
+    if isinstance(state, (list, tuple)):
+        return [array for item in state for array in _flat(item)]
+    return [state]

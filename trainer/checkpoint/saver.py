@@ -1,0 +1,78 @@
+"""Writing checkpoints in a background thread while training goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Callable, Optional
+
+from .files import SaveError, Snapshot, write
+from .listing import prune
+
+# nice(1) value of the writing thread: it gets only the CPU time that training leaves.
+_NICENESS = 19
+
+
+class Saver:
+    """Writes the checkpoints of a run below ``folder``, on rank 0.
+
+    At most one save is under way; the next waits for it. A failed save is reported and does not end
+    the run, which saves again when the next is due; :meth:`wait` tells whether the last succeeded.
+
+    Args:
+        keep: number of newest checkpoints to keep, besides the best.
+        report: called with one line for each save that failed.
+        saved: called with each checkpoint that was written, in the caller's thread.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        report: Callable[[str], None],
+        saved: Callable[[Path], None] = lambda path: None,
+    ):
+        self._folder, self._keep, self._report, self._saved = folder, keep, report, saved
+        self._thread = ThreadPoolExecutor(1, "checkpoint", _lower_priority)
+        self._under_way: Optional[Future] = None
+        self._failure: Optional[str] = None
+
+    def begin(self, content: Snapshot) -> None:
+        """Start writing a checkpoint in the background; none may be under way."""
+        assert self._under_way is None
+        self._under_way = self._thread.submit(self._write, content)
+
+    def _write(self, content: Snapshot) -> Path:
+        path = write(self._folder, content)
+        prune(self._folder, self._keep)
+        return path
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a checkpoint is being written now."""
+        return self._under_way is not None and not self._under_way.done()
+
+    def poll(self) -> None:
+        """Report a save that has ended, if any, without waiting."""
+        if not self.under_way:
+            self.wait()
+
+    def wait(self) -> Optional[str]:
+        """Wait for the save under way, if any; returns why the last save failed, or None."""
+        if self._under_way is not None:
+            finished, self._under_way = self._under_way, None
+            self._failure = None
+            try:
+                self._saved(finished.result())
+            except SaveError as error:
+                self._failure = str(error)
+                self._report(f"{error}; the older ones are as they were")
+        return self._failure
+
+
+def _lower_priority() -> None:
+    with contextlib.suppress(OSError):  # threads have their own niceness on Linux only
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

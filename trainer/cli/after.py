@@ -1,0 +1,171 @@
+"""The commands that use a checkpoint: evaluate, calibrate, predict, export."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Optional, Tuple
+
+import click
+
+from .. import dist
+from ..dist import environment
+from .common import (
+    alone,
+    load_saved,
+    overridden,
+    say,
+    show,
+    table_width,
+    writing,
+    written,
+)
+
+if TYPE_CHECKING:
+    from ..inference.images import Images
+    from ..inference.trained_model import Saved
+
+FILE = click.Path(dir_okay=False, writable=True)
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path())
+@overridden
+def evaluate(checkpoint: str, overrides: Tuple[str, ...]) -> None:
+    """Evaluate CHECKPOINT (of a run's folder, its best) on the whole test set."""
+    saved = load_saved(checkpoint, overrides)
+    from ..inference.trained_model import evaluate_saved
+
+    seen = evaluate_saved(saved)
+    dist.shutdown()
+    if environment.rank() == 0:
+        lines = [f"{saved.path}: loss {seen.loss:.4f}  accuracy {seen.accuracy:.4f}"]
+        pairs = zip(saved.class_names, seen.class_accuracy)
+        say("\n".join([*lines, *(f"  {name:12} {share:.4f}" for name, share in pairs)]))
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path())
+@overridden
+@click.option("--samples", type=click.IntRange(min=1), help="Of the training set; default: all.")
+@click.option("--out", type=click.Path(), help="Default: calibrated.params in the run's folder.")
+def calibrate(
+    checkpoint: str, overrides: Tuple[str, ...], samples: Optional[int], out: Optional[str]
+) -> None:
+    """Recompute the running statistics of CHECKPOINT's model and write its parameters."""
+    saved = load_saved(checkpoint, overrides)
+    from ..inference.trained_model import calibrate_saved, evaluate_saved, write_parameters
+
+    path = out or str(saved.path.resolve().parents[1] / "calibrated.params")
+    with contextlib.ExitStack() as stack:
+        with dist.together():  # fails before the measurement, not after it
+            file = stack.enter_context(written(path if dist.is_root() else None))
+        before = evaluate_saved(saved)
+        calibrate_saved(saved, samples)
+        after = evaluate_saved(saved)
+        if file is not None:
+            write_parameters(saved, file)
+    if dist.is_root():
+        say(f"accuracy {before.accuracy:.4f} -> {after.accuracy:.4f}; wrote {path}")
+    dist.shutdown()
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path())
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT... [SETTING=VALUE]...")
+@click.option("--output", type=FILE, help="Default: standard output.")
+@click.option("--format", "format_", type=click.Choice(["csv", "json"]), help="Default: --output's")
+@click.option("--picture", type=FILE, help="PNG of images and predictions.")
+@click.option("--invert", is_flag=True, help="Images are dark on light.")
+def predict(
+    checkpoint: str,
+    inputs: Tuple[str, ...],
+    output: Optional[str],
+    format_: Optional[str],
+    picture: Optional[str],
+    invert: bool,
+) -> None:
+    """Predict the classes of images with CHECKPOINT's model.
+
+    INPUT is an image file, a folder of them, or an IDX file (gzipped or not).
+    """
+    alone("predict")
+    overrides = tuple(word for word in inputs if "=" in word and not os.path.exists(word))
+    paths = [word for word in inputs if word not in overrides]
+    with written(output) as answers_file, written(picture) as picture_file:
+        saved = load_saved(checkpoint, overrides)
+        from ..inference import images, predict
+
+        found = images.read(paths, saved.image_shape, invert)
+        _note_light_backgrounds(saved, found, invert)
+        answers = predict.predict(saved, found)
+        as_json = format_ == "json" or (format_ is None and str(output).endswith(".json"))
+        text = predict.as_json(answers) if as_json else predict.as_csv(answers)
+        if answers_file is not None:
+            answers_file.write_text(text, encoding="utf-8")
+        if picture_file is not None:
+            predict.write_picture(answers, picture_file)
+    if output is None:
+        say(text.rstrip("\n"))
+
+
+def _note_light_backgrounds(saved: Saved, found: Images, invert: bool) -> None:
+    if saved.config.data.dataset.startswith("fashion_mnist") and found.light_backgrounds:
+        click.echo(
+            f"note: {found.light_backgrounds} of {len(found.names)} images have a light "
+            f"background, the training images a dark one{'' if invert else ': --invert?'}",
+            err=True,
+        )
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path())
+@overridden
+@click.option("--output", type=click.Path(file_okay=False), required=True, help="The folder.")
+@click.option("--no-onnx", is_flag=True, help="MXNet's own files alone.")
+def export(checkpoint: str, overrides: Tuple[str, ...], output: str, no_onnx: bool) -> None:
+    """Export CHECKPOINT's model for MXNet and ONNX, check both, and write a model card."""
+    alone("export")
+    folder = Path(output)
+    from ..checkpoint import whole_file  # late: that room loads MXNet
+
+    with writing(folder), whole_file.filled(folder) as partial:
+        saved = load_saved(checkpoint, overrides)
+        from ..inference import export, model_card
+        from ..inference.trained_model import evaluate_saved, test_set
+
+        export.check_possible(saved, onnx=not no_onnx)
+        test = None if saved.on_given_images else test_set(saved)
+        seen = None if test is None else evaluate_saved(saved, test)
+        files = export.export(saved, test, partial, onnx=not no_onnx)
+        command = f"python -m trainer {' '.join(map(shlex.quote, sys.argv[1:]))}"
+        card = model_card.as_markdown(saved, seen, command, files)
+        (partial / "model_card.md").write_text(card, encoding="utf-8")
+        written = sorted(file.name for file in partial.iterdir())
+    say("\n".join([*map(str, files), f"wrote {folder}: {', '.join(written)}"]))
+
+
+@click.command()
+@click.argument("folder", default="runs", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="A list of objects.")
+def runs(folder: Path, as_json: bool) -> None:
+    """List the runs in FOLDER (default: runs) and their results."""
+    from ..report import runs as past
+
+    found = past.find(folder)
+    show([run._asdict() for run in found] if as_json else past.as_table(found, table_width()))
+
+
+@click.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="An object of settings and results.")
+def compare(first: Path, second: Path, as_json: bool) -> None:
+    """Show the settings and results in which two runs differ."""
+    from ..report import runs as past
+
+    found = past.compare(first, second)
+    show(found._asdict() if as_json else past.comparison_table(found, first, second))

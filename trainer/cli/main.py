@@ -1,0 +1,112 @@
+"""The program ``python -m trainer``: its commands, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+
+try:
+    import click
+except ModuleNotFoundError as missing:
+    sys.exit(
+        f"error: {missing}. `pip install .` brings none of the packages that this project needs, "
+        "as Horovod has to be built: type `make setup` in a clone and use .venv/bin/python, or "
+        "follow the head of requirements.txt"
+    )
+from .. import console, dist
+from ..dist import environment
+from ..dist.shared_memory import SharedMemorySum
+from ..errors import UserError
+from . import after, train
+
+USER_ERROR = 2
+
+
+SPEAK_SECONDS = 5.0  # for rank 0 to print first: launchers end all ranks after one has ended
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Data-parallel training of Gluon nets. CONFIG is a YAML file; SETTING=VALUE goes on top."""
+
+
+for _command in (
+    train.train,
+    train.bench,
+    after.runs,
+    after.compare,
+    train.summary,
+    train.config,
+    after.evaluate,
+    after.calibrate,
+    after.predict,
+    after.export,
+):
+    main.add_command(_command)
+
+
+# Messages of a rank whose peer has died: from Horovod, and from Gloo within a collective.
+_LOST_PEER = (
+    "Horovod has been shut down",
+    "Connection reset by peer",
+    "Connection closed by peer",
+)
+
+
+def run() -> None:
+    """Run the command line; user errors end in one line on rank 0, others name their rank."""
+    console.open_standard_streams()
+    console.escape_what_is_missing(sys.stdout)
+    try:
+        _check_current_folder()
+        main(standalone_mode=False)
+        console.flush()
+    except click.ClickException as error:
+        _leave(error.format_message(), USER_ERROR)
+    except environment.LaunchError as error:
+        _end(str(error), USER_ERROR)  # on every process: its rank cannot be trusted
+    except (UserError, dist.PeerError, dist.NotJoinedError) as error:
+        # Raised on all ranks alike, see dist.together: one of them prints.
+        _leave(str(error), USER_ERROR)
+    except click.Abort:
+        _leave("interrupted", 130)
+    except Exception as error:
+        from ..run.outcome import TrainingError
+
+        if isinstance(error, TrainingError):
+            _leave(str(error), USER_ERROR)
+        where = environment.where()
+        if SharedMemorySum.lost or any(words in str(error) for words in _LOST_PEER):
+            said = f"{where}: another rank has ended or hangs; its own message gives the cause"
+        else:
+            said = f"{traceback.format_exc()}{where} failed: {type(error).__name__}: {error}"
+        console.print_line(said, sys.stderr)
+        _exit(1)
+
+
+def _check_current_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder was removed; cd to one that is there") from None
+
+
+def _leave(message: str, code: int) -> None:
+    if environment.rank() == 0:
+        _end(message, code)
+    time.sleep(SPEAK_SECONDS)
+    _exit(code)
+
+
+def _end(message: str, code: int) -> None:
+    # One line, even if the user's input in it has line breaks.
+    console.print_line(f"error: {' '.join(message.split())}", sys.stderr)
+    _exit(code)
+
+
+def _exit(code: int) -> None:
+    # Not sys.exit: MXNet's engine would wait for collectives that may never end.
+    console.flush()
+    os._exit(code)

@@ -1,0 +1,186 @@
+"""A run's config from a YAML file or a mapping, with overrides on top, and back."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+import typing
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence
+
+import yaml
+
+from ..errors import ConfigError, nearest, show
+from .schema import Config, decides_result
+from .settings import flat, plain
+
+
+def read_file(path: str) -> Dict[str, Any]:
+    """The settings in a file.
+
+    Raises:
+        ConfigError: it is missing (similar names are suggested), unreadable, or no mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        nearby = sorted(str(p) for p in Path(path).parent.glob("*.yaml"))
+        raise ConfigError(
+            f"no config file {path}{nearest(path, nearby)}"
+            + (f"; there are: {', '.join(nearby)}" if nearby else "")
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} cannot be read: {error}") from None
+    values = _parse(text, f"config file {path}")
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"config file {path} holds a {type(values).__name__}; "
+            "it must hold `setting: value` lines"
+        )
+    return values
+
+
+def override(values: Dict[str, Any], text: str) -> None:
+    """Put ``section.setting=value`` into ``values``.
+
+    Raises:
+        ConfigError: it is malformed.
+    """
+    name, equals, value_text = text.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"override {text!r} must read setting=value, e.g. optimizer.lr=0.1")
+    value = _parse(value_text, f"the value of override {show(text)}")
+    *sections, leaf = name.strip().split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if inner is None:
+            inner = values[section] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override {text!r}: {section} is a setting, not a section")
+        values = inner
+    values[leaf] = value
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses duplicate keys, of which PyYAML silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [name for index, name in enumerate(names) if name in names[:index]]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"it has {twice[0]} twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    # PyYAML leaks other errors where a value does not fit its tag, or is nested too deeply.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{what} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def load(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Config:
+    """The config in a YAML file, with ``section.setting=value`` overrides on top.
+
+    Raises:
+        ConfigError: for whatever is wrong, in one line.
+    """
+    values: Dict[str, Any] = {}
+    if path is not None:
+        values = read_file(path)
+        values.setdefault("name", Path(path).stem)
+    return from_dict(values, overrides)
+
+
+def checked(given: Any) -> Config:
+    """``given``, if it is a config.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if isinstance(given, Config):
+        return given
+    raise ConfigError(
+        f"config is a {type(given).__name__}; it must be a trainer.Config, as "
+        "trainer.config.from_dict makes of a mapping and trainer.config.load of a YAML file"
+    )
+
+
+def from_dict(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """The config of a nested mapping; settings it leaves out have their defaults."""
+    chosen: Dict[str, Any] = copy.deepcopy(dict(values))
+    for text in overrides:
+        override(chosen, text)
+    return _build(Config, chosen, prefix="")
+
+
+def to_dict(config: Config) -> Dict[str, Any]:
+    """Every setting as a nested dict, for :func:`from_dict`."""
+    return plain(dataclasses.asdict(config))
+
+
+def as_yaml(config: Config) -> str:
+    """Every setting as YAML, for :func:`load`."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> List[str]:
+    """The differences that influence the result, as ``setting: old -> new``.
+
+    A setting missing from ``before``, written by an older version, counts as the default.
+    """
+    found: List[str] = []
+    defaults = flat(to_dict(Config()))
+    for key in sorted({*before, *after}):
+        name = f"{prefix}{key}"
+        old, new = before.get(key, defaults.get(name)), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict) and not name.endswith("arguments"):
+            found += differences(old, new, f"{name}.")
+        elif old != new and decides_result(name):
+            found.append(f"{name}: {show(old)} -> {show(new)}")
+    return found
+
+
+def _build(cls: Any, values: Any, prefix: str) -> Any:
+    types = typing.get_type_hints(cls)
+    known = ", ".join(f.name for f in dataclasses.fields(cls))
+    section = prefix.rstrip(".") or "a config"
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{section} is {show(values)}; it is a section and holds {known}")
+    chosen = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in types:
+            shown = name if name.isprintable() else repr(name)
+            raise ConfigError(f"unknown setting {shown}{_meant(name)}; {section} holds {known}")
+        if dataclasses.is_dataclass(types[key]):
+            value = _build(types[key], {} if value is None else value, f"{name}.")
+        chosen[key] = value
+    return cls(**chosen)
+
+
+def _meant(name: str) -> str:
+    """A suggestion, for a message, of what an unknown ``name`` was meant to be."""
+    known = all_settings()
+    if name in known:  # a dotted name at the top of a file
+        section, _, leaf = name.partition(".")
+        return f"; in a file it reads `{section}: {{{leaf}: ...}}`"
+    leaves = [k for k in known if re.search(rf"[._]{re.escape(name)}$", k)]
+    if leaves:  # the section was left out
+        return f"; did you mean {' or '.join(sorted(leaves, key=len)[:3])}?"
+    return nearest(name, [*(f.name for f in dataclasses.fields(Config)), *known])
+
+
+def all_settings(cls: Any = None, prefix: str = "") -> List[str]:
+    """The dotted name of every setting of ``cls`` (default: of a run)."""
+    names: List[str] = []
+    for name, kind in typing.get_type_hints(cls or Config).items():
+        below = all_settings(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else None
+        names += below or [f"{prefix}{name}"]
+    return names

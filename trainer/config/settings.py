@@ -1,0 +1,154 @@
+"""Settings: dataclass fields with a meaning and bounds, validated on construction.
+
+Every error is one line (:class:`ConfigError`): what was given and what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import math
+import re
+import typing
+from dataclasses import field
+from typing import Any, Dict, Mapping, Optional, Sequence
+
+from ..errors import ConfigError, nearest, show
+
+
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    minimum: Optional[float] = None,
+    maximum: Optional[float] = None,
+    above: Optional[float] = None,
+    below: Optional[float] = None,
+    choices: Sequence[str] = (),
+) -> Any:
+    """A dataclass field with its meaning and bounds as metadata; bounds hold for each element."""
+    metadata = {
+        "meaning": meaning,
+        "minimum": minimum,
+        "maximum": maximum,
+        "above": above,
+        "below": below,
+        "choices": tuple(choices),
+    }
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class Checked:
+    """Base of settings dataclasses: converts and validates every field on construction."""
+
+    _section = ""
+
+    def __init_subclass__(cls, section: str = "") -> None:
+        cls._section = section
+
+    def __post_init__(self) -> None:
+        types = typing.get_type_hints(type(self))
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            name, kind = self._section + item.name, types[item.name]
+            value = getattr(self, item.name)
+            if not dataclasses.is_dataclass(kind):
+                value = _convert(name, kind, value)
+                _check_bounds(name, item.metadata, value)
+                object.__setattr__(self, item.name, value)  # the dataclass is frozen
+            elif not isinstance(value, types[item.name]):
+                raise ConfigError(
+                    f"{name} is {show(value)}; it must be a {types[item.name].__name__}"
+                )
+
+
+def plain(value: Any) -> Any:
+    """``value`` with tuples as lists, as in JSON and YAML."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
+    """Nested settings by their dotted names."""
+    found: Dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+_NAMES = (int, float, datetime.date)  # what YAML makes of some names
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+
+
+def _convert(name: str, kind: Any, value: Any) -> Any:
+    """``value`` converted to the annotated type; raises ConfigError."""
+    arguments = typing.get_args(kind)
+    if type(None) in arguments:
+        if value is None:
+            return None
+        kind = next(a for a in arguments if a is not type(None))
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, str) and not _NUMBER.match(value):
+            raise ConfigError(
+                f"{name} is {show(value)}; it must be a list of numbers, e.g. [30, 60]"
+            )
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_convert(name, typing.get_args(kind)[0], item) for item in items)
+    if typing.get_origin(kind) is dict:
+        if isinstance(value, dict) and _is_plain(value):
+            return dict(value)
+        raise ConfigError(
+            f"{name} is {show(value)}; it must be a mapping of names to plain values "
+            "(numbers, texts, lists, mappings), e.g. {stem: small}"
+        )
+    if kind is float and isinstance(value, str) and _NUMBER.match(value):
+        value = float(value)  # YAML 1.1 reads 1e-4 as a string
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf  # refused below as not finite
+    if kind is str and isinstance(value, _NAMES) and not isinstance(value, bool):
+        value = str(value)  # name=2024 is a name, and so is name=2024-11-23
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+        raise ConfigError(f"{name} is {show(value)}; it must be {wanted[kind]}")
+    if kind is str and "\0" in value:
+        raise ConfigError(f"{name} is {show(value)}; it must hold no NUL character")
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether ``value`` survives a round trip through JSON, and so through a checkpoint."""
+    try:
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == plain(value))
+    except (TypeError, ValueError, RecursionError):  # a date, a NaN, a recursive mapping
+        return False
+
+
+def _check_bounds(name: str, bounds: Mapping[str, Any], value: Any) -> None:
+    if value is None:
+        return
+    if bounds["choices"] and value not in bounds["choices"]:
+        raise ConfigError(
+            f"{name} is {show(value)}; it must be one of {', '.join(bounds['choices'])}"
+            f"{nearest(str(value), bounds['choices'])}"
+        )
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ConfigError(f"{name} is {show(number)}; it must be a finite number")
+        if bounds["minimum"] is not None and number < bounds["minimum"]:
+            raise ConfigError(f"{name} is {show(number)}; it must be at least {bounds['minimum']}")
+        if bounds["maximum"] is not None and number > bounds["maximum"]:
+            raise ConfigError(f"{name} is {show(number)}; it must be at most {bounds['maximum']}")
+        if bounds["above"] is not None and number <= bounds["above"]:
+            raise ConfigError(f"{name} is {show(number)}; it must be above {bounds['above']}")
+        if bounds["below"] is not None and number >= bounds["below"]:
+            raise ConfigError(f"{name} is {show(number)}; it must be below {bounds['below']}")

@@ -1,0 +1,168 @@
+"""A rank's batches on the device, made by a background thread that keeps ahead of the model."""
+
+from __future__ import annotations
+
+import functools
+import queue
+import threading
+from typing import Any, Iterator, NamedTuple, Optional, Tuple
+
+import numpy as np
+
+from ..config import Data
+from ..dist.array_memory import Place, on_host
+from . import sharding
+from .transform import Transform
+
+
+class Batch(NamedTuple):
+    """One rank's shard of a global batch."""
+
+    data: Any  # float32 (rows, channels, height, width)
+    label: Any  # float32 (rows,): Gluon's losses take class indices as floats
+    samples: int  # all rows; 0 if the shard is empty and the one row a placeholder
+    global_samples: int  # in the global batch, over all ranks
+    micro_batches: Tuple[int, ...] = ()  # rows of each, to be processed in turn; (): all at once
+
+
+class _Arrays:
+    """Makes (data, label) of given samples, on the device."""
+
+    def __init__(self, transform: Transform, labels: np.ndarray, place: Place):
+        self.transform = transform
+        self._labels = labels.astype(np.float32)
+        self._place = place
+
+    def __call__(self, rows: np.ndarray, epoch: int = 0) -> Tuple[Any, Any]:
+        shape = (len(rows), *self.transform.shape)
+        data = self._place(shape, lambda out: self.transform(rows, epoch, out))
+        return data, self._place(rows.shape, lambda out: np.take(self._labels, rows, out=out))
+
+
+class TrainLoader:
+    """This rank's shard of every global batch, epoch after epoch.
+
+    Args:
+        images, labels: the whole training set, uint8 (N, H, W[, C]) and integer (N,).
+        parts: micro-batches of each global batch.
+        place: allocates and fills the arrays, e.g. ``array_memory.on_device(ctx)``.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        settings: Data,
+        *,
+        global_batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        parts: int = 1,
+        place: Place = on_host,
+    ):
+        self._arrays = _Arrays(Transform(images, settings, seed, training=True), labels, place)
+        self._samples = len(labels)
+        self._global_batch_size = global_batch_size
+        self._seed = seed
+        self._rank, self._world_size, self._parts = rank, world_size, parts
+        self._prefetch = settings.prefetch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches in an epoch."""
+        return sharding.steps_per_epoch(self._samples, self._global_batch_size)
+
+    @property
+    def shape(self) -> Tuple[int, int, int]:
+        """(channels, height, width) of a sample."""
+        return self._arrays.transform.shape
+
+    def from_step(self, step: int, last_step: int) -> Iterator[Batch]:
+        """The batches of steps ``step`` to ``last_step - 1``, counted from the start of the run."""
+        return prefetched(self._batches(step, last_step), self._prefetch)
+
+    def _batches(self, step: int, last_step: int) -> Iterator[Batch]:
+        order_of = functools.lru_cache(maxsize=1)(
+            lambda epoch: sharding.epoch_order(self._samples, self._seed, epoch)
+        )
+        for current in range(step, last_step):
+            epoch, batch = divmod(current, self.steps_per_epoch)
+            indices = sharding.global_batch(order_of(epoch), self._global_batch_size, batch)
+            shards = sharding.micro_shards(indices, self._parts, self._rank, self._world_size)
+            own = np.concatenate(shards)
+            # A rank with an empty shard still takes part in collectives: it runs a placeholder.
+            rows = own if len(own) else indices[:1]
+            sizes = tuple(map(len, shards))
+            yield Batch(*self._arrays(rows, epoch), len(own), len(indices), sizes)
+
+
+class EvalLoader:
+    """This rank's shard of a set, once, in order, without augmentation.
+
+    ``global_samples`` of a batch is its own size: evaluation has no global batches.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        settings: Data,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        place: Place = on_host,
+    ):
+        self._arrays = _Arrays(Transform(images, settings, 0, training=False), labels, place)
+        self._indices = sharding.shard(np.arange(len(labels)), rank, world_size)
+        self._batch_size = batch_size
+        self._prefetch = settings.prefetch
+
+    def __iter__(self) -> Iterator[Batch]:
+        return prefetched(self._batches(), self._prefetch)
+
+    def _batches(self) -> Iterator[Batch]:
+        for start in range(0, len(self._indices), self._batch_size):
+            rows = self._indices[start : start + self._batch_size]
+            yield Batch(*self._arrays(rows), len(rows), len(rows))
+
+
+def prefetched(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+    """``batches``, made by a background thread that is up to ``depth`` + 1 batches ahead.
+
+    Errors in the thread are raised here. Leaving the iterator early stops the thread.
+    """
+    ready: queue.Queue[Tuple[Optional[Batch], Optional[BaseException]]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(batch: Optional[Batch], error: Optional[BaseException] = None) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put((batch, error), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                put(batch)
+                if stopped.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put(None, error)
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            batch, error = ready.get()
+            if error is not None:
+                raise error
+            if batch is None:
+                return
+            yield batch
+    finally:
+        stopped.set()
+        thread.join()

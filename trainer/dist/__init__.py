@@ -1,0 +1,25 @@
+"""Who the ranks are, and what they say to each other: ``dist.rank()``, ``dist.allreduce_sum(...)``.
+
+The only room that imports horovod.
+"""
+
+from .collectives import (
+    NotJoinedError,
+    PeerError,
+    allow_timeline,
+    allreduce_sum,
+    allreduce_sum_,
+    any_rank,
+    barrier,
+    broadcast_array,
+    broadcast_object,
+    broadcast_parameters,
+    gather_objects,
+    init,
+    node_process_set,
+    ranks_share_memory,
+    shutdown,
+    timeline,
+    together,
+)
+from .ranks import is_root, local_rank, local_size, rank, world_size

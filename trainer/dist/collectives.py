@@ -1,0 +1,299 @@
+"""The collectives between ranks.
+
+In a process without a launcher, rank 0 of 1, every collective returns its argument. Collectives here are sums and broadcasts; a mean is left to the caller, who
+divides once, by the global count.
+
+Every rank must call the same collectives in the same order. ``name`` matches a call with its
+counterparts on the other ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import pickle
+import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional
+
+import numpy as np
+
+from . import environment, shared_memory
+
+from .ranks import horovod, rank, world_size, local_size, is_root
+
+if TYPE_CHECKING:
+    import mxnet as mx
+
+_CAPACITY = 2**15  # numbers per call in shared memory; longer sums are made in chunks
+
+
+
+
+class NotJoinedError(ValueError):
+    """Processes started as ranks of one job have not found each other."""
+
+    def __init__(self, started: int, joined: int):
+        super().__init__(
+            f"{started} processes were started, but Horovod joins only {joined}, so that each would"
+            " train a model of its own: under srun put `python -m launch slurm-rank --` before the "
+            "command; in place of mpirun, which needs a Horovod built with MPI, use "
+            f"`horovodrun -np {started}` or `python -m launch local -n {started} --`"
+        )
+
+
+def init(fixed_groups: bool = True, steps_in_memory: bool = False) -> None:
+    """Join the other ranks; the first call of every rank. Calling it again is harmless.
+
+    Args:
+        fixed_groups: gradients are reduced in groups of their own (see :func:`gluon_trainer`).
+        steps_in_memory: if the ranks can share memory, training steps make no Horovod collective.
+
+    Raises:
+        NotJoinedError: the launcher started several processes, but Horovod joins only some.
+        LaunchError: the environment names ranks, but no launcher started them.
+    """
+    environment.check()
+    hvd = horovod()
+    if hvd is None or hvd.is_initialized():
+        return
+    if fixed_groups:
+        # Fusing a group with whatever else is in flight changes the order of summation from run to
+        # run on three ranks or more. Without groups this setting would disable fusion altogether.
+        os.environ.setdefault("HOROVOD_DISABLE_GROUP_FUSION", "1")
+    one_node = environment.local_size() == environment.size()
+    if one_node and not hvd.cuda_built() and shared_memory.possible():
+        # Horovod's background threads synchronise once a cycle, by default every millisecond, even
+        # with nothing to do, on the cores that compute.
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", "100" if steps_in_memory else "10")
+    # Dynamic process sets, for node_process_set, double the messages of each cycle.
+    hvd.init(process_sets=None if one_node else "dynamic")
+    if hvd.size() != environment.size():
+        raise NotJoinedError(environment.size(), hvd.size())
+    _connecting()
+
+
+def allow_timeline() -> None:
+    """Make :func:`timeline` possible; before :func:`init`."""
+    os.environ["HOROVOD_TIMELINE"] = "DYNAMIC"
+
+
+@contextlib.contextmanager
+def timeline(path: str) -> Iterator[None]:
+    """Record Horovod's timeline within the block, in Chrome's trace format; on every rank.
+
+    Rank 0 writes ``path``: the phases of every collective and when each rank was ready for it. The
+    file is complete after :func:`shutdown`.
+    """
+    hvd = horovod()
+    if hvd is not None:
+        hvd.start_timeline(path)
+    try:
+        yield
+    finally:
+        if hvd is not None:
+            hvd.stop_timeline()
+
+
+def shutdown() -> None:
+    """Leave the job, once no collective is in flight, which would kill the peers; collective."""
+    import mxnet as mx
+
+    mx.nd.waitall()
+    hvd = horovod()
+    if hvd is not None and hvd.is_initialized():
+        barrier()
+        hvd.shutdown()
+    node_process_set.cache_clear()
+    _connecting.cache_clear()
+
+
+
+
+
+
+
+
+
+
+
+
+@functools.lru_cache(maxsize=None)
+def node_process_set() -> Any:
+    """The Horovod process set of this node's ranks; None where that is all ranks; collective."""
+    if local_size() == world_size():
+        return None
+    hvd = horovod()
+    hosts = gather_objects(environment.hostname())
+    own = None
+    for host in sorted(set(hosts)):
+        ranks = [r for r, h in enumerate(hosts) if h == host]
+        process_set = hvd.add_process_set(ranks)
+        if rank() in ranks:
+            own = process_set
+    return own
+
+
+@functools.lru_cache(maxsize=None)
+def _connecting() -> Optional[Future[Optional[shared_memory.SharedMemorySum]]]:
+    """The shared memory for small sums, in the making; None unless all ranks are on one node.
+
+    Two of Horovod's cycles pass until it is there, in which the caller can work. No other
+    collective runs meanwhile: they all wait for it.
+    """
+    if local_size() < world_size():
+        return None
+    meet = functools.partial(_allreduce_by_horovod, name="shared_memory")
+    connector = ThreadPoolExecutor(1)
+    connecting = connector.submit(shared_memory.connect, _CAPACITY, rank(), world_size(), meet)
+    connector.shutdown(wait=False)
+    return connecting
+
+
+def _memory() -> Optional[shared_memory.SharedMemorySum]:
+    """The shared memory for small sums; None unless all ranks share it; collective."""
+    connecting = _connecting()
+    return None if connecting is None else connecting.result()
+
+
+def ranks_share_memory() -> bool:
+    """Whether all ranks share one node's memory: :func:`allreduce_sum` then takes microseconds."""
+    return world_size() > 1 and _memory() is not None
+
+
+def allreduce_sum(values: np.ndarray, name: str) -> np.ndarray:
+    """The sum over ranks of a small host array (any shape; float or int), in its own dtype.
+
+    Raises:
+        RuntimeError: in shared memory, a peer has died, or calls with another name or shape.
+    """
+    if world_size() == 1:
+        return values
+    memory = _memory()
+    if memory is None:
+        return _allreduce_by_horovod(values, name)
+    # The tag, a hash of what is summed, tells calls apart that do not belong together.
+    is_integer = np.issubdtype(values.dtype, np.integer)
+    tag = zlib.crc32(f"{name} {values.shape}".encode())
+    flat = np.append(values, tag).astype(np.int64 if is_integer else np.float64)
+    for start in range(0, flat.size, memory.capacity):
+        part = flat[start : start + memory.capacity]
+        part[:] = memory(part)
+    if flat[-1] != world_size() * tag:
+        raise RuntimeError(f"the ranks differ in what they add up; rank {rank()}: {name}")
+    return flat[:-1].astype(values.dtype).reshape(values.shape)
+
+
+def _allreduce_by_horovod(values: np.ndarray, name: str) -> np.ndarray:
+    import mxnet as mx
+
+    tensor = mx.nd.array(values, dtype=values.dtype)
+    return horovod().allreduce(tensor, average=False, name=name).asnumpy()
+
+
+def allreduce_sum_(tensor: mx.nd.NDArray, name: str, process_set: Any = None) -> mx.nd.NDArray:
+    """Replace ``tensor`` by its sum over the ranks of ``process_set`` (None: all), asynchronously.
+
+    Two calls in flight must not share a ``name``.
+    """
+    hvd = horovod()
+    if hvd is None:
+        return tensor
+    process_set = hvd.global_process_set if process_set is None else process_set
+    return hvd.allreduce_(tensor, average=False, name=name, process_set=process_set)
+
+
+def any_rank(flag: bool, name: str) -> bool:
+    """Whether ``flag`` is set on any rank; the same on every rank; collective."""
+    return bool(allreduce_sum(np.array([int(flag)], np.int64), name)[0])
+
+
+class PeerError(RuntimeError):
+    """Another rank failed to start; its message, with its rank and host."""
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Run a part of the start, without collectives in it, that must succeed on every rank.
+
+    If it fails anywhere, all ranks shut Horovod down, with nothing in flight, and raise: those that
+    failed their own error, the others a PeerError with the first failure.
+    """
+    error: Optional[Exception] = None
+    try:
+        yield
+    except Exception as own:
+        error = own
+    if any_rank(error is not None, "together"):
+        messages = gather_objects(error and f"{environment.where()}: {error}")
+        first = next(message for message in messages if message is not None)
+        shutdown()
+        raise error or PeerError(first)
+
+
+def barrier() -> None:
+    """Return when every rank has called it."""
+    allreduce_sum(np.zeros(1, np.int64), "barrier")
+
+
+def gather_objects(value: Any) -> List[Any]:
+    """Every rank's ``value``, picklable, in rank order; collective."""
+    # Not horovod.allgather_object: it names tensors by type(value), so mixed types never match.
+    pickled = pickle.dumps(value)
+    # Eight bytes a number, as sums are of int64 anyway; pickle ignores what follows its end.
+    words = np.frombuffer(pickled + bytes(-len(pickled) % 8), np.int64)
+    sizes = np.zeros(world_size(), np.int64)
+    sizes[rank()] = words.size
+    ends = np.cumsum(allreduce_sum(sizes, "object.sizes"))
+    together = np.zeros(ends[-1], np.int64)
+    together[ends[rank()] - words.size : ends[rank()]] = words
+    parts = np.split(allreduce_sum(together, "object"), ends[:-1])
+    return [pickle.loads(part.tobytes()) for part in parts]
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's ``value``, picklable, on every rank; collective."""
+    return gather_objects(value if is_root() else None)[0]
+
+
+def broadcast_array(array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:
+    """A copy, on the CPU, of rank 0's ``array``, alike in shape and dtype everywhere; collective.
+
+    It goes through the host because Horovod cannot broadcast an array that an inference forward has
+    left in oneDNN's own layout.
+    """
+    import mxnet as mx
+
+    return _broadcast_(mx.nd.array(array.asnumpy(), dtype=array.dtype), name)
+
+
+def broadcast_parameters(parameters: Iterable[mx.gluon.Parameter]) -> None:
+    """Copy rank 0's parameters to all ranks; no shape may be deferred any more; collective."""
+    import mxnet as mx
+
+    # A forward under way may still change layouts. A rank whose broadcast fails of that would take
+    # the next parameter's values for this one's.
+    mx.nd.waitall()
+    for index, parameter in enumerate(parameters):
+        _broadcast_(parameter.data(), f"parameter.{index}")
+
+
+def _broadcast_(array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:
+    """Replace ``array``, on which the engine has no work, by rank 0's."""
+    hvd = horovod()
+    if hvd is None:
+        return array
+    if array.context.device_type == "cpu":
+        from .array_memory import memory_of
+
+        host = memory_of(array)  # out of oneDNN's own layout, which Horovod cannot broadcast
+        memory = _memory() if ranks_share_memory() else None
+        if memory is not None:
+            # Sums nothing: it checks that all ranks broadcast the same array.
+            allreduce_sum(np.zeros(0, np.int64), f"{name} {host.shape} {host.dtype}")
+            memory.broadcast(host)
+            return array
+    return hvd.broadcast_(array, root_rank=0, name=name)
+
+

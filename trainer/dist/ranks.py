@@ -1,0 +1,63 @@
+"""Who this rank is, and how many there are.
+
+A process without a launcher is rank 0 of 1: Horovod is not even imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import pickle
+import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional
+import numpy as np
+from . import environment, shared_memory
+if TYPE_CHECKING:
+    import mxnet as mx
+
+
+@functools.lru_cache(maxsize=None)
+def horovod() -> Any:
+    """``horovod.mxnet``, or None in a process that is alone."""
+    if environment.size() == 1:
+        return None
+    import horovod.mxnet as hvd
+
+    return hvd
+
+
+
+def rank() -> int:
+    """The rank of this process, from 0."""
+    hvd = horovod()
+    return hvd.rank() if hvd else 0
+
+
+
+def world_size() -> int:
+    """The number of ranks."""
+    hvd = horovod()
+    return hvd.size() if hvd else 1
+
+
+
+def local_rank() -> int:
+    """The rank of this process among those of its node, from 0."""
+    hvd = horovod()
+    return hvd.local_rank() if hvd else 0
+
+
+
+def local_size() -> int:
+    """The number of ranks on this node."""
+    hvd = horovod()
+    return hvd.local_size() if hvd else 1
+
+
+
+def is_root() -> bool:
+    """Whether this is rank 0, the only one that writes files and prints."""
+    return rank() == 0
+

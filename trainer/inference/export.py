@@ -1,0 +1,264 @@
+"""Exports a trained net to files independent of this project, each verified against the original.
+
+- ``model-symbol.json`` and ``model-0000.params``: MXNet's own, for ``gluon.SymbolBlock.imports``;
+- ``model.onnx``: for ONNX Runtime and other readers of ONNX, with any batch size.
+
+Both take float32 (N, C, H, W), resized and normalised as in training, and give logits (N, K).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+
+from .. import batch_norm
+from ..checkpoint import params_file
+from ..data import input_pipeline
+from ..data.arrays import Arrays
+from ..data.loader import Batch
+from ..errors import UserError
+from .trained_model import Saved
+
+SYMBOL, PARAMETERS, ONNX = "model-symbol.json", "model-0000.params", "model.onnx"
+INPUT = "data"
+
+# MXNet's converter emits operators of opset 13, but labels them with the newest opset that the onnx
+# package knows. IR version 7 belongs to opset 13.
+OPERATOR_SET, IR_VERSION = 13, 7
+
+TOLERANCE = 1e-3  # of a logit, absolute and relative: float32 sums in another order
+NOISE_IMAGES = 64  # compared instead of a test set, where there is none
+
+Forward = Callable[[np.ndarray], np.ndarray]  # float32 (N, C, H, W) -> (N, K)
+
+
+class ExportError(UserError):
+    """The net cannot be exported, or an exported file computes something else; one line."""
+
+
+class Checked(NamedTuple):
+    """A file's model compared to the original, over the whole test set or over noise."""
+
+    name: str
+    samples: int
+    difference: float  # largest absolute difference of a logit
+    accuracy: Optional[float] = None  # 0 to 1; None on noise
+    original_accuracy: Optional[float] = None
+
+    def __str__(self) -> str:
+        if self.accuracy is None:
+            return (
+                f"{self.name}: largest difference of a score {self.difference:.1e}, on "
+                f"{self.samples} images of noise (the test set was given to fit and is not kept)"
+            )
+        return (
+            f"{self.name}: accuracy {self.accuracy:.4f} on {self.samples} test images, "
+            f"the checkpoint's {self.original_accuracy:.4f}; largest difference of a score "
+            f"{self.difference:.1e}"
+        )
+
+
+def check_possible(saved: Saved, onnx: bool) -> None:
+    """Refuse an export that cannot work, before anything is written.
+
+    Raises:
+        ExportError: the net is imperative, or packages are missing.
+    """
+    missing = [p for p in ("onnx", "onnxruntime") if onnx and importlib.util.find_spec(p) is None]
+    if missing:
+        raise ExportError(
+            f"ONNX needs {' and '.join(missing)}: pip install -r requirements-export.txt; "
+            "or leave it out with --no-onnx"
+        )
+    if not isinstance(saved.net, gluon.HybridBlock):
+        raise ExportError(
+            f"{saved.config.model.factory} is a {type(saved.net).__name__}, an imperative Block, "
+            "whose forward only Python can run; export takes a HybridBlock (HybridSequential, "
+            "hybrid_forward), as trainer/model/ has them. Its weights load into one of the same "
+            "structure"
+        )
+
+
+def export(saved: Saved, test: Optional[Arrays], folder: Path, onnx: bool = True) -> List[Checked]:
+    """Write the files into ``folder`` and verify each on the whole of ``test``.
+
+    Args:
+        test: None compares on noise instead, which gives no accuracy.
+
+    Raises:
+        ExportError: the net or one of its operators cannot be exported, or a file's results differ
+            from the checkpoint's.
+    """
+    check_possible(saved, onnx)
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = None if test is None else test[1]
+    shown = test or _noise(saved.image_shape)
+    original = _scores(saved, shown, _gluon(saved.net, saved.ctx))
+    batch = next(_batches(saved, shown)).data
+    _write_symbol(saved.net, batch, folder)
+    checked = [_check(SYMBOL, _scores(saved, shown, _load_symbol(folder)), original, labels)]
+    if onnx:
+        _write_onnx(saved, batch.shape[1:], folder)
+        checked.append(_check(ONNX, _scores(saved, shown, _load_onnx(folder)), original, labels))
+    return checked
+
+
+def _noise(shape: Tuple[int, ...]) -> Arrays:
+    draw = np.random.RandomState(0)
+    images = draw.randint(0, 256, (NOISE_IMAGES, *shape)).astype(np.uint8)
+    return images, np.zeros(NOISE_IMAGES, np.int32)
+
+
+def _batches(saved: Saved, test: Arrays) -> Iterator[Batch]:
+    return iter(input_pipeline.test_loader(test, saved.config, saved.ctx))
+
+
+def _scores(saved: Saved, test: Arrays, forward: Forward) -> np.ndarray:
+    """Logits of the whole set, float32 (N, K)."""
+    return np.concatenate([forward(batch.data.asnumpy()) for batch in _batches(saved, test)])
+
+
+def _check(
+    name: str, found: np.ndarray, original: np.ndarray, labels: Optional[np.ndarray]
+) -> Checked:
+    def accuracy(scores: np.ndarray) -> Optional[float]:
+        return None if labels is None else float((scores.argmax(axis=1) == labels).mean())
+
+    difference = float(np.abs(found - original).max())
+    checked = Checked(name, len(found), difference, accuracy(found), accuracy(original))
+    if not np.allclose(found, original, rtol=TOLERANCE, atol=TOLERANCE):
+        raise ExportError(f"{checked}: it does not compute what the checkpoint does; do not use it")
+    return checked
+
+
+def _gluon(net: gluon.Block, ctx: mx.Context) -> Forward:
+    return lambda data: net(mx.nd.array(data, ctx=ctx)).asnumpy()
+
+
+def _write_symbol(net: gluon.HybridBlock, batch: mx.nd.NDArray, folder: Path) -> None:
+    batch_norm.revert_sync_batch_norm(net)  # a symbol file cannot contain a Python operator
+    try:
+        net.hybridize()
+        net(batch)
+        mx.nd.waitall()
+    # A user's HybridBlock may fail in any way on symbols.
+    except Exception as error:
+        reason = _first_line(error)
+        raise ExportError(
+            f"{type(net).__name__} cannot be made a symbol: {reason}; every part of its "
+            "hybrid_forward must be an operator of F"
+        ) from error
+    if not net._cached_graph:
+        raise ExportError(
+            f"{type(net).__name__} has a forward of its own, which only Python can run; write it "
+            "as a hybrid_forward, whose every part is an operator of F"
+        )
+    with params_file.whole(folder / PARAMETERS):
+        net.export(str(folder / "model"), epoch=0)
+
+
+def _load_symbol(folder: Path) -> Forward:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Cannot decide type")  # float32, its default, is right
+        net = gluon.SymbolBlock.imports(
+            str(folder / SYMBOL), [INPUT], str(folder / PARAMETERS), ctx=mx.cpu()
+        )
+    return _gluon(net, mx.cpu())
+
+
+def _write_onnx(saved: Saved, shape: Any, folder: Path) -> None:
+    import mxnet.onnx
+    import onnx
+
+    path = str(folder / ONNX)
+    try:
+        with _quiet(), _checked_as_of(OPERATOR_SET):
+            mxnet.onnx.export_model(
+                str(folder / SYMBOL),
+                str(folder / PARAMETERS),
+                [(1, *shape)],
+                [np.float32],
+                path,
+                dynamic=True,
+                dynamic_input_shapes=[(None, *shape)],
+            )
+    # AttributeError names the operator that has no ONNX translation; translations raise any other.
+    except Exception as error:
+        raise ExportError(
+            f"MXNet cannot write this net as ONNX: {_first_line(error)}; use --no-onnx"
+        ) from error
+    model = onnx.load(path)
+    model.opset_import[0].version, model.ir_version = OPERATOR_SET, IR_VERSION
+    # Weights listed as inputs can be replaced by the caller, which prevents constant folding.
+    inputs = [value for value in model.graph.input if value.name == INPUT]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    # The converter leaves helpers behind that no operator takes; ONNX Runtime would name each.
+    taken = {name for node in model.graph.node for name in node.input}
+    initializers = [value for value in model.graph.initializer if value.name in taken]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(initializers)
+    onnx.helper.set_model_props(model, _properties(saved))
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def _properties(saved: Saved) -> dict[str, str]:
+    """Metadata of the input and the output, for the ONNX file."""
+    data = saved.config.data
+    return {
+        "mean": str(data.mean),
+        "std": str(data.std),
+        "input": f"{saved.pixels}, (pixel / 255 - mean) / std",
+        "classes": json.dumps(saved.class_names),
+    }
+
+
+def _load_onnx(folder: Path) -> Forward:
+    import onnxruntime
+
+    path = str(folder / ONNX)
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base class
+        reason = _first_line(error)
+        raise ExportError(f"ONNX Runtime cannot run this net: {reason}; use --no-onnx") from error
+    return lambda data: np.asarray(session.run(None, {INPUT: data})[0])
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress MXNet's log line for each converted operator."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def _checked_as_of(version: int) -> Iterator[None]:
+    """Have the converter's graphs checked by that operator set: the newest refuses some of 13."""
+    import onnx
+
+    context = onnx.checker.DEFAULT_CONTEXT
+    before = context.opset_imports
+    context.opset_imports = {"": version}
+    try:
+        yield
+    finally:
+        context.opset_imports = before

@@ -1,0 +1,158 @@
+"""A model card in Markdown: the model, its training data, its accuracy and its limits.
+
+After Mitchell et al., "Model cards for model reporting", FAT* 2019.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any, List, Optional, Sequence
+
+import mxnet as mx
+import numpy as np
+
+from .. import config
+from ..step.evaluation import Evaluation
+from .export import Checked
+from .trained_model import Saved
+
+PACKAGES = ("mxnet", "horovod", "numpy", "onnx", "onnxruntime")
+
+
+def as_markdown(
+    saved: Saved, seen: Optional[Evaluation], command: str, files: Sequence[Checked]
+) -> str:
+    """The card of ``saved``.
+
+    Args:
+        seen: the evaluation on the test set; None where that was passed to ``fit`` and is not kept.
+        command: the command line that made the files.
+        files: the exported files, verified.
+    """
+    settings = saved.config
+    limits = (
+        "Trained on shop photographs of single garments, light on black, trimmed and centred. "
+        "Predictions for anything else, photographs on white included, are meaningless."
+        if settings.data.dataset.startswith("fashion_mnist")
+        else "Valid only for images like those it was trained on."
+    )
+    lines = [
+        f"# {settings.name}",
+        "",
+        f"`{settings.model.factory}`{_arguments(settings.model.arguments)}, "
+        f"{_parameters(saved):,} parameters, trained on `{settings.data.dataset}`.",
+        "",
+        *_facts(saved, seen),
+        "",
+        f"**Limits.** {limits} Nothing else was measured: no other data, no robustness, no bias.",
+        "",
+        *_class_table(seen, saved.class_names),
+        "## Files",
+        "",
+        "Each file was compared with the checkpoint, on the whole test set if there is one:",
+        "",
+        *(f"- {checked}" for checked in files),
+        "",
+        f"    {command}",
+        "",
+        *_training(saved),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _facts(saved: Saved, seen: Optional[Evaluation]) -> List[str]:
+    """The table of input, output, results and origin."""
+    settings = saved.config
+    data, train = settings.data, settings.train
+    height, width = saved.image_shape[:2]
+    channels = saved.image_shape[2] if saved.image_shape[2:] else 1
+    side = data.image_size
+    resized = "" if side in (None, height) else f", resized (bilinear) to {side} x {side}"
+    return [
+        "| | |",
+        "| --- | --- |",
+        f"| input | float32 (N, {channels}, {side or height}, {side or width}): "
+        f"{saved.pixels}, {height} x {width} pixels{resized}, "
+        f"(pixel / 255 - {data.mean:g}) / {data.std:g} |",
+        f"| output | logits, float32 (N, {saved.num_classes}); softmax gives probabilities |",
+        *_result_rows(seen),
+        f"| checkpoint | {saved.path.name}; {train.epochs} epochs of global batch "
+        f"{train.global_batch_size}, batch norm {settings.batch_norm} |",
+        f"| seed | {settings.seed} |",
+        f"| versions | {_versions()} |",
+    ]
+
+
+def _training(saved: Saved) -> List[str]:
+    """The section on training the model again, with its config."""
+    again = (
+        "fit(config=trainer.config.load(FILE), train=..., test=...)"
+        if saved.on_given_images
+        else "python -m trainer train FILE"
+    )
+    return [
+        "## Training",
+        "",
+        f"Save this as FILE and train again with `{again}`, on any number of ranks.",
+        "",
+        "```yaml",
+        config.as_yaml(saved.config).rstrip("\n"),
+        "```",
+    ]
+
+
+def _arguments(arguments: Any) -> str:
+    return f" with {arguments}" if arguments else ""
+
+
+def _parameters(saved: Saved) -> int:
+    parameters = saved.net.collect_params().values()
+    return sum(int(np.prod(p.shape)) for p in parameters if p.grad_req != "null")
+
+
+def _result_rows(seen: Optional[Evaluation]) -> List[str]:
+    if seen is None:
+        return ["| accuracy | not measured: the test set was given to `fit` and is not kept |"]
+    return [
+        f"| accuracy | **{seen.accuracy:.4f}** on the {seen.samples} images of the test set |",
+        f"| test loss | {seen.loss:.4f} (cross entropy, nats) |",
+    ]
+
+
+def _class_table(seen: Optional[Evaluation], names: Sequence[str]) -> List[str]:
+    """Recall, precision and most frequent confusion of each class."""
+    if seen is None:
+        return []
+    lines = [
+        "## Per class",
+        "",
+        "| class | images | recall | precision | most often confused with |",
+        "| --- | --: | --: | --: | --- |",
+    ]
+    named = seen.confusion.sum(axis=0)
+    for label, name in enumerate(names):
+        row = seen.confusion[label]
+        hits = row[label]
+        others = np.where(np.arange(len(row)) == label, 0, row)
+        other = f"{names[int(others.argmax())]} ({others.max()})" if others.any() else ""
+        lines.append(
+            f"| {name} | {row.sum()} | {_percent(hits, row.sum())} "
+            f"| {_percent(hits, named[label])} | {other} |"
+        )
+    return [*lines, ""]
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else ""
+
+
+def _versions() -> str:
+    found = [f"Python {platform.python_version()}", f"MXNet {mx.__version__}"]
+    for package in PACKAGES[1:]:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:  # onnx need not be there
+            continue
+    return ", ".join(found)

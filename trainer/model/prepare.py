@@ -1,0 +1,147 @@
+"""Brings a net to the state in which a rank trains it, and checks that it can be trained."""
+
+from __future__ import annotations
+
+from typing import List, Tuple
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+
+from .. import batch_norm, dist
+from ..batch_norm import running_statistics
+from ..config import Config
+from ..errors import ConfigError, describe_error
+from . import summary, users_net
+
+
+def prepare_net(
+    net: gluon.Block, config: Config, shape: Tuple[int, int, int], ctx: mx.Context
+) -> List[summary.Row]:
+    """Initialise ``net`` on ``ctx``, settle its deferred shapes and convert its batch norm layers.
+
+    Args:
+        shape: (channels, height, width) of a sample.
+
+    Returns:
+        A row for each of its layers.
+
+    Raises:
+        ConfigError: the net cannot take such a sample, cannot be hybridized, or has a batch norm
+            layer that cannot be converted.
+    """
+    users_net.check_mode()
+    # Every rank draws the same weights.
+    mx.random.seed(config.seed)
+    np.random.seed(config.seed)
+    if isinstance(net, gluon.SymbolBlock):
+        raise ConfigError(
+            "the net is a SymbolBlock, which could not load a checkpoint of itself; make it a part "
+            "of one: net = nn.HybridSequential(); net.add(symbol_block)"
+        )
+    users_net.check_names(net)
+    running_statistics.mark_imported(net)
+    _initialize(net, ctx)
+    _convert_batch_norm(net, config.batch_norm)
+    if config.calibrate_samples:
+        check_calibration(net)
+    # Deferred shapes are settled here, on all ranks: otherwise Horovod broadcasts a parameter at
+    # its first forward, where a forward on one rank alone would never return.
+    if isinstance(net, gluon.HybridBlock):
+        net.hybridize(active=False)  # hooks do not see the layers of a compiled net
+    sample = mx.nd.zeros((1, *shape), ctx=ctx)
+    try:
+        layers = summary.summarize(net, sample)
+    except Exception as error:
+        raise ConfigError(
+            f"the net cannot take an image of (channels, height, width) {shape}: "
+            f"{describe_error(error)}; {users_net.way_out(net)}"
+        ) from error
+    users_net.check_parameters(net)
+    if config.model.hybridize and isinstance(net, gluon.HybridBlock):
+        net.hybridize(static_alloc=True)
+        try:
+            net(sample)
+            mx.nd.waitall()
+        except Exception as error:
+            raise ConfigError(
+                f"the net runs, but not compiled: {describe_error(error)}; correct it, or set "
+                "model.hybridize=false"
+            ) from error
+    return layers
+
+
+def check_calibration(net: gluon.Block) -> None:
+    """Refuse a net whose running statistics cannot be calibrated.
+
+    Raises:
+        ConfigError: it has a batch norm of a class with its own forward.
+    """
+    try:
+        batch_norm.check_convertible(net)
+    except ValueError as error:
+        raise ConfigError(
+            f"running statistics cannot be calibrated: {error}, or leave calibrate out and set "
+            "calibrate_samples=0"
+        ) from error
+
+
+def class_scores(
+    net: gluon.Block, shape: Tuple[int, int, int], ctx: mx.Context, classes: int
+) -> int:
+    """The number of scores that ``net`` gives a sample of ``shape`` (channels, height, width).
+
+    Raises:
+        ConfigError: the output is not a row of at least ``classes`` scores.
+    """
+    output = net(mx.nd.zeros((1, *shape), ctx=ctx))
+    mx.nd.waitall()  # oneDNN reorders weights in place during a forward
+    found = getattr(output, "shape", None)
+    if found is None or len(found) != 2 or found[1] < classes:
+        raise ConfigError(
+            f"the net gives {found or type(output).__name__} for one sample; the data has "
+            f"{classes} classes (labels, counted from 0, go up to {classes - 1}), so it must be "
+            f"(1, {classes}) or wider, e.g. model.arguments={{num_classes: {classes}}}"
+        )
+    return int(found[1])
+
+
+def _convert_batch_norm(net: gluon.Block, kind: str) -> None:
+    for layer in batch_norm.layers_of(net):
+        if isinstance(layer, gluon.contrib.nn.SyncBatchNorm):
+            raise ConfigError(
+                f"{layer.name} is Gluon's own SyncBatchNorm, which waits for other devices of its "
+                "process, not for ranks; use nn.BatchNorm, and set batch_norm=sync"
+            )
+    if kind == "local":
+        if batch_norm.is_synced(net):
+            raise ConfigError(
+                "batch_norm is local, and the net has SyncBatchNorm layers; set batch_norm=sync, "
+                "or give the net through batch_norm.revert_sync_batch_norm"
+            )
+        return
+    process_set = dist.node_process_set() if kind == "group" else None
+    try:
+        batch_norm.convert_sync_batch_norm(net, process_set)
+    except ValueError as error:
+        raise ConfigError(f"batch_norm is {kind}: {error}, or set batch_norm=local") from error
+
+
+def _initialize(net: gluon.Block, ctx: mx.Context) -> None:
+    """Initialise the parameters that are not yet (Xavier, as in the book); move the others."""
+    for parameter in net.collect_params().values():
+        try:
+            parameter.reset_ctx(ctx)
+            if parameter.shape is None:  # of a SymbolBlock with loaded weights
+                parameter.shape = parameter.data().shape
+        except ValueError:  # not initialised
+            # The initializer of a constant is known by name, and only to the process that made it.
+            constant = isinstance(parameter, gluon.Constant)
+            own = mx.init.Constant(parameter.value) if constant else None
+            try:
+                parameter.initialize(own, default_init=mx.init.Xavier(), ctx=ctx)
+            except ValueError as error:
+                raise ConfigError(
+                    f"{parameter.name} cannot be drawn: {error} Give it an init of its own, "
+                    'e.g. params.get(..., init="ones")'
+                ) from error

@@ -1,0 +1,96 @@
+"""A rank's replica of the net: initialised, on its device, with the configured batch norm."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Dict, Iterator, Optional
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+
+from .. import dist
+from ..batch_norm import running_statistics
+from ..config import Config
+from ..data import sharding
+
+
+def merge_running_statistics(net: gluon.Block, config: Config) -> None:
+    """Merge the ranks' running statistics permanently; collective.
+
+    Those of synced batch norm are equal already; for others a rank's weight is its shard size.
+    """
+    whole = np.arange(config.train.global_batch_size)
+    own = sharding.shard(whole, dist.rank(), dist.world_size())
+    if config.batch_norm == "sync":
+        running_statistics.average_others(net, len(own))
+    else:
+        running_statistics.merge(net, len(own))
+
+
+@contextlib.contextmanager
+def as_one_model(net: gluon.Block, config: Config) -> Iterator[None]:
+    """Within it the ranks have merged running statistics, afterwards their own again; collective.
+
+    What is evaluated and saved is one model, and doing so does not influence training.
+    """
+    running = running_statistics.parameters(net)
+    own = [p.data().asnumpy() for p in running]
+    merge_running_statistics(net, config)
+    try:
+        yield
+    finally:
+        for parameter, values in zip(running, own):
+            parameter.set_data(mx.nd.array(values, dtype=values.dtype))
+
+
+def gather_statistics(net: gluon.Block, config: Config) -> Optional[np.ndarray]:
+    """Every rank's running statistics, (ranks, elements), for an exact resume; collective.
+
+    None where the merged ones suffice: with synced batch norm alone, on one rank, without any.
+    """
+    own = [p.data().asnumpy().ravel() for p in running_statistics.parameters(net)]
+    equal = config.batch_norm == "sync" and not running_statistics.other_parameters(net)
+    if equal or dist.world_size() == 1 or not own:
+        return None
+    return np.stack(dist.gather_objects(np.concatenate(own)))
+
+
+def drift(net: gluon.Block, statistics: np.ndarray) -> Dict[str, float]:
+    """Spread of the running means over ranks, in standard deviations of the activations.
+
+    Args:
+        statistics: what :func:`gather_statistics` gave.
+
+    Returns:
+        ``drift``, the root mean square over all channels of all layers, and ``drift_worst_layer``.
+    """
+    own: Dict[str, np.ndarray] = {}
+    start = 0
+    for parameter in running_statistics.parameters(net):
+        stop = start + int(np.prod(parameter.shape))
+        own[parameter.name] = statistics[:, start:stop].astype(np.float64)
+        start = stop
+    squares = []
+    for name, means in own.items():
+        if name.endswith("running_mean") and (variances := own.get(name[:-4] + "var")) is not None:
+            squares.append(means.var(axis=0) / (variances.mean(axis=0) + 1e-12))
+    if not squares:
+        return {}
+    worst = max(square.mean() for square in squares)
+    return {
+        "drift": float(np.sqrt(np.concatenate(squares).mean())),
+        "drift_worst_layer": float(np.sqrt(worst)),
+    }
+
+
+def take_statistics(net: gluon.Block, statistics: Optional[np.ndarray]) -> None:
+    """Restore this rank's row of :func:`gather_statistics`, unless the number of ranks changed."""
+    if statistics is None or len(statistics) != dist.world_size():
+        return
+    start = 0
+    for parameter in running_statistics.parameters(net):
+        stop = start + int(np.prod(parameter.shape))
+        values = statistics[dist.rank(), start:stop].reshape(parameter.shape)
+        parameter.set_data(mx.nd.array(values, dtype=parameter.dtype))
+        start = stop

@@ -1,0 +1,1 @@
+"""Kernels in C++, and their compilation on first use."""

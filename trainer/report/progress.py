@@ -1,0 +1,181 @@
+"""Progress on rank 0's stdout: a live bar, plain lines where it is no terminal, or JSON.
+
+What is reported are events, a name with values; docs/monitoring.md lists them. JSON prints them as
+they are, the other two as worded by :mod:`trainer.report.wording`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Mapping, Optional, TextIO, Union
+
+from ..console import escape_what_is_missing, print_line
+from . import wording
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_BAR = 20  # characters of the bar in plain lines
+
+
+def make_display(log_format: str, first_step: int, last_step: int, ranks: int) -> Display:
+    """The display that ``monitor.log_format`` asks for, on stdout."""
+    if log_format == "json":
+        return JsonDisplay(first_step, last_step)
+    return ProgressDisplay(first_step, last_step, ranks=ranks)
+
+
+class _Pace:
+    """Estimates the remaining time of a run from the steps that this process has made."""
+
+    def __init__(self, first_step: int, last_step: int):
+        self._first, self._last = first_step, last_step
+        self._started = time.monotonic()
+
+    def seconds_left(self, step: int) -> Optional[int]:
+        """None before the first step and after the last."""
+        made = step - self._first
+        if made <= 0 or step >= self._last:
+            return None
+        return round((time.monotonic() - self._started) * (self._last - step) / made)
+
+
+class ProgressDisplay:
+    """A bar over the steps of a run, with the last figures below it.
+
+    Files, pipes (horovodrun prefixes every line with its rank) and terminals that cannot move their
+    cursor (``TERM=dumb``) get plain lines instead.
+    """
+
+    def __init__(
+        self, first_step: int, last_step: int, stream: Optional[TextIO] = None, ranks: int = 1
+    ):
+        self._stream = stream or sys.stdout
+        self._last = last_step
+        self._pace = _Pace(first_step, last_step)
+        self._live: Optional[_LiveBar] = None
+        escape_what_is_missing(self._stream)
+        if self._stream.isatty():
+            from rich.console import Console  # imported late: files and pipes do not need it
+
+            console = Console(file=self._stream)
+            if console.is_interactive:
+                self._live = _LiveBar(console, wording.of_ranks(ranks), first_step, last_step)
+
+    def show(self, event: str, figures: Mapping[str, Any]) -> None:
+        """Show an event in words, if there are any for it."""
+        text = wording.text(event, figures)
+        if event == "step":
+            self.figures(figures["step"], text)
+        elif text:
+            self.line(text)
+
+    def step(self, step: int) -> None:
+        """``step`` steps are done."""
+        if self._live:
+            self._live.update(step)
+
+    def figures(self, step: int, text: str) -> None:
+        """Show the figures read after ``step`` steps."""
+        if self._live:
+            self._live.update(step, text)
+            return
+        bar = "=" * round(_BAR * step / self._last)
+        seconds = self._pace.seconds_left(step)
+        left = "" if seconds is None else f"  {wording.minutes(seconds)} left"
+        self._print(f"[{bar:{_BAR}}] {step}/{self._last} {text}{left}")
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._live:
+            self._live.print(text)
+        else:
+            self._print(text)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._live:
+            self._live.close()
+
+    def _print(self, text: str) -> None:
+        print_line(text, self._stream)
+
+
+class _LiveBar:
+    """Two rows at the bottom of the terminal: the bar, and below it the latest figures."""
+
+    def __init__(self, console: Console, ranks: str, first_step: int, last_step: int):
+        from rich.console import Group
+        from rich.live import Live
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+        from rich.text import Text
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),  # the remaining width
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            expand=True,
+        )
+        self._task = self._bar.add_task(ranks, total=last_step, completed=first_step)
+        self._figures = Text(no_wrap=True, overflow="crop")
+        self._console = console
+        self._live = Live(Group(self._bar, self._figures), console=console, refresh_per_second=10)
+        self._live.start()
+
+    def update(self, step: int, figures: Optional[str] = None) -> None:
+        """``step`` steps are done; the figures stay if none are given."""
+        self._bar.update(self._task, completed=step)
+        if figures is not None:
+            self._figures.plain = figures
+
+    def print(self, text: str) -> None:
+        """Print lines above the bar, not wrapped by us, so that they can be copied."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave both rows as they are."""
+        self._live.stop()
+
+
+class JsonDisplay:
+    """One JSON object a line."""
+
+    def __init__(self, first_step: int, last_step: int, stream: Optional[TextIO] = None):
+        self._stream = stream or sys.stdout
+        self._pace = _Pace(first_step, last_step)
+
+    def show(self, event: str, figures: Mapping[str, Any]) -> None:
+        """Print an event with its values; for a step also the time left."""
+        if event == "step":
+            figures = {**figures, "seconds_left": self._pace.seconds_left(figures["step"])}
+        print_line(json_line(event, figures), self._stream)
+
+    def step(self, step: int) -> None:
+        """Nothing to show between two reports."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+Display = Union[ProgressDisplay, JsonDisplay]
+
+
+def json_line(event: str, figures: Mapping[str, Any]) -> str:
+    """The event as strict JSON, with the time; non-finite numbers become null."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in figures.items()
+    }
+    return json.dumps({"event": event, "time": now, **finite}, allow_nan=False)

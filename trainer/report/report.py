@@ -1,0 +1,292 @@
+"""What rank 0 reports of a run: in the terminal, in TensorBoard and in the run's ``result.json``.
+
+On other ranks every call is a no-op.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Dict, Mapping, Optional, Sequence
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+
+from .. import checkpoint, dist
+from ..config import Config
+from ..data import fashion_mnist
+from ..errors import describe_error
+from ..model import graph, summary
+from ..step import gradients
+from ..step.evaluation import Evaluation
+from ..step.metrics import Means
+from . import result
+from .progress import make_display
+from .system import System
+from .tensorboard import Monitor
+
+
+class Report:
+    """Reports one run.
+
+    Args:
+        epoch_steps: steps per epoch.
+        first_step, last_step: where this process begins, and where the run ends unless it stops
+            early.
+        num_classes: scores of the net; classes without a name are shown by number.
+        complete: the run is complete already, and has reported everything but its end.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        epoch_steps: int,
+        first_step: int,
+        last_step: int,
+        num_classes: int,
+        complete: bool = False,
+    ):
+        self._config = config
+        self._epoch_steps, self._first_step, self._last_step = epoch_steps, first_step, last_step
+        self._began, self._started = time.monotonic(), result.now()
+        self._names = fashion_mnist.class_names(config.data.dataset, num_classes)
+        self._complete = complete
+        writes = dist.is_root() and config.monitor.tensorboard and not complete
+        self._monitor = Monitor(config.folder / "events", first_step, writes)
+        self._system = System() if writes else None
+        self._display = (
+            make_display(config.monitor.log_format, first_step, last_step, dist.world_size())
+            if dist.is_root()
+            else None
+        )
+
+    def begin(
+        self,
+        training_size: int,
+        test_size: int,
+        ctx: mx.Context,
+        path: Optional[Path],
+        layers: Sequence[summary.Row],
+        net: gluon.Block,
+    ) -> None:
+        """Report the data, the device and ``path``, the checkpoint it resumes from, if any."""
+        config = self._config
+        if self._system:
+            compiled = config.model.hybridize and isinstance(net, gluon.HybridBlock)
+            # A resumed run has its graph already.
+            drawn = self._graph(net) if compiled and not self._first_step else None
+            self._monitor.start(config, summary.as_markdown(layers), drawn)
+        if not self._complete:
+            self._write_result("unfinished", self._first_step)
+        self._tell(
+            "begin",
+            folder=str(config.folder),
+            training_samples=training_size,
+            test_samples=test_size,
+            epochs=config.train.epochs,
+            steps_per_epoch=self._epoch_steps,
+            first_step=self._first_step,
+            last_step=self._last_step,
+            ranks=dist.world_size(),
+            device=ctx.device_type,
+            global_batch_size=config.train.global_batch_size,
+            batch_norm=config.batch_norm,
+            mxnet=mx.__version__,
+            resumed_from=str(path) if path else None,
+        )
+
+    def _graph(self, net: gluon.HybridBlock) -> Any:
+        try:
+            return graph.graph_def(net)
+        # A user-defined forward may run on arrays only, and fail in any way on symbols.
+        except Exception as error:
+            self.warning(f"no graph of the net in TensorBoard: {describe_error(error)}")
+            return None
+
+    def step(self, step: int) -> None:
+        """``step`` steps are done."""
+        if self._display:
+            self._display.step(step)
+
+    def training(
+        self,
+        step: int,
+        means: Means,
+        lr: float,
+        norm: Optional[mx.nd.NDArray],
+        speed: Optional[float],
+        times: Mapping[str, float],
+    ) -> None:
+        """Report the metrics since the last call.
+
+        Args:
+            norm: L2 norm of the last step's gradient.
+            speed: images a second.
+            times: what :meth:`trainer.step.timing.Timing.read` gave.
+        """
+        scalars = {
+            "train/loss": means.loss,
+            "train/accuracy": means.accuracy,
+            "train/lr": lr,
+            "train/gradient_norm": float(norm.asscalar()) if norm is not None else None,
+            "speed/images_per_second": speed,
+            **times,
+        }
+        if self._system:
+            scalars.update({f"system/{name}": v for name, v in self._system.read().items()})
+        self._monitor.scalars(scalars, step)
+        self._tell(
+            "step",
+            step=step,
+            epoch=self._epoch(step),
+            epochs=self._config.train.epochs,
+            loss=means.loss,
+            accuracy=means.accuracy,
+            lr=lr,
+            images_per_second=speed,
+        )
+
+    def epoch(self, step: int, means: Means) -> None:
+        """Report the means of the epoch that ends after ``step`` steps."""
+        figures = {"loss": means.loss, "accuracy": means.accuracy}
+        self._monitor.scalars({f"epoch/{name}": v for name, v in figures.items()}, step)
+        self._tell("epoch", step=step, epoch=self._epoch(step), **figures)
+
+    def parameters(self, step: int, net: gluon.Block, trainer: gluon.Trainer) -> None:
+        """Write histograms of the weights and of the last step's gradients, where they are due."""
+        every = self._config.monitor.histograms_every_epochs
+        due = every and (self._epoch(step) % every == 0 or step == self._last_step)
+        if self._system and due:
+            mx.nd.waitall()  # oneDNN reorders weights in place during a forward
+            named = net.collect_params().items()
+            moved = {name: p for name, p in named if p.grad_req != "null"}
+            weights = {name: p.data().asnumpy() for name, p in moved.items()}
+            self._monitor.histograms("weights", weights, step)
+            self._monitor.histograms("gradients", gradients.mean_gradients(trainer), step)
+
+    def evaluation(self, step: int, seen: Evaluation) -> None:
+        """Report an evaluation on the test set after ``step`` steps."""
+        self._monitor.evaluation(seen, self._names, step)
+        self._tell("evaluation", step=step, samples=seen.samples, **seen.scalars())
+
+    def predictions(
+        self, step: int, images: np.ndarray, labels: np.ndarray, predicted: np.ndarray
+    ) -> None:
+        """Show test images, uint8 (N, H, W[, C]), with labels and predicted classes, int (N,)."""
+        self._monitor.predictions(images, labels, predicted, self._names, step)
+
+    def drift(self, step: int, figures: Mapping[str, float]) -> None:
+        """Report how far the ranks' running statistics have drifted apart (see replica.drift)."""
+        self._monitor.scalars({f"batch_norm/{name}": v for name, v in figures.items()}, step)
+
+    def checkpoint(self, path: Path) -> None:
+        """Report that a checkpoint was written."""
+        self._tell("checkpoint", step=checkpoint.step_of(path), path=str(path))
+
+    def warning(self, message: str) -> None:
+        """Report something that went wrong without ending the run."""
+        self._tell("warning", message=message)
+
+    def end(
+        self, step: int, state: str, seen: Optional[Evaluation], speed: Optional[float]
+    ) -> None:
+        """Report how the run ended.
+
+        Args:
+            state: done, stopped or stopped early, see :class:`trainer.report.result.Run`.
+            seen: the last evaluation; None where the run was stopped.
+            speed: images a second over the whole run.
+        """
+        if self._display is None:
+            return
+        config = self._config
+        saved = checkpoint.listing(config.checkpoint_folder)
+        best = checkpoint.find_best(config.checkpoint_folder)
+        figures: Dict[str, Any] = {
+            "accuracy": seen and seen.accuracy,
+            "loss": seen and seen.loss,
+            "best_accuracy": checkpoint.read_state(best)["accuracy"] if best else None,
+            "images_per_second": speed,
+            "seconds": round(time.monotonic() - self._began, 3),
+        }
+        if not self._complete or not self._end_is_recorded():
+            self._write_result(state, step, **figures)
+            if seen is not None:
+                final = {**seen.scalars(), "images_per_second": speed}
+                try:
+                    self._monitor.hyper_parameters(config, dist.world_size(), final)
+                except OSError as error:  # a full disk; the model is saved by now
+                    self.warning(f"no figures for the HPARAMS tab: {error}")
+        self._tell(
+            "end",
+            state=state,
+            step=step,
+            last_step=self._last_step,
+            **figures,
+            checkpoint=str(saved[-1]) if saved else None,
+            best_checkpoint=str(best) if best else None,
+            events=str(config.folder / "events") if config.monitor.tensorboard else None,
+            next=_next_commands(config, state),
+        )
+
+    def _end_is_recorded(self) -> bool:
+        """Whether ``result.json`` tells the end; not if the run was killed after its last save."""
+        try:
+            return result.read(self._config.folder).state != "unfinished"
+        except result.RunsError:
+            return False
+
+    def end_display(self) -> None:
+        """Leave the live bar; lines may still be printed. Calling it again is harmless."""
+        if self._display:
+            self._display.close()
+
+    def close(self) -> None:
+        """Leave the live bar, close the event files and stop watching the machine."""
+        self.end_display()
+        if self._system:
+            self._system.close()
+        self._monitor.close()
+
+    def flush(self) -> None:
+        """Write all pending points to the event files."""
+        self._monitor.flush()
+
+    def _epoch(self, step: int) -> int:
+        return -(-step // self._epoch_steps)
+
+    def _tell(self, event: str, **figures: Any) -> None:
+        if self._display:
+            self._display.show(event, figures)
+
+    def _write_result(self, state: str, step: int, **figures: Any) -> None:
+        if self._display is None:
+            return
+        try:
+            result.write_result(
+                self._config.folder,
+                state=state,
+                started=self._started,
+                step=step,
+                last_step=self._last_step,
+                epochs=self._config.train.epochs,
+                ranks=dist.world_size(),
+                **figures,
+            )
+        except OSError as error:  # a full disk: the run itself can continue
+            self.warning(f"{self._config.folder / result.RESULT} cannot be written: {error}")
+
+
+def _next_commands(config: Config, state: str) -> Dict[str, str]:
+    """Commands that the user may want next, by purpose."""
+    commands = {"look at it": f"tensorboard --logdir {config.output}"}
+    if state == "stopped":
+        commands["resume"] = "the same command"
+    elif state == "stopped early":
+        commands["continue"] = "the same command with train.patience=null, or a larger one"
+    if state != "stopped":
+        commands["compare"] = f"python -m trainer runs {config.output}"
+        if config.name != "fashion_mnist" and config.data.dataset.startswith("fashion_mnist"):
+            commands["higher accuracy"] = "the same command with configs/fashion_mnist.yaml"
+    return commands

@@ -1,0 +1,1 @@
+"""The course of a run: what happens, in what order."""

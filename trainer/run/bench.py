@@ -1,0 +1,284 @@
+"""Measures the speed, the phases of a step and the memory of a configured run; saves nothing.
+
+It runs the same parts in the same order as fit(), without reports, evaluations and checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, Iterable, Iterator, List, Optional, Tuple
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+
+from .. import batch_norm, dist, model
+from ..config import Config
+from ..data import input_pipeline, sharding
+from ..data.loader import Batch
+from ..dist import environment
+from ..dist.device import choose
+from ..dist.preemption import StopRequest
+from ..dist.watchdog import Watchdog
+from ..model import mixed_precision, prepare
+from ..step import shared_gradients
+from ..step.evaluation import evaluate
+from ..step.gradients import Mark, apart, unmarked
+from ..step.metrics import TrainMetrics
+from ..step.optimizer import make_trainer
+from ..step.schedule import set_lr
+from ..step.step import train_step
+from .phases import PhaseClock, watched
+
+PERCENTILES = (10, 50, 90)
+LOADER_STEPS = 5  # batches made per measured step: they take less time
+TRACED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured, over all ranks; speeds in images a second."""
+
+    ranks: int
+    device: str
+    steps: int
+    training: float
+    training_percentiles: Dict[str, float]  # of single steps
+    synchronised: float  # training, waiting for the device after every phase
+    loader: float  # making batches alone
+    evaluation: float
+    phases: Dict[str, float]  # seconds of a synchronised step, mean over steps and ranks
+    peak_mib: List[float]  # resident memory of each rank, by rank
+
+    @property
+    def headroom(self) -> float:
+        """Speed of the loader over speed of training."""
+        return self.loader / self.training
+
+
+def measure(config: Config, steps: int, warmup: int, traces: Optional[Path] = None) -> Figures:
+    """Measure on every rank the launcher started, or on this process alone; collective.
+
+    Args:
+        steps: measured steps of each kind, at least two.
+        warmup: steps before them that do not count.
+        traces: folder for the traces of a few more steps; created if necessary.
+    """
+    if traces is not None:
+        dist.allow_timeline()
+    with Watchdog(config.train.watchdog_seconds, environment.where()) as watchdog:
+        watchdog.beat("the rendezvous of all ranks")
+        dist.init(config.optimizer.groups > 0, shared_gradients.wanted(config.optimizer))
+        bench = _Bench(config, watchdog)
+        with mixed_precision.computing_in(bench.net, config.train.precision):
+            seconds, images = bench.train(steps, warmup)
+            phases, synchronised = bench.train_synchronised(steps)
+            loader = bench.make_batches(LOADER_STEPS * steps)
+            evaluation = bench.evaluate(steps)
+            # Before the traces, which are kept in memory until they are written.
+            peaks = dist.gather_objects(_peak_mib())
+            if traces is not None:
+                bench.trace(traces)
+    return Figures(
+        ranks=dist.world_size(),
+        device=str(bench.ctx),
+        steps=steps,
+        training=sum(images) / sum(seconds),
+        training_percentiles=percentiles([n / s for n, s in zip(images, seconds)]),
+        synchronised=synchronised,
+        loader=loader,
+        evaluation=evaluation,
+        phases=phases,
+        peak_mib=peaks,
+    )
+
+
+def percentiles(speeds: List[float]) -> Dict[str, float]:
+    """The 10th, 50th and 90th percentile of ``speeds``, by percentage."""
+    return {str(p): float(np.percentile(speeds, p)) for p in PERCENTILES}
+
+
+class _Bench:
+    """The parts of a run, and the number of the next step."""
+
+    def __init__(self, config: Config, watchdog: Watchdog):
+        self._config = config
+        self._watchdog = watchdog
+        self._step = 0
+        self._stop = StopRequest()
+        dist.node_process_set()  # collective, so not inside together()
+        with dist.together():
+            self.ctx = choose(config.device, dist.local_rank())
+            train, self._test = input_pipeline.read(config.data)
+            self._loader = input_pipeline.train_loader(train, config, self.ctx)
+            self.net = model.build(config.model)
+            mixed_precision.check(self.net, config.train.precision, self.ctx)
+            prepare.prepare_net(self.net, config, self._loader.shape, self.ctx)
+            classes = 1 + int(max(train[1].max(), self._test[1].max()))
+            self._classes = prepare.class_scores(self.net, self._loader.shape, self.ctx, classes)
+            self._trainer = make_trainer(self.net, config.optimizer)
+        batch_norm.connect(self.net)
+        dist.broadcast_parameters(self.net.collect_params().values())
+        self._metrics = TrainMetrics(self.ctx)
+
+    def train(self, steps: int, warmup: int) -> Tuple[List[float], List[int]]:
+        """Seconds and images of each step but the first, unsynchronised as in a run.
+
+        A thread notes when each loss is ready, so that the host does not wait for any.
+        """
+        batches = self._batches(warmup + steps)
+        for batch in itertools.islice(batches, warmup):
+            self._train_step(batch)
+        mx.nd.waitall()
+        dist.barrier()
+        losses: queue.SimpleQueue[mx.nd.NDArray] = queue.SimpleQueue()
+        ends: List[float] = []
+        images: List[int] = []
+
+        def watch() -> None:
+            for _ in range(steps):
+                losses.get().wait_to_read()
+                ends.append(time.perf_counter())
+
+        watcher = threading.Thread(target=watch, name="step ends", daemon=True)
+        watcher.start()
+        for batch in batches:
+            losses.put(self._train_step(batch))
+            images.append(batch.global_samples)
+        mx.nd.waitall()
+        watcher.join()
+        return np.diff(ends).tolist(), images[1:]
+
+    def train_synchronised(self, steps: int) -> Tuple[Dict[str, float], float]:
+        """Seconds of a step by phase, and images a second, waiting after every phase."""
+        images = 0
+        batches = self._batches(steps)
+        dist.barrier()
+        clock = PhaseClock()
+        with watched(self.net, self._trainer, clock):
+            for batch in self._timed(batches, clock):
+                self._train_step(batch, apart)
+                images += batch.global_samples
+        clock.enter("other")
+        ranks = dist.gather_objects(clock.seconds)
+        phases = {
+            phase: sum(seconds[phase] for seconds in ranks) / len(ranks) / steps
+            for phase in clock.seconds
+        }
+        return phases, images / steps / sum(phases.values())
+
+    def make_batches(self, steps: int) -> float:
+        """Images a second that the loaders of all ranks make while nothing else runs."""
+        batches = self._loader.from_step(self._step, self._step + steps)
+        next(batches).data.wait_to_read()  # the thread has started
+        dist.barrier()
+        images, began = 0, time.perf_counter()
+        for batch in batches:
+            batch.data.wait_to_read()
+            images += batch.samples
+        own = images / (time.perf_counter() - began)
+        return float(sum(dist.gather_objects(own)))
+
+    def evaluate(self, steps: int) -> float:
+        """Images a second of inference on the test set, or as much of it as ``steps`` batches."""
+        with mixed_precision.computing_in(self.net, "float32"):
+            for number in (1, steps):  # the first pass builds the graph
+                batches = input_pipeline.test_loader(self._test, self._config, self.ctx)
+                mx.nd.waitall()
+                dist.barrier()
+                began = time.perf_counter()
+                seen = evaluate(self.net, self._watched(batches, number), self._classes)
+                speed = seen.samples / (time.perf_counter() - began)
+        return speed
+
+    def trace(self, folder: Path) -> None:
+        """Trace a few steps, in Chrome's trace format (chrome://tracing).
+
+        Each rank writes ``mxnet-rank<N>.json``: the operators of the engine and the allreduce of
+        gradients. Where gradients go through Horovod, rank 0 writes ``horovod.json``: the phases of
+        every collective and when each rank was ready for it.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        own = folder / f"mxnet-rank{dist.rank()}.json"
+        mx.profiler.set_config(
+            profile_symbolic=True,
+            profile_imperative=True,
+            profile_api=False,
+            profile_memory=False,
+            filename=str(own),
+        )
+        if isinstance(self.net, gluon.HybridBlock) and self._config.model.hybridize:
+            # Otherwise the engine, and so the trace, sees many operators as one.
+            self.net.hybridize(static_alloc=True, forward_bulk_size=0, backward_bulk_size=0)
+        for batch in self._batches(1):
+            self._train_step(batch)
+        mx.nd.waitall()
+        in_memory = shared_gradients.wanted(self._config.optimizer) and dist.ranks_share_memory()
+        timeline = contextlib.nullcontext if in_memory else dist.timeline
+        with timeline(str(folder / "horovod.json")), self._traced_allreduce():
+            mx.profiler.set_state("run")
+            for batch in self._batches(TRACED_STEPS):
+                self._train_step(batch, apart)
+            mx.nd.waitall()
+            mx.profiler.set_state("stop")
+        mx.profiler.dump()
+
+    @contextlib.contextmanager
+    def _traced_allreduce(self) -> Iterator[None]:
+        """Show the allreduce of gradients as a task in MXNet's profile."""
+        task = mx.profiler.Domain("ranks").new_task("allreduce of gradients")
+        allreduce_grads = self._trainer.allreduce_grads
+
+        def traced() -> None:
+            task.start()
+            allreduce_grads()
+            task.stop()
+
+        self._trainer.allreduce_grads = traced
+        try:
+            yield
+        finally:
+            del self._trainer.allreduce_grads
+
+    def _train_step(self, batch: Batch, mark: Mark = unmarked) -> mx.nd.NDArray:
+        """One step as fit() makes it; returns its loss."""
+        config = self._config
+        mx.random.seed(sharding.step_seed(config.seed, self._step, dist.rank()))
+        set_lr(self._trainer, config, self._step, self._loader.steps_per_epoch)
+        result = train_step(self.net, self._trainer, batch, config, mark=mark)
+        self._metrics.add(self._step, result, batch.samples)
+        self._stop.agreed()
+        self._step += 1
+        return result.loss_sum
+
+    def _batches(self, steps: int) -> Iterator[Batch]:
+        return self._watched(self._loader.from_step(self._step, self._step + steps), steps)
+
+    def _watched(self, batches: Iterable[Batch], steps: int) -> Iterator[Batch]:
+        for number, batch in enumerate(itertools.islice(batches, steps)):
+            self._watchdog.beat(f"batch {number} of {steps}")
+            yield batch
+
+    @staticmethod
+    def _timed(batches: Iterator[Batch], clock: PhaseClock) -> Iterator[Batch]:
+        while True:
+            clock.enter("data")
+            batch = next(batches, None)
+            clock.enter("other")
+            if batch is None:
+                return
+            yield batch
+
+
+def _peak_mib() -> float:
+    """The peak resident memory of this process, in MiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError("/proc/self/status has no VmHWM")

@@ -1,0 +1,116 @@
+"""Results of a benchmark as tables for the terminal and as plain values for JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Dict, List, Sequence, Tuple
+
+from rich.console import Console
+from rich.table import Table
+
+from ..config import Config, to_dict
+from .bench import Figures
+from .bench_sweep import Combination
+from .phases import MEANINGS
+
+WIDTH = 100  # where the output is no terminal
+
+Columns = Sequence[str]
+Rows = List[Tuple[str, ...]]
+
+
+def as_dict(config: Config, figures: Figures) -> Dict[str, Any]:
+    """The figures together with every setting of the run, as JSON-serializable values."""
+    values = {**dataclasses.asdict(figures), "headroom": figures.headroom}
+    return {"config": to_dict(config), "figures": values}
+
+
+def from_dict(values: Dict[str, Any]) -> Figures:
+    """The figures in the result of :func:`as_dict`."""
+    fields = {field.name for field in dataclasses.fields(Figures)}
+    return Figures(**{name: value for name, value in values["figures"].items() if name in fields})
+
+
+def show(config: Config, figures: Figures) -> None:
+    """Print the results of one benchmark."""
+    console = _console()
+    console.print(
+        f"{figures.ranks} {'rank' if figures.ranks == 1 else 'ranks'}, rank 0 on "
+        f"{figures.device}, global batch {config.train.global_batch_size}, batch norm "
+        f"{config.batch_norm}; {figures.steps} steps",
+        highlight=False,
+    )
+    for columns, rows in (speeds(figures), phases(figures), memory(figures)):
+        console.print(_table(columns, rows))
+
+
+def show_sweep(results: Sequence[Tuple[Combination, Figures]]) -> None:
+    """Print a table with a row for each combination."""
+    _console().print(_table(*sweep(results)))
+
+
+def speeds(figures: Figures) -> Tuple[Columns, Rows]:
+    """Images a second over all ranks, as a table."""
+    slow, middle, fast = (f"{speed:,.1f}" for speed in figures.training_percentiles.values())
+    steps = f"of steps: {slow} (10 %), {middle}, {fast} (90 %)"
+    return ("", "images/s", ""), [
+        ("training", f"{figures.training:,.1f}", steps),
+        ("synchronised", f"{figures.synchronised:,.1f}", "training, every phase waited for"),
+        ("loader alone", f"{figures.loader:,.0f}", f"{figures.headroom:,.1f} times training"),
+        ("evaluation", f"{figures.evaluation:,.1f}", ""),
+    ]
+
+
+def phases(figures: Figures) -> Tuple[Columns, Rows]:
+    """The phases of a synchronised step, as a table."""
+    total = sum(figures.phases.values())
+    rows: Rows = [
+        (MEANINGS[phase], f"{1000 * seconds:.2f}", f"{100 * seconds / total:.1f} %")
+        for phase, seconds in figures.phases.items()
+    ]
+    return ("a synchronised step", "ms", ""), [*rows, ("all", f"{1000 * total:.2f}", "")]
+
+
+def memory(figures: Figures) -> Tuple[Columns, Rows]:
+    """The peak memory of each rank, as a table."""
+    rows: Rows = [(str(rank), f"{peak:,.0f}") for rank, peak in enumerate(figures.peak_mib)]
+    return ("rank", "peak memory, MiB"), rows
+
+
+def sweep(results: Sequence[Tuple[Combination, Figures]]) -> Tuple[Columns, Rows]:
+    """A row for each combination, as a table."""
+    settings = [override.partition("=")[0] for override in results[0][0].overrides]
+    measured = ("images/s", "10 %", "90 %", "allreduce", "loader", "evaluation", "MiB")
+    rows: Rows = []
+    for combination, figures in results:
+        values = (override.partition("=")[2] for override in combination.overrides)
+        slow, _, fast = figures.training_percentiles.values()
+        share = figures.phases["allreduce"] / sum(figures.phases.values())
+        rows.append(
+            (
+                str(combination.ranks),
+                *values,
+                *(f"{speed:,.1f}" for speed in (figures.training, slow, fast)),
+                f"{100 * share:.1f} %",
+                f"x {figures.headroom:,.1f}",
+                f"{figures.evaluation:,.1f}",
+                f"{max(figures.peak_mib):,.0f}",
+            )
+        )
+    return ("ranks", *settings, *measured), rows
+
+
+def _console() -> Console:
+    """Standard output, at a fixed width where it is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
+
+
+def _table(columns: Columns, rows: Rows) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    numbers = [any(row[i][:1].isdigit() for row in rows) for i in range(len(columns))]
+    for column, number in zip(columns, numbers):
+        table.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,333 @@
+"""fit(): the course of a run, and the only module that sees all its parts.
+
+config -> ranks -> device -> data -> net -> checkpoint -> steps -> evaluation -> checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Optional, Tuple, Union
+
+import mxnet as mx
+from mxnet import gluon
+
+from .. import batch_norm, checkpoint, dist
+from ..checkpoint import resume as resuming
+from ..checkpoint import run_folder
+from ..checkpoint.saver import Saver
+from ..config import Config, checked, to_dict
+from ..data import input_pipeline, sharding
+from ..data.arrays import Arrays
+from ..dist import environment
+from ..dist.preemption import StopRequest
+from ..dist.watchdog import Watchdog
+from ..errors import ConfigError
+from ..model import replica
+from ..report.report import Report
+from ..step import shared_gradients
+from ..step.evaluation import Evaluation
+from ..step.loss import Loss
+from ..step.metrics import NonFiniteError, TrainMetrics
+from ..step.optimizer import make_trainer
+from ..step.schedule import set_lr
+from ..step.step import train_step
+from ..step.timing import WARMUP_STEPS, Throughput, Timing
+from . import agreement, outcome, start
+from .agreement import check_alike
+from .early_stopping import Plateau
+from .evaluator import Evaluator
+from .outcome import EpochEnd, OnEpochEnd, Result
+
+
+def fit(
+    net: Optional[gluon.Block] = None,
+    config: Optional[Config] = None,
+    *,
+    loss: Optional[Loss] = None,
+    resume: str = "auto",
+    force: bool = False,
+    on_epoch_end: Optional[OnEpochEnd] = None,
+    train: Union[Arrays, gluon.data.Dataset, None] = None,
+    test: Union[Arrays, gluon.data.Dataset, None] = None,
+) -> Result:
+    """Train ``net`` on every rank that the launcher started, or in this process alone.
+
+    Args:
+        net: any Gluon block that takes float32 (B, C, H, W) and gives logits (B, K); initialised
+            or not. None builds what ``config.model`` says. It is trained in place; apart from its
+            weights and device it is afterwards as it was, also if the run fails.
+        config: every setting; None takes the defaults.
+        loss: maps logits (B, K) and labels, float32 (B,), to the loss of each sample, (B,): one of
+            Gluon's losses or any function of arrays. None takes softmax cross entropy.
+        resume: ``auto`` resumes from the newest complete checkpoint in the run's folder, ``none``
+            starts anew, anything else is the path of a checkpoint. Whatever else the folder holds
+            that is not an ancestor of the new run is set aside. A launch that is restarted after a
+            fault resumes from its own checkpoints in any case. Only rank 0 needs access to the
+            folder.
+        force: resume even if settings, or the number of training images, differ from those the
+            checkpoint was made with.
+        on_epoch_end: called on every rank with an :class:`EpochEnd` after each epoch, and where
+            ``train.max_steps`` ends the run within one, once its checkpoint is on its way. An
+            exception ends the run, which resumes after that epoch. It must not change the net.
+        train, test: images, uint8 (N, H, W) or (N, H, W, C), and labels, integer (N,), from 0, as
+            NumPy arrays; or a Gluon dataset of such pairs, which is read into memory. Give the
+            whole set on every rank. Both None reads what ``config.data`` names.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: bad input; nothing has been written yet.
+        PeerError: the same, on another rank.
+        TrainingError: the loss or the weights are not finite, or the last checkpoint could not be
+            written.
+        KeyboardInterrupt: after ctrl-C; a process that trains alone saves first.
+    """
+    if net is not None and not isinstance(net, gluon.Block):
+        raise ConfigError(
+            f"the net is a {type(net).__name__}; it must be a Gluon Block (a config alone goes as "
+            "config=...)"
+        )
+    config = Config() if config is None else checked(config)
+    if loss is not None and config.train.label_smoothing:
+        raise ConfigError("train.label_smoothing is for the default loss; leave it out, or loss=")
+    if on_epoch_end is not None:
+        outcome.check(on_epoch_end)
+    if train is not None:  # the recorded config must not name a dataset that was not used
+        config = replace(config, data=replace(config.data, dataset="arrays"))
+    seconds = config.train.watchdog_seconds
+    with Watchdog(seconds, environment.where()) as watchdog, StopRequest() as stop:
+        watchdog.beat("the rendezvous of all ranks")
+        with ThreadPoolExecutor(1) as reader:  # meanwhile the ranks wait for each other
+            data = reader.submit(input_pipeline.read, config.data, train, test)
+            dist.init(config.optimizer.groups > 0, shared_gradients.wanted(config.optimizer))
+        run = _Run(config, loss, on_epoch_end, watchdog)
+        try:
+            run.begin(net, data, resume, force)
+            result = run.go(stop)
+        finally:
+            run.close()
+    if result.stopped and stop.interrupted:
+        raise KeyboardInterrupt
+    return result
+
+
+class _Run:
+    """The state of one call of :func:`fit`, and its stages."""
+
+    def __init__(
+        self,
+        config: Config,
+        loss: Optional[Loss],
+        on_epoch_end: Optional[OnEpochEnd],
+        watchdog: Watchdog,
+    ):
+        self.config, self.loss, self.on_epoch_end = config, loss, on_epoch_end
+        self.watchdog = watchdog
+        self.evaluation: Optional[Evaluation] = None
+        self._open = contextlib.ExitStack()  # closed however the run ends: a notebook goes on
+        self.throughput = Throughput()
+        self.stopped_early = False  # last_step is then the one at which train.patience was out
+
+    def begin(
+        self,
+        net: Optional[gluon.Block],
+        data: Future[Tuple[Arrays, Arrays]],
+        resume_from: str,
+        force: bool,
+    ) -> None:
+        """Bring all ranks to the same weights and step: initial ones, or those of a checkpoint."""
+        config = self.config
+        self.watchdog.beat("the start of the run")
+        dist.node_process_set()  # collective, so not inside together()
+        path: Optional[Path] = None
+        with dist.together():  # the first, which ends when the ranks have connected, see dist.init
+            own = start.prepare(net, config, self.loss, data, self._open)
+        self.ctx, train, self.test, self.loader, self.net, layers, self.num_classes = own
+        self.train_size, self.image_shape = len(train[1]), train[0].shape[1:]
+        self.epoch_steps = self.loader.steps_per_epoch
+        self.last_step = config.train.epochs * self.epoch_steps
+        if config.train.max_steps is not None:
+            self.last_step = min(self.last_step, config.train.max_steps)
+        with dist.together():
+            agreement.check(config)
+            check_alike(train, self.test)
+        with dist.together():
+            self.trainer = make_trainer(self.net, config.optimizer)
+            # Only rank 0 looks for checkpoints: all ranks use the same one, without a shared disk.
+            if dist.is_root():
+                path = resuming.choose(config, resume_from, force, self.train_size)
+        batch_norm.connect(self.net)
+        state = resuming.restore(path, self.net, self.trainer)
+        replica.take_statistics(self.net, state["statistics"])
+        self.step: int = state["step"]
+        self.saved_step = self.step if path else None
+        self.metrics = TrainMetrics(self.ctx, state["totals"], self.net.collect_params().values())
+        self.plateau = Plateau(*(state.get("plateau") or ()))
+        planned = self.last_step
+        self._stop_early_if_due()
+        with dist.together(), run_folder.usable(config.folder):
+            if dist.is_root():
+                self._open.callback(run_folder.take_folder(config, path).release)
+            complete = self.step >= self.last_step
+            self.report = Report(
+                config, self.epoch_steps, self.step, planned, self.num_classes, complete
+            )
+            self._open.callback(self.report.close)
+        self.evaluator = Evaluator(
+            self.net,
+            config,
+            self.loader,
+            self.test,
+            self.num_classes,
+            self.loss,
+            self.ctx,
+            self.report,
+            self.watchdog,
+        )
+        self.saver = Saver(
+            config.checkpoint_folder,
+            config.checkpoint.keep,
+            self.report.warning,
+            self.report.checkpoint,
+        )
+        self.report.begin(self.train_size, len(self.test[1]), self.ctx, path, layers, self.net)
+        monitor = config.monitor
+        self.timing = Timing(
+            monitor.every_steps if monitor.tensorboard else None, self.step + WARMUP_STEPS
+        )
+
+    def go(self, stop: StopRequest) -> Result:
+        """Make the remaining steps, evaluate and save."""
+        stopped = False
+        try:
+            stopped = self._train(stop)
+            if not stopped and self.evaluation is None:
+                self.evaluation = self.evaluator.evaluate(self.step, last=False)  # as saved
+        except NonFiniteError as error:
+            self.saver.wait()
+            dist.shutdown()
+            shared_gradients.release(self.trainer)
+            raise outcome.not_finite(self.config, error) from error
+        finally:
+            self.saver.wait()
+            self.report.end_display()
+        return self._finish(stopped)
+
+    def _train(self, stop: StopRequest) -> bool:
+        """Make the remaining steps; returns whether it was asked to stop before the last."""
+        config = self.config
+        batches = self.loader.from_step(self.step, self.last_step)
+        for made, batch in enumerate(batches, start=1):
+            self.watchdog.beat(f"step {self.step}")
+            mx.random.seed(sharding.step_seed(config.seed, self.step, dist.rank()))
+            lr = set_lr(self.trainer, config, self.step, self.epoch_steps)
+            due = self._due(config.monitor.every_steps, offset=1)
+            mark = self.timing.of(self.step)
+            norm = due or self._due(self.epoch_steps, offset=1)  # then histograms of gradients
+            result = train_step(self.net, self.trainer, batch, config, norm, mark, self.loss)
+            self.metrics.add(self.step, result, batch.samples)
+            self.step += 1
+            self.throughput.step(batch.global_samples)
+            if due:
+                self._report(lr, result.gradient_norm)
+            self.report.step(self.step)
+            self.saver.poll()
+            if self._due(self.epoch_steps):
+                self._end_epoch()
+            elif self._due(config.checkpoint.every_steps):
+                self._save()
+            if self.step == self.last_step:  # maybe before that of the batches: stopped early
+                break
+            if stop.agreed():
+                if self.saved_step != self.step:
+                    self._save()
+                return True
+            if made == WARMUP_STEPS or (made > WARMUP_STEPS and self.saved_step == self.step):
+                mx.nd.waitall()
+                self.throughput.begin()
+        return False
+
+    def _due(self, every: Optional[int], offset: int = 0) -> bool:
+        """Whether what is due every ``every`` steps is due now; after the last step it is."""
+        step = self.step + offset
+        return every is not None and (step % every == 0 or step == self.last_step)
+
+    def _report(self, lr: float, norm: Optional[mx.nd.NDArray]) -> None:
+        # A run cut short by train.max_steps keeps its window, for the run that resumes from there.
+        means = self.metrics.read(end=self.step % self.config.monitor.every_steps == 0)
+        self.throughput.mark()
+        times = self.timing.read()
+        self.report.training(self.step, means, lr, norm, self.throughput.read(), times)
+
+    def _end_epoch(self) -> None:
+        whole = self.step % self.epoch_steps == 0
+        epoch = -(-self.step // self.epoch_steps)
+        training = self.metrics.read_epoch(end=whole)
+        self.report.epoch(self.step, training)
+        self.throughput.end()
+        self.report.parameters(self.step, self.net, self.trainer)
+        every = self.config.evaluate.every_epochs
+        scheduled = whole and every > 0 and epoch % every == 0
+        last = self.step == self.last_step
+        self.evaluation = self.evaluator.evaluate(self.step, last) if last or scheduled else None
+        # What train.max_steps adds does not count: a run without it would stop elsewhere.
+        if scheduled and self.evaluation is not None:
+            self.plateau = self.plateau.after(self.evaluation.accuracy)
+            if self._stop_early_if_due() and self.config.calibrate_samples:
+                self.evaluation = self.evaluator.evaluate(self.step, last=True)
+        self._save(None if self.evaluation is None else self.evaluation.accuracy)
+        if self.on_epoch_end is not None:
+            self.watchdog.beat(f"on_epoch_end after step {self.step}")
+            self.on_epoch_end(EpochEnd(epoch, self.step, training, self.evaluation))
+
+    def _stop_early_if_due(self) -> bool:
+        """End the run at this step if train.patience is out; returns whether it does."""
+        due = self.step < self.last_step and self.plateau.outlasts(self.config.train.patience)
+        if due:
+            self.last_step, self.stopped_early = self.step, True
+        return due
+
+    def _save(self, accuracy: Optional[float] = None) -> None:
+        self.watchdog.beat(f"the save after step {self.step}")
+        # This raises on every rank if the weights are not finite, so that they are never saved.
+        totals = self.metrics.totals()
+        self.throughput.end()
+        state = {
+            "step": self.step,
+            "totals": totals,
+            "accuracy": accuracy,
+            "plateau": self.plateau,
+            "config": to_dict(self.config),
+            "image_shape": self.image_shape,
+            "train_size": self.train_size,
+            "launch": environment.launch_id(),
+        }
+        self.saved_step = self.step
+        statistics = replica.gather_statistics(self.net, self.config)
+        if statistics is not None and self._due(self.epoch_steps):
+            self.report.drift(self.step, replica.drift(self.net, statistics))
+        self.report.flush()
+        with replica.as_one_model(self.net, self.config):
+            if dist.is_root():
+                self.saver.wait()  # before copying: memory holds one copy at most
+                self.saver.begin(checkpoint.snapshot(self.net, self.trainer, state, statistics))
+
+    def _finish(self, stopped: bool) -> Result:
+        self.watchdog.beat("the end of the run")
+        shared_gradients.release(self.trainer)
+        reason = dist.broadcast_object(self.saver.wait())
+        if reason is not None:
+            dist.shutdown()
+            raise outcome.not_saved(self.config, self.step, self.last_step, reason)
+        replica.merge_running_statistics(self.net, self.config)
+        mx.nd.waitall()
+        evaluation = None if stopped else self.evaluation
+        speed = self.throughput.overall
+        state = "stopped" if stopped else "stopped early" if self.stopped_early else "done"
+        self.report.end(self.step, state, evaluation, speed)
+        return Result(self.config.folder, self.step, evaluation, speed, stopped, self.stopped_early)
+
+    def close(self) -> None:
+        """Close files, let other runs into the folder, leave the net as it was, but for weights."""
+        self._open.close()

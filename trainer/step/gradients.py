@@ -1,0 +1,125 @@
+"""Gradients of a step: averaged over ranks, clipped, and applied."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Callable, Dict, List, Optional
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+
+from ..dist.array_memory import dense_on_cpu, memory_of
+from . import momentum, shared_gradients
+
+
+def mean_gradients(trainer: gluon.Trainer) -> Dict[str, np.ndarray]:
+    """The last step's gradients of the global mean loss, after clipping, by parameter name."""
+    moved = [p for p in trainer._params if p.grad_req != "null"]
+    return {p.name: p.list_grad()[0].asnumpy() * trainer._scale for p in moved}
+
+
+def gradients(trainer: gluon.Trainer) -> List[mx.nd.NDArray]:
+    """This rank's gradient arrays, in the trainer's order."""
+    return [p.list_grad()[0] for p in trainer._params if p.grad_req != "null"]
+
+
+def zero_unused_gradients(trainer: gluon.Trainer) -> None:
+    """Zero the gradients of parameters that this rank's forward did not use.
+
+    Gluon would leave the last step's reduced gradient there and skip the update. Where ranks take
+    different paths (layers dropped at random, branches on the data), the sum over ranks would be
+    wrong and their weights would diverge.
+    """
+    for parameter in trainer._params:
+        if parameter.grad_req == "null":
+            continue
+        data = parameter.list_data()[0]
+        if not data._fresh_grad:
+            parameter.zero_grad()
+            data._fresh_grad = True
+
+
+Mark = Callable[[str], None]
+
+
+def unmarked(part: str) -> None:
+    """The mark of a step that is not timed: does nothing."""
+
+
+def apart(part: str) -> None:
+    """A mark that does nothing but keep allreduce and update apart, for others to time."""
+
+
+def reduce_and_update(
+    trainer: gluon.Trainer, clip_norm: Optional[float], want_norm: bool, mark: Mark = unmarked
+) -> Optional[mx.nd.NDArray]:
+    """Average gradients over ranks, clip them, update the parameters; asynchronous.
+
+    Returns:
+        The L2 norm, before clipping, of the gradient of the global batch's mean loss, float32
+        (1,) on the device, where ``want_norm`` or ``clip_norm`` asks for it. Otherwise the ranks'
+        gradients may be added up in the update alone, and mean_gradients does not find them.
+    """
+    zero_unused_gradients(trainer)
+    whole = clip_norm is None and not want_norm and mark is unmarked
+    if whole and _reduce_in_update(trainer):
+        return None
+    trainer.allreduce_grads()
+    mark("allreduce")
+    norm = None
+    if want_norm or clip_norm is not None:
+        arrays = gradients(trainer)
+        # Without NCCL Horovod leaves a sum, and _scale is 1 / world_size for the update; with it, a
+        # mean, and _scale is 1. The product is the norm of the mean in either case.
+        norm = _norm(arrays) * trainer._scale
+        if clip_norm is not None:
+            _rescale(arrays, mx.nd.minimum(clip_norm / (norm + 1e-12), 1.0))
+    trainer.update(1)
+    return norm
+
+
+def _reduce_in_update(trainer: gluon.Trainer) -> bool:
+    """Add up the gradients of ranks that share memory while updating; False if not possible."""
+    optimizer = trainer.optimizer
+    if not isinstance(optimizer, momentum.InOnePass):
+        return False
+    moved = [p for p in trainer._params if p.grad_req != "null"]
+    if not optimizer.handles(*(p.list_data()[0] for p in moved)):
+        return False
+    rows = shared_gradients.rows(trainer)
+    if rows is None:
+        return False
+    with rows as gradients, optimizer.adding(gradients):
+        trainer.update(1)
+    return True
+
+
+def _norm(arrays: List[mx.nd.NDArray]) -> mx.nd.NDArray:
+    """The joint L2 norm of ``arrays``, float32 (1,)."""
+    if _on_host(arrays):
+        mx.nd.waitall()  # NumPy must not read an array that the engine still works on
+        views = map(memory_of, arrays)
+        return mx.nd.array([math.sqrt(sum(float(np.vdot(view, view)) for view in views))])
+    by_dtype: Dict[Any, List[mx.nd.NDArray]] = {}
+    for array in arrays:  # a net cast to float16 keeps its batch norm in float32
+        by_dtype.setdefault(array.dtype, []).append(array)
+    squares = [mx.nd.multi_sum_sq(*alike, num_arrays=len(alike)) for alike in by_dtype.values()]
+    return mx.nd.concat(*squares, dim=0).sum().sqrt()
+
+
+@np.errstate(all="ignore")  # a net that diverges is reported by the metrics
+def _rescale(arrays: List[mx.nd.NDArray], factor: mx.nd.NDArray) -> None:
+    """Multiply ``arrays`` by ``factor``, float32 (1,), in place."""
+    if not _on_host(arrays):
+        for array in arrays:
+            array *= factor.astype(array.dtype, copy=False)
+    elif factor.asscalar() != 1:
+        mx.nd.waitall()
+        for view in map(memory_of, arrays):
+            view *= view.dtype.type(factor.asscalar())
+
+
+def _on_host(arrays: List[mx.nd.NDArray]) -> bool:
+    """Whether NumPy can process ``arrays`` in place: on CPUs five times as fast as MXNet."""
+    return all(dense_on_cpu(array, np.float32, np.float64) for array in arrays)

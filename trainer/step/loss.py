@@ -1,0 +1,72 @@
+"""Losses: softmax cross entropy, and the check of one that the user gives."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import mxnet as mx
+from mxnet import autograd, gluon
+
+from ..errors import ConfigError, describe_error
+
+
+def check_loss(loss_of: Loss, scores: int, ctx: mx.Context) -> None:
+    """Refuse a loss that does not give one value per sample, or has no gradient.
+
+    Raises:
+        ConfigError: it fails, has another shape, cannot be differentiated, or has parameters to be
+            trained.
+    """
+    if isinstance(loss_of, type):
+        name = loss_of.__name__
+        raise ConfigError(f"the loss is the class {name}; give an instance of it, {name}()")
+    own = loss_of.collect_params().values() if isinstance(loss_of, gluon.Block) else ()
+    trained = [parameter.name for parameter in own if parameter.grad_req != "null"]
+    if trained:
+        raise ConfigError(
+            f"the loss has parameters of its own ({', '.join(trained)}), which fit would not "
+            "train; make them part of the net, and the loss a function of its scores"
+        )
+    given, label = mx.nd.zeros((2, scores), ctx=ctx), mx.nd.zeros((2,), ctx=ctx)
+    given.attach_grad()
+    try:
+        with autograd.record():
+            found = loss_of(given, label)
+        mx.nd.waitall()
+    except Exception as error:
+        raise ConfigError(
+            f"the loss cannot take scores (2, {scores}) and labels (2,): {describe_error(error)}"
+        ) from error
+    shape = getattr(found, "shape", None)
+    if shape != (2,):
+        raise ConfigError(
+            f"the loss gives {shape or type(found).__name__} for 2 samples; it must be (2,), one "
+            "number for each, as Gluon's losses give"
+        )
+    try:
+        found.backward()
+        mx.nd.waitall()
+    except Exception as error:
+        raise ConfigError(
+            f"the loss has no gradient with respect to the scores: {describe_error(error)}; "
+            "compute it by operators of MXNet, on the arrays it is given"
+        ) from error
+
+
+# Maps logits (B, K) and labels (B,) to the loss of each sample (B,).
+Loss = Callable[[mx.nd.NDArray, mx.nd.NDArray], mx.nd.NDArray]
+
+
+def cross_entropy(
+    logits: mx.nd.NDArray, label: mx.nd.NDArray, smoothing: float = 0.0
+) -> mx.nd.NDArray:
+    """Softmax cross entropy of each sample, (B, K) and (B,) -> (B,).
+
+    With ``smoothing`` s the target is 1 - s on the label plus s / K on every class (Szegedy et
+    al., "Rethinking the Inception architecture", CVPR 2016, section 7).
+    """
+    log_probability = mx.nd.log_softmax(logits, axis=-1)
+    loss = -mx.nd.pick(log_probability, label, axis=-1)
+    if smoothing:
+        loss = (1 - smoothing) * loss - smoothing * log_probability.mean(axis=-1)
+    return loss

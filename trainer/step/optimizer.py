@@ -1,0 +1,147 @@
+"""The optimizer, and the trainer that averages gradients over ranks."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any, Dict
+
+import mxnet as mx
+from mxnet import gluon
+
+from .. import dist
+from ..config import Optimizer
+from ..dist.ranks import horovod
+from ..errors import ConfigError, nearest
+from . import momentum, shared_gradients
+
+_IN_ONE_PASS = {"sgd": momentum.SGD, "nag": momentum.NAG}
+
+
+def make_optimizer(settings: Optimizer) -> mx.optimizer.Optimizer:
+    """The MXNet optimizer that ``settings`` describe.
+
+    Raises:
+        ConfigError: no optimizer has that name, or it refuses an argument.
+    """
+    name = "nag" if settings.nesterov else settings.name.lower()
+    known = sorted(mx.optimizer.Optimizer.opt_registry)
+    if name not in known:
+        raise ConfigError(
+            f"optimizer.name is {settings.name!r}{nearest(name, known)}; "
+            f"MXNet has {', '.join(known)}"
+        )
+    arguments: Dict[str, Any] = {"learning_rate": settings.lr, "wd": settings.weight_decay}
+    if name in ("sgd", "nag"):
+        arguments["momentum"] = settings.momentum
+    twice = sorted(arguments.keys() & settings.arguments.keys())
+    if twice:
+        setting = {"learning_rate": "lr", "wd": "weight_decay"}.get(twice[0], twice[0])
+        raise ConfigError(f"optimizer.arguments has {twice[0]}; set optimizer.{setting} instead")
+    if "lr_scheduler" in settings.arguments:
+        raise ConfigError("optimizer.arguments has lr_scheduler; the settings of schedule do that")
+    try:
+        make = _IN_ONE_PASS.get(name) or functools.partial(mx.optimizer.create, name)
+        _try_out(make(**{**arguments, **settings.arguments}))
+        return make(**{**arguments, **settings.arguments})
+    except Exception as error:  # MXNet checks some arguments nowhere, others in the first update
+        lines = str(error).splitlines() or [f"{type(error).__name__} in its update of a vector"]
+        raise ConfigError(f"optimizer.arguments do not fit {name}: {lines[0]}") from error
+
+
+def _try_out(optimizer: mx.optimizer.Optimizer) -> None:
+    """Update a vector, such as a bias is."""
+    weight, gradient = mx.nd.ones(2), mx.nd.ones(2)
+    mx.optimizer.get_updater(optimizer)([0], [gradient], [weight])
+    weight.wait_to_read()
+
+
+def make_trainer(net: gluon.Block, settings: Optimizer) -> gluon.Trainer:
+    """The distributed trainer of ``net``, which must be initialised; on every rank.
+
+    Unless asked for, gamma, beta and biases (parameters of at most one dimension) do not decay.
+
+    Raises:
+        ConfigError: the optimizer would not keep the weights of several ranks alike.
+    """
+    optimizer = make_optimizer(settings)
+    if dist.world_size() > 1 and isinstance(optimizer, mx.optimizer.SGLD):
+        raise ConfigError(
+            f"optimizer.name is {settings.name}, whose noise each rank would draw for itself, so "
+            "that their weights would part; train on one rank, or take another optimizer"
+        )
+    parameters = net.collect_params()
+    for parameter in parameters.values():
+        if parameter.grad_req == "null":
+            continue
+        if len(parameter.shape) <= 1 and not settings.decay_norm_and_bias:
+            parameter.wd_mult = 0.0
+        # Whatever the user or an earlier run of this net left there.
+        parameter.grad_req = "add" if settings.accumulate > 1 else "write"
+    trainer = gluon_trainer(
+        parameters,
+        optimizer,
+        settings.fp16_allreduce,
+        settings.groups,
+        settings.shared_memory,
+    )
+    if isinstance(optimizer, momentum.InOnePass):
+        optimizer.may_wait = _waits_anyway(trainer)
+    return trainer
+
+
+def _waits_anyway(trainer: gluon.Trainer) -> bool:
+    """Whether this process waits for backward before the update, or has one core for everything.
+
+    Elsewhere the host enqueues the next step while the device computes.
+    """
+    if dist.world_size() == 1:
+        return os.environ.get("OMP_NUM_THREADS") == "1"
+    return dist.ranks_share_memory() and shared_gradients.used_by(trainer)
+
+
+def gluon_trainer(
+    parameters: Any,
+    optimizer: mx.optimizer.Optimizer,
+    fp16: bool = False,
+    groups: int = 1,
+    shared_memory: bool = True,
+) -> mx.gluon.Trainer:
+    """Gluon's trainer, with gradients averaged over ranks by Horovod where there are several.
+
+    Args:
+        parameters: a ``ParameterDict``, the same on every rank.
+        fp16: send gradients as float16. Pays only where the link is slower than the rounding.
+        groups: fixed groups in which gradients are reduced, so that the order of summation, and
+            every bit of the result, is the same in every run. With 0 Horovod fuses whatever is
+            ready, and on three ranks or more the last bits differ from run to run.
+        shared_memory: where all ranks compute on the CPUs of one node, reduce gradients in shared
+            memory instead (see shared_gradients.py). The first step moves them there, so code that
+            reads gradients must call ``parameter.grad()`` in every step.
+
+    Raises:
+        ValueError: gradients are sparse, for which Horovod writes beyond their memory, or on
+            several devices, of which it would reduce the first one's alone.
+    """
+    hvd = horovod()
+    if hvd is None:
+        return mx.gluon.Trainer(parameters, optimizer, kvstore=None)
+    compression = hvd.Compression.fp16 if fp16 else hvd.Compression.none
+    trainer = hvd.DistributedTrainer(
+        parameters, optimizer, compression=compression, num_groups=groups
+    )
+    if len(trainer._contexts) > 1:
+        raise ValueError(
+            f"the net is on {', '.join(map(str, trainer._contexts))}; a rank trains it on one: "
+            "net.collect_params().reset_ctx(ctx), before the trainer is made"
+        )
+    if trainer._contains_sparse_grad:
+        raise ValueError(
+            "gradients are sparse, which cannot be added up over ranks; set sparse_grad=False"
+        )
+    # Otherwise NCCL averages, and the trainer does not divide by the number of ranks.
+    if shared_memory and not fp16 and trainer._average_in_framework:
+        from .shared_gradients import SharedGradients
+
+        trainer._allreduce_grads = SharedGradients(trainer)
+    return trainer

@@ -1,0 +1,113 @@
+"""One training or evaluation step: no I/O, no logging, no waiting for the device."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import NamedTuple, Optional, Tuple
+
+import mxnet as mx
+from mxnet import autograd, gluon
+
+from .. import batch_norm, dist
+from ..config import Config
+from ..data.loader import Batch
+from ..errors import ConfigError
+from .gradients import Mark, reduce_and_update, unmarked
+from .loss import Loss, cross_entropy
+
+
+class StepResult(NamedTuple):
+    """Sums over this rank's samples of a global batch, on the device."""
+
+    loss_sum: mx.nd.NDArray  # float32 (1,)
+    correct: mx.nd.NDArray  # float32 (1,)
+    gradient_norm: Optional[mx.nd.NDArray]  # float32 (1,), of the global batch
+
+
+def forward(net: gluon.Block, data: mx.nd.NDArray) -> mx.nd.NDArray:
+    """Logits, float32 (B, K) whatever the net's own dtype, of ``data``, float32 (B, C, H, W).
+
+    Raises:
+        ConfigError: the net returns something else, as some do in training mode only.
+    """
+    logits = net(data)
+    if not isinstance(logits, mx.nd.NDArray):
+        mode = "training" if autograd.is_training() else "inference"
+        raise ConfigError(
+            f"in {mode} the net gives a {type(logits).__name__}; it must be one array of scores, "
+            "(batch, classes): have its forward return the first, or their sum"
+        )
+    return logits.astype("float32", copy=False)
+
+
+def train_step(
+    net: gluon.Block,
+    trainer: gluon.Trainer,
+    batch: Batch,
+    config: Config,
+    want_norm: bool = False,
+    mark: Mark = unmarked,
+    loss_of: Optional[Loss] = None,
+) -> StepResult:
+    """One training step: forward, backward, average over ranks, update; collective.
+
+    The gradient is that of the mean loss over the global batch, however its samples are sharded:
+    each rank weights its samples by world_size / global_samples, and the trainer divides the sum
+    over ranks by world_size.
+
+    Args:
+        want_norm: return the gradient norm, and leave gradients for ``gradients.mean_gradients``.
+        mark: called with ``compute`` (forward and backward) and ``allreduce`` when that part of the
+            step has been enqueued.
+        loss_of: None takes cross entropy with the label smoothing of ``config``.
+    """
+    loss_of = loss_of or functools.partial(cross_entropy, smoothing=config.train.label_smoothing)
+    if config.optimizer.accumulate > 1:
+        for parameter in trainer._params:
+            if parameter.grad_req != "null":
+                parameter.zero_grad()
+    loss_sum, correct, stop = 0.0, 0.0, 0
+    for rows in batch.micro_batches or (batch.samples,):
+        start, stop = stop, stop + rows
+        part_loss, part_correct = _forward_backward(net, batch, start, stop, config, loss_of)
+        loss_sum, correct = loss_sum + part_loss, correct + part_correct
+    mark("compute")
+    norm = reduce_and_update(trainer, config.optimizer.clip_norm, want_norm, mark)
+    return StepResult(loss_sum, correct, norm)
+
+
+def _forward_backward(
+    net: gluon.Block, batch: Batch, start: int, stop: int, config: Config, loss_of: Loss
+) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
+    """Backward over samples ``start`` to ``stop`` of a rank's batch; sums of loss and correct ones.
+
+    Without samples the rank runs a placeholder of weight 0, to take part in every collective: with
+    synced batch norm as an empty batch, otherwise in inference mode, which does not update running
+    statistics.
+    """
+    empty = start == stop
+    synced = config.batch_norm != "local"
+    whole = stop - start == batch.samples or (empty and batch.samples == 0)
+    data, label = batch.data, batch.label
+    if not whole:
+        rows = slice(start, stop) if not empty else slice(0, 1)
+        data, label = data[rows], label[rows]
+    weight = 0.0 if empty else dist.world_size() / batch.global_samples
+    context = batch_norm.empty_batch() if empty and synced else contextlib.nullcontext()
+    with context:
+        with autograd.record(train_mode=synced or not empty):
+            logits = forward(net, data)
+            loss = loss_of(logits, label)
+        loss.backward(mx.nd.full(loss.shape, weight, ctx=loss.context, dtype=loss.dtype))
+    correct = mx.nd.equal(logits.detach().argmax(axis=-1), label)
+    counted = 0.0 if empty else 1.0
+    return loss.detach().sum() * counted, correct.sum() * counted
+
+
+def eval_step(
+    net: gluon.Block, batch: Batch, loss_of: Loss = cross_entropy
+) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
+    """Losses, float32 (B,), and logits, float32 (B, K), of the samples of a batch."""
+    logits = forward(net, batch.data)
+    return loss_of(logits, batch.label), logits

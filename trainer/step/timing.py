@@ -1,0 +1,148 @@
+"""Times the parts of a step on each rank, on one step out of many.
+
+Operators run asynchronously, so timing the parts of a step means waiting for the device between
+them. That is done on the first step after a reading, when all ranks have just synchronised; it
+costs that step the overlap of computation and communication.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, Dict, List, Optional
+
+import mxnet as mx
+import numpy as np
+import psutil
+
+from .. import dist
+from ..batch_norm.coefficients_native import seconds_of_sums
+from .gradients import Mark, unmarked
+
+
+class StepTimer:
+    """The parts of one step: each ends where :meth:`mark` is called with its name."""
+
+    def __init__(self) -> None:
+        mx.nd.waitall()
+        self.seconds: Dict[str, float] = {}  # of each part, without synced batch norm's sums
+        self.sums = 0.0  # seconds in synced batch norm's sums: mostly waiting for peers
+        self._since = time.perf_counter(), seconds_of_sums()
+
+    def mark(self, part: str) -> None:
+        """End ``part``, which has been enqueued, by waiting for the device."""
+        mx.nd.waitall()
+        before, self._since = self._since, (time.perf_counter(), seconds_of_sums())
+        elapsed, sums = (now - then for now, then in zip(self._since, before))
+        self.seconds[part] = elapsed - sums
+        self.sums += sums
+
+
+class Timing:
+    """The timed steps of a run.
+
+    Args:
+        every: time one step out of this many; None disables timing.
+        first_step: do not time earlier steps.
+    """
+
+    def __init__(self, every: Optional[int], first_step: int):
+        self._every, self._first = every, first_step
+        self._timer: Optional[StepTimer] = None
+
+    def of(self, step: int) -> Mark:
+        """The mark function for the step after ``step`` steps; see train_step."""
+        if self._every is None or step % self._every or step < self._first:
+            return unmarked
+        self._timer = StepTimer()
+        return self._timer.mark
+
+    def read(self) -> Dict[str, float]:
+        """Metrics of the ranks' last timed steps, and of their memory, by tag; collective.
+
+        ``compute_ms`` is forward and backward without synced batch norm's sums. The rank that
+        arrives last at the allreduce does not wait, so the shortest allreduce approximates the
+        communication itself, and the excess of the longest is waiting.
+        """
+        if self._every is None:
+            return {}
+        ranks = dist.world_size()
+        table = np.zeros((ranks, 4))
+        table[dist.rank()] = self._own()
+        compute, sums, allreduce, memory = dist.allreduce_sum(table, "timing").T
+        figures = {"system/memory_megabytes_largest_rank": memory.max() / 1e6}
+        if np.isnan(compute).any():
+            return figures
+        figures["speed/compute_ms_slowest_rank"] = 1e3 * compute.max()
+        if ranks > 1:
+            figures["speed/compute_ms_fastest_rank"] = 1e3 * compute.min()
+            figures["speed/slowest_rank"] = compute.argmax()
+            figures["speed/spread_percent"] = 100 * (compute.max() / compute.min() - 1)
+            figures["speed/allreduce_ms"] = 1e3 * allreduce.min()
+            figures["speed/waiting_ms"] = 1e3 * np.ptp(allreduce)
+        if sums.any():
+            figures["speed/batch_norm_sums_ms"] = 1e3 * sums.min()
+        return figures
+
+    def _own(self) -> List[float]:
+        """[compute, batch norm's sums, allreduce] in seconds, NaN if untimed; resident bytes."""
+        timer, self._timer = self._timer, None
+        seconds = timer.seconds if timer else {}
+        sums = timer.sums if timer else np.nan
+        parts = [seconds.get("compute", np.nan), sums, seconds.get("allreduce", np.nan)]
+        return [*parts, psutil.Process().memory_info().rss]
+
+
+# The first steps compile graphs, allocate memory and connect ranks.
+WARMUP_STEPS = 5
+
+
+class Throughput:
+    """Counts images and the time spent training on them.
+
+    Steps are enqueued asynchronously, so the time is read only where the host has just waited for
+    all of them: :meth:`begin`, :meth:`end` and :meth:`mark` must be called at such places.
+
+    Args:
+        clock: a monotonic clock, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._since: Optional[float] = None
+        self._pending = 0
+        self._window_images, self._window_seconds = 0, 0.0
+        self._images, self._seconds = 0, 0.0
+
+    def begin(self) -> None:
+        """Start timing; images since the last :meth:`end` do not count."""
+        self._since = self._clock()
+        self._pending = 0
+
+    def step(self, images: int) -> None:
+        """Count a step over ``images``, of all ranks, that has been enqueued."""
+        self._pending += images
+
+    def end(self) -> None:
+        """Stop timing, as all steps are complete; what follows is not training."""
+        if self._since is not None:
+            self._window_images += self._pending
+            self._window_seconds += self._clock() - self._since
+        self._since = None
+
+    def mark(self) -> None:
+        """Read the time, as all steps so far are complete, and continue timing."""
+        if self._since is not None:
+            self.end()
+            self.begin()
+
+    def read(self) -> Optional[float]:
+        """Images a second since the last reading; None if nothing was timed."""
+        images, seconds = self._window_images, self._window_seconds
+        self._images, self._seconds = self._images + images, self._seconds + seconds
+        self._window_images, self._window_seconds = 0, 0.0
+        return images / seconds if seconds else None
+
+    @property
+    def overall(self) -> Optional[float]:
+        """Images a second over all readings; None if nothing was timed."""
+        return self._images / self._seconds if self._seconds else None
