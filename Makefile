@@ -3,7 +3,7 @@
 #   make train    train on Fashion-MNIST: CONFIG, RANKS, and overrides in ARGS ("optimizer.lr=0.1")
 #   make test     run all tests, two files at a time; ARGS go to pytest ("-k sharding", "-n 0")
 #   make chaos    52 runs in which ranks die, disks fill and links break (TRIALS, SEED; as root)
-#   make lint     ruff and mypy
+#   make lint     ruff, mypy and the rule which room may import which (pyproject.toml)
 #   make bench    compare speed with alternatives, for the docs; TORCH=1 installs PyTorch for it
 #   make setup    only set up; GPU=1 for machines with NVIDIA GPUs
 #   make data     set up, and find or download Fashion-MNIST
@@ -37,6 +37,7 @@ lint: python
 	@$(INSTALL) --dev
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 
 bench: python $(if $(TORCH),.venv-bench/bin/torchrun)
 	@$(INSTALL) --data
