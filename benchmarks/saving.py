@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, List
 
 import mxnet as mx
 import numpy as np
@@ -34,7 +34,7 @@ from trainer.model import resnet18
 from trainer.step.optimizer import make_trainer
 from trainer.step.step import train_step
 
-STATE: Dict[str, Any] = {"step": 0, "accuracy": None}
+STATE = checkpoint.RunState()
 
 
 def milliseconds(work: Callable[[], Any]) -> float:

@@ -95,7 +95,7 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(
             process.kill()
         assert process.returncode != 0
     path = checkpoint.find_latest(tmp_path / "default" / "checkpoints", print)
-    assert path is not None and 0 < checkpoint.read_state(path)["step"] < 32
+    assert path is not None and 0 < checkpoint.read_state(path).step < 32
     done = run(command)
     assert done.code == 0 and "resumes from" in done.out, done.out + done.err
     expected = _weights(straight)
@@ -210,7 +210,7 @@ def test_a_saved_model_is_evaluated_and_calibrated_on_ranks(straight: Path) -> N
     said = re.search(r"accuracy (0\.\d+)", done.out)
     path = checkpoint.find_best(straight / "checkpoints")
     assert said and path, done.err
-    assert float(said[1]) == round(checkpoint.read_state(path)["accuracy"], 4)
+    assert float(said[1]) == round(checkpoint.read_state(path).accuracy, 4)
     done = run(trainer("calibrate", str(straight), "--samples", "500", ranks=2))
     assert done.code == 0 and "wrote" in done.out, done.err
     nets.small().load_parameters(str(straight / "calibrated.params"))

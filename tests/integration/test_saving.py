@@ -96,7 +96,7 @@ def test_a_full_disk_ends_no_run_and_costs_no_point_and_no_checkpoint(tmp_path: 
         assert process.returncode == 85
         path = checkpoint.find_latest(checkpoints, pytest.fail)
         assert path is not None
-        step = checkpoint.read_state(path)["step"]
+        step = checkpoint.read_state(path).step
         points = [point for point, _ in curves(disk / "default")["train/loss"]]
         assert points == list(range(4, step + 1, 4))
 

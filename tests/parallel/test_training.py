@@ -194,11 +194,11 @@ def test_a_net_without_batch_norm_can_be_saved(tmp_path: Path) -> None:
     settings, net = config.Config(), _net()
     prepare.prepare_net(net, settings, (1, 8, 8), mx.cpu())
     trainer = make_trainer(net, settings.optimizer)
-    state = {"step": 1, "totals": [[0.0] * 3] * 2, "config": config.to_dict(settings)}
+    state = checkpoint.RunState(step=1, config=config.to_dict(settings))
     statistics = replica.gather_statistics(net, settings)
     path = checkpoint.write(tmp_path, checkpoint.snapshot(net, trainer, state, statistics))
     assert checkpoint.problem(path) is None
-    assert checkpoint.restore(path, net, trainer)["statistics"] is None
+    assert checkpoint.restore(path, net, trainer)[1] is None
 
 
 def test_weights_that_are_frozen_are_not_gathered() -> None:

@@ -2,4 +2,4 @@
 
 from .files import SaveError, Snapshot, load_parameters, problem, restore, snapshot, write
 from .listing import find_best, find_latest, listing, prune, step_of
-from .state import MANIFEST, OPTIMIZER, PARAMETERS, STATE, CheckpointError, read_state
+from .state import MANIFEST, OPTIMIZER, PARAMETERS, STATE, CheckpointError, RunState, read_state

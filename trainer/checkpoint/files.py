@@ -18,8 +18,9 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, NamedTuple, Optional
+from typing import NamedTuple, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -27,7 +28,15 @@ from mxnet import gluon
 
 from ..batch_norm import running_statistics
 from . import optimizer_state, params_file
-from .state import MANIFEST, OPTIMIZER, PARAMETERS, STATE, CheckpointError, read_state
+from .state import (
+    MANIFEST,
+    OPTIMIZER,
+    PARAMETERS,
+    STATE,
+    CheckpointError,
+    RunState,
+    read_state,
+)
 
 _NOTHING, _STATISTICS = "none", "statistics"
 
@@ -43,19 +52,19 @@ class Snapshot(NamedTuple):
 
     parameters: optimizer_state.Arrays  # by the names that ``net.load_parameters`` takes
     optimizer: optimizer_state.Arrays  # and _STATISTICS, where ranks have their own
-    state: Dict[str, Any]
+    state: RunState
 
 
 def snapshot(
     net: gluon.Block,
     trainer: gluon.Trainer,
-    state: Dict[str, Any],
+    state: RunState,
     statistics: Optional[np.ndarray] = None,
 ) -> Snapshot:
     """Copy the state of the run between two steps; waits for the steps under way.
 
     Args:
-        state: ``step`` and whatever else :func:`read_state` should return.
+        state: what :func:`read_state` should return; the optimizer's counters are added.
         statistics: every rank's own running statistics, (ranks, elements), where they differ.
     """
     mx.nd.waitall()  # oneDNN reorders weights in place during a forward
@@ -64,7 +73,7 @@ def snapshot(
     content = Snapshot(
         {name: parameter.data().copyto(mx.cpu()) for name, parameter in parameters},
         {name: array.copyto(mx.cpu()) for name, array in arrays.items()},
-        {**state, "optimizer": counters},
+        replace(state, optimizer=counters),
     )
     if statistics is not None:
         content.optimizer[_STATISTICS] = mx.nd.array(statistics, dtype=statistics.dtype)
@@ -73,14 +82,14 @@ def snapshot(
 
 
 def write(folder: Path, content: Snapshot) -> Path:
-    """Write the checkpoint of ``content.state["step"]`` below ``folder``; rank 0 alone calls it.
+    """Write the checkpoint of ``content.state.step`` below ``folder``; rank 0 alone calls it.
 
     Safe to call from any thread: it touches only its own files and arrays.
 
     Raises:
         SaveError: the disk is full, the folder cannot be written, ...
     """
-    path = folder / f"step-{content.state['step']:08d}"
+    path = folder / f"step-{content.state.step:08d}"
     partial = folder / f".{path.name}.partial"
     try:
         _write(partial, content)
@@ -100,7 +109,7 @@ def _write(partial: Path, content: Snapshot) -> None:
     _write_arrays(partial / PARAMETERS, content.parameters)
     # MXNet refuses to save an empty dict; an optimizer may have no arrays.
     _write_arrays(partial / OPTIMIZER, content.optimizer or {_NOTHING: mx.nd.zeros((1,))})
-    (partial / STATE).write_text(json.dumps(content.state, indent=1))
+    (partial / STATE).write_text(content.state.as_json())
     sums = {name: _sha256(partial / name) for name in (PARAMETERS, OPTIMIZER, STATE)}
     (partial / MANIFEST).write_text(json.dumps(sums, indent=1))
     for file in partial.iterdir():
@@ -135,10 +144,13 @@ def _reason(error: OSError, folder: Path) -> str:
     return f"{error.strerror}; {room}"
 
 
-def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Dict[str, Any]:
-    """Load a checkpoint into ``net`` and ``trainer`` and return its state.
+def restore(
+    path: Path, net: gluon.Block, trainer: gluon.Trainer
+) -> Tuple[RunState, Optional[np.ndarray]]:
+    """Load a checkpoint into ``net`` and ``trainer``.
 
-    ``state["statistics"]`` is the array that :func:`snapshot` was given.
+    Returns:
+        Its state, and every rank's own running statistics as :func:`snapshot` was given them.
 
     Raises:
         CheckpointError: it does not fit the net or the optimizer.
@@ -149,15 +161,14 @@ def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Dict[str, A
     arrays = mx.nd.load(str(path / OPTIMIZER))
     arrays.pop(_NOTHING, None)
     statistics = arrays.pop(_STATISTICS, None)
-    state["statistics"] = None if statistics is None else statistics.asnumpy()
     running = running_statistics.parameters(net)
     if statistics is not None and statistics.shape[1:] != (sum(p.data().size for p in running),):
         raise CheckpointError(f"{path}: its running statistics do not fit this net; {_ANEW}")
     try:
-        optimizer_state.write(net, trainer, arrays, state.pop("optimizer"))
+        optimizer_state.write(net, trainer, arrays, state.optimizer)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}; {_ANEW}") from error
-    return state
+    return state, None if statistics is None else statistics.asnumpy()
 
 
 def load_parameters(path: Path, net: gluon.Block) -> None:

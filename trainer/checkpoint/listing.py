@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, Callable, List, Optional
+from typing import Callable, List, Optional
 
 from .files import problem
-from .state import read_state
+from .state import RunState, read_state
 
 
 def find_latest(
@@ -17,10 +17,11 @@ def find_latest(
 
     Args:
         report: called with a message for each damaged one.
-        launch: consider only those whose ``state["launch"]`` is this.
+        launch: consider only those whose state names this launch.
     """
     for path in reversed(listing(folder)):
-        if launch is not None and _of_state(path, "launch") != launch:
+        state = None if launch is None else _state(path)
+        if launch is not None and (state is None or state.launch != launch):
             continue
         wrong = problem(path)
         if wrong is None:
@@ -31,22 +32,17 @@ def find_latest(
 
 def find_best(folder: Path) -> Optional[Path]:
     """The checkpoint of the highest test accuracy below ``folder``; of equals, the newest."""
-    scored = [(_accuracy(path), path) for path in listing(folder)]
-    known = [(accuracy, path) for accuracy, path in scored if accuracy is not None]
-    return max(known)[1] if known else None
+    states = [(_state(path), path) for path in listing(folder)]
+    scored = [(s.accuracy, path) for s, path in states if s and s.accuracy is not None]
+    return max(scored)[1] if scored else None
 
 
-def _accuracy(path: Path) -> Optional[float]:
-    accuracy = _of_state(path, "accuracy")
-    return accuracy if isinstance(accuracy, float) else None
-
-
-def _of_state(path: Path, name: str) -> Any:
-    """One value of a checkpoint's state; None where it is missing or the state unreadable."""
+def _state(path: Path) -> Optional[RunState]:
+    """A checkpoint's state; None where it cannot be read."""
     try:
-        return read_state(path).get(name)
+        return read_state(path)
     # A damaged checkpoint is not the best; find_latest reports it.
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Optional, Tuple
 
+import numpy as np
 from mxnet import gluon
 
 from .. import config, dist
@@ -16,7 +17,7 @@ from . import files, optimizer_state
 from .files import problem
 from .listing import find_latest, listing
 from .run_folder import taken
-from .state import CheckpointError, read_state
+from .state import CheckpointError, RunState, read_state
 
 
 def choose(
@@ -61,8 +62,8 @@ def choose(
     if path is None:
         return None
     before = read_state(path)
-    changed = config.differences(before["config"], config.to_dict(settings))
-    size = before.get("train_size")  # None in older ones
+    changed = config.differences(before.config, config.to_dict(settings))
+    size = before.train_size  # None in older ones
     if None not in (size, train_size) and size != train_size:
         changed.append(f"training images: {size} -> {train_size}")
     if changed and not force:
@@ -73,19 +74,24 @@ def choose(
     return path
 
 
-def restore(path: Optional[Path], net: gluon.Block, trainer: gluon.Trainer) -> Dict[str, Any]:
+def restore(
+    path: Optional[Path], net: gluon.Block, trainer: gluon.Trainer
+) -> Tuple[RunState, Optional[np.ndarray]]:
     """Give all ranks the weights, optimizer and state of the checkpoint at rank 0's ``path``.
 
-    Where it is None they get the initial ones of rank 0; collective. The ranks' own running
-    statistics are only in the state that is returned.
+    Where it is None they get the initial ones of rank 0; collective.
+
+    Returns:
+        The state, and every rank's own running statistics, which are left to the caller.
 
     Raises:
         CheckpointError: the checkpoint does not fit the net or the optimizer.
     """
-    state: Dict[str, Any] = {"step": 0, "totals": [[0.0] * 3] * 2, "statistics": None}
+    found: Tuple[RunState, Optional[np.ndarray]] = RunState(), None
     with dist.together():
         if path is not None:
-            state = files.restore(path, net, trainer)
+            found = files.restore(path, net, trainer)
     dist.broadcast_parameters(net.collect_params().values())
     optimizer_state.broadcast(net, trainer)
-    return dist.broadcast_object(state)
+    state, statistics = dist.broadcast_object(found)
+    return state, statistics

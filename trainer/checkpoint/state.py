@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -17,24 +19,56 @@ PARAMETERS, OPTIMIZER, STATE, MANIFEST = (
     "manifest.json",
 )
 
+FORMAT = 1  # of state.json; files of version 0.1 have no number, which counts as 0
+
 
 class CheckpointError(UserError):
     """A checkpoint cannot be used: which, why, and the fix."""
 
 
-def read_state(path: Path) -> Dict[str, Any]:
-    """A checkpoint's ``state.json``.
+@dataclass(frozen=True)
+class RunState:
+    """What a run remembers between two steps, besides its arrays; ``state.json`` holds it."""
+
+    step: int = 0  # steps made
+    # [loss sum, correct, samples] of the window and of the epoch, see TrainMetrics.totals
+    totals: Sequence[Sequence[float]] = ((0.0,) * 3,) * 2
+    accuracy: Optional[float] = None  # of the evaluation after this step, if there was one
+    plateau: Optional[Tuple[float, int]] = None  # see run/early_stopping.py
+    config: Dict[str, Any] = field(default_factory=dict)
+    image_shape: Optional[Sequence[int]] = None  # (H, W) or (H, W, C), before any resizing
+    train_size: Optional[int] = None  # training images
+    launch: Optional[str] = None  # id of the launch that saved it
+    optimizer: Dict[str, Any] = field(default_factory=dict)  # its counters, see optimizer_state
+
+    def as_json(self) -> str:
+        """The content of ``state.json``, for :func:`read_state`."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1)
+
+
+def read_state(path: Path) -> RunState:
+    """The state in the checkpoint at ``path``, of this format or an earlier one.
 
     Raises:
-        CheckpointError: a value is missing or of the wrong type.
+        CheckpointError: it was written by a later version, or a value is missing, unknown or of
+            the wrong type.
     """
-    state = json.loads((path / STATE).read_text())
-    if not isinstance(state, dict):
+    values = json.loads((path / STATE).read_text())
+    if not isinstance(values, dict):
         raise CheckpointError(f"{path / STATE} holds no state of a run")
+    number = values.pop("format", 0)
+    if type(number) is not int or not 0 <= number <= FORMAT:
+        raise CheckpointError(
+            f"{path / STATE} has format {show(number)}, and this version reads formats up to "
+            f"{FORMAT}: use the version that wrote it, or a later one"
+        )
+    unknown = sorted(values.keys() - _FITS.keys())
+    if unknown:
+        raise CheckpointError(f"{path / STATE} has {show(unknown[0])}, which format {number} lacks")
     for name, fits in _FITS.items():
-        if not fits(state.get(name)):
-            raise CheckpointError(f"{path / STATE} says {name} is {show(state.get(name))}")
-    return state
+        if not fits(values.get(name)):
+            raise CheckpointError(f"{path / STATE} says {name} is {show(values.get(name))}")
+    return RunState(**values)
 
 
 def _are_totals(value: Any) -> bool:
@@ -69,4 +103,5 @@ _FITS: Dict[str, Callable[[Any], bool]] = {
     "train_size": lambda value: value is None or type(value) is int,  # None in older ones
     "optimizer": lambda value: isinstance(value, dict),
     "plateau": lambda value: value is None or is_plateau(value),  # None in older ones
+    "launch": lambda value: value is None or isinstance(value, str),
 }

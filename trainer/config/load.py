@@ -143,7 +143,8 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str
         if isinstance(old, dict) and isinstance(new, dict) and not name.endswith("arguments"):
             found += differences(old, new, f"{name}.")
         elif old != new and decides_result(name):
-            found.append(f"{name}: {show(old)} -> {show(new)}")
+            shown = name if name.isprintable() else repr(name)
+            found.append(f"{shown}: {show(old)} -> {show(new)}")
     return found
 
 

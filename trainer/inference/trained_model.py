@@ -66,10 +66,10 @@ def load(where: str, overrides: Sequence[str] = ()) -> Saved:
     with dist.together():
         path = _find(Path(where))
         state = checkpoint.read_state(path)
-        settings = config.from_dict(state["config"], overrides)
+        settings = config.from_dict(state.config, overrides)
         ctx = choose(settings.device, dist.local_rank())
         net = model.build(settings.model)
-        image_shape = tuple(state.get("image_shape") or input_pipeline.image_size(settings.data))
+        image_shape = tuple(state.image_shape or input_pipeline.image_size(settings.data))
         sample = np.zeros((1, *image_shape), np.uint8)
         shape = Transform(sample, settings.data, 0, training=False).shape
         prepare.prepare_net(net, settings, shape, ctx)

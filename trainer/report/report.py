@@ -206,7 +206,7 @@ class Report:
         figures: Dict[str, Any] = {
             "accuracy": seen and seen.accuracy,
             "loss": seen and seen.loss,
-            "best_accuracy": checkpoint.read_state(best)["accuracy"] if best else None,
+            "best_accuracy": checkpoint.read_state(best).accuracy if best else None,
             "images_per_second": speed,
             "seconds": round(time.monotonic() - self._began, 3),
         }

@@ -10,15 +10,11 @@ import contextlib
 import datetime
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, NamedTuple, Optional
+from typing import Any, Dict, NamedTuple, Optional
 
 from .. import checkpoint
 from ..checkpoint import whole_file
 from ..errors import UserError
-
-if TYPE_CHECKING:
-    pass
-
 
 RESULT = "result.json"
 
@@ -94,8 +90,8 @@ def _saved(checkpoints: Path) -> Dict[str, Any]:
             state = checkpoint.read_state(path)
             best = checkpoint.find_best(checkpoints)
             return {
-                "step": state["step"],
-                "accuracy": state["accuracy"],
-                "best_accuracy": checkpoint.read_state(best)["accuracy"] if best else None,
+                "step": state.step,
+                "accuracy": state.accuracy,
+                "best_accuracy": checkpoint.read_state(best).accuracy if best else None,
             }
     return {}

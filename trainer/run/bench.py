@@ -1,6 +1,6 @@
 """Measures the speed, the phases of a step and the memory of a configured run; saves nothing.
 
-It runs the same parts in the same order as fit(), without reports, evaluations and checkpoints.
+It starts as fit() does and makes the same steps, without reports, evaluations and checkpoints.
 """
 
 from __future__ import annotations
@@ -18,27 +18,26 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from .. import batch_norm, dist, model
+from .. import dist
 from ..config import Config
 from ..data import input_pipeline, sharding
 from ..data.loader import Batch
 from ..dist import environment
-from ..dist.device import choose
 from ..dist.preemption import StopRequest
 from ..dist.watchdog import Watchdog
-from ..model import mixed_precision, prepare
+from ..model import mixed_precision
 from ..step import shared_gradients
 from ..step.evaluation import evaluate
-from ..step.gradients import Mark, apart, unmarked
 from ..step.metrics import TrainMetrics
-from ..step.optimizer import make_trainer
 from ..step.schedule import set_lr
 from ..step.step import train_step
-from .phases import PhaseClock, watched
+from ..step.timing import PARTS, Mark, StepClock, unmarked
+from . import start
 
 PERCENTILES = (10, 50, 90)
 LOADER_STEPS = 5  # batches made per measured step: they take less time
 TRACED_STEPS = 3
+PHASES = ("data", *PARTS, "other")  # of a synchronised step
 
 
 @dataclass(frozen=True)
@@ -72,25 +71,27 @@ def measure(config: Config, steps: int, warmup: int, traces: Optional[Path] = No
     """
     if traces is not None:
         dist.allow_timeline()
-    with Watchdog(config.train.watchdog_seconds, environment.where()) as watchdog:
+    with contextlib.ExitStack() as until_closed:
+        seconds = config.train.watchdog_seconds
+        watchdog = until_closed.enter_context(Watchdog(seconds, environment.where()))
         watchdog.beat("the rendezvous of all ranks")
-        dist.init(config.optimizer.groups > 0, shared_gradients.wanted(config.optimizer))
-        bench = _Bench(config, watchdog)
-        with mixed_precision.computing_in(bench.net, config.train.precision):
-            seconds, images = bench.train(steps, warmup)
-            phases, synchronised = bench.train_synchronised(steps)
-            loader = bench.make_batches(LOADER_STEPS * steps)
-            evaluation = bench.evaluate(steps)
-            # Before the traces, which are kept in memory until they are written.
-            peaks = dist.gather_objects(_peak_mib())
-            if traces is not None:
-                bench.trace(traces)
+        data = start.join(config, lambda: input_pipeline.read(config.data))
+        started = start.start(None, config, None, data, lambda own: None, until_closed)
+        bench = _Bench(started, watchdog)
+        times, images = bench.train(steps, warmup)
+        phases, synchronised = bench.train_synchronised(steps)
+        loader = bench.make_batches(LOADER_STEPS * steps)
+        evaluation = bench.evaluate(steps)
+        # Before the traces, which are kept in memory until they are written.
+        peaks = dist.gather_objects(_peak_mib())
+        if traces is not None:
+            bench.trace(traces)
     return Figures(
         ranks=dist.world_size(),
-        device=str(bench.ctx),
+        device=str(started.own.ctx),
         steps=steps,
-        training=sum(images) / sum(seconds),
-        training_percentiles=percentiles([n / s for n, s in zip(images, seconds)]),
+        training=sum(images) / sum(times),
+        training_percentiles=percentiles([n / s for n, s in zip(images, times)]),
         synchronised=synchronised,
         loader=loader,
         evaluation=evaluation,
@@ -107,25 +108,13 @@ def percentiles(speeds: List[float]) -> Dict[str, float]:
 class _Bench:
     """The parts of a run, and the number of the next step."""
 
-    def __init__(self, config: Config, watchdog: Watchdog):
-        self._config = config
+    def __init__(self, started: start.Started, watchdog: Watchdog):
+        self._config, self._own, self._trainer = started.config, started.own, started.trainer
+        self._net, self._loader = started.net, started.own.loader
         self._watchdog = watchdog
         self._step = 0
         self._stop = StopRequest()
-        dist.node_process_set()  # collective, so not inside together()
-        with dist.together():
-            self.ctx = choose(config.device, dist.local_rank())
-            train, self._test = input_pipeline.read(config.data)
-            self._loader = input_pipeline.train_loader(train, config, self.ctx)
-            self.net = model.build(config.model)
-            mixed_precision.check(self.net, config.train.precision, self.ctx)
-            prepare.prepare_net(self.net, config, self._loader.shape, self.ctx)
-            classes = 1 + int(max(train[1].max(), self._test[1].max()))
-            self._classes = prepare.class_scores(self.net, self._loader.shape, self.ctx, classes)
-            self._trainer = make_trainer(self.net, config.optimizer)
-        batch_norm.connect(self.net)
-        dist.broadcast_parameters(self.net.collect_params().values())
-        self._metrics = TrainMetrics(self.ctx)
+        self._metrics = TrainMetrics(self._own.ctx)
 
     def train(self, steps: int, warmup: int) -> Tuple[List[float], List[int]]:
         """Seconds and images of each step but the first, unsynchronised as in a run.
@@ -160,16 +149,22 @@ class _Bench:
         images = 0
         batches = self._batches(steps)
         dist.barrier()
-        clock = PhaseClock()
-        with watched(self.net, self._trainer, clock):
-            for batch in self._timed(batches, clock):
-                self._train_step(batch, apart)
-                images += batch.global_samples
-        clock.enter("other")
-        ranks = dist.gather_objects(clock.seconds)
+        clock = StepClock()
+
+        def mark(part: str) -> None:
+            if part == "ranks":
+                dist.barrier()
+            clock.mark(part)
+
+        for batch in batches:
+            clock.mark("data")
+            self._train_step(batch, mark)
+            images += batch.global_samples
+            clock.mark("other")
+        clock.mark("data")
+        ranks = dist.gather_objects(dict(clock.seconds))
         phases = {
-            phase: sum(seconds[phase] for seconds in ranks) / len(ranks) / steps
-            for phase in clock.seconds
+            phase: sum(seconds[phase] for seconds in ranks) / len(ranks) / steps for phase in PHASES
         }
         return phases, images / steps / sum(phases.values())
 
@@ -187,13 +182,13 @@ class _Bench:
 
     def evaluate(self, steps: int) -> float:
         """Images a second of inference on the test set, or as much of it as ``steps`` batches."""
-        with mixed_precision.computing_in(self.net, "float32"):
+        with mixed_precision.computing_in(self._net, "float32"):
             for number in (1, steps):  # the first pass builds the graph
-                batches = input_pipeline.test_loader(self._test, self._config, self.ctx)
+                batches = input_pipeline.test_loader(self._own.test, self._config, self._own.ctx)
                 mx.nd.waitall()
                 dist.barrier()
                 began = time.perf_counter()
-                seen = evaluate(self.net, self._watched(batches, number), self._classes)
+                seen = evaluate(self._net, self._watched(batches, number), self._own.num_classes)
                 speed = seen.samples / (time.perf_counter() - began)
         return speed
 
@@ -213,45 +208,36 @@ class _Bench:
             profile_memory=False,
             filename=str(own),
         )
-        if isinstance(self.net, gluon.HybridBlock) and self._config.model.hybridize:
+        if isinstance(self._net, gluon.HybridBlock) and self._config.model.hybridize:
             # Otherwise the engine, and so the trace, sees many operators as one.
-            self.net.hybridize(static_alloc=True, forward_bulk_size=0, backward_bulk_size=0)
+            self._net.hybridize(static_alloc=True, forward_bulk_size=0, backward_bulk_size=0)
         for batch in self._batches(1):
             self._train_step(batch)
         mx.nd.waitall()
         in_memory = shared_gradients.wanted(self._config.optimizer) and dist.ranks_share_memory()
         timeline = contextlib.nullcontext if in_memory else dist.timeline
-        with timeline(str(folder / "horovod.json")), self._traced_allreduce():
+        allreduce = mx.profiler.Domain("ranks").new_task("allreduce of gradients")
+
+        def mark(part: str) -> None:
+            if part == "ranks":
+                allreduce.start()
+            elif part == "allreduce":
+                allreduce.stop()
+
+        with timeline(str(folder / "horovod.json")):
             mx.profiler.set_state("run")
             for batch in self._batches(TRACED_STEPS):
-                self._train_step(batch, apart)
+                self._train_step(batch, mark)
             mx.nd.waitall()
             mx.profiler.set_state("stop")
         mx.profiler.dump()
-
-    @contextlib.contextmanager
-    def _traced_allreduce(self) -> Iterator[None]:
-        """Show the allreduce of gradients as a task in MXNet's profile."""
-        task = mx.profiler.Domain("ranks").new_task("allreduce of gradients")
-        allreduce_grads = self._trainer.allreduce_grads
-
-        def traced() -> None:
-            task.start()
-            allreduce_grads()
-            task.stop()
-
-        self._trainer.allreduce_grads = traced
-        try:
-            yield
-        finally:
-            del self._trainer.allreduce_grads
 
     def _train_step(self, batch: Batch, mark: Mark = unmarked) -> mx.nd.NDArray:
         """One step as fit() makes it; returns its loss."""
         config = self._config
         mx.random.seed(sharding.step_seed(config.seed, self._step, dist.rank()))
         set_lr(self._trainer, config, self._step, self._loader.steps_per_epoch)
-        result = train_step(self.net, self._trainer, batch, config, mark=mark)
+        result = train_step(self._net, self._trainer, batch, config, mark=mark)
         self._metrics.add(self._step, result, batch.samples)
         self._stop.agreed()
         self._step += 1
@@ -263,16 +249,6 @@ class _Bench:
     def _watched(self, batches: Iterable[Batch], steps: int) -> Iterator[Batch]:
         for number, batch in enumerate(itertools.islice(batches, steps)):
             self._watchdog.beat(f"batch {number} of {steps}")
-            yield batch
-
-    @staticmethod
-    def _timed(batches: Iterator[Batch], clock: PhaseClock) -> Iterator[Batch]:
-        while True:
-            clock.enter("data")
-            batch = next(batches, None)
-            clock.enter("other")
-            if batch is None:
-                return
             yield batch
 
 

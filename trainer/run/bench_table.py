@@ -11,8 +11,16 @@ from rich.table import Table
 from ..config import Config, to_dict
 from .bench import Figures
 from .bench_sweep import Combination
-from .phases import MEANINGS
 
+MEANINGS = {
+    "data": "wait for the batch",
+    "forward": "forward",
+    "backward": "loss and backward",
+    "ranks": "wait for the slowest rank",
+    "allreduce": "allreduce of gradients",
+    "update": "update",
+    "other": "other",
+}
 WIDTH = 100  # where the output is no terminal
 
 Columns = Sequence[str]

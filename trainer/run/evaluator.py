@@ -2,51 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Iterable, Iterator, Optional
+from typing import Iterable, Iterator
 
 import mxnet as mx
-from mxnet import gluon
 
 from .. import dist
 from ..batch_norm import running_statistics
-from ..config import Config
 from ..data import input_pipeline
-from ..data.arrays import Arrays
-from ..data.loader import Batch, EvalLoader, TrainLoader
+from ..data.loader import Batch, EvalLoader
 from ..dist.watchdog import Watchdog
 from ..model import mixed_precision, replica
 from ..report.report import Report
 from ..step.evaluation import Evaluation, evaluate
-from ..step.loss import Loss, cross_entropy
+from ..step.loss import cross_entropy
+from .start import Started
 
 SHOWN_IMAGES = 32  # in TensorBoard's grid
 
 
 class Evaluator:
-    """Evaluates ``net``, in float32, and calibrates its running statistics; on every rank.
+    """Evaluates the net of a run, in float32, and calibrates its running statistics; collective."""
 
-    Args:
-        train: whose batches calibrate the running statistics.
-        test: the whole test set.
-        num_classes: scores of the net.
-        loss: None takes softmax cross entropy.
-    """
-
-    def __init__(
-        self,
-        net: gluon.Block,
-        config: Config,
-        train: TrainLoader,
-        test: Arrays,
-        num_classes: int,
-        loss: Optional[Loss],
-        ctx: mx.Context,
-        report: Report,
-        watchdog: Watchdog,
-    ):
-        self._net, self._config, self._ctx = net, config, ctx
-        self._train, self._test, self._num_classes = train, test, num_classes
-        self._loss = loss or cross_entropy
+    def __init__(self, run: Started, report: Report, watchdog: Watchdog):
+        self._own, self._config = run.own, run.config
+        self._loss = run.loss or cross_entropy
         self._report, self._watchdog = report, watchdog
 
     def evaluate(self, step: int, last: bool) -> Evaluation:
@@ -56,12 +35,11 @@ class Evaluator:
         """
         if last and self._config.calibrate_samples:
             self._calibrate(step)
-        batches = self._watched(
-            input_pipeline.test_loader(self._test, self._config, self._ctx), step
-        )
-        in_float32 = mixed_precision.computing_in(self._net, "float32")
-        with in_float32, replica.as_one_model(self._net, self._config):
-            found = evaluate(self._net, batches, self._num_classes, self._loss)
+        own = self._own
+        batches = self._watched(input_pipeline.test_loader(own.test, self._config, own.ctx), step)
+        in_float32 = mixed_precision.computing_in(own.net, "float32")
+        with in_float32, replica.as_one_model(own.net, self._config):
+            found = evaluate(own.net, batches, own.num_classes, self._loss)
             self._watchdog.beat(f"the pictures of a pass after step {step}")
             if dist.is_root():
                 self._show_predictions(step)
@@ -71,9 +49,9 @@ class Evaluator:
     def _calibrate(self, step: int) -> None:
         """Measure exact running statistics, on the batches of the steps after ``step``."""
         steps = -(-self._config.calibrate_samples // self._config.train.global_batch_size)
-        batches = self._watched(self._train.from_step(step, step + steps), step)
-        with mixed_precision.computing_in(self._net, "float32"):
-            running_statistics.calibrate(self._net, ((b.data, b.samples) for b in batches))
+        batches = self._watched(self._own.loader.from_step(step, step + steps), step)
+        with mixed_precision.computing_in(self._own.net, "float32"):
+            running_statistics.calibrate(self._own.net, ((b.data, b.samples) for b in batches))
 
     def _watched(self, batches: Iterable[Batch], step: int) -> Iterator[Batch]:
         for number, batch in enumerate(batches):
@@ -81,7 +59,9 @@ class Evaluator:
             yield batch
 
     def _show_predictions(self, step: int) -> None:
-        images, labels = (array[:SHOWN_IMAGES] for array in self._test)
+        images, labels = (array[:SHOWN_IMAGES] for array in self._own.test)
         (batch,) = EvalLoader(images, labels, self._config.data, batch_size=SHOWN_IMAGES)
-        predicted = self._net(mx.nd.array(batch.data, ctx=self._ctx)).argmax(axis=-1).asnumpy()
+        predicted = (
+            self._own.net(mx.nd.array(batch.data, ctx=self._own.ctx)).argmax(axis=-1).asnumpy()
+        )
         self._report.predictions(step, images, labels, predicted.astype(int))

@@ -6,17 +6,15 @@ config -> ranks -> device -> data -> net -> checkpoint -> steps -> evaluation ->
 from __future__ import annotations
 
 import contextlib
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
-from typing import Optional, Tuple, Union
+from typing import Optional, Union
 
 import mxnet as mx
 from mxnet import gluon
 
-from .. import batch_norm, checkpoint, dist
+from .. import checkpoint, dist
+from ..checkpoint import RunState, run_folder
 from ..checkpoint import resume as resuming
-from ..checkpoint import run_folder
 from ..checkpoint.saver import Saver
 from ..config import Config, checked, to_dict
 from ..data import input_pipeline, sharding
@@ -31,12 +29,10 @@ from ..step import shared_gradients
 from ..step.evaluation import Evaluation
 from ..step.loss import Loss
 from ..step.metrics import NonFiniteError, TrainMetrics
-from ..step.optimizer import make_trainer
 from ..step.schedule import set_lr
 from ..step.step import train_step
 from ..step.timing import WARMUP_STEPS, Throughput, Timing
-from . import agreement, outcome, start
-from .agreement import check_alike
+from . import outcome, start
 from .early_stopping import Plateau
 from .evaluator import Evaluator
 from .outcome import EpochEnd, OnEpochEnd, Result
@@ -96,106 +92,80 @@ def fit(
     if train is not None:  # the recorded config must not name a dataset that was not used
         config = replace(config, data=replace(config.data, dataset="arrays"))
     seconds = config.train.watchdog_seconds
-    with Watchdog(seconds, environment.where()) as watchdog, StopRequest() as stop:
+    with contextlib.ExitStack() as until_closed:  # a notebook goes on, however the run ends
+        watchdog = until_closed.enter_context(Watchdog(seconds, environment.where()))
+        stop = until_closed.enter_context(StopRequest())
         watchdog.beat("the rendezvous of all ranks")
-        with ThreadPoolExecutor(1) as reader:  # meanwhile the ranks wait for each other
-            data = reader.submit(input_pipeline.read, config.data, train, test)
-            dist.init(config.optimizer.groups > 0, shared_gradients.wanted(config.optimizer))
-        run = _Run(config, loss, on_epoch_end, watchdog)
-        try:
-            run.begin(net, data, resume, force)
-            result = run.go(stop)
-        finally:
-            run.close()
+        data = start.join(config, lambda: input_pipeline.read(config.data, train, test))
+        watchdog.beat("the start of the run")
+        started = start.start(
+            net,
+            config,
+            loss,
+            data,
+            lambda own: resuming.choose(config, resume, force, len(own.train[1])),
+            until_closed,
+        )
+        result = _Run(started, on_epoch_end, watchdog, until_closed).go(stop)
     if result.stopped and stop.interrupted:
         raise KeyboardInterrupt
     return result
 
 
 class _Run:
-    """The state of one call of :func:`fit`, and its stages."""
+    """The steps of a run from where it starts, and what happens between them."""
 
     def __init__(
         self,
-        config: Config,
-        loss: Optional[Loss],
+        started: start.Started,
         on_epoch_end: Optional[OnEpochEnd],
         watchdog: Watchdog,
+        until_closed: contextlib.ExitStack,
     ):
-        self.config, self.loss, self.on_epoch_end = config, loss, on_epoch_end
+        self.config, self.loss, self.on_epoch_end = started.config, started.loss, on_epoch_end
+        self.own, self.net, self.trainer = started.own, started.net, started.trainer
         self.watchdog = watchdog
-        self.evaluation: Optional[Evaluation] = None
-        self._open = contextlib.ExitStack()  # closed however the run ends: a notebook goes on
-        self.throughput = Throughput()
+        self.epoch_steps, self.last_step = started.epoch_steps, started.last_step
+        state, monitor = started.state, started.config.monitor
+        self.step = state.step
+        self.saved_step = self.step if started.path else None
+        self.metrics = TrainMetrics(self.own.ctx, state.totals, self.net.collect_params().values())
+        self.plateau = Plateau(*(state.plateau or ()))
         self.stopped_early = False  # last_step is then the one at which train.patience was out
-
-    def begin(
-        self,
-        net: Optional[gluon.Block],
-        data: Future[Tuple[Arrays, Arrays]],
-        resume_from: str,
-        force: bool,
-    ) -> None:
-        """Bring all ranks to the same weights and step: initial ones, or those of a checkpoint."""
-        config = self.config
-        self.watchdog.beat("the start of the run")
-        dist.node_process_set()  # collective, so not inside together()
-        path: Optional[Path] = None
-        with dist.together():  # the first, which ends when the ranks have connected, see dist.init
-            own = start.prepare(net, config, self.loss, data, self._open)
-        self.ctx, train, self.test, self.loader, self.net, layers, self.num_classes = own
-        self.train_size, self.image_shape = len(train[1]), train[0].shape[1:]
-        self.epoch_steps = self.loader.steps_per_epoch
-        self.last_step = config.train.epochs * self.epoch_steps
-        if config.train.max_steps is not None:
-            self.last_step = min(self.last_step, config.train.max_steps)
-        with dist.together():
-            agreement.check(config)
-            check_alike(train, self.test)
-        with dist.together():
-            self.trainer = make_trainer(self.net, config.optimizer)
-            # Only rank 0 looks for checkpoints: all ranks use the same one, without a shared disk.
-            if dist.is_root():
-                path = resuming.choose(config, resume_from, force, self.train_size)
-        batch_norm.connect(self.net)
-        state = resuming.restore(path, self.net, self.trainer)
-        replica.take_statistics(self.net, state["statistics"])
-        self.step: int = state["step"]
-        self.saved_step = self.step if path else None
-        self.metrics = TrainMetrics(self.ctx, state["totals"], self.net.collect_params().values())
-        self.plateau = Plateau(*(state.get("plateau") or ()))
-        planned = self.last_step
         self._stop_early_if_due()
-        with dist.together(), run_folder.usable(config.folder):
-            if dist.is_root():
-                self._open.callback(run_folder.take_folder(config, path).release)
-            complete = self.step >= self.last_step
-            self.report = Report(
-                config, self.epoch_steps, self.step, planned, self.num_classes, complete
-            )
-            self._open.callback(self.report.close)
-        self.evaluator = Evaluator(
-            self.net,
-            config,
-            self.loader,
-            self.test,
-            self.num_classes,
-            self.loss,
-            self.ctx,
-            self.report,
-            self.watchdog,
-        )
+        self.evaluation: Optional[Evaluation] = None
+        self.throughput = Throughput()
+        self.report = self._take_folder(started, until_closed)
+        self.evaluator = Evaluator(started, self.report, watchdog)
         self.saver = Saver(
-            config.checkpoint_folder,
-            config.checkpoint.keep,
+            self.config.checkpoint_folder,
+            self.config.checkpoint.keep,
             self.report.warning,
             self.report.checkpoint,
         )
-        self.report.begin(self.train_size, len(self.test[1]), self.ctx, path, layers, self.net)
-        monitor = config.monitor
         self.timing = Timing(
             monitor.every_steps if monitor.tensorboard else None, self.step + WARMUP_STEPS
         )
+
+    def _take_folder(self, started: start.Started, until_closed: contextlib.ExitStack) -> Report:
+        """Lock the run's folder and report the beginning; collective."""
+        config, own = self.config, self.own
+        complete = self.step >= self.last_step
+        with dist.together(), run_folder.usable(config.folder):
+            if dist.is_root():
+                until_closed.callback(run_folder.take_folder(config, started.path).release)
+            report = Report(
+                config,
+                self.epoch_steps,
+                self.step,
+                started.last_step,
+                own.num_classes,
+                complete,
+            )
+            until_closed.callback(report.close)
+        sizes = len(own.train[1]), len(own.test[1])
+        report.begin(*sizes, own.ctx, started.path, own.layers, self.net)
+        return report
 
     def go(self, stop: StopRequest) -> Result:
         """Make the remaining steps, evaluate and save."""
@@ -217,7 +187,7 @@ class _Run:
     def _train(self, stop: StopRequest) -> bool:
         """Make the remaining steps; returns whether it was asked to stop before the last."""
         config = self.config
-        batches = self.loader.from_step(self.step, self.last_step)
+        batches = self.own.loader.from_step(self.step, self.last_step)
         for made, batch in enumerate(batches, start=1):
             self.watchdog.beat(f"step {self.step}")
             mx.random.seed(sharding.step_seed(config.seed, self.step, dist.rank()))
@@ -293,16 +263,16 @@ class _Run:
         # This raises on every rank if the weights are not finite, so that they are never saved.
         totals = self.metrics.totals()
         self.throughput.end()
-        state = {
-            "step": self.step,
-            "totals": totals,
-            "accuracy": accuracy,
-            "plateau": self.plateau,
-            "config": to_dict(self.config),
-            "image_shape": self.image_shape,
-            "train_size": self.train_size,
-            "launch": environment.launch_id(),
-        }
+        state = RunState(
+            step=self.step,
+            totals=totals,
+            accuracy=accuracy,
+            plateau=self.plateau,
+            config=to_dict(self.config),
+            image_shape=self.own.train[0].shape[1:],
+            train_size=len(self.own.train[1]),
+            launch=environment.launch_id(),
+        )
         self.saved_step = self.step
         statistics = replica.gather_statistics(self.net, self.config)
         if statistics is not None and self._due(self.epoch_steps):
@@ -327,7 +297,3 @@ class _Run:
         state = "stopped" if stopped else "stopped early" if self.stopped_early else "done"
         self.report.end(self.step, state, evaluation, speed)
         return Result(self.config.folder, self.step, evaluation, speed, stopped, self.stopped_early)
-
-    def close(self) -> None:
-        """Close files, let other runs into the folder, leave the net as it was, but for weights."""
-        self._open.close()

@@ -1,53 +1,129 @@
-"""What a rank makes at the start of a run before it needs the others: data, device, net."""
+"""The start of a run, or of a benchmark of one: from a config to parts that are ready for a step.
+
+Each rank prepares what it can alone: data, device, net. Then the ranks compare what must be alike,
+and take the weights of rank 0 or of a checkpoint.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from concurrent.futures import Future
-from typing import List, NamedTuple, Optional, Tuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, List, NamedTuple, Optional, Tuple
 
 import mxnet as mx
 from mxnet import gluon
 
-from .. import dist, model
+from .. import batch_norm, dist, model
+from ..checkpoint import RunState, resume
 from ..config import Config
 from ..data import input_pipeline
 from ..data.arrays import Arrays
 from ..data.loader import TrainLoader
 from ..dist.device import choose
-from ..model import mixed_precision, summary, users_net
-from ..model.prepare import class_scores, prepare_net
+from ..model import mixed_precision, prepare, replica, summary, users_net
+from ..step import shared_gradients
 from ..step.loss import Loss, check_loss
+from ..step.optimizer import make_trainer
+from . import agreement
+
+Sets = Tuple[Arrays, Arrays]  # training and test set
 
 
-class Prepared(NamedTuple):
-    """A rank's own part of a run."""
+class Own(NamedTuple):
+    """What a rank makes without the others."""
 
     ctx: mx.Context
     train: Arrays
     test: Arrays
     loader: TrainLoader
-    net: gluon.Block  # initialised, but not yet with the weights of rank 0
+    net: gluon.Block  # initialised, but not yet with the weights of all ranks
     layers: List[summary.Row]
     num_classes: int
 
 
-def prepare(
+@dataclass(frozen=True)
+class Started:
+    """The parts of a run whose ranks have the same weights and stand before the same step."""
+
+    config: Config
+    loss: Optional[Loss]  # None for cross entropy
+    own: Own
+    trainer: gluon.Trainer
+    state: RunState
+    path: Optional[Path]  # the checkpoint it resumes from; on rank 0 alone
+
+    @property
+    def net(self) -> gluon.Block:
+        return self.own.net
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps per epoch."""
+        return self.own.loader.steps_per_epoch
+
+    @property
+    def last_step(self) -> int:
+        """Steps of the whole run, unless it stops early."""
+        train = self.config.train
+        steps = train.epochs * self.epoch_steps
+        return steps if train.max_steps is None else min(steps, train.max_steps)
+
+
+def join(config: Config, read: Callable[[], Sets]) -> Future[Sets]:
+    """Join the other ranks, and meanwhile :func:`read` the data; every rank's first call."""
+    with ThreadPoolExecutor(1) as reader:
+        data = reader.submit(read)
+        dist.init(config.optimizer.groups > 0, shared_gradients.wanted(config.optimizer))
+    return data
+
+
+def start(
     net: Optional[gluon.Block],
     config: Config,
     loss: Optional[Loss],
-    data: Future[Tuple[Arrays, Arrays]],
+    data: Future[Sets],
+    choose_checkpoint: Callable[[Own], Optional[Path]],
     until_closed: contextlib.ExitStack,
-) -> Prepared:
-    """Prepare ``net``, or what ``config.model`` says, to be trained on ``data``; not collective.
+) -> Started:
+    """Bring all ranks to the same weights and step: initial ones, or those of a checkpoint.
 
     Args:
+        net: None for what ``config.model`` says.
         loss: None for cross entropy.
+        choose_checkpoint: called on rank 0; None for a new run.
         until_closed: closing it leaves the net as it was, apart from its weights and device.
 
     Raises:
-        ConfigError, DataError: bad input.
+        ConfigError, DataError, CheckpointError: bad input.
+        PeerError: the same, on another rank.
     """
+    dist.node_process_set()  # collective, so not inside together()
+    with dist.together():  # the first, which ends when the ranks have connected, see dist.init
+        own = _prepare(net, config, loss, data, until_closed)
+    with dist.together():
+        agreement.check(config)
+        agreement.check_alike(own.train, own.test)
+    path: Optional[Path] = None
+    with dist.together():
+        trainer = make_trainer(own.net, config.optimizer)
+        # Only rank 0 looks for checkpoints: all ranks use the same one, without a shared disk.
+        if dist.is_root():
+            path = choose_checkpoint(own)
+    batch_norm.connect(own.net)
+    state, statistics = resume.restore(path, own.net, trainer)
+    replica.take_statistics(own.net, statistics)
+    return Started(config, loss, own, trainer, state, path)
+
+
+def _prepare(
+    net: Optional[gluon.Block],
+    config: Config,
+    loss: Optional[Loss],
+    data: Future[Sets],
+    until_closed: contextlib.ExitStack,
+) -> Own:
     ctx = choose(config.device, dist.local_rank())
     train, test = data.result()
     loader = input_pipeline.train_loader(train, config, ctx)
@@ -55,9 +131,9 @@ def prepare(
     mixed_precision.check(net, config.train.precision, ctx)
     until_closed.enter_context(users_net.restored(net))
     until_closed.enter_context(mixed_precision.computing_in(net, config.train.precision))
-    layers = prepare_net(net, config, loader.shape, ctx)
+    layers = prepare.prepare_net(net, config, loader.shape, ctx)
     labels = 1 + int(max(train[1].max(), test[1].max()))
-    num_classes = class_scores(net, loader.shape, ctx, labels)
+    num_classes = prepare.class_scores(net, loader.shape, ctx, labels)
     if loss is not None:
         check_loss(loss, num_classes, ctx)
-    return Prepared(ctx, train, test, loader, net, layers, num_classes)
+    return Own(ctx, train, test, loader, net, layers, num_classes)

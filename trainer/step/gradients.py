@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import mxnet as mx
 import numpy as np
@@ -11,6 +11,7 @@ from mxnet import gluon
 
 from ..dist.array_memory import dense_on_cpu, memory_of
 from . import momentum, shared_gradients
+from .timing import Mark, unmarked
 
 
 def mean_gradients(trainer: gluon.Trainer) -> Dict[str, np.ndarray]:
@@ -40,17 +41,6 @@ def zero_unused_gradients(trainer: gluon.Trainer) -> None:
             data._fresh_grad = True
 
 
-Mark = Callable[[str], None]
-
-
-def unmarked(part: str) -> None:
-    """The mark of a step that is not timed: does nothing."""
-
-
-def apart(part: str) -> None:
-    """A mark that does nothing but keep allreduce and update apart, for others to time."""
-
-
 def reduce_and_update(
     trainer: gluon.Trainer, clip_norm: Optional[float], want_norm: bool, mark: Mark = unmarked
 ) -> Optional[mx.nd.NDArray]:
@@ -65,6 +55,7 @@ def reduce_and_update(
     whole = clip_norm is None and not want_norm and mark is unmarked
     if whole and _reduce_in_update(trainer):
         return None
+    mark("ranks")
     trainer.allreduce_grads()
     mark("allreduce")
     norm = None
@@ -76,6 +67,7 @@ def reduce_and_update(
         if clip_norm is not None:
             _rescale(arrays, mx.nd.minimum(clip_norm / (norm + 1e-12), 1.0))
     trainer.update(1)
+    mark("update")
     return norm
 
 

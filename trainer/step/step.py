@@ -13,8 +13,9 @@ from .. import batch_norm, dist
 from ..config import Config
 from ..data.loader import Batch
 from ..errors import ConfigError
-from .gradients import Mark, reduce_and_update, unmarked
+from .gradients import reduce_and_update
 from .loss import Loss, cross_entropy
+from .timing import Mark, unmarked
 
 
 class StepResult(NamedTuple):
@@ -58,8 +59,7 @@ def train_step(
 
     Args:
         want_norm: return the gradient norm, and leave gradients for ``gradients.mean_gradients``.
-        mark: called with ``compute`` (forward and backward) and ``allreduce`` when that part of the
-            step has been enqueued.
+        mark: called with each of ``timing.PARTS`` when that part of the step has been enqueued.
         loss_of: None takes cross entropy with the label smoothing of ``config``.
     """
     loss_of = loss_of or functools.partial(cross_entropy, smoothing=config.train.label_smoothing)
@@ -70,36 +70,40 @@ def train_step(
     loss_sum, correct, stop = 0.0, 0.0, 0
     for rows in batch.micro_batches or (batch.samples,):
         start, stop = stop, stop + rows
-        part_loss, part_correct = _forward_backward(net, batch, start, stop, config, loss_of)
+        part_loss, part_correct = _forward_backward(
+            net, batch, slice(start, stop), config, loss_of, mark
+        )
         loss_sum, correct = loss_sum + part_loss, correct + part_correct
-    mark("compute")
     norm = reduce_and_update(trainer, config.optimizer.clip_norm, want_norm, mark)
     return StepResult(loss_sum, correct, norm)
 
 
 def _forward_backward(
-    net: gluon.Block, batch: Batch, start: int, stop: int, config: Config, loss_of: Loss
+    net: gluon.Block, batch: Batch, part: slice, config: Config, loss_of: Loss, mark: Mark
 ) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
-    """Backward over samples ``start`` to ``stop`` of a rank's batch; sums of loss and correct ones.
+    """Backward over a part of a rank's batch; sums of loss and correct ones.
 
     Without samples the rank runs a placeholder of weight 0, to take part in every collective: with
     synced batch norm as an empty batch, otherwise in inference mode, which does not update running
     statistics.
     """
-    empty = start == stop
+    rows = part.stop - part.start
+    empty = rows == 0
     synced = config.batch_norm != "local"
-    whole = stop - start == batch.samples or (empty and batch.samples == 0)
+    whole = rows == batch.samples
     data, label = batch.data, batch.label
     if not whole:
-        rows = slice(start, stop) if not empty else slice(0, 1)
-        data, label = data[rows], label[rows]
+        shown = slice(0, 1) if empty else part
+        data, label = data[shown], label[shown]
     weight = 0.0 if empty else dist.world_size() / batch.global_samples
     context = batch_norm.empty_batch() if empty and synced else contextlib.nullcontext()
     with context:
         with autograd.record(train_mode=synced or not empty):
             logits = forward(net, data)
+            mark("forward")
             loss = loss_of(logits, label)
         loss.backward(mx.nd.full(loss.shape, weight, ctx=loss.context, dtype=loss.dtype))
+    mark("backward")
     correct = mx.nd.equal(logits.detach().argmax(axis=-1), label)
     counted = 0.0 if empty else 1.0
     return loss.detach().sum() * counted, correct.sum() * counted

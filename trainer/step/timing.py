@@ -8,7 +8,8 @@ costs that step the overlap of computation and communication.
 from __future__ import annotations
 
 import time
-from typing import Callable, Dict, List, Optional
+from collections import defaultdict
+from typing import Any, Callable, DefaultDict, Dict, List, Optional
 
 import mxnet as mx
 import numpy as np
@@ -16,25 +17,50 @@ import psutil
 
 from .. import dist
 from ..batch_norm.coefficients_native import seconds_of_sums
-from .gradients import Mark, unmarked
+
+Mark = Callable[[str], None]  # called with the name of a part of the step where that part ends
+
+# Where the time of a step goes, in this order. With several micro-batches forward and backward
+# alternate. ``backward`` includes the loss; ``ranks`` is what the caller does before the allreduce.
+PARTS = ("forward", "backward", "ranks", "allreduce", "update")
 
 
-class StepTimer:
-    """The parts of one step: each ends where :meth:`mark` is called with its name."""
+def unmarked(part: str) -> None:
+    """The mark of a step that is not timed: does nothing."""
 
-    def __init__(self) -> None:
-        mx.nd.waitall()
-        self.seconds: Dict[str, float] = {}  # of each part, without synced batch norm's sums
-        self.sums = 0.0  # seconds in synced batch norm's sums: mostly waiting for peers
-        self._since = time.perf_counter(), seconds_of_sums()
+
+class StepClock:
+    """Adds up seconds by part, and waits for the device where a part ends to tell them apart.
+
+    Args:
+        wait: returns when the device has finished all enqueued work.
+        clock: a monotonic clock, in seconds.
+
+    Attributes:
+        seconds: of each part so far.
+        sums: seconds of these spent in synced batch norm's sums: mostly waiting for peers.
+    """
+
+    def __init__(
+        self,
+        wait: Callable[[], Any] = mx.nd.waitall,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self.seconds: DefaultDict[str, float] = defaultdict(float)
+        self._wait, self._clock = wait, clock
+        self._wait()
+        self._since, self._sums_before = clock(), seconds_of_sums()
+
+    @property
+    def sums(self) -> float:
+        return seconds_of_sums() - self._sums_before
 
     def mark(self, part: str) -> None:
         """End ``part``, which has been enqueued, by waiting for the device."""
-        mx.nd.waitall()
-        before, self._since = self._since, (time.perf_counter(), seconds_of_sums())
-        elapsed, sums = (now - then for now, then in zip(self._since, before))
-        self.seconds[part] = elapsed - sums
-        self.sums += sums
+        self._wait()
+        now = self._clock()
+        self.seconds[part] += now - self._since
+        self._since = now
 
 
 class Timing:
@@ -47,14 +73,14 @@ class Timing:
 
     def __init__(self, every: Optional[int], first_step: int):
         self._every, self._first = every, first_step
-        self._timer: Optional[StepTimer] = None
+        self._timed: Optional[StepClock] = None
 
     def of(self, step: int) -> Mark:
         """The mark function for the step after ``step`` steps; see train_step."""
         if self._every is None or step % self._every or step < self._first:
             return unmarked
-        self._timer = StepTimer()
-        return self._timer.mark
+        self._timed = StepClock()
+        return self._timed.mark
 
     def read(self) -> Dict[str, float]:
         """Metrics of the ranks' last timed steps, and of their memory, by tag; collective.
@@ -85,11 +111,12 @@ class Timing:
 
     def _own(self) -> List[float]:
         """[compute, batch norm's sums, allreduce] in seconds, NaN if untimed; resident bytes."""
-        timer, self._timer = self._timer, None
-        seconds = timer.seconds if timer else {}
-        sums = timer.sums if timer else np.nan
-        parts = [seconds.get("compute", np.nan), sums, seconds.get("allreduce", np.nan)]
-        return [*parts, psutil.Process().memory_info().rss]
+        timed, self._timed = self._timed, None
+        memory = psutil.Process().memory_info().rss
+        if timed is None:
+            return [np.nan, np.nan, np.nan, memory]
+        computing = timed.seconds["forward"] + timed.seconds["backward"]
+        return [computing - timed.sums, timed.sums, timed.seconds["allreduce"], memory]
 
 
 # The first steps compile graphs, allocate memory and connect ranks.

@@ -12,6 +12,7 @@ import os
 import shutil
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from mxnet.gluon import nn
 
 from tests.bad_input import JSON, damage, one_line
 from trainer import checkpoint
-from trainer.checkpoint import params_file, resume, run_folder
+from trainer.checkpoint import RunState, params_file, resume, run_folder
 from trainer.checkpoint.saver import Saver
 from trainer.config import Config, Optimizer, to_dict
 from trainer.errors import ConfigError
@@ -32,7 +33,7 @@ from trainer.inference import trained_model
 from trainer.report.tensorboard import Monitor
 from trainer.step.optimizer import make_trainer
 
-STATE = {"totals": [[1.0, 2.0, 3.0]] * 2, "accuracy": 0.5, "config": to_dict(Config())}
+STATE = RunState(totals=[[1.0, 2.0, 3.0]] * 2, accuracy=0.5, config=to_dict(Config()))
 KEPT = "the older ones are as they were"
 
 
@@ -54,7 +55,7 @@ def run(tmp_path_factory):
     made = make_run()
     made.folder = tmp_path_factory.mktemp("run") / "checkpoints"
     for step in (1, 2):
-        state = {**STATE, "step": step}
+        state = replace(STATE, step=step)
         statistics = mx.nd.ones((2, 8)).asnumpy()
         content = checkpoint.snapshot(made.net, made.trainer, state, statistics)
         checkpoint.write(made.folder, content)
@@ -140,7 +141,7 @@ def test_any_value_in_a_state_under_right_sums(run, newest, data, value):
 
 def test_statistics_of_another_net_are_refused_with_the_way_out(run, tmp_path):
     """Such as those of a run with frozen weights, which once were among them."""
-    content = checkpoint.snapshot(run.net, run.trainer, {**STATE, "step": 1}, np.zeros((2, 99)))
+    content = checkpoint.snapshot(run.net, run.trainer, replace(STATE, step=1), np.zeros((2, 99)))
     path = checkpoint.write(tmp_path, content)
     with pytest.raises(checkpoint.CheckpointError) as error:
         checkpoint.restore(path, run.net, run.trainer)
@@ -234,11 +235,11 @@ def test_read_only_folder(run, disk):
     run_folder.take_folder(settings_, None).release()
     folder, told = settings_.checkpoint_folder, []
     saver = Saver(folder, 1, told.append)
-    content = checkpoint.snapshot(run.net, run.trainer, {**STATE, "step": 1})
+    content = checkpoint.snapshot(run.net, run.trainer, replace(STATE, step=1))
     saver.begin(content)
     assert saver.wait() is None
     disk.mount("remount", "ro")
-    saver.begin(content._replace(state={**content.state, "step": 2}))
+    saver.begin(content._replace(state=replace(content.state, step=2)))
     failure = saver.wait()
     assert failure and "Read-only file system" in failure and told == [f"{failure}; " + KEPT]
     assert checkpoint.find_latest(folder, pytest.fail).name == "step-00000001"
@@ -253,7 +254,7 @@ def test_folders_on_other_devices(run, disk, tmp_path):
     settings_ = Config(output=str(tmp_path / "runs"), name="linked")
     start = settings_.checkpoint_folder / "step-00000001"
     run_folder.take_folder(settings_, start).release()
-    content = checkpoint.snapshot(run.net, run.trainer, {**STATE, "step": 1})
+    content = checkpoint.snapshot(run.net, run.trainer, replace(STATE, step=1))
     path = checkpoint.write(settings_.checkpoint_folder, content)
     assert checkpoint.problem(path) is None and (disk.folder / path.name).is_dir()
     mounted = Config(output=str(tmp_path), name="disk")

@@ -19,6 +19,7 @@ from mxnet.gluon import nn
 from trainer import checkpoint
 from trainer.checkpoint import (
     CheckpointError,
+    RunState,
     SaveError,
     find_best,
     find_latest,
@@ -74,7 +75,8 @@ class Run:
     def save(self, folder: Path, step: int, accuracy=None, keep: int = 2, **state) -> Path:
         state = {"totals": TOTALS, "accuracy": accuracy, "config": {"seed": 1}, **state}
         state["step"] = step
-        path = checkpoint.write(folder, checkpoint.snapshot(self.net, self.trainer, state))
+        content = checkpoint.snapshot(self.net, self.trainer, RunState(**state))
+        path = checkpoint.write(folder, content)
         checkpoint.prune(folder, keep)
         return path
 
@@ -127,9 +129,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, name, 
     stopped = Run(name, **settings).train(0, 4)
     path = stopped.save(tmp_path, 4)
     resumed = Run(name, seed=99, **settings)
-    state = restore(path, resumed.net, resumed.trainer)
+    state, _ = restore(path, resumed.net, resumed.trainer)
     given = {"step": 4, "totals": TOTALS, "accuracy": None, "config": {"seed": 1}}
-    assert {key: state[key] for key in given} == given
+    assert {key: getattr(state, key) for key in given} == given
     assert resumed.trainer.optimizer.num_update == stopped.trainer.optimizer.num_update == 4
     assert_same(resumed.arrays(), stopped.arrays())
     assert_same(resumed.train(4, 7).arrays(), uninterrupted.arrays())
@@ -163,11 +165,11 @@ def test_parameter_that_gluon_would_not_save_is_reported():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_running_statistics_of_each_rank_come_back(tmp_path, trained, dtype):
     statistics = np.random.RandomState(0).normal(size=(3, 8)).astype(dtype)
-    state = {"step": 1, "totals": TOTALS, "accuracy": None, "config": {}}
+    state = RunState(step=1, totals=TOTALS)
     content = checkpoint.snapshot(trained.net, trained.trainer, state, statistics)
     path = checkpoint.write(tmp_path, content)
     other = Run(seed=1)
-    restored = restore(path, other.net, other.trainer)["statistics"]
+    _, restored = restore(path, other.net, other.trainer)
     assert restored.dtype == dtype and restored.tobytes() == statistics.tobytes()
     assert_same(other.arrays(), trained.arrays())
 
@@ -203,7 +205,7 @@ def test_weights_just_used_for_inference_are_saved_as_they_are(tmp_path):
     expected = [p.data().asnumpy() for p in net.collect_params().values()]
     trainer = make_trainer(net, Optimizer())
     net(mx.nd.ones((1, 64, 8, 8)))
-    path = checkpoint.write(tmp_path, checkpoint.snapshot(net, trainer, {"step": 1}))
+    path = checkpoint.write(tmp_path, checkpoint.snapshot(net, trainer, RunState(step=1)))
     saved = mx.nd.load(str(path / "model.params"))
     for value, name in zip(expected, net._collect_params_with_prefix()):
         assert (saved[name].asnumpy() == value).all()
@@ -364,7 +366,7 @@ def test_killed_at_any_point_of_a_save_a_whole_checkpoint_is_left(
         reports = []
         found = find_latest(folder, reports.append)
         assert found is not None and problem(found) is None, made
-        assert checkpoint.read_state(found)["step"] in (4, step)
+        assert checkpoint.read_state(found).step in (4, step)
         # And the next save leaves the folder as if nothing had happened.
         trained.save(folder, 6, keep=1)
         assert [path.name for path in folder.iterdir()] == ["step-00000006"], made
@@ -442,7 +444,7 @@ def test_nothing_to_find(tmp_path):
 def test_steps_are_ordered_as_numbers(tmp_path, trained):
     for step in (9, 100, 1_000_000, 99_999_999):
         trained.save(tmp_path, step, keep=9)
-    steps = [checkpoint.read_state(path)["step"] for path in listing(tmp_path)]
+    steps = [checkpoint.read_state(path).step for path in listing(tmp_path)]
     assert steps == [9, 100, 1_000_000, 99_999_999]
 
 
@@ -560,3 +562,30 @@ def test_any_byte_may_be_wrong(reference_folder, tmp_path_factory, file, place, 
     other = Run(seed=4)
     restore(found, other.net, other.trainer)
     shutil.rmtree(folder)
+
+
+# ---------------------------------------------------------------- formats
+
+
+def rewritten(path: Path, **values) -> Path:
+    state = json.loads((path / checkpoint.STATE).read_text())
+    (path / checkpoint.STATE).write_text(json.dumps({**state, **values}))
+    return path
+
+
+def test_a_later_format_is_refused_by_its_number(tmp_path, trained):
+    path = rewritten(trained.save(tmp_path, 1), format=99)
+    with pytest.raises(CheckpointError, match="has format 99, and this version reads formats up"):
+        checkpoint.read_state(path)
+
+
+@pytest.mark.parametrize("number", ["1", -1, None, 1.0, True])
+def test_a_format_that_is_no_number_is_refused(tmp_path, trained, number):
+    with pytest.raises(CheckpointError, match="has format"):
+        checkpoint.read_state(rewritten(trained.save(tmp_path, 1), format=number))
+
+
+def test_what_the_format_does_not_know_is_refused(tmp_path, trained):
+    path = rewritten(trained.save(tmp_path, 1), momentum=[1.0])
+    with pytest.raises(CheckpointError, match="has 'momentum', which format 1 lacks"):
+        checkpoint.read_state(path)

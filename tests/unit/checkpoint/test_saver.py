@@ -45,8 +45,7 @@ class Run:
         self.net(data)  # in inference, where weights are laid out anew
 
     def snapshot(self, step: int) -> checkpoint.Snapshot:
-        state = {"step": step, "totals": [[0.0] * 3] * 2, "accuracy": None, "config": {}}
-        return checkpoint.snapshot(self.net, self.trainer, state)
+        return checkpoint.snapshot(self.net, self.trainer, checkpoint.RunState(step=step))
 
 
 def assert_same(arrays: dict, others: dict) -> None:
@@ -148,6 +147,6 @@ def test_polling_does_not_wait_and_reports_a_failure(tmp_path, held):
 
 def test_an_unexpected_error_is_raised_unchanged(tmp_path):
     saver = Saver(tmp_path, 1, pytest.fail)
-    saver.begin(Run().snapshot(1)._replace(state={"step": 1, "accuracy": object()}))
+    saver.begin(Run().snapshot(1)._replace(state=checkpoint.RunState(step=1, accuracy=object())))
     with pytest.raises(TypeError):
         saver.wait()

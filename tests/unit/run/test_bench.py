@@ -6,21 +6,14 @@ import dataclasses
 import json
 
 import click
-import mxnet as mx
-import numpy as np
 import pytest
-from mxnet.gluon import nn
 
 from trainer.cli.main import main
-from trainer.config import Config, Optimizer
-from trainer.data.loader import Batch
+from trainer.config import Config
 from trainer.errors import ConfigError
 from trainer.run import bench_table
-from trainer.run.bench import Figures, percentiles
+from trainer.run.bench import PHASES, Figures, percentiles
 from trainer.run.bench_sweep import Combination, combinations, measure
-from trainer.run.phases import PHASES, PhaseClock, watched
-from trainer.step.optimizer import make_trainer
-from trainer.step.step import train_step
 
 FIGURES = Figures(
     ranks=2,
@@ -83,38 +76,6 @@ def test_traces_of_several_runs_are_refused_before_anything_is_made(tmp_path):
     with pytest.raises(click.UsageError, match="--timeline goes with one bench"):
         main(["bench", "--ranks=2", f"--timeline={tmp_path}/traces"], standalone_mode=False)
     assert not list(tmp_path.iterdir())
-
-
-def test_clock_books_time_on_the_phase_that_ends():
-    now, waits = iter([0.0, 1.0, 3.0, 6.0, 10.0]), []
-    clock = PhaseClock(wait=lambda: waits.append(None), clock=lambda: next(now))
-    for phase in ("data", "forward", "data", "other"):
-        clock.enter(phase)
-    assert clock.seconds == {**dict.fromkeys(PHASES, 0.0), "other": 1, "data": 2 + 4, "forward": 3}
-    assert len(waits) == 4
-
-
-def test_a_step_reports_its_phases_in_order_and_is_restored():
-    net = nn.Dense(3)
-    net.initialize()
-    config = Config(optimizer=Optimizer(accumulate=2))
-    batch = Batch(mx.nd.ones((4, 1, 2, 2)), mx.nd.array(np.zeros(4)), 4, 4, (2, 2))
-    net(batch.data)
-    trainer = make_trainer(net, config.optimizer)
-    entered = []
-
-    class Clock:
-        def enter(self, phase):
-            entered.append(phase)
-
-    with watched(net, trainer, Clock()):
-        train_step(net, trainer, batch, config)
-    assert entered == [
-        *["forward", "backward"] * 2,
-        *["ranks", "allreduce", "other", "update", "other"],
-    ]
-    train_step(net, trainer, batch, config)
-    assert len(entered) == 9
 
 
 def test_speeds_and_phases_are_shown():

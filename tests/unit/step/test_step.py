@@ -16,6 +16,7 @@ from trainer.step import gradients
 from trainer.step.loss import cross_entropy
 from trainer.step.optimizer import make_trainer
 from trainer.step.step import eval_step, train_step
+from trainer.step.timing import PARTS
 
 RANDOM = np.random.RandomState(0)
 DATA = RANDOM.uniform(-1, 1, (7, 1, 5, 5)).astype(np.float32)
@@ -320,3 +321,15 @@ def test_evaluation_gives_loss_and_logits_of_each_sample_and_moves_nothing():
     assert (loss.asnumpy() == expected).all()
     after = values(net)
     assert all((after[name] == before[name]).all() for name in before)
+
+
+def test_a_step_marks_where_its_parts_end():
+    net = nn.Dense(3)
+    net.initialize()
+    config = Config(optimizer=Optimizer(accumulate=2))
+    batch = Batch(mx.nd.ones((4, 1, 2, 2)), mx.nd.array(np.zeros(4)), 4, 4, (2, 2))
+    net(batch.data)
+    marked = []
+    train_step(net, make_trainer(net, config.optimizer), batch, config, mark=marked.append)
+    assert marked == [*["forward", "backward"] * 2, "ranks", "allreduce", "update"]
+    assert set(marked) == set(PARTS)

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
 from trainer import dist
 from trainer.batch_norm.rank_sum import RankSum
-from trainer.step import gradients, timing
+from trainer.step import timing
 
 
 def test_the_first_step_after_a_reading_is_timed_once_all_is_warm():
     clock = timing.Timing(every=10, first_step=15)
-    timed = [step for step in range(45) if clock.of(step) is not gradients.unmarked]
+    timed = [step for step in range(45) if clock.of(step) is not timing.unmarked]
     assert timed == [20, 30, 40]
-    assert all(timing.Timing(None, 0).of(step) is gradients.unmarked for step in range(30))
+    assert all(timing.Timing(None, 0).of(step) is timing.unmarked for step in range(30))
 
 
 def test_one_rank_tells_its_own_compute_time(monkeypatch):
-    seconds = iter([10.0, 10.03, 10.05])
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(seconds))
+    seconds = iter([10.0, 10.01, 10.03, 10.05])
+    clocked = functools.partial(timing.StepClock, clock=lambda: next(seconds))
+    monkeypatch.setattr(timing, "StepClock", clocked)
     clock = timing.Timing(every=1, first_step=0)
     mark = clock.of(0)
-    mark("compute")
+    mark("forward")
+    mark("backward")
     mark("allreduce")
     figures = clock.read()
     assert sorted(figures) == [
@@ -34,14 +38,26 @@ def test_one_rank_tells_its_own_compute_time(monkeypatch):
 
 
 def test_waiting_in_batch_norm_is_not_computing(monkeypatch):
-    clock = iter([10.0, 10.05, 10.06])
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
-    timer = timing.StepTimer()
+    seconds = iter([10.0, 10.01, 10.05, 10.06])
+    clocked = functools.partial(timing.StepClock, clock=lambda: next(seconds))
+    monkeypatch.setattr(timing, "StepClock", clocked)
+    clock = timing.Timing(every=1, first_step=0)
+    mark = clock.of(0)
     monkeypatch.setattr(RankSum, "seconds", RankSum.seconds + 0.02)
-    timer.mark("compute")
-    timer.mark("allreduce")
-    assert timer.sums == pytest.approx(0.02)
-    assert timer.seconds == pytest.approx({"compute": 0.03, "allreduce": 0.01})
+    for part in ("forward", "backward", "allreduce"):
+        mark(part)
+    figures = clock.read()
+    assert figures["speed/compute_ms_slowest_rank"] == pytest.approx(30)
+    assert figures["speed/batch_norm_sums_ms"] == pytest.approx(20)
+
+
+def test_clock_books_time_on_the_part_that_ends():
+    now, waits = iter([0.0, 1.0, 3.0, 6.0, 10.0]), []
+    clock = timing.StepClock(wait=lambda: waits.append(None), clock=lambda: next(now))
+    for part in ("data", "forward", "data", "other"):
+        clock.mark(part)
+    assert clock.seconds == {"data": 1 + 3, "forward": 2, "other": 4}
+    assert len(waits) == 5
 
 
 def read(monkeypatch, *rows: list) -> dict:
