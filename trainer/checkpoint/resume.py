@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 from mxnet import gluon
@@ -21,7 +21,7 @@ from .state import CheckpointError, RunState, read_state
 
 
 def choose(
-    settings: Config, resume: str, force: bool, train_size: Optional[int] = None
+    settings: Config, resume: str, force: bool, made_of: Dict[str, str], train_size: int
 ) -> Optional[Path]:
     """The checkpoint to resume from; None to start anew. Reads only.
 
@@ -31,8 +31,9 @@ def choose(
 
     Args:
         resume: ``auto`` (the newest valid one in the run's folder, if any), ``none``, or a path.
-        force: accept one that was made with other settings, or on another number of images.
-        train_size: the number of training images; None does not compare it.
+        force: accept one that was made with other settings, images, labels, net or loss.
+        made_of: digests of these, by what they are of; see run/agreement.py.
+        train_size: the number of training images.
 
     Raises:
         CheckpointError: it is missing or damaged, or was made with settings that lead to other
@@ -63,15 +64,30 @@ def choose(
         return None
     before = read_state(path)
     changed = config.differences(before.config, config.to_dict(settings))
-    size = before.train_size  # None in older ones
-    if None not in (size, train_size) and size != train_size:
-        changed.append(f"training images: {size} -> {train_size}")
+    if before.train_size not in (None, train_size):  # None in older ones
+        changed.append(f"training images: {before.train_size} -> {train_size}")
+    else:
+        changed += _other_parts(before, made_of)
     if changed and not force:
         raise CheckpointError(
             f"{path} was made with other settings ({'; '.join(changed)}); give the run another "
-            "name=..., start it anew with --resume none, or resume all the same with --force"
+            "name=..., start it anew with --resume none, or resume all the same with --force (in "
+            'Python resume="none", force=True)'
         )
     return path
+
+
+def _other_parts(before: RunState, made_of: Dict[str, str]) -> List[str]:
+    """What else differs, in words; what was not recorded (older ones) is not compared."""
+    differing = [k for k, v in before.made_of.items() if made_of.get(k, v) != v]
+    # The net of a notebook may hold the weights that were saved; one of a restarted launch may
+    # have been drawn anew.
+    if "initial weights" in differing and (
+        made_of["initial weights"] == before.weights
+        or (before.launch is not None and before.launch == environment.launch_id())
+    ):
+        differing.remove("initial weights")
+    return [f"other {name}" for name in differing]
 
 
 def restore(

@@ -39,6 +39,11 @@ class RunState:
     image_shape: Optional[Sequence[int]] = None  # (H, W) or (H, W, C), before any resizing
     train_size: Optional[int] = None  # training images
     launch: Optional[str] = None  # id of the launch that saved it
+    made_of: Dict[str, str] = field(default_factory=dict)  # digests, see run/agreement.py
+    weights: Optional[str] = None  # digest of the trained weights
+    given: bool = False  # the net was given to fit(), and config.model may name another
+    # Scores of the net for a fixed input, see inference/trained_model.py
+    answers: Optional[Sequence[float]] = None
     optimizer: Dict[str, Any] = field(default_factory=dict)  # its counters, see optimizer_state
 
     def as_json(self) -> str:
@@ -68,7 +73,7 @@ def read_state(path: Path) -> RunState:
     for name, fits in _FITS.items():
         if not fits(values.get(name)):
             raise CheckpointError(f"{path / STATE} says {name} is {show(values.get(name))}")
-    return RunState(**values)
+    return RunState(**{name: value for name, value in values.items() if value is not None})
 
 
 def _are_totals(value: Any) -> bool:
@@ -83,6 +88,14 @@ def _is_image_shape(value: Any) -> bool:
     """Whether ``value`` is [height, width] or [height, width, channels]."""
     sizes = isinstance(value, list) and all(type(n) is int and 0 < n < 2**16 for n in value)
     return sizes and len(value) in (2, 3)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(number, float) for number in value)
 
 
 def is_plateau(value: Any) -> bool:
@@ -104,4 +117,8 @@ _FITS: Dict[str, Callable[[Any], bool]] = {
     "optimizer": lambda value: isinstance(value, dict),
     "plateau": lambda value: value is None or is_plateau(value),  # None in older ones
     "launch": lambda value: value is None or isinstance(value, str),
+    "made_of": lambda value: value is None or _are_texts(value),  # None in older ones
+    "weights": lambda value: value is None or isinstance(value, str),
+    "given": lambda value: value is None or isinstance(value, bool),  # None in older ones
+    "answers": lambda value: value is None or _are_numbers(value),  # None in older ones
 }

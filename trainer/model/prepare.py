@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import List, Tuple
 
 import mxnet as mx
-import numpy as np
 from mxnet import gluon
 
 from .. import batch_norm, dist
 from ..batch_norm import running_statistics
 from ..config import Config
+from ..data import randomness
 from ..errors import ConfigError, describe_error
 from . import summary, users_net
 
 
+@randomness.kept()
 def prepare_net(
     net: gluon.Block, config: Config, shape: Tuple[int, int, int], ctx: mx.Context
 ) -> List[summary.Row]:
@@ -31,9 +32,6 @@ def prepare_net(
             layer that cannot be converted.
     """
     users_net.check_mode()
-    # Every rank draws the same weights.
-    mx.random.seed(config.seed)
-    np.random.seed(config.seed)
     if isinstance(net, gluon.SymbolBlock):
         raise ConfigError(
             "the net is a SymbolBlock, which could not load a checkpoint of itself; make it a part "
@@ -41,6 +39,7 @@ def prepare_net(
         )
     users_net.check_names(net)
     running_statistics.mark_imported(net)
+    randomness.seed_all(config.seed)  # every rank draws the same weights, some at the first forward
     _initialize(net, ctx)
     _convert_batch_norm(net, config.batch_norm)
     if config.calibrate_samples:

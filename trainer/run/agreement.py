@@ -1,23 +1,74 @@
-"""Refuses ranks that were given different settings, whose weights would diverge without a sign."""
+"""What a run is made of, by digest: it must be alike on all ranks, and the same on a resume.
+
+Ranks with other settings, images or nets would diverge without a sign, and so would a run that
+resumes on them.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
+from typing import Any, Dict, List, Optional
 
-from .. import dist
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+
+from .. import dist, mxnet_internals
 from ..config import Config, to_dict
 from ..config.settings import flat
 from ..data.arrays import Arrays
 from ..data.idx_file import DataError
 from ..dist import environment
 from ..errors import ConfigError, show
+from ..step.loss import Loss
 
 # A rank's own affair: where it reads and writes, and what changes neither results nor collectives.
 _OWN = re.compile(
     r"output|name|device|data\.(folder|prefetch)|evaluate\.batch_size|train\.watchdog_seconds"
 )
 _SHOWN = 3
+
+Digests = Dict[str, str]  # by what they are of, in words for a message
+Checksums = Dict[str, int]  # of arrays, by structural name
+
+
+def of_data(train: Arrays, test: Arrays) -> Digests:
+    """Digests of two sets of images, uint8 (N, H, W[, C]), and labels, integer (N,)."""
+    names = ("training images", "training labels", "test images", "test labels")
+    return {name: _digest(array) for name, array in zip(names, (*train, *test))}
+
+
+def of_net(net: gluon.Block) -> Digests:
+    """The digest of the net's parameters: names, shapes, types, and which are trained."""
+    return {"net": hashlib.blake2b("\n".join(_structure(net)).encode(), digest_size=16).hexdigest()}
+
+
+def of_loss(loss: Optional[Loss]) -> Digests:
+    """The digest of a loss given to ``fit``: its name, code and plain attributes; {} without."""
+    return {} if loss is None else {"loss": hashlib.blake2b(_said(loss).encode()).hexdigest()[:32]}
+
+
+def of_weights(sums: Checksums) -> str:
+    """The digest of a net's weights, from their :func:`checksums`."""
+    return hashlib.blake2b(repr(sorted(sums.items())).encode(), digest_size=16).hexdigest()
+
+
+def of_initial_weights(net: gluon.Block) -> Digests:
+    """The digest of the weights that a net has been given; {} unless it has them all."""
+    try:
+        return {"initial weights": of_weights(checksums(net))}
+    except (RuntimeError, gluon.parameter.DeferredInitializationError):
+        return {}
+
+
+def checksums(net: gluon.Block) -> Checksums:
+    """A checksum of each of the net's weights, without running statistics, by structural name."""
+    mx.nd.waitall()  # oneDNN reorders weights in place during a forward
+    named = mxnet_internals.structural_parameters(net).items()
+    weights = {name: p for name, p in named if not mxnet_internals.is_statistic(p)}
+    return {name: _checksum(weights[name].data().asnumpy()) for name in sorted(weights)}
 
 
 def check(config: Config) -> None:
@@ -30,9 +81,7 @@ def check(config: Config) -> None:
         ConfigError: on every rank, naming the settings, their values and the ranks.
     """
     own = {name: show(value) for name, value in flat(to_dict(config)).items()}
-    found = dist.gather_objects((own, environment.where()))
-    first, place = found[0]
-    for other, elsewhere in found[1:]:
+    for first, place, other, elsewhere in _beside_the_first(own):
         names = [name for name in {**first, **other} if first.get(name) != other.get(name)]
         differing = [
             f"{name} is {first.get(name)} on {place}, {other.get(name)} on {elsewhere}"
@@ -46,18 +95,95 @@ def check(config: Config) -> None:
             )
 
 
-def check_alike(train: Arrays, test: Arrays) -> None:
-    """Refuse sets that differ between ranks, which would diverge or deadlock; collective.
+def check_sets(own: Digests, train_size: int, test_size: int) -> None:
+    """Refuse ranks that have other images, labels or losses; collective.
+
+    Weights may differ: all ranks get those of rank 0. For nets see :func:`check_net`.
 
     Raises:
         DataError: on every rank.
     """
-    digest = hashlib.sha256(train[1].tobytes() + test[1].tobytes()).hexdigest()
-    sizes = f"{len(train[1])} training and {len(test[1])} test images"
-    found = dist.gather_objects((digest, f"{sizes} on {environment.where()}"))
-    other = next((which for digest, which in found if digest != found[0][0]), None)
-    if other is not None:
-        raise DataError(
-            f"the ranks have different sets, or labels in another order: {found[0][1]}, {other}; "
-            "give each the whole set, as fit makes shards itself"
-        )
+    sizes = f"{train_size} training and {test_size} test images"
+    for (first, here), place, (other, there), elsewhere in _beside_the_first((own, sizes)):
+        compared = [name for name in first if name not in ("net", "initial weights")]
+        differing = [name for name in compared if first[name] != other.get(name)]
+        if differing:
+            raise DataError(
+                f"the ranks have different {', '.join(differing)}: {here} on {place}, {there} on "
+                f"{elsewhere}; give each rank the whole set, in the same order, and the same loss, "
+                "as fit makes shards itself"
+            )
+
+
+def check_net(net: gluon.Block) -> None:
+    """Refuse nets whose parameters differ between ranks, naming the first; collective.
+
+    Raises:
+        ConfigError: on every rank.
+    """
+    for first, place, other, elsewhere in _beside_the_first(_structure(net)):
+        for index in range(max(len(first), len(other))):
+            here, there = ("".join(lines[index : index + 1]) for lines in (first, other))
+            if here != there:
+                raise ConfigError(
+                    f"the ranks have different nets: {here or 'no more parameters'} on {place}, "
+                    f"{there or 'no more parameters'} on {elsewhere}; make the same net on each"
+                )
+
+
+def parted(sums: Checksums) -> Optional[str]:
+    """Where the ranks' weights differ, in words; None while they are alike; collective.
+
+    Args:
+        sums: the :func:`checksums` of this rank's net.
+    """
+    table = np.zeros((dist.world_size(), len(sums)), np.int64)
+    table[dist.rank()] = list(sums.values())
+    table = dist.allreduce_sum(table, "weights")
+    ranks, places = np.nonzero(table != table[0])
+    if not len(ranks):
+        return None
+    first = places.argmin()
+    return f"{list(sums)[places[first]]} on rank {ranks[first]} is not that of rank 0"
+
+
+def _beside_the_first(own: Any) -> Any:
+    """(rank 0's value, its place, another's, its place) for each other rank; collective."""
+    (first, place), *others = dist.gather_objects((own, environment.where()))
+    return [(first, place, other, elsewhere) for other, elsewhere in others]
+
+
+def _structure(net: gluon.Block) -> List[str]:
+    """A line for each of the net's parameters, sorted by structural name."""
+    return [
+        f"{name} {parameter.shape} {np.dtype(parameter.dtype).name}"
+        f"{', trained' if parameter.grad_req != 'null' else ''}"
+        for name, parameter in sorted(mxnet_internals.structural_parameters(net).items())
+    ]
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+    return digest.hexdigest()
+
+
+def _checksum(array: np.ndarray) -> int:
+    # Below 2**56, so that a sum with zeros is exact whatever adds it up.
+    return int.from_bytes(hashlib.blake2b(array.tobytes(), digest_size=7).digest(), "big")
+
+
+def _said(what: Any) -> str:
+    """A text that tells functions and objects of other behaviour apart, but for their closures."""
+    if isinstance(what, functools.partial):
+        return f"{_said(what.func)} {what.args} {sorted(what.keywords.items())}"
+    code = getattr(what, "__code__", None)
+    if code is not None:
+        plain = [c for c in code.co_consts if isinstance(c, (int, float, str, tuple, type(None)))]
+        return f"{what.__qualname__} {code.co_code.hex()} {code.co_names} {plain[1:]}"
+    ignored = vars(gluon.Block()) if isinstance(what, gluon.Block) else {}
+    values = {k: v for k, v in getattr(what, "__dict__", {}).items() if k not in ignored}
+    plain = {k: v for k, v in values.items() if isinstance(v, (int, float, str, type(None)))}
+    return f"{type(what).__module__}.{type(what).__qualname__} {sorted(plain.items())}"

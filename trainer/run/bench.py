@@ -20,7 +20,7 @@ from mxnet import gluon
 
 from .. import dist
 from ..config import Config
-from ..data import input_pipeline, sharding
+from ..data import input_pipeline, randomness
 from ..data.loader import Batch
 from ..dist import environment
 from ..dist.preemption import StopRequest
@@ -235,7 +235,7 @@ class _Bench:
     def _train_step(self, batch: Batch, mark: Mark = unmarked) -> mx.nd.NDArray:
         """One step as fit() makes it; returns its loss."""
         config = self._config
-        mx.random.seed(sharding.step_seed(config.seed, self._step, dist.rank()))
+        randomness.seed_step(config.seed, self._step, dist.rank())
         set_lr(self._trainer, config, self._step, self._loader.steps_per_epoch)
         result = train_step(self._net, self._trainer, batch, config, mark=mark)
         self._metrics.add(self._step, result, batch.samples)

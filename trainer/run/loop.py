@@ -17,7 +17,7 @@ from ..checkpoint import RunState, run_folder
 from ..checkpoint import resume as resuming
 from ..checkpoint.saver import Saver
 from ..config import Config, checked, to_dict
-from ..data import input_pipeline, sharding
+from ..data import input_pipeline, randomness
 from ..data.arrays import Arrays
 from ..dist import environment
 from ..dist.preemption import StopRequest
@@ -32,7 +32,7 @@ from ..step.metrics import NonFiniteError, TrainMetrics
 from ..step.schedule import set_lr
 from ..step.step import train_step
 from ..step.timing import WARMUP_STEPS, Throughput, Timing
-from . import outcome, start
+from . import agreement, outcome, start
 from .early_stopping import Plateau
 from .evaluator import Evaluator
 from .outcome import EpochEnd, OnEpochEnd, Result
@@ -95,6 +95,7 @@ def fit(
     with contextlib.ExitStack() as until_closed:  # a notebook goes on, however the run ends
         watchdog = until_closed.enter_context(Watchdog(seconds, environment.where()))
         stop = until_closed.enter_context(StopRequest())
+        until_closed.enter_context(randomness.kept())
         watchdog.beat("the rendezvous of all ranks")
         data = start.join(config, lambda: input_pipeline.read(config.data, train, test))
         watchdog.beat("the start of the run")
@@ -103,7 +104,7 @@ def fit(
             config,
             loss,
             data,
-            lambda own: resuming.choose(config, resume, force, len(own.train[1])),
+            lambda own: resuming.choose(config, resume, force, own.digests, len(own.train[1])),
             until_closed,
         )
         result = _Run(started, on_epoch_end, watchdog, until_closed).go(stop)
@@ -190,7 +191,7 @@ class _Run:
         batches = self.own.loader.from_step(self.step, self.last_step)
         for made, batch in enumerate(batches, start=1):
             self.watchdog.beat(f"step {self.step}")
-            mx.random.seed(sharding.step_seed(config.seed, self.step, dist.rank()))
+            randomness.seed_step(config.seed, self.step, dist.rank())
             lr = set_lr(self.trainer, config, self.step, self.epoch_steps)
             due = self._due(config.monitor.every_steps, offset=1)
             mark = self.timing.of(self.step)
@@ -262,6 +263,10 @@ class _Run:
         self.watchdog.beat(f"the save after step {self.step}")
         # This raises on every rank if the weights are not finite, so that they are never saved.
         totals = self.metrics.totals()
+        sums = agreement.checksums(self.net)
+        where = agreement.parted(sums)
+        if where is not None:
+            raise outcome.parted(self.config, self.step, where)
         self.throughput.end()
         state = RunState(
             step=self.step,
@@ -272,6 +277,9 @@ class _Run:
             image_shape=self.own.train[0].shape[1:],
             train_size=len(self.own.train[1]),
             launch=environment.launch_id(),
+            made_of=self.own.digests,
+            weights=agreement.of_weights(sums),
+            given=self.own.given,
         )
         self.saved_step = self.step
         statistics = replica.gather_statistics(self.net, self.config)

@@ -56,6 +56,15 @@ def not_finite(config: Config, error: NonFiniteError) -> TrainingError:
     return TrainingError(f"{error}; {_last_good(config)}. {way_out}")
 
 
+def parted(config: Config, step: int, where: str) -> TrainingError:
+    """The ranks' weights are no longer alike."""
+    return TrainingError(
+        f"the ranks' weights have parted after {step} steps: {where}; {_last_good(config)}. Look "
+        "for what differs between ranks: a forward or loss that depends on the rank, libraries or "
+        "processors of another kind"
+    )
+
+
 def not_saved(config: Config, step: int, last_step: int, reason: str) -> TrainingError:
     """The last checkpoint, after ``step`` steps, could not be written."""
     return TrainingError(

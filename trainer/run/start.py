@@ -28,7 +28,14 @@ from ..step.loss import Loss, check_loss
 from ..step.optimizer import make_trainer
 from . import agreement
 
-Sets = Tuple[Arrays, Arrays]  # training and test set
+
+
+class Sets(NamedTuple):
+    """What is trained and tested on."""
+
+    train: Arrays
+    test: Arrays
+    digests: agreement.Digests
 
 
 class Own(NamedTuple):
@@ -41,6 +48,8 @@ class Own(NamedTuple):
     net: gluon.Block  # initialised, but not yet with the weights of all ranks
     layers: List[summary.Row]
     num_classes: int
+    digests: agreement.Digests  # of what the run is made of
+    given: bool  # the net, instead of what config.model names
 
 
 @dataclass(frozen=True)
@@ -71,10 +80,15 @@ class Started:
         return steps if train.max_steps is None else min(steps, train.max_steps)
 
 
-def join(config: Config, read: Callable[[], Sets]) -> Future[Sets]:
-    """Join the other ranks, and meanwhile :func:`read` the data; every rank's first call."""
+def join(config: Config, read: Callable[[], Tuple[Arrays, Arrays]]) -> Future[Sets]:
+    """Join the other ranks, and meanwhile ``read`` the data; every rank's first call."""
+
+    def work() -> Sets:
+        train, test = read()
+        return Sets(train, test, agreement.of_data(train, test))
+
     with ThreadPoolExecutor(1) as reader:
-        data = reader.submit(read)
+        data = reader.submit(work)
         dist.init(config.optimizer.groups > 0, shared_gradients.wanted(config.optimizer))
     return data
 
@@ -104,7 +118,8 @@ def start(
         own = _prepare(net, config, loss, data, until_closed)
     with dist.together():
         agreement.check(config)
-        agreement.check_alike(own.train, own.test)
+        agreement.check_sets(own.digests, len(own.train[1]), len(own.test[1]))
+        agreement.check_net(own.net)
     path: Optional[Path] = None
     with dist.together():
         trainer = make_trainer(own.net, config.optimizer)
@@ -125,10 +140,12 @@ def _prepare(
     until_closed: contextlib.ExitStack,
 ) -> Own:
     ctx = choose(config.device, dist.local_rank())
-    train, test = data.result()
+    train, test, digests = data.result()
     loader = input_pipeline.train_loader(train, config, ctx)
+    given_net = net is not None
     net = net if net is not None else model.build(config.model)
     mixed_precision.check(net, config.train.precision, ctx)
+    own = {**agreement.of_loss(loss), **agreement.of_initial_weights(net)}
     until_closed.enter_context(users_net.restored(net))
     until_closed.enter_context(mixed_precision.computing_in(net, config.train.precision))
     layers = prepare.prepare_net(net, config, loader.shape, ctx)
@@ -136,4 +153,5 @@ def _prepare(
     num_classes = prepare.class_scores(net, loader.shape, ctx, labels)
     if loss is not None:
         check_loss(loss, num_classes, ctx)
-    return Own(ctx, train, test, loader, net, layers, num_classes)
+    digests = {**digests, **own, **agreement.of_net(net)}
+    return Own(ctx, train, test, loader, net, layers, num_classes, digests, given_net)

@@ -1,0 +1,44 @@
+"""The global generators of Python, NumPy and MXNet: seeded for a step, and given back as they were.
+
+A step's random numbers (dropout, a user's own draws in a forward) depend on (seed, step, rank)
+alone, so that a resumed run repeats them. The trainer itself draws from generators of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from typing import Iterator
+
+import mxnet as mx
+import numpy as np
+
+from . import sharding
+
+
+def seed_all(seed: int) -> None:
+    """Seed the three generators; ``seed`` is below 2**31."""
+    random.seed(seed)
+    np.random.seed(seed)
+    mx.random.seed(seed)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed them for one rank's part of a step."""
+    seed_all(sharding.step_seed(seed, step, rank))
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Within it they may be seeded; afterwards the user's go on as if they had not been.
+
+    MXNet's state cannot be read: its generator goes on from a number that it drew before.
+    """
+    own, numpys = random.getstate(), np.random.get_state()
+    mxnets = int(mx.nd.random.randint(0, 2**31 - 1).asscalar())
+    try:
+        yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(numpys)
+        mx.random.seed(mxnets)
