@@ -179,7 +179,7 @@ def has_static_graph(block: gluon.HybridBlock) -> bool:
     return compiled and bool(dict(block._flags).get("static_shape"))
 
 
-def compilation(block: gluon.HybridBlock) -> Dict[str, Any]:
+def compilation_of(block: gluon.HybridBlock) -> Dict[str, Any]:
     """How it is hybridized, for :func:`set_compilation`."""
     return {name: vars(block)[name] for name in _COMPILATION}
 

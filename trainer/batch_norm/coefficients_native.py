@@ -20,6 +20,7 @@ import numpy as np
 
 from ..dist import environment
 from ..dist.shared_memory import SharedMemorySum
+from ..mxnet_internals import C_LIBRARY
 from ..native import compile
 from . import coefficients
 from .rank_sum import RankSum, batch_is_empty
@@ -76,14 +77,13 @@ def _load() -> Optional[ctypes.CDLL]:
     )
     if library is None:
         return None
-    mxnet = mx.base._LIB
     names = ("MXNDArrayGetData", "MXNDArrayGetShapeEx", "MXNDArrayGetDType", "MXNDArrayFree")
-    functions = [ctypes.cast(getattr(mxnet, name), ctypes.c_void_p) for name in names]
+    functions = [ctypes.cast(getattr(C_LIBRARY, name), ctypes.c_void_p) for name in names]
     library.load.restype = ctypes.c_void_p
     numbers = (ctypes.addressof(number) for number in (batch_is_empty, _nanoseconds))
     interface = _Interface(*functions, _python_sum, _look, *numbers)
     creator = library.load(ctypes.byref(interface))
-    mx.base.check_call(mxnet.MXCustomOpRegister(_OP_TYPE.encode(), ctypes.c_void_p(creator)))
+    mx.base.check_call(C_LIBRARY.MXCustomOpRegister(_OP_TYPE.encode(), ctypes.c_void_p(creator)))
     return library
 
 
