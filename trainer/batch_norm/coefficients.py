@@ -21,7 +21,7 @@ import numpy as np
 from mxnet import autograd, nd
 
 from ..mxnet_internals import copy_from_host
-from .rank_sum import RankSum, batch_is_empty
+from .rank_sum import RankSum, registry
 
 OP_TYPE = "sync_batch_norm_coefficients"
 
@@ -77,7 +77,7 @@ class Coefficients(mx.operator.CustomOp):
             )
         inverse = _float64(inverse)
         variance = np.maximum(inverse**-2 - self._epsilon, 0)
-        samples = 0 if batch_is_empty.value else x.size // gamma.size
+        samples = 0 if registry.batch_is_empty.value else x.size // gamma.size
         return _Moments(samples, _float64(mean), variance, inverse)
 
     def _sum_moments(self, local: _Moments) -> _Moments:
@@ -139,7 +139,7 @@ class CoefficientsProp(mx.operator.CustomOpProp):
 
     def __init__(self, rank_sum: str, axis: str, epsilon: str, scale: str):
         super().__init__(need_top_grad=True)
-        self._rank_sum = RankSum.alive[int(rank_sum)]
+        self._rank_sum = registry.alive[int(rank_sum)]
         self._axis = int(axis)
         self._arguments = float(epsilon), scale == "True"
 
