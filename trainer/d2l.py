@@ -19,6 +19,7 @@ from .config import Config, Train
 from .data import fashion_mnist, sharding
 from .data.loader import Batch
 from .model import replica
+from .mxnet_internals import all_parameters, scale, take_updaters
 from .step.metrics import TrainMetrics
 from .step.optimizer import gluon_trainer
 from .step.step import train_step
@@ -123,10 +124,12 @@ def _over_ranks(trainer: gluon.Trainer) -> gluon.Trainer:
     if type(trainer) is not gluon.Trainer:  # the user's own distributed one
         return trainer
     # The new trainer takes over this factor, which still contains the last step's batch size.
-    trainer._optimizer.rescale_grad = trainer._scale
-    in_order = {f"{index:08d}": parameter for index, parameter in enumerate(trainer._params)}
-    distributed = gluon_trainer(in_order, trainer._optimizer)
-    distributed._updaters = trainer._updaters
+    trainer.optimizer.rescale_grad = scale(trainer)
+    in_order = {
+        f"{index:08d}": parameter for index, parameter in enumerate(all_parameters(trainer))
+    }
+    distributed = gluon_trainer(in_order, trainer.optimizer)
+    take_updaters(distributed, trainer)
     return distributed
 
 

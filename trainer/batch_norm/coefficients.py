@@ -20,7 +20,8 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd, nd
 
-from .rank_sum import RankSum, batch_is_empty
+from ..mxnet_internals import copy_from_host
+from .rank_sum import RankSum, registry
 
 OP_TYPE = "sync_batch_norm_coefficients"
 
@@ -76,7 +77,7 @@ class Coefficients(mx.operator.CustomOp):
             )
         inverse = _float64(inverse)
         variance = np.maximum(inverse**-2 - self._epsilon, 0)
-        samples = 0 if batch_is_empty.value else x.size // gamma.size
+        samples = 0 if registry.batch_is_empty.value else x.size // gamma.size
         return _Moments(samples, _float64(mean), variance, inverse)
 
     def _sum_moments(self, local: _Moments) -> _Moments:
@@ -104,7 +105,7 @@ class Coefficients(mx.operator.CustomOp):
         total = self._rank_sum(np.concatenate([gamma_sum, beta_sum]))
         slope, offset = self._missing_gradient(kernel_sum, beta_sum, *np.split(total, 2))
         line = nd.empty((4, gamma.size), ctx=gamma.context, dtype=gamma.dtype)
-        line._sync_copyfrom(np.stack([slope, offset, self._local.mean, self._local.variance]))
+        copy_from_host(line, np.stack([slope, offset, self._local.mean, self._local.variance]))
         d_x = nd.BatchNorm(x, *line, use_global_stats=True, **self._kernel)
         _write(in_grad, req, (d_x, gamma_sum, beta_sum))
 
@@ -138,7 +139,7 @@ class CoefficientsProp(mx.operator.CustomOpProp):
 
     def __init__(self, rank_sum: str, axis: str, epsilon: str, scale: str):
         super().__init__(need_top_grad=True)
-        self._rank_sum = RankSum.alive[int(rank_sum)]
+        self._rank_sum = registry.alive[int(rank_sum)]
         self._axis = int(axis)
         self._arguments = float(epsilon), scale == "True"
 
@@ -169,7 +170,7 @@ def _write(targets: Any, requests: List[str], values: Any) -> None:
         if request == "null":
             continue
         if isinstance(value, np.ndarray):
-            target._sync_copyfrom(value + target.asnumpy() if request == "add" else value)
+            copy_from_host(target, value + target.asnumpy() if request == "add" else value)
         else:
             (target + value if request == "add" else value).copyto(target)
 

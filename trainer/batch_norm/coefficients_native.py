@@ -13,16 +13,17 @@ import os
 import sys
 import traceback
 import weakref
-from typing import Any, Dict, Optional
+from typing import Any, Optional
 
 import mxnet as mx
 import numpy as np
 
 from ..dist import environment
-from ..dist.shared_memory import SharedMemorySum
+from ..dist.shared_memory import LostPeerError, SharedMemorySum
+from ..mxnet_internals import C_LIBRARY
 from ..native import compile
 from . import coefficients
-from .rank_sum import RankSum, batch_is_empty
+from .rank_sum import RankSum, registry
 
 _OP_TYPE = "sync_batch_norm_coefficients_native"
 
@@ -47,26 +48,21 @@ class _Interface(ctypes.Structure):
     )
 
 
-_chosen: weakref.WeakKeyDictionary[RankSum, str] = weakref.WeakKeyDictionary()
-_needed: Dict[int, RankSum] = {}  # kept alive until C++ has taken over their sums
-_nanoseconds = ctypes.c_int64(0)  # spent in C++'s sums
-
-
 def seconds_of_sums() -> float:
     """Seconds that all sums of this process have taken, waiting for other ranks included."""
-    return RankSum.seconds + 1e-9 * _nanoseconds.value
+    return registry.seconds + 1e-9 * registry.nanoseconds.value
 
 
 def operator_type(rank_sum: RankSum, device: mx.Context) -> str:
     """The ``op_type`` of the Custom operator for a layer's ``rank_sum``; it never changes."""
-    if rank_sum not in _chosen:
+    if rank_sum.operator_type is None:
         near = device.device_type == "cpu" and not rank_sum.crosses_nodes
         wanted = os.environ.get("BATCH_NORM_NATIVE", "1") != "0" and rank_sum.collected is None
         native = near and wanted and _load() is not None
-        _chosen[rank_sum] = _OP_TYPE if native else coefficients.OP_TYPE
+        rank_sum.operator_type = _OP_TYPE if native else coefficients.OP_TYPE
         if native:
-            _needed[rank_sum.serial] = rank_sum
-    return _chosen[rank_sum]
+            registry.kept[rank_sum.serial] = rank_sum
+    return rank_sum.operator_type
 
 
 @functools.lru_cache(maxsize=None)
@@ -76,14 +72,13 @@ def _load() -> Optional[ctypes.CDLL]:
     )
     if library is None:
         return None
-    mxnet = mx.base._LIB
     names = ("MXNDArrayGetData", "MXNDArrayGetShapeEx", "MXNDArrayGetDType", "MXNDArrayFree")
-    functions = [ctypes.cast(getattr(mxnet, name), ctypes.c_void_p) for name in names]
+    functions = [ctypes.cast(getattr(C_LIBRARY, name), ctypes.c_void_p) for name in names]
     library.load.restype = ctypes.c_void_p
-    numbers = (ctypes.addressof(number) for number in (batch_is_empty, _nanoseconds))
-    interface = _Interface(*functions, _python_sum, _look, *numbers)
+    numbers = registry.batch_is_empty, registry.nanoseconds
+    interface = _Interface(*functions, _python_sum, _look, *map(ctypes.addressof, numbers))
     creator = library.load(ctypes.byref(interface))
-    mx.base.check_call(mxnet.MXCustomOpRegister(_OP_TYPE.encode(), ctypes.c_void_p(creator)))
+    mx.base.check_call(C_LIBRARY.MXCustomOpRegister(_OP_TYPE.encode(), ctypes.c_void_p(creator)))
     return library
 
 
@@ -91,7 +86,7 @@ def _load() -> Optional[ctypes.CDLL]:
 def _python_sum(serial: int, numbers: Any, count: int) -> int:
     """The sums that C++ cannot do: a RankSum's first, and all of them without shared memory."""
     try:
-        rank_sum = RankSum.alive[serial]
+        rank_sum = registry.alive[serial]
         values = np.ctypeslib.as_array(numbers, (count,))
         values[:] = rank_sum(values)
         if rank_sum.shared is not None:
@@ -105,13 +100,14 @@ def _python_sum(serial: int, numbers: Any, count: int) -> int:
 @_Look
 def _look(serial: int, calls: int) -> int:
     """Called from a sum in C++ that has waited for long, its ``calls``-th; 0 if a peer has died."""
-    rank_sum = RankSum.alive.get(serial)
+    rank_sum = registry.alive.get(serial)
     if rank_sum is None or rank_sum.shared is None:
         return 1  # its layer is gone
     try:
         rank_sum.shared.calls = calls
         rank_sum.shared.check_peers()
-    except RuntimeError as error:
+    except LostPeerError as error:
+        registry.lost = str(error)
         print(f"sync batch norm: {error}", file=sys.stderr, flush=True)
         return 0
     return 1
@@ -124,4 +120,4 @@ def share(rank_sum: RankSum, shared: SharedMemorySum) -> None:
     calls, shape = ctypes.c_int64(shared.calls), (shared.index, shared.size, shared.capacity)
     library.share(rank_sum.serial, shared.fileno(), calls, *shape)
     weakref.finalize(rank_sum, library.forget, rank_sum.serial)
-    _needed.pop(rank_sum.serial, None)
+    registry.kept.pop(rank_sum.serial, None)

@@ -7,13 +7,11 @@ from typing import Any, Iterator, List
 
 import numpy as np
 from mxnet import gluon
-from mxnet.gluon import nn
 
 from .. import dist
+from ..mxnet_internals import BatchNormBase, clear_graph, traced_symbol
 from .layer import SyncBatchNorm
 from .rank_sum import RankSum
-
-_PlainBatchNorm = nn.basic_layers._BatchNorm  # base of nn.BatchNorm and nn.BatchNormReLU
 
 
 def convert_sync_batch_norm(net: gluon.Block, process_set: Any = None) -> gluon.Block:
@@ -29,7 +27,7 @@ def convert_sync_batch_norm(net: gluon.Block, process_set: Any = None) -> gluon.
     check_convertible(net)
     for layer in layers_of(net):
         if not isinstance(layer, SyncBatchNorm):
-            layer._plain_class = type(layer)
+            layer.plain_class = type(layer)
             layer.__class__ = SyncBatchNorm
         layer.rank_sum = RankSum(process_set)
     clear_cached_graphs(net)
@@ -83,9 +81,8 @@ def is_synced(net: gluon.Block) -> bool:
 
 
 def _revert(layer: SyncBatchNorm) -> None:
-    plain_class = layer._plain_class
-    del layer._plain_class, layer.rank_sum
-    layer.__class__ = plain_class
+    layer.__class__ = layer.plain_class
+    del layer.plain_class, layer.rank_sum
 
 
 def check_convertible(net: gluon.Block) -> None:
@@ -103,7 +100,7 @@ def check_convertible(net: gluon.Block) -> None:
         )
     for layer in layers_of(net):
         cls = type(layer)
-        plain = cls.hybrid_forward is _PlainBatchNorm.hybrid_forward
+        plain = cls.hybrid_forward is BatchNormBase.hybrid_forward
         plain = plain and cls.forward is gluon.HybridBlock.forward
         if not plain and not isinstance(layer, SyncBatchNorm):
             raise ValueError(
@@ -118,7 +115,8 @@ def imported_statistics(net: gluon.Block) -> List[gluon.Parameter]:
 
     def collect(block: gluon.Block) -> None:
         if isinstance(block, gluon.SymbolBlock):
-            _, symbol = block._cached_graph
+            symbol = traced_symbol(block)
+            assert symbol is not None, "a SymbolBlock is its graph"
             found.extend(block.params[name] for name in symbol.list_auxiliary_states())
 
     net.apply(collect)
@@ -130,7 +128,7 @@ def layers_of(net: gluon.Block) -> List[Any]:
     layers: List[Any] = []
 
     def collect(block: gluon.Block) -> None:
-        if isinstance(block, _PlainBatchNorm) and not any(block is layer for layer in layers):
+        if isinstance(block, BatchNormBase) and not any(block is layer for layer in layers):
             layers.append(block)
 
     net.apply(collect)
@@ -139,6 +137,4 @@ def layers_of(net: gluon.Block) -> List[Any]:
 
 def clear_cached_graphs(net: gluon.Block) -> None:
     """Make hybridized blocks trace their layers again in the next forward."""
-    net.apply(
-        lambda block: block._clear_cached_op() if isinstance(block, gluon.HybridBlock) else None
-    )
+    net.apply(lambda block: clear_graph(block) if isinstance(block, gluon.HybridBlock) else None)

@@ -16,6 +16,7 @@ from typing import Any
 from mxnet import autograd, nd
 from mxnet.gluon import nn
 
+from ..mxnet_internals import kernel_arguments
 from .coefficients_native import operator_type
 from .rank_sum import RankSum
 
@@ -65,16 +66,17 @@ class SyncBatchNorm(nn.BatchNorm):
             in_channels=in_channels,
             **kwargs,
         )
-        self._plain_class = nn.BatchNorm
+        self.plain_class = nn.BatchNorm
         self.rank_sum = RankSum(process_set)
 
     def hybrid_forward(
         self, F: Any, x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any
     ) -> Any:
         """``x``, any shape with C channels along ``axis`` -> the same shape and dtype."""
+        kernel = kernel_arguments(self)
         inference = F is nd and not autograd.is_training()
         alone = self.rank_sum.size == 1 and self.rank_sum.collected is None
-        if inference or alone or self._kwargs["use_global_stats"]:
+        if inference or alone or kernel["use_global_stats"]:
             return super().hybrid_forward(F, x, gamma, beta, running_mean, running_var)
         # Without the copy a graph reshapes x itself, and both kernels get it in the slower layout.
         copy = x if F is nd else F.add_n(x)
@@ -88,14 +90,14 @@ class SyncBatchNorm(nn.BatchNorm):
             running_var,
             op_type=operator_type(self.rank_sum, self.gamma.list_ctx()[0]),
             rank_sum=self.rank_sum.serial,
-            axis=self._kwargs["axis"],
-            epsilon=self._kwargs["eps"],
-            scale=not self._kwargs["fix_gamma"],
+            axis=kernel["axis"],
+            epsilon=kernel["eps"],
+            scale=not kernel["fix_gamma"],
         )
         # MXNet updates running statistics in backward. This kernel does so from the pair, which has
         # the moments of all ranks; the main kernel, with momentum 1, leaves them alone.
         running = running_mean, running_var
-        kernel = {**self._kwargs, "fix_gamma": False}
+        kernel = {**kernel, "fix_gamma": False}
         moved = F.BatchNorm(pair, gamma, beta, *running, **{**kernel, "axis": 0})
         gamma = F.slice_like(gamma, moved, axes=(0,))  # a no-op that makes `moved` part of backward
         y = F.BatchNorm(x, gamma, beta, *running, name="fwd", **{**kernel, "momentum": 1})

@@ -7,7 +7,7 @@ import ctypes
 import itertools
 import time
 import weakref
-from typing import Any, Callable, ClassVar, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, Optional
 
 import mxnet as mx
 import numpy as np
@@ -16,7 +16,42 @@ from mxnet import nd
 from .. import dist
 from ..dist import shared_memory
 
-batch_is_empty = ctypes.c_int(0)  # a C variable, because the C++ operator reads it too
+
+class _Registry:
+    """What the synced layers of a process have in common; one object, which lives as long as it.
+
+    Operators get no Python objects, only strings, and run in threads of MXNet's engine, in Python
+    or in C++: what they need beyond their arrays is found here.
+
+    Attributes:
+        alive: every RankSum by its ``serial``, until its layer is gone.
+        kept: those of layers whose operator in C++ calls back for a first sum that is still to
+            come; they must outlive their layer until then.
+        batch_is_empty: 1 within :func:`empty_batch`, otherwise 0; a C variable, because the
+            operator in C++ reads it too.
+        seconds: that sums in Python have taken, waiting included; only grows.
+        nanoseconds: that sums in C++ have taken, which adds to it; only grows.
+        lost: the process that will never call, and why; None until one is lost. An exception
+            that an operator raises reaches the user as MXNet's own message, which does not say.
+    """
+
+    def __init__(self) -> None:
+        self.alive: weakref.WeakValueDictionary[int, RankSum] = weakref.WeakValueDictionary()
+        self.kept: Dict[int, RankSum] = {}
+        self.batch_is_empty = ctypes.c_int(0)
+        self.seconds = 0.0
+        self.nanoseconds = ctypes.c_int64(0)
+        self.lost: Optional[str] = None
+        self._serials = itertools.count()
+
+    def enter(self, rank_sum: RankSum) -> int:
+        """The serial of a new RankSum: how many the process has made before."""
+        serial = next(self._serials)
+        self.alive[serial] = rank_sum
+        return serial
+
+
+registry = _Registry()
 
 
 @contextlib.contextmanager
@@ -27,12 +62,12 @@ def empty_batch() -> Iterator[None]:
     influence on moments, gradients and running statistics. Waits for the device on both sides.
     """
     mx.nd.waitall()  # the flag is read when the engine runs a layer, not when it is called
-    batch_is_empty.value = 1
+    registry.batch_is_empty.value = 1
     try:
         yield
         mx.nd.waitall()
     finally:
-        batch_is_empty.value = 0
+        registry.batch_is_empty.value = 0
 
 
 class RankSum:
@@ -43,24 +78,19 @@ class RankSum:
     rank always meets the n-th on the others, in whatever order the engine schedules layers.
 
     Attributes:
-        alive: the instances of this process by ``serial``, which is the same on all peers.
+        serial: the same on all peers, which make their layers in the same order.
+        operator_type: of the layer's operator, once its first step has chosen one.
         collected: running total of the sums in forward, once calibration sets it to an array.
         shared: the shared memory in use after the first call; None where Horovod is.
-        seconds: time that all sums of this process have taken, waiting included, without those in
-            C++: see :func:`coefficients_native.seconds_of_sums`.
     """
 
-    _serials = itertools.count()
-    alive: ClassVar[weakref.WeakValueDictionary[int, RankSum]] = weakref.WeakValueDictionary()
-    seconds: ClassVar[float] = 0.0
-
     def __init__(self, process_set: Any):
-        self.serial = next(self._serials)
+        self.serial = registry.enter(self)
         self.process_set = process_set
+        self.operator_type: Optional[str] = None
         self.collected: Optional[np.ndarray] = None
         self.shared: Optional[shared_memory.SharedMemorySum] = None
         self._connected = False
-        self.alive[self.serial] = self
 
     def __reduce__(self) -> Any:
         """Unpickle as a new one, of the ranks there: serials and shared memory are a process's."""
@@ -83,8 +113,12 @@ class RankSum:
         if not self._connected:
             self.connect(values.size, self._allreduce)
         start = time.perf_counter()
-        total = self._allreduce(values) if self.shared is None else self.shared(values)
-        RankSum.seconds += time.perf_counter() - start
+        try:
+            total = self._allreduce(values) if self.shared is None else self.shared(values)
+        except shared_memory.LostPeerError as error:
+            registry.lost = str(error)
+            raise
+        registry.seconds += time.perf_counter() - start
         return total
 
     def connect(self, capacity: int, sum_over_ranks: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from mxnet import autograd, gluon, nd
 
 from .. import dist
+from ..mxnet_internals import is_statistic, kernel_arguments, mark_as_statistic, own_parameters
 from .coefficients import moments_of_sums
 from .convert import connect, convert_sync_batch_norm, imported_statistics, layers_kept, layers_of
 from .rank_sum import empty_batch
@@ -26,18 +27,18 @@ def parameters(net: gluon.Block) -> List[gluon.Parameter]:
 
     Frozen weights (``grad_req`` null) are not among them: they are the same on every rank.
     """
-    return [p for p in net.collect_params().values() if not p._differentiable]
+    return [p for p in net.collect_params().values() if is_statistic(p)]
 
 
 def mark_imported(net: gluon.Block) -> None:
     """Have :func:`parameters` find those of SymbolBlocks, which Gluon does not mark."""
     for parameter in imported_statistics(net):
-        parameter._differentiable = False
+        mark_as_statistic(parameter)
 
 
 def other_parameters(net: gluon.Block) -> List[gluon.Parameter]:
     """The running statistics of layers other than Gluon's batch norm."""
-    of_norms = {id(p) for layer in layers_of(net) for p in layer._reg_params.values()}
+    of_norms = {id(p) for layer in layers_of(net) for p in own_parameters(layer).values()}
     return [p for p in parameters(net) if id(p) not in of_norms]
 
 
@@ -138,7 +139,7 @@ def _run_in_train_mode(net: gluon.Block, data: mx.nd.NDArray, count: int) -> Non
 
 def _moving_layers(net: gluon.Block) -> List[Any]:
     """The layers whose running statistics are updated in training."""
-    return [layer for layer in layers_of(net) if not layer._kwargs["use_global_stats"]]
+    return [layer for layer in layers_of(net) if not kernel_arguments(layer)["use_global_stats"]]
 
 
 def _set_statistics(layer: Any, sums: np.ndarray) -> None:

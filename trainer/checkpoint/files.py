@@ -27,6 +27,7 @@ import numpy as np
 from mxnet import gluon
 
 from ..batch_norm import running_statistics
+from ..mxnet_internals import structural_parameters
 from . import optimizer_state, params_file
 from .state import (
     MANIFEST,
@@ -68,7 +69,7 @@ def snapshot(
         statistics: every rank's own running statistics, (ranks, elements), where they differ.
     """
     mx.nd.waitall()  # oneDNN reorders weights in place during a forward
-    parameters = net._collect_params_with_prefix().items()
+    parameters = structural_parameters(net).items()
     arrays, counters = optimizer_state.read(net, trainer)
     content = Snapshot(
         {name: parameter.data().copyto(mx.cpu()) for name, parameter in parameters},

@@ -9,6 +9,7 @@ from mxnet import gluon
 
 from .. import dist
 from ..errors import ConfigError, show
+from ..mxnet_internals import all_parameters, structural_parameters, update_counts, updater
 
 Arrays = Dict[str, mx.nd.NDArray]  # keys: "<parameter's name in the net>.<index in its state>"
 
@@ -21,13 +22,13 @@ def read(net: gluon.Block, trainer: gluon.Trainer) -> Tuple[Arrays, Dict[str, An
     optimizer, names = trainer.optimizer, _names(net, trainer)
     arrays = {
         f"{names[index]}.{place}": array
-        for index, state in trainer._updaters[0].states.items()
+        for index, state in updater(trainer).states.items()
         for place, array in enumerate(_flat(state))
     }
     counters = {
         "name": type(optimizer).__name__,
         "num_update": optimizer.num_update,
-        "update_counts": {names[k]: v for k, v in optimizer._index_update_count.items()},
+        "update_counts": {names[k]: v for k, v in update_counts(optimizer).items()},
         "numbers": {
             name: getattr(optimizer, name) for name in _NUMBERS if hasattr(optimizer, name)
         },
@@ -63,8 +64,8 @@ def write(
             saved.copyto(array)
     optimizer.num_update = counters["num_update"]
     counts = {numbers[name]: count for name, count in counters["update_counts"].items()}
-    optimizer._index_update_count.clear()
-    optimizer._index_update_count.update(counts)
+    update_counts(optimizer).clear()
+    update_counts(optimizer).update(counts)
     for number, value in counters["numbers"].items():
         setattr(optimizer, number, value)
 
@@ -104,24 +105,24 @@ def _names(net: gluon.Block, trainer: gluon.Trainer) -> List[str]:
     Neither Gluon's global names nor the order in the trainer, which sorts by them, would do: both
     depend on how many layers the process has made before.
     """
-    names = {id(p): name for name, p in net._collect_params_with_prefix().items()}
-    for parameter in trainer._params:
+    names = {id(p): name for name, p in structural_parameters(net).items()}
+    for parameter in all_parameters(trainer):
         if id(parameter) not in names:
             raise ConfigError(
                 f"parameter {parameter.name} is no attribute of its block, so that Gluon would "
                 "not save it; write self.NAME = self.params.get(...)"
             )
-    return [names[id(parameter)] for parameter in trainer._params]
+    return [names[id(parameter)] for parameter in all_parameters(trainer)]
 
 
 def _state(trainer: gluon.Trainer, index: int) -> Any:
     """The state of a parameter; created if the optimizer has made no step yet."""
-    updater = trainer._updaters[0]
-    if index not in updater.states:
-        weight = trainer._params[index].list_data()[0]
-        updater.states[index] = trainer.optimizer.create_state_multi_precision(index, weight)
-        updater.states_synced[index] = True
-    return updater.states[index]
+    held = updater(trainer)
+    if index not in held.states:
+        weight = all_parameters(trainer)[index].list_data()[0]
+        held.states[index] = trainer.optimizer.create_state_multi_precision(index, weight)
+        held.states_synced[index] = True
+    return held.states[index]
 
 
 def _flat(state: Any) -> List[mx.nd.NDArray]:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import traceback
+from typing import Optional
 
 try:
     import click
@@ -17,7 +18,7 @@ except ModuleNotFoundError as missing:
     )
 from .. import console, dist
 from ..dist import environment
-from ..dist.shared_memory import SharedMemorySum
+from ..dist.shared_memory import LostPeerError
 from ..errors import UserError
 from . import after, train
 
@@ -78,12 +79,28 @@ def run() -> None:
         if isinstance(error, TrainingError):
             _leave(str(error), USER_ERROR)
         where = environment.where()
-        if SharedMemorySum.lost or any(words in str(error) for words in _LOST_PEER):
+        if _lost_a_rank(error):
             said = f"{where}: another rank has ended or hangs; its own message gives the cause"
         else:
             said = f"{traceback.format_exc()}{where} failed: {type(error).__name__}: {error}"
         console.print_line(said, sys.stderr)
         _exit(1)
+
+
+def _lost_a_rank(error: Exception) -> bool:
+    """Whether ``error`` came of a rank that will never call."""
+    if any(words in str(error) for words in _LOST_PEER):
+        return True
+    cause: Optional[BaseException] = error
+    while cause is not None:
+        if isinstance(cause, LostPeerError):
+            return True
+        cause = cause.__context__
+    if "mxnet" not in sys.modules:  # it may not even be installed
+        return False
+    from ..batch_norm.rank_sum import registry
+
+    return registry.lost is not None
 
 
 def _check_current_folder() -> None:

@@ -7,7 +7,9 @@ from typing import Any, Callable, ClassVar, Tuple
 
 import mxnet as mx
 import numpy as np
-from mxnet.base import _LIB, NDArrayHandle, check_call
+from mxnet.base import NDArrayHandle, check_call
+
+from ..mxnet_internals import C_LIBRARY
 
 Shape = Tuple[int, ...]
 Fill = Callable[[np.ndarray], Any]  # writes every element of the given float32 array
@@ -49,7 +51,7 @@ def memory_of(array: mx.nd.NDArray) -> np.ndarray:
 def address_of(array: mx.nd.NDArray) -> int:
     """Where the memory of :func:`memory_of` begins; 0 if it is empty."""
     address = ctypes.c_void_p()
-    check_call(_LIB.MXNDArrayGetData(array.handle, ctypes.byref(address)))
+    check_call(C_LIBRARY.MXNDArrayGetData(array.handle, ctypes.byref(address)))
     return address.value or 0
 
 
@@ -105,5 +107,5 @@ def around_memory(memory: np.ndarray, kind: type = mx.nd.NDArray) -> Any:
     )
     handle = NDArrayHandle()
     managed, copied = _ManagedTensor(tensor), ctypes.c_bool(True)
-    check_call(_LIB.MXNDArrayFromDLPackEx(ctypes.byref(managed), copied, ctypes.byref(handle)))
+    check_call(C_LIBRARY.MXNDArrayFromDLPackEx(ctypes.byref(managed), copied, ctypes.byref(handle)))
     return kind(handle=handle)

@@ -14,7 +14,7 @@ import platform
 import secrets
 import time
 from collections import Counter
-from typing import Callable, ClassVar, Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 import numpy as np
 import psutil
@@ -22,6 +22,10 @@ import psutil
 _CACHE_LINE = 8  # float64 or int64 numbers
 _PATIENCE = 1.0  # seconds of waiting before checking that the peers are alive
 _LOOK_EVERY = 0.2  # seconds between checks
+
+
+class LostPeerError(RuntimeError):
+    """A process of this node has ended, or been stopped, without calling; which, and why."""
 
 
 class SharedMemorySum:
@@ -33,13 +37,7 @@ class SharedMemorySum:
     process fills it again, it has seen all peers enter the call in between.
 
     Calls are matched by their number: every process must make them in the same order.
-
-    Attributes:
-        lost: the process that will never call, and why; shared by all instances. Kept
-            because an exception raised in an operator reaches the user as MXNet's own message.
     """
-
-    lost: ClassVar[Optional[str]] = None
 
     def __init__(self, descriptor: int, capacity: int, index: int, size: int):
         """Take over ``descriptor``; the process must hold no other one of the same file.
@@ -80,7 +78,7 @@ class SharedMemorySum:
         """The sum over processes of ``values``, float64 or int64; blocks until all have called.
 
         Raises:
-            RuntimeError: a process has ended, or been stopped, without calling.
+            LostPeerError: a process has ended, or been stopped, without calling.
         """
         slot = self._slots[self.calls % 2].view(values.dtype)[:, : values.size]
         slot[self.index] = values
@@ -93,7 +91,7 @@ class SharedMemorySum:
         A call for each ``8 * capacity`` bytes, in slots that alternate as those of sums do.
 
         Raises:
-            RuntimeError: a process has ended, or been stopped, without calling.
+            LostPeerError: a process has ended, or been stopped, without calling.
         """
         remaining = values.reshape(-1).view(np.uint8)
         while remaining.size:
@@ -109,7 +107,7 @@ class SharedMemorySum:
         """Wait until all have called.
 
         Raises:
-            RuntimeError: a process has ended, or been stopped, without calling.
+            LostPeerError: a process has ended, or been stopped, without calling.
         """
         self._enter()
         self._wait()
@@ -127,15 +125,14 @@ class SharedMemorySum:
                 self.check_peers()
 
     def check_peers(self) -> None:
-        """Raise a RuntimeError if a peer that has not entered the current call never will.
+        """Raise a LostPeerError if a peer that has not entered the current call never will.
 
         One that is stopped by a signal gets as long as Horovod would give it.
         """
         for peer in map(int, np.flatnonzero(self._counters < self.calls)):
             fate = self._fate(peer)
             if fate is not None:
-                SharedMemorySum.lost = f"process {peer} of {self.size} on this node {fate}"
-                raise RuntimeError(self.lost)
+                raise LostPeerError(f"process {peer} of {self.size} on this node {fate}")
 
     def _fate(self, peer: int) -> Optional[str]:
         if self._has_ended(peer):

@@ -26,6 +26,7 @@ from ..data import input_pipeline
 from ..data.arrays import Arrays
 from ..data.loader import Batch
 from ..errors import UserError
+from ..mxnet_internals import traced_symbol
 from .trained_model import Saved
 
 SYMBOL, PARAMETERS, ONNX = "model-symbol.json", "model-0000.params", "model.onnx"
@@ -157,7 +158,7 @@ def _write_symbol(net: gluon.HybridBlock, batch: mx.nd.NDArray, folder: Path) ->
             f"{type(net).__name__} cannot be made a symbol: {reason}; every part of its "
             "hybrid_forward must be an operator of F"
         ) from error
-    if not net._cached_graph:
+    if traced_symbol(net) is None:
         raise ExportError(
             f"{type(net).__name__} has a forward of its own, which only Python can run; write it "
             "as a hybrid_forward, whose every part is an operator of F"

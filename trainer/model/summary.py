@@ -8,6 +8,8 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import Block, nn
 
+from ..mxnet_internals import children
+
 
 class Row(NamedTuple):
     """A top-level layer of the net."""
@@ -49,7 +51,7 @@ def summarize(net: Block, data: mx.nd.NDArray) -> List[Row]:
         handles.append(layer.register_forward_hook(count))
 
     net.apply(hook)
-    top = list(net._children.values()) or [net]
+    top = children(net) or [net]
     handles += [layer.register_forward_hook(close) for layer in top]
     try:
         output = net(data)

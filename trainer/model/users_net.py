@@ -11,8 +11,7 @@ from mxnet import gluon
 
 from .. import batch_norm, dist
 from ..errors import ConfigError
-
-_COMPILATION = ("_active", "_flags", "_backend", "_backend_opts")  # set by HybridBlock.hybridize
+from ..mxnet_internals import compilation_of, set_compilation, set_trainer, trainer_of
 
 
 def check_mode() -> None:
@@ -94,19 +93,19 @@ def restored(net: gluon.Block) -> Iterator[None]:
     net can be pickled. Parameters stay initialised, and on their device.
     """
     parameters = _parameters(net)
-    attributes = [(p.grad_req, p.lr_mult, p.wd_mult, p._trainer) for p in parameters]
+    attributes = [(p.grad_req, p.lr_mult, p.wd_mult, trainer_of(p)) for p in parameters]
     compiled = [block for block in _blocks(net) if isinstance(block, gluon.HybridBlock)]
-    compilation = [{name: vars(block)[name] for name in _COMPILATION} for block in compiled]
+    compilations = [compilation_of(block) for block in compiled]
     try:
         with batch_norm.layers_kept(net):
             yield
     finally:
-        for block, before in zip(compiled, compilation):
-            vars(block).update(before)
+        for block, before in zip(compiled, compilations):
+            set_compilation(block, before)
         for parameter, (grad_req, lr_mult, wd_mult, trainer) in zip(parameters, attributes):
             parameter.grad_req = grad_req
             parameter.lr_mult, parameter.wd_mult = lr_mult, wd_mult
-            parameter._trainer = trainer  # the run's own holds the optimizer's arrays
+            set_trainer(parameter, trainer)  # the run's own holds the optimizer's arrays
 
 
 def _blocks(net: gluon.Block) -> List[gluon.Block]:

@@ -10,19 +10,25 @@ import numpy as np
 from mxnet import gluon
 
 from ..dist.array_memory import dense_on_cpu, memory_of
+from ..mxnet_internals import (
+    has_fresh_gradient,
+    mark_gradient_as_fresh,
+    scale,
+    trained_parameters,
+)
 from . import momentum, shared_gradients
 from .timing import Mark, unmarked
 
 
 def mean_gradients(trainer: gluon.Trainer) -> Dict[str, np.ndarray]:
     """The last step's gradients of the global mean loss, after clipping, by parameter name."""
-    moved = [p for p in trainer._params if p.grad_req != "null"]
-    return {p.name: p.list_grad()[0].asnumpy() * trainer._scale for p in moved}
+    moved = trained_parameters(trainer)
+    return {p.name: p.list_grad()[0].asnumpy() * scale(trainer) for p in moved}
 
 
 def gradients(trainer: gluon.Trainer) -> List[mx.nd.NDArray]:
     """This rank's gradient arrays, in the trainer's order."""
-    return [p.list_grad()[0] for p in trainer._params if p.grad_req != "null"]
+    return [p.list_grad()[0] for p in trained_parameters(trainer)]
 
 
 def zero_unused_gradients(trainer: gluon.Trainer) -> None:
@@ -32,13 +38,11 @@ def zero_unused_gradients(trainer: gluon.Trainer) -> None:
     different paths (layers dropped at random, branches on the data), the sum over ranks would be
     wrong and their weights would diverge.
     """
-    for parameter in trainer._params:
-        if parameter.grad_req == "null":
-            continue
+    for parameter in trained_parameters(trainer):
         data = parameter.list_data()[0]
-        if not data._fresh_grad:
+        if not has_fresh_gradient(data):
             parameter.zero_grad()
-            data._fresh_grad = True
+            mark_gradient_as_fresh(data)
 
 
 def reduce_and_update(
@@ -61,9 +65,9 @@ def reduce_and_update(
     norm = None
     if want_norm or clip_norm is not None:
         arrays = gradients(trainer)
-        # Without NCCL Horovod leaves a sum, and _scale is 1 / world_size for the update; with it, a
-        # mean, and _scale is 1. The product is the norm of the mean in either case.
-        norm = _norm(arrays) * trainer._scale
+        # Without NCCL Horovod leaves a sum, and the update's scale is 1 / world_size; with it, a
+        # mean, and the scale is 1. The product is the norm of the mean in either case.
+        norm = _norm(arrays) * scale(trainer)
         if clip_norm is not None:
             _rescale(arrays, mx.nd.minimum(clip_norm / (norm + 1e-12), 1.0))
     trainer.update(1)
@@ -76,8 +80,7 @@ def _reduce_in_update(trainer: gluon.Trainer) -> bool:
     optimizer = trainer.optimizer
     if not isinstance(optimizer, momentum.InOnePass):
         return False
-    moved = [p for p in trainer._params if p.grad_req != "null"]
-    if not optimizer.handles(*(p.list_data()[0] for p in moved)):
+    if not optimizer.handles(*(p.list_data()[0] for p in trained_parameters(trainer))):
         return False
     rows = shared_gradients.rows(trainer)
     if rows is None:

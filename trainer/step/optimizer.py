@@ -13,6 +13,7 @@ from .. import dist
 from ..config import Optimizer
 from ..dist.ranks import horovod
 from ..errors import ConfigError, nearest
+from ..mxnet_internals import devices, divides_by_ranks, has_sparse_gradients, set_allreduce
 from . import momentum, shared_gradients
 
 _IN_ONE_PASS = {"sgd": momentum.SGD, "nag": momentum.NAG}
@@ -130,18 +131,18 @@ def gluon_trainer(
     trainer = hvd.DistributedTrainer(
         parameters, optimizer, compression=compression, num_groups=groups
     )
-    if len(trainer._contexts) > 1:
+    if len(devices(trainer)) > 1:
         raise ValueError(
-            f"the net is on {', '.join(map(str, trainer._contexts))}; a rank trains it on one: "
+            f"the net is on {', '.join(map(str, devices(trainer)))}; a rank trains it on one: "
             "net.collect_params().reset_ctx(ctx), before the trainer is made"
         )
-    if trainer._contains_sparse_grad:
+    if has_sparse_gradients(trainer):
         raise ValueError(
             "gradients are sparse, which cannot be added up over ranks; set sparse_grad=False"
         )
     # Otherwise NCCL averages, and the trainer does not divide by the number of ranks.
-    if shared_memory and not fp16 and trainer._average_in_framework:
+    if shared_memory and not fp16 and divides_by_ranks(trainer):
         from .shared_gradients import SharedGradients
 
-        trainer._allreduce_grads = SharedGradients(trainer)
+        set_allreduce(trainer, SharedGradients(trainer))
     return trainer

@@ -32,6 +32,14 @@ from .. import dist
 from ..config import Optimizer
 from ..dist import shared_memory
 from ..dist.array_memory import around_memory, dense_on_cpu
+from ..mxnet_internals import (
+    all_parameters,
+    allreduce_of,
+    clear_graph,
+    gradient_or_none,
+    has_static_graph,
+    set_gradient,
+)
 from . import momentum
 
 _BLOCK = 2**16  # elements: the blocks of all ranks fit into a core's cache
@@ -46,7 +54,7 @@ def wanted(settings: Optimizer) -> bool:
 
 
 class SharedGradients:
-    """Replaces ``trainer._allreduce_grads``.
+    """Replaces what ``trainer.allreduce_grads`` calls.
 
     Falls back to the original (Horovod's) where the ranks cannot share memory, and where gradients
     keep being moved out of it: by another trainer of the same parameters, or by freezing layers in
@@ -54,8 +62,8 @@ class SharedGradients:
     """
 
     def __init__(self, trainer: mx.gluon.Trainer):
-        self._parameters = trainer._params
-        self._fallback: Callable[[], None] = trainer._allreduce_grads
+        self._parameters = all_parameters(trainer)
+        self._fallback: Callable[[], None] = allreduce_of(trainer)
         self._shared: Optional[_Shared] = None
         self._moves_left = _MOVES
 
@@ -93,15 +101,21 @@ class SharedGradients:
             self._shared = None
 
 
+def _of(trainer: mx.gluon.Trainer) -> Optional[SharedGradients]:
+    reduce = allreduce_of(trainer)
+    return reduce if isinstance(reduce, SharedGradients) else None
+
+
 def used_by(trainer: mx.gluon.Trainer) -> bool:
     """Whether ``trainer`` reduces gradients in shared memory, should the ranks be able to."""
-    return isinstance(trainer._allreduce_grads, SharedGradients)
+    return _of(trainer) is not None
 
 
 def release(trainer: mx.gluon.Trainer) -> None:
     """Move the gradients of ``trainer`` back to private memory, if they were shared."""
-    if used_by(trainer):
-        trainer._allreduce_grads.release()
+    gradients = _of(trainer)
+    if gradients is not None:
+        gradients.release()
 
 
 def rows(trainer: mx.gluon.Trainer) -> Optional[ContextManager[momentum.Addresses]]:
@@ -111,12 +125,13 @@ def rows(trainer: mx.gluon.Trainer) -> Optional[ContextManager[momentum.Addresse
     have read them. None on all ranks if they share no memory, are so many that reading all
     gradients would be slower than an allreduce, or one has no compiled update; collective.
     """
-    if dist.world_size() > _READ_BY_ALL or not used_by(trainer):
+    gradients = _of(trainer)
+    if dist.world_size() > _READ_BY_ALL or gradients is None:
         return None
-    shared = trainer._allreduce_grads.shared()
+    shared = gradients.shared()
     if shared is None or not shared.update_can_add:
         return None
-    indices = {id(parameter): index for index, parameter in enumerate(trainer._params)}
+    indices = {id(parameter): index for index, parameter in enumerate(all_parameters(trainer))}
     return shared.rows(indices)
 
 
@@ -172,7 +187,7 @@ class _Shared:
                 offset = place.ctypes.data - rows[peers.index].ctypes.data
                 self._places.append([row.ctypes.data + offset for row in rows])
                 self._gradients.append(around_memory(place, type(old)))
-                _set_gradient(parameter, self._gradients[-1])
+                set_gradient(parameter, self._gradients[-1])
             self._parameters += alike
             self._flat.append((flat, _shares(numbers, peers.size)))
 
@@ -217,8 +232,8 @@ class _Shared:
         """
         mx.nd.waitall()
         for parameter, gradient in zip(self._parameters, self._gradients):
-            if parameter._grad is not None and parameter._grad[0] is gradient:
-                _set_gradient(parameter, gradient.copy())
+            if gradient_or_none(parameter) is gradient:
+                set_gradient(parameter, gradient.copy())
         mx.nd.waitall()
         _clear_static_graphs(self._parameters)
         self._memory.madvise(mmap.MADV_REMOVE, self._peers.index * self._row, self._row)
@@ -244,15 +259,6 @@ def _sum_rows(rows: np.ndarray, share: slice, out: np.ndarray) -> None:
         np.add(total, rows[-1, block], out=out[block])
 
 
-def _set_gradient(parameter: mx.gluon.Parameter, gradient: mx.nd.NDArray) -> None:
-    """Redirect a parameter's gradient to another array, which already holds its value."""
-    data = parameter.list_data()
-    fresh = data[0]._fresh_grad
-    parameter._grad = [gradient]
-    mx.autograd.mark_variables(data, parameter._grad, parameter.grad_req)
-    data[0]._fresh_grad = fresh
-
-
 def _clear_static_graphs(parameters: List[mx.gluon.Parameter]) -> None:
     """Drop cached static graphs, which would keep writing to the old gradient arrays.
 
@@ -262,10 +268,10 @@ def _clear_static_graphs(parameters: List[mx.gluon.Parameter]) -> None:
     for block in gc.get_objects():
         # Not isinstance, which reads obj.__class__: on some proxies that raises.
         is_block = issubclass(type(block), mx.gluon.HybridBlock)
-        if is_block and getattr(block, "_cached_op", None) is not None:
-            static = dict(block._flags).get("static_shape")
-            if static and moved & set(map(id, block.collect_params().values())):
-                block._clear_cached_op()
+        if is_block and has_static_graph(block):
+            own = set(map(id, block.collect_params().values()))
+            if moved & own:
+                clear_graph(block)
 
 
 def _sum_over_ranks(values: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from .. import batch_norm, dist
 from ..config import Config
 from ..data.loader import Batch
 from ..errors import ConfigError
+from ..mxnet_internals import trained_parameters
 from .gradients import reduce_and_update
 from .loss import Loss, cross_entropy
 from .timing import Mark, unmarked
@@ -64,9 +65,8 @@ def train_step(
     """
     loss_of = loss_of or functools.partial(cross_entropy, smoothing=config.train.label_smoothing)
     if config.optimizer.accumulate > 1:
-        for parameter in trainer._params:
-            if parameter.grad_req != "null":
-                parameter.zero_grad()
+        for parameter in trained_parameters(trainer):
+            parameter.zero_grad()
     loss_sum, correct, stop = 0.0, 0.0, 0
     for rows in batch.micro_batches or (batch.samples,):
         start, stop = stop, stop + rows

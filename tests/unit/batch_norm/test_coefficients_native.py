@@ -16,7 +16,7 @@ from mxnet import autograd, nd
 from launch.core.blame import lacks_cause
 from trainer.batch_norm import coefficients, coefficients_native
 from trainer.batch_norm.coefficients_native import operator_type
-from trainer.batch_norm.rank_sum import RankSum, empty_batch
+from trainer.batch_norm.rank_sum import RankSum, empty_batch, registry
 from trainer.dist.shared_memory import SharedMemorySum
 from trainer.native import compile
 
@@ -128,7 +128,10 @@ def wait_for_ever(path: str, entered: Any) -> None:
     signal.pause()
 
 
-def test_a_dead_peer_is_noticed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_dead_peer_is_noticed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "lost", None)
     context = multiprocessing.get_context("spawn")
     entered, path = context.Event(), str(tmp_path / "sum")
     peer = context.Process(target=wait_for_ever, args=(path, entered), daemon=True)
@@ -146,4 +149,5 @@ def test_a_dead_peer_is_noticed(tmp_path: Path, capfd: pytest.CaptureFixture[str
     said = capfd.readouterr().err
     assert "process 1 of 2 on this node ended before its turn" in said
     assert lacks_cause(True, said.splitlines()), "the launcher names the one that died"
+    assert registry.lost == "process 1 of 2 on this node ended before its turn"
     peer.join()

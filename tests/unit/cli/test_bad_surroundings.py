@@ -6,9 +6,10 @@ import pytest
 
 from launch.core.blame import lacks_cause
 from tests.bad_input import EndError, one_line
+from trainer.batch_norm.rank_sum import registry
 from trainer.cli import main as entry
 from trainer.dist import environment
-from trainer.dist.shared_memory import SharedMemorySum
+from trainer.dist.shared_memory import LostPeerError
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_what_launchers_set_is_left_alone(monkeypatch, variables):
 @pytest.fixture
 def said_of(monkeypatch, capsys):
     """What a rank says, and that it exits with 1, when training raises an error."""
-    monkeypatch.setattr(SharedMemorySum, "lost", None)  # other tests have lost some
+    monkeypatch.setattr(registry, "lost", None)  # other tests have lost some
 
     def run(error: Exception, rank: int) -> str:
         def leave(code: int) -> None:
@@ -92,8 +93,17 @@ def test_a_rank_that_lost_another_says_so_in_words_that_the_launcher_knows(said_
     assert lacks_cause(True, error.splitlines()) and lacks_cause(True, [words])
 
 
+def test_a_rank_that_lost_another_in_shared_memory_says_so_though_an_error_follows(said_of):
+    lost = LostPeerError("process 0 of 2 on this node ended before its turn")
+    assert len(said_of(lost, 1).splitlines()) == 1
+    following = OSError("in a clean-up")
+    following.__context__ = lost
+    assert len(said_of(following, 1).splitlines()) == 1
+    assert lacks_cause(True, [str(lost)])
+
+
 def test_an_operator_that_has_lost_a_rank_says_so_though_its_error_does_not(said_of, monkeypatch):
-    monkeypatch.setattr(SharedMemorySum, "lost", "process 0 of 2 on this node has been stopped")
+    monkeypatch.setattr(registry, "lost", "process 0 of 2 on this node has been stopped")
     error = said_of(RuntimeError("Check failed in custom.cc"), 1)
     assert len(error.splitlines()) == 1 and "rank 1 on" in error
-    assert lacks_cause(True, error.splitlines()) and lacks_cause(True, [SharedMemorySum.lost])
+    assert lacks_cause(True, error.splitlines()) and lacks_cause(True, [registry.lost])

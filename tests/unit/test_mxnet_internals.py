@@ -1,0 +1,200 @@
+"""Each accessor on MXNet's real objects; and that no other file reaches for private names."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Iterator
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd, gluon
+from mxnet.gluon import nn
+
+from trainer import mxnet_internals as internals
+
+ROOT = Path(__file__).parents[2]
+# What Python's own documentation has of such names: named tuples' methods, and os._exit.
+PUBLIC = {"_asdict", "_replace", "_fields", "_make", "_field_defaults", "_exit"}
+# launch/ imports nothing of trainer/; cloudpickle's way of restoring a parameter needs these two.
+KNOWN = [
+    "trainer/report/tensorboard.py: _ev_writer",
+    "launch/local/pickling.py: _data",
+    "launch/local/pickling.py: _init_grad",
+]
+
+
+def is_private(name: object) -> bool:
+    return isinstance(name, str) and name.startswith("_") and not name.endswith("__")
+
+
+def named(node: ast.AST, *names: str) -> bool:
+    """Whether ``node`` is one of these names, or a call of it."""
+    node = node.func if isinstance(node, ast.Call) else node
+    return isinstance(node, ast.Name) and node.id in names
+
+
+def reach_ins(source: str) -> Iterator[str]:
+    """Private names of anything but ``self``, ``cls`` and ``super()``, in the order of lines."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            names = [] if named(node.value, "self", "cls", "super") else [node.attr]
+        elif isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Call) and named(node, "getattr", "setattr"):
+            names = [node.args[1].value] if isinstance(node.args[1], ast.Constant) else []
+        else:
+            continue
+        yield from (name for name in names if is_private(name) and name not in PUBLIC)
+
+
+def test_private_names_of_others_are_used_in_one_file_alone() -> None:
+    """Otherwise nobody can say what a new MXNet breaks: give the name a function there."""
+    found = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for package in ("trainer", "launch")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if path != ROOT / "trainer" / "mxnet_internals.py"
+        for name in reach_ins(path.read_text())
+    ]
+    assert found == KNOWN
+
+
+@pytest.mark.parametrize(
+    ("code", "names"),
+    [
+        ("trainer._params", ["_params"]),
+        ("a._b._c = 1", ["_c", "_b"]),
+        ("from mxnet.base import _LIB", ["_LIB"]),
+        ("getattr(block, '_cached_op', None)", ["_cached_op"]),
+        ("self._mine, cls._ours, super()._its, row._asdict(), os._exit(0), x.__class__", []),
+        ("from .. import __version__; getattr(block, name)", []),
+    ],
+)
+def test_reach_ins_are_counted(code: str, names: list) -> None:
+    assert list(reach_ins(code)) == names
+
+
+def small_net() -> gluon.Block:
+    net = nn.HybridSequential()
+    net.add(nn.Dense(3, in_units=2), nn.BatchNorm(in_channels=3))
+    net.initialize()
+    return net
+
+
+def step(net: gluon.Block, trainer: gluon.Trainer) -> None:
+    with autograd.record():
+        loss = net(mx.nd.ones((4, 2))).sum()
+    loss.backward()
+    trainer.step(4)
+
+
+def test_a_trainer_tells_its_parameters_devices_scale_and_counts() -> None:
+    net = small_net()
+    net[0].bias.grad_req = "null"
+    optimizer = mx.optimizer.SGD(momentum=0.9, rescale_grad=0.5)
+    trainer = gluon.Trainer(net.collect_params(), optimizer, kvstore=None)
+    every = internals.all_parameters(trainer)
+    assert sorted(p.name for p in every) == sorted(net.collect_params())
+    assert internals.trained_parameters(trainer) == [p for p in every if p.grad_req != "null"]
+    assert net[0].bias in every and net[0].bias not in internals.trained_parameters(trainer)
+    assert internals.scale(trainer) == 0.5
+    assert internals.devices(trainer) == [mx.cpu()]
+    assert not internals.has_sparse_gradients(trainer)
+    step(net, trainer)
+    trained = [every.index(p) for p in internals.trained_parameters(trainer)]
+    assert sorted(internals.updater(trainer).states) == trained
+    assert internals.update_counts(optimizer) == dict.fromkeys(trained, 1)
+    other = gluon.Trainer(net.collect_params(), optimizer, kvstore=None)
+    internals.take_updaters(other, trainer)
+    assert internals.updater(other) is internals.updater(trainer)
+
+
+def test_sparse_gradients_are_seen() -> None:
+    net = nn.Embedding(5, 2, sparse_grad=True)
+    net.initialize()
+    trainer = gluon.Trainer(net.collect_params(), "sgd", kvstore=None)
+    assert internals.has_sparse_gradients(trainer)
+
+
+def test_a_trainer_calls_the_allreduce_that_it_is_given() -> None:
+    net, calls = small_net(), []
+    trainer = gluon.Trainer(net.collect_params(), "sgd", kvstore=None)
+    before = internals.allreduce_of(trainer)
+    before()
+    internals.set_allreduce(trainer, lambda: calls.append("mine"))
+    trainer.allreduce_grads()
+    step(net, trainer)
+    assert calls == ["mine", "mine"]
+    assert internals.allreduce_of(trainer) != before
+
+
+def test_a_gradient_goes_to_the_array_that_it_is_given_and_is_fresh_after_backward() -> None:
+    net = small_net()
+    weight = net[0].weight
+    trainer = gluon.Trainer(net.collect_params(), "sgd", kvstore=None)
+    assert internals.trainer_of(weight) is trainer
+    step(net, trainer)
+    data = weight.list_data()[0]
+    assert not internals.has_fresh_gradient(data), "the update has used it"
+    internals.mark_gradient_as_fresh(data)
+    assert internals.has_fresh_gradient(data)
+    elsewhere = mx.nd.full(weight.shape, 7)
+    internals.set_gradient(weight, elsewhere)
+    assert internals.has_fresh_gradient(data) and weight.grad() is elsewhere
+    assert internals.gradient_or_none(weight) is elsewhere
+    with autograd.record():
+        loss = net[0](mx.nd.ones((4, 2))).sum()
+    loss.backward()
+    np.testing.assert_array_equal(elsewhere.asnumpy(), np.full(weight.shape, 4))
+    internals.set_trainer(weight, None)
+    assert internals.trainer_of(weight) is None
+    assert internals.gradient_or_none(gluon.Parameter("new", shape=(2,))) is None
+
+
+def test_host_values_are_copied_in_the_dtype_of_the_array() -> None:
+    array = mx.nd.empty((2,), dtype="float16")
+    internals.copy_from_host(array, np.array([1.5, 2.5]))
+    np.testing.assert_array_equal(array.asnumpy(), np.array([1.5, 2.5], np.float16))
+
+
+def test_a_block_tells_its_parameters_children_and_statistics() -> None:
+    net = small_net()
+    assert sorted(internals.structural_parameters(net)) == [
+        "0.bias",
+        "0.weight",
+        *(f"1.{name}" for name in ("beta", "gamma", "running_mean", "running_var")),
+    ]
+    assert internals.own_parameters(net[0]) == {"weight": net[0].weight, "bias": net[0].bias}
+    assert internals.children(net) == [net[0], net[1]]
+    assert isinstance(net[1], internals.BatchNormBase)
+    assert isinstance(nn.BatchNormReLU(), internals.BatchNormBase)
+    assert {"axis", "eps", "fix_gamma", "use_global_stats"} <= internals.kernel_arguments(
+        net[1]
+    ).keys()
+    assert internals.is_statistic(net[1].running_mean) and not internals.is_statistic(net[1].gamma)
+    internals.mark_as_statistic(net[1].gamma)
+    assert internals.is_statistic(net[1].gamma)
+
+
+def test_a_hybridized_block_tells_its_graph_and_is_hybridized_as_before() -> None:
+    net = small_net()
+    before = internals.compilation_of(net)
+    net.hybridize(static_alloc=True, static_shape=True)
+    assert not internals.has_static_graph(net) and internals.traced_symbol(net) is None
+    net(mx.nd.ones((4, 2)))
+    assert internals.has_static_graph(net)
+    assert len(internals.traced_symbol(net).list_auxiliary_states()) == 2
+    internals.clear_graph(net)
+    assert not internals.has_static_graph(net) and internals.traced_symbol(net) is None
+    internals.set_compilation(net, before)
+    net(mx.nd.ones((4, 2)))
+    assert internals.traced_symbol(net) is None, "it is not hybridized any more"
+    unfinished = gluon.HybridBlock.__new__(gluon.HybridBlock)
+    assert not internals.has_static_graph(unfinished)
+
+
+def test_the_library_has_the_functions_of_the_c_interface() -> None:
+    for name in ("MXNDArrayGetData", "MXNDArrayFromDLPackEx", "MXCustomOpRegister"):
+        assert hasattr(internals.C_LIBRARY, name)

@@ -1,0 +1,189 @@
+"""What MXNet 1.9.1 keeps under private names, and the trainer needs: each behind a function.
+
+No other file of the trainer reaches for such a name, so that with another MXNet this one file has
+to be read again. Imports nothing of the trainer. Most functions are in a step's path: they look up
+an attribute, copy nothing and wait for nothing, unless they say so.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, Optional
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+
+# The shared library, through ctypes: what its C interface can do and Python's lacks.
+C_LIBRARY = mx.base._LIB
+
+# Base of nn.BatchNorm and nn.BatchNormReLU, which have no other in common.
+BatchNormBase = gluon.nn.basic_layers._BatchNorm
+
+# What HybridBlock.hybridize sets.
+_COMPILATION = ("_active", "_flags", "_backend", "_backend_opts")
+
+
+# Of a trainer, with Horovod's or without.
+
+
+def all_parameters(trainer: gluon.Trainer) -> List[gluon.Parameter]:
+    """The trainer's own list, by whose indices its optimizer knows parameters; frozen ones too."""
+    return trainer._params
+
+
+def trained_parameters(trainer: gluon.Trainer) -> List[gluon.Parameter]:
+    """Those that have a gradient, in the order of :func:`all_parameters`."""
+    return [p for p in trainer._params if p.grad_req != "null"]
+
+
+def scale(trainer: gluon.Trainer) -> float:
+    """What the update multiplies gradients by, before it divides them by the batch size."""
+    return trainer._scale
+
+
+def devices(trainer: gluon.Trainer) -> List[mx.Context]:
+    """The devices that hold the parameters."""
+    return trainer._contexts
+
+
+def has_sparse_gradients(trainer: gluon.Trainer) -> bool:
+    """Whether any gradient is sparse."""
+    return trainer._contains_sparse_grad
+
+
+def divides_by_ranks(trainer: gluon.Trainer) -> bool:
+    """Whether :func:`scale` of Horovod's trainer has 1 / ranks; otherwise NCCL averages itself."""
+    return trainer._average_in_framework
+
+
+def allreduce_of(trainer: gluon.Trainer) -> Callable[[], None]:
+    """What ``trainer.allreduce_grads()`` calls once it has checked the key-value store."""
+    return trainer._allreduce_grads
+
+
+def set_allreduce(trainer: gluon.Trainer, allreduce: Callable[[], None]) -> None:
+    """Have ``trainer.allreduce_grads()`` and ``trainer.step()`` call ``allreduce``."""
+    trainer._allreduce_grads = allreduce
+
+
+def updater(trainer: gluon.Trainer) -> mx.optimizer.Updater:
+    """The updater of the first device, which holds the optimizer's arrays by parameters' index."""
+    return trainer._updaters[0]
+
+
+def take_updaters(trainer: gluon.Trainer, of: gluon.Trainer) -> None:
+    """Have ``trainer`` go on with the optimizer's arrays of another one, of alike parameters."""
+    trainer._updaters = of._updaters
+
+
+def update_counts(optimizer: mx.optimizer.Optimizer) -> Dict[int, int]:
+    """How often each parameter was updated, by index; the optimizer's own dict."""
+    return optimizer._index_update_count
+
+
+# Of parameters and their arrays.
+
+
+def is_statistic(parameter: gluon.Parameter) -> bool:
+    """Whether Gluon marks it as not differentiable, as a running mean or variance."""
+    return not parameter._differentiable
+
+
+def mark_as_statistic(parameter: gluon.Parameter) -> None:
+    """Have :func:`is_statistic` find it: Gluon lets only the constructor say so."""
+    parameter._differentiable = False
+
+
+def trainer_of(parameter: gluon.Parameter) -> Optional[gluon.Trainer]:
+    """The last trainer that was made with it, which refuses later changes of its gradient."""
+    return parameter._trainer
+
+
+def set_trainer(parameter: gluon.Parameter, trainer: Optional[gluon.Trainer]) -> None:
+    """What :func:`trainer_of` says from now on; no check that there was none before."""
+    parameter._trainer = trainer
+
+
+def gradient_or_none(parameter: gluon.Parameter) -> Optional[mx.nd.NDArray]:
+    """Its first device's gradient; None where ``parameter.grad()`` would raise."""
+    return parameter._grad[0] if parameter._grad is not None else None
+
+
+def set_gradient(parameter: gluon.Parameter, gradient: mx.nd.NDArray) -> None:
+    """Redirect the gradient to another array, which already holds its value; on one device."""
+    data = parameter.list_data()
+    fresh = data[0]._fresh_grad
+    parameter._grad = [gradient]
+    mx.autograd.mark_variables(data, parameter._grad, parameter.grad_req)
+    data[0]._fresh_grad = fresh
+
+
+def has_fresh_gradient(data: mx.nd.NDArray) -> bool:
+    """Whether backward has written the gradient of a parameter's array since its last update."""
+    return bool(data._fresh_grad)
+
+
+def mark_gradient_as_fresh(data: mx.nd.NDArray) -> None:
+    """Have the trainer update a parameter's array, although backward has not been there."""
+    data._fresh_grad = True
+
+
+def copy_from_host(array: mx.nd.NDArray, values: np.ndarray) -> None:
+    """Write ``values``, of the same shape, to ``array``; ``array[:] = values`` takes longer."""
+    array._sync_copyfrom(values)
+
+
+# Of blocks.
+
+
+def structural_parameters(block: gluon.Block) -> Dict[str, gluon.Parameter]:
+    """Parameters by the path of attributes that leads to them: the names in a parameter file.
+
+    Those of ``collect_params`` depend on how many layers the process has made before. A parameter
+    that several blocks share is there under each one's path.
+    """
+    return block._collect_params_with_prefix()
+
+
+def own_parameters(block: gluon.Block) -> Dict[str, gluon.Parameter]:
+    """The parameters that are attributes of the block itself, by the attribute's name."""
+    return block._reg_params
+
+
+def children(block: gluon.Block) -> List[gluon.Block]:
+    """The blocks that are its attributes, or were added to it, in that order."""
+    return list(block._children.values())
+
+
+def kernel_arguments(layer: gluon.Block) -> Dict[str, Any]:
+    """The arguments of MXNet's operator in one of Gluon's batch norm layers; its own dict."""
+    return layer._kwargs
+
+
+def traced_symbol(block: gluon.HybridBlock) -> Optional[mx.sym.Symbol]:
+    """The graph that a hybridized block has traced, or a SymbolBlock has read; None without."""
+    return block._cached_graph[1] if block._cached_graph else None
+
+
+def clear_graph(block: gluon.HybridBlock) -> None:
+    """Make a hybridized block trace its layers again in its next forward."""
+    block._clear_cached_op()
+
+
+def has_static_graph(block: gluon.HybridBlock) -> bool:
+    """Whether it has compiled a graph whose arrays are bound to it (``static_shape=True``).
+
+    A block that is being made, without attributes yet, has none.
+    """
+    compiled = getattr(block, "_cached_op", None) is not None
+    return compiled and bool(dict(block._flags).get("static_shape"))
+
+
+def compilation_of(block: gluon.HybridBlock) -> Dict[str, Any]:
+    """How it is hybridized, for :func:`set_compilation`."""
+    return {name: vars(block)[name] for name in _COMPILATION}
+
+
+def set_compilation(block: gluon.HybridBlock, before: Dict[str, Any]) -> None:
+    """Hybridize it as it was; what it has compiled since stays until :func:`clear_graph`."""
+    vars(block).update(before)
