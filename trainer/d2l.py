@@ -6,9 +6,10 @@ For the notebooks of *Dive into Deep Learning* (d2lzh), with their own loaders a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
-from typing import Iterable, Optional, Tuple
+from typing import Iterable, Iterator, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -19,7 +20,7 @@ from .config import Config, Train
 from .data import fashion_mnist, sharding
 from .data.loader import Batch
 from .model import replica
-from .mxnet_internals import all_parameters, scale, take_updaters
+from .mxnet_internals import all_parameters, move_states, ordered_parameters, scale
 from .step.metrics import TrainMetrics
 from .step.optimizer import gluon_trainer
 from .step.step import train_step
@@ -66,29 +67,42 @@ def train_ch5(
         d2lzh.train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs)
         return
     np.random.set_state(dist.broadcast_object(np.random.get_state()))
-    trainer = _over_ranks(trainer)
     norm = "sync" if batch_norm.is_synced(net) else "local"
     config = Config(batch_norm=norm, train=Train(global_batch_size=batch_size))
     _say(f"training on {ctx}")
-    for epoch in range(1, num_epochs + 1):
-        start, metrics = time.time(), TrainMetrics(ctx, parameters=net.collect_params().values())
-        for step, (data, label) in enumerate(train_iter):
-            if step == 0:
-                _check_same(label)
-            if (epoch, step) == (1, 0):
-                _broadcast_weights(net, data[:1].as_in_context(ctx))
-            # The book divides by the batch size even where the last batch is smaller.
-            batch = _shard(data, label, ctx)._replace(global_samples=batch_size)
-            metrics.add(step, train_step(net, trainer, batch, config), batch.samples)
-        means = metrics.read_epoch()
-        with replica.as_one_model(net, config):
-            accuracy = _accuracy(net, test_iter, ctx)
-        _say(
-            f"epoch {epoch}, loss {means.loss:.4f}, train acc {means.accuracy:.3f}, "
-            f"test acc {accuracy:.3f}, time {time.time() - start:.1f} sec"
-        )
+    with _over_ranks(trainer, net) as distributed:
+        for epoch in range(1, num_epochs + 1):
+            _train_epoch(net, train_iter, test_iter, distributed, config, ctx, epoch)
     replica.merge_running_statistics(net, config)
     mx.nd.waitall()
+
+
+def _train_epoch(
+    net: gluon.Block,
+    train_iter: Pairs,
+    test_iter: Pairs,
+    trainer: gluon.Trainer,
+    config: Config,
+    ctx: mx.Context,
+    epoch: int,
+) -> None:
+    start, metrics = time.time(), TrainMetrics(ctx, parameters=ordered_parameters(net))
+    for step, (data, label) in enumerate(train_iter):
+        if step == 0:
+            _check_same(label)
+        if (epoch, step) == (1, 0):
+            _broadcast_weights(net, data[:1].as_in_context(ctx))
+        # The book divides by the batch size even where the last batch is smaller.
+        whole = config.train.global_batch_size
+        batch = _shard(data, label, ctx)._replace(global_samples=whole)
+        metrics.add(step, train_step(net, trainer, batch, config), batch.samples)
+    means = metrics.read_epoch()
+    with replica.as_one_model(net, config):
+        accuracy = _accuracy(net, test_iter, ctx)
+    _say(
+        f"epoch {epoch}, loss {means.loss:.4f}, train acc {means.accuracy:.3f}, "
+        f"test acc {accuracy:.3f}, time {time.time() - start:.1f} sec"
+    )
 
 
 def load_data_fashion_mnist(
@@ -119,18 +133,32 @@ def load_data_fashion_mnist(
     return loader("train", True), loader("test", False)
 
 
-def _over_ranks(trainer: gluon.Trainer) -> gluon.Trainer:
-    """A distributed trainer with the same parameters, optimizer and states."""
+@contextlib.contextmanager
+def _over_ranks(trainer: gluon.Trainer, net: gluon.Block) -> Iterator[gluon.Trainer]:
+    """A distributed trainer with the same parameters and optimizer, whose states ``trainer`` keeps.
+
+    It has the parameters in the net's own order: a plain trainer sorts them by names that may
+    differ between ranks, and gradients are matched by place.
+    """
     if type(trainer) is not gluon.Trainer:  # the user's own distributed one
-        return trainer
+        yield trainer
+        return
+    places = {id(p): place for place, p in enumerate(all_parameters(trainer))}
+    parameters = [p for p in ordered_parameters(net) if id(p) in places]
+    if len(parameters) < len(places):
+        raise ValueError("the trainer has parameters that the net has not; make it of the net's")
     # The new trainer takes over this factor, which still contains the last step's batch size.
     trainer.optimizer.rescale_grad = scale(trainer)
-    in_order = {
-        f"{index:08d}": parameter for index, parameter in enumerate(all_parameters(trainer))
-    }
+    by_old_place = trainer.optimizer.param_dict  # the distributed trainer sets its own
+    in_order = {f"{place:08d}": parameter for place, parameter in enumerate(parameters)}
     distributed = gluon_trainer(in_order, trainer.optimizer)
-    take_updaters(distributed, trainer)
-    return distributed
+    old = [places[id(parameter)] for parameter in parameters]
+    move_states(trainer, distributed, dict(zip(old, range(len(old)))))
+    try:
+        yield distributed
+    finally:
+        move_states(distributed, trainer, dict(enumerate(old)))
+        trainer.optimizer.param_dict = by_old_place
 
 
 def _check_same(label: mx.nd.NDArray) -> None:
@@ -147,7 +175,7 @@ def _check_same(label: mx.nd.NDArray) -> None:
 def _broadcast_weights(net: gluon.Block, sample: mx.nd.NDArray) -> None:
     """Settle deferred shapes, on all ranks at once, and broadcast rank 0's weights."""
     net(sample)
-    dist.broadcast_parameters(net.collect_params().values())
+    dist.broadcast_parameters(ordered_parameters(net))
 
 
 def _shard(data: mx.nd.NDArray, label: mx.nd.NDArray, ctx: mx.Context) -> Batch:

@@ -71,9 +71,18 @@ def updater(trainer: gluon.Trainer) -> mx.optimizer.Updater:
     return trainer._updaters[0]
 
 
-def take_updaters(trainer: gluon.Trainer, of: gluon.Trainer) -> None:
-    """Have ``trainer`` go on with the optimizer's arrays of another one, of alike parameters."""
-    trainer._updaters = of._updaters
+def move_states(source: gluon.Trainer, target: gluon.Trainer, places: Dict[int, int]) -> None:
+    """Have ``target`` go on with the optimizer's arrays and counts of ``source``.
+
+    Args:
+        places: of each parameter, its index in ``source`` and that in ``target``.
+    """
+    old, new = source._updaters[0], target._updaters[0]
+    new.states = {places[k]: state for k, state in old.states.items()}
+    new.states_synced = {places[k]: synced for k, synced in old.states_synced.items()}
+    counts = {places[k]: n for k, n in update_counts(source.optimizer).items()}
+    update_counts(target.optimizer).clear()
+    update_counts(target.optimizer).update(counts)
 
 
 def update_counts(optimizer: mx.optimizer.Optimizer) -> Dict[int, int]:
@@ -143,6 +152,19 @@ def structural_parameters(block: gluon.Block) -> Dict[str, gluon.Parameter]:
     that several blocks share is there under each one's path.
     """
     return block._collect_params_with_prefix()
+
+
+def ordered_parameters(block: gluon.Block) -> List[gluon.Parameter]:
+    """Each parameter once, in an order that all processes share: sorted by structural name.
+
+    The order of ``collect_params``, and of a trainer that is given it, follows names that count the
+    layers which the process has made before. What is no attribute of its block comes last.
+    """
+    named = structural_parameters(block)
+    found = {id(named[name]): named[name] for name in sorted(named)}
+    for parameter in block.collect_params().values():
+        found.setdefault(id(parameter), parameter)
+    return list(found.values())
 
 
 def own_parameters(block: gluon.Block) -> Dict[str, gluon.Parameter]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, List, Tuple
+from typing import Any, Callable, List, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -12,13 +12,15 @@ from mxnet import gluon
 from mxnet.gluon import nn
 
 from tests.processor import needs_bfloat16
-from trainer import checkpoint, config, dist
+from trainer import batch_norm, checkpoint, config, dist
+from trainer.checkpoint import resume
 from trainer.data.idx_file import DataError
 from trainer.data.loader import Batch, EvalLoader, TrainLoader
 from trainer.data.transform import Transform
 from trainer.dist.array_memory import on_device
 from trainer.errors import ConfigError
 from trainer.model import mixed_precision, prepare, replica
+from trainer.mxnet_internals import ordered_parameters
 from trainer.run import agreement
 from trainer.step.evaluation import evaluate
 from trainer.step.metrics import TrainMetrics
@@ -234,12 +236,94 @@ def test_an_optimizer_whose_noise_differs_between_ranks_is_refused() -> None:
         make_trainer(net, config.Optimizer("sgld"))
 
 
-def test_ranks_with_sets_of_their_own_are_refused_on_every_rank() -> None:
+@pytest.mark.parametrize("what", ["training images", "training labels", "test images"])
+def test_ranks_with_sets_of_their_own_are_refused_on_every_rank(what: str) -> None:
+    """One pixel or label that differs is enough."""
     images, labels = _set()
-    agreement.check_alike((images, labels), (images, labels))
-    own = labels[dist.rank() :: dist.world_size()]
-    with pytest.raises(DataError, match=r"images on rank 0.*images on rank 1.*the whole set"):
-        agreement.check_alike((images, own), (images, labels))
+    sets = {"training images": images, "training labels": labels, "test images": images.copy()}
+
+    def check() -> None:
+        train = sets["training images"], sets["training labels"]
+        digests = agreement.of_data(train, (sets["test images"], labels))
+        agreement.check_sets(digests, len(labels), len(labels))
+
+    check()
+    changed = sets[what].copy()
+    changed.reshape(-1)[-1] = dist.rank()
+    sets[what] = changed
+    with pytest.raises(DataError, match=rf"have different {what}: .*on rank 0.*on rank 1"):
+        check()
+
+
+def test_ranks_with_other_losses_are_refused_on_every_rank() -> None:
+    weight = float(dist.rank())
+    digests = agreement.of_loss(gluon.loss.SoftmaxCrossEntropyLoss(weight=weight))
+    with pytest.raises(DataError, match="have different loss"):
+        agreement.check_sets(digests, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda rank: nn.Dense(4 + rank, in_units=3), r"bias \(4,\) float32, trained on rank 0"),
+        (lambda rank: nn.Dense(4, in_units=3, use_bias=rank == 0), "no more parameters|weight"),
+        (lambda rank: nn.Dense(4, in_units=3, dtype=["float32", "float64"][rank % 2]), "float64"),
+    ],
+)
+def test_ranks_with_other_nets_are_refused_naming_the_first_parameter(
+    made: Callable[[int], gluon.Block], words: str
+) -> None:
+    if dist.world_size() == 3 and "float64" in words:
+        words = "float32"  # rank 2's is like rank 0's, and rank 1's is named first
+    net = made(dist.rank())
+    net.initialize()
+    with pytest.raises(ConfigError, match=f"the ranks have different nets: .*({words})"):
+        agreement.check_net(net)
+
+
+def test_ranks_that_train_other_layers_are_refused() -> None:
+    net = nn.Dense(4, in_units=3)
+    net.initialize()
+    net.weight.grad_req = "write" if dist.rank() == 0 else "null"
+    with pytest.raises(ConfigError, match=r"weight \(4, 3\) float32, trained on rank 0"):
+        agreement.check_net(net)
+
+
+def test_ranks_whose_weights_have_parted_are_told_apart() -> None:
+    net = nn.HybridSequential()
+    net.add(nn.Dense(3, in_units=2), nn.Dense(2, in_units=3))
+    net.initialize(mx.init.One())
+    assert agreement.parted(agreement.checksums(net)) is None
+    last = dist.world_size() - 1
+    if dist.rank() == last:
+        net[1].bias.set_data(mx.nd.array([0, 1e-38]))
+    where = agreement.parted(agreement.checksums(net))
+    assert where == f"1.bias on rank {last} is not that of rank 0"
+
+
+@pytest.mark.parametrize("batch_norm_kind", ["local", "sync"])
+def test_layers_made_before_on_one_rank_change_nothing(batch_norm_kind: str) -> None:
+    """Gluon's global names then differ between ranks, and so does their order: dense10, dense8."""
+    settings = config.from_dict({**SETTINGS, "batch_norm": batch_norm_kind})
+
+    def trained(more: int) -> np.ndarray:
+        for _ in range(more):
+            nn.Dense(1), nn.BatchNorm(), batch_norm.SyncBatchNorm()
+        net = nn.HybridSequential()
+        net.add(nn.Conv2D(4, 3), nn.BatchNorm(), nn.Flatten(), nn.Dense(4), nn.Dense(4))
+        prepare.prepare_net(net, settings, (1, 8, 8), mx.cpu())
+        agreement.check_net(net)
+        trainer = make_trainer(net, settings.optimizer)
+        batch_norm.connect(net)
+        resume.restore(None, net, trainer)
+        for batch in _loader(settings, dist.rank(), dist.world_size()).from_step(0, 3):
+            train_step(net, trainer, batch, settings)
+        assert agreement.parted(agreement.checksums(net)) is None
+        mx.nd.waitall()
+        return np.concatenate([p.data().asnumpy().ravel() for p in ordered_parameters(net)])
+
+    alike = trained(0)
+    np.testing.assert_array_equal(trained(9 * (dist.rank() == 0)), alike)
 
 
 def test_evaluation_counts_each_sample_once() -> None:

@@ -14,7 +14,13 @@ import numpy as np
 from mxnet import autograd, gluon, nd
 
 from .. import dist
-from ..mxnet_internals import is_statistic, kernel_arguments, mark_as_statistic, own_parameters
+from ..mxnet_internals import (
+    is_statistic,
+    kernel_arguments,
+    mark_as_statistic,
+    ordered_parameters,
+    own_parameters,
+)
 from .coefficients import moments_of_sums
 from .convert import connect, convert_sync_batch_norm, imported_statistics, layers_kept, layers_of
 from .rank_sum import empty_batch
@@ -27,7 +33,7 @@ def parameters(net: gluon.Block) -> List[gluon.Parameter]:
 
     Frozen weights (``grad_req`` null) are not among them: they are the same on every rank.
     """
-    return [p for p in net.collect_params().values() if is_statistic(p)]
+    return [p for p in ordered_parameters(net) if is_statistic(p)]
 
 
 def mark_imported(net: gluon.Block) -> None:

@@ -13,6 +13,7 @@ from ..config import Config
 from ..console import warn
 from ..dist import environment
 from ..errors import ConfigError, show
+from ..mxnet_internals import ordered_parameters
 from . import files, optimizer_state
 from .files import problem
 from .listing import find_latest, listing
@@ -21,7 +22,11 @@ from .state import CheckpointError, RunState, read_state
 
 
 def choose(
-    settings: Config, resume: str, force: bool, made_of: Dict[str, str], train_size: int
+    settings: Config,
+    resume: str,
+    force: bool,
+    made_of: Optional[Dict[str, str]] = None,
+    train_size: Optional[int] = None,
 ) -> Optional[Path]:
     """The checkpoint to resume from; None to start anew. Reads only.
 
@@ -33,7 +38,7 @@ def choose(
         resume: ``auto`` (the newest valid one in the run's folder, if any), ``none``, or a path.
         force: accept one that was made with other settings, images, labels, net or loss.
         made_of: digests of these, by what they are of; see run/agreement.py.
-        train_size: the number of training images.
+        train_size: the number of training images; None, as for digests, compares nothing.
 
     Raises:
         CheckpointError: it is missing or damaged, or was made with settings that lead to other
@@ -64,10 +69,10 @@ def choose(
         return None
     before = read_state(path)
     changed = config.differences(before.config, config.to_dict(settings))
-    if before.train_size not in (None, train_size):  # None in older ones
+    if None not in (before.train_size, train_size) and before.train_size != train_size:
         changed.append(f"training images: {before.train_size} -> {train_size}")
     else:
-        changed += _other_parts(before, made_of)
+        changed += _other_parts(before, made_of or {})
     if changed and not force:
         raise CheckpointError(
             f"{path} was made with other settings ({'; '.join(changed)}); give the run another "
@@ -107,7 +112,7 @@ def restore(
     with dist.together():
         if path is not None:
             found = files.restore(path, net, trainer)
-    dist.broadcast_parameters(net.collect_params().values())
+    dist.broadcast_parameters(ordered_parameters(net))
     optimizer_state.broadcast(net, trainer)
     state, statistics = dist.broadcast_object(found)
     return state, statistics

@@ -140,6 +140,8 @@ def export(checkpoint: str, overrides: Tuple[str, ...], output: str, no_onnx: bo
         export.check_possible(saved, onnx=not no_onnx)
         test = None if saved.on_given_images else test_set(saved)
         seen = None if test is None else evaluate_saved(saved, test)
+        if seen is not None and not overrides:
+            export.check_accuracy(saved, seen)
         files = export.export(saved, test, partial, onnx=not no_onnx)
         command = f"python -m trainer {' '.join(map(shlex.quote, sys.argv[1:]))}"
         card = model_card.as_markdown(saved, seen, command, files)

@@ -21,12 +21,13 @@ import numpy as np
 from mxnet import gluon
 
 from .. import batch_norm
-from ..checkpoint import params_file
+from ..checkpoint import CheckpointError, params_file
 from ..data import input_pipeline
 from ..data.arrays import Arrays
 from ..data.loader import Batch
 from ..errors import UserError
 from ..mxnet_internals import traced_symbol
+from ..step.evaluation import Evaluation
 from .trained_model import Saved
 
 SYMBOL, PARAMETERS, ONNX = "model-symbol.json", "model-0000.params", "model.onnx"
@@ -37,6 +38,7 @@ INPUT = "data"
 OPERATOR_SET, IR_VERSION = 13, 7
 
 TOLERANCE = 1e-3  # of a logit, absolute and relative: float32 sums in another order
+_ACCURACY_TOLERANCE = 0.01  # between devices and kernels
 NOISE_IMAGES = 64  # compared instead of a test set, where there is none
 
 Forward = Callable[[np.ndarray], np.ndarray]  # float32 (N, C, H, W) -> (N, K)
@@ -65,6 +67,19 @@ class Checked(NamedTuple):
             f"{self.name}: accuracy {self.accuracy:.4f} on {self.samples} test images, "
             f"the checkpoint's {self.original_accuracy:.4f}; largest difference of a score "
             f"{self.difference:.1e}"
+        )
+
+
+def check_accuracy(saved: Saved, seen: Evaluation) -> None:
+    """Refuse a model that is not as accurate as was recorded when it was saved.
+
+    Raises:
+        CheckpointError: the net or the test set is another one.
+    """
+    if saved.accuracy is not None and abs(seen.accuracy - saved.accuracy) > _ACCURACY_TOLERANCE:
+        raise CheckpointError(
+            f"{saved.path} has an accuracy of {seen.accuracy:.4f} on this test set, and "
+            f"{saved.accuracy:.4f} was recorded: give the net and the test set it was trained with"
         )
 
 

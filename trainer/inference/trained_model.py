@@ -24,6 +24,9 @@ from ..dist.device import choose
 from ..model import prepare
 from ..step.evaluation import Evaluation, evaluate
 
+# Of the largest score: the same net on another device, or by other kernels, differs by less.
+_TOLERANCE = 0.02
+
 
 class Saved(NamedTuple):
     """A net on its device, with the weights of a checkpoint."""
@@ -34,6 +37,7 @@ class Saved(NamedTuple):
     ctx: mx.Context
     image_shape: Tuple[int, ...]  # of the dataset, before any resizing: (H, W) or (H, W, C)
     num_classes: int
+    accuracy: Optional[float]  # as recorded with the checkpoint
 
     @property
     def class_names(self) -> List[str]:
@@ -53,14 +57,15 @@ class Saved(NamedTuple):
         return f"{channels}, light on dark" if fashion else channels
 
 
-def load(where: str, overrides: Sequence[str] = ()) -> Saved:
+def load(where: str, overrides: Sequence[str] = (), net: Optional[gluon.Block] = None) -> Saved:
     """Load the model at ``where``, a checkpoint or a run's folder (its best one); collective.
 
     Args:
         overrides: ``setting=value``, replacing settings of the checkpoint.
+        net: the net that was given to ``fit``; None for what ``model.factory`` makes.
 
     Raises:
-        CheckpointError: there is no valid checkpoint, or it does not fit the net.
+        CheckpointError: there is no valid checkpoint, or it is of another net.
     """
     dist.init()
     with dist.together():
@@ -68,14 +73,40 @@ def load(where: str, overrides: Sequence[str] = ()) -> Saved:
         state = checkpoint.read_state(path)
         settings = config.from_dict(state.config, overrides)
         ctx = choose(settings.device, dist.local_rank())
-        net = model.build(settings.model)
+        net = model.build(settings.model) if net is None else net
         image_shape = tuple(state.image_shape or input_pipeline.image_size(settings.data))
-        sample = np.zeros((1, *image_shape), np.uint8)
-        shape = Transform(sample, settings.data, 0, training=False).shape
+        shape = _input_shape(image_shape, settings)
         prepare.prepare_net(net, settings, shape, ctx)
         classes = prepare.class_scores(net, shape, ctx, classes=1)
         checkpoint.load_parameters(path, net)
-    return Saved(path, settings, net, ctx, image_shape, classes)
+        if shape == _input_shape(image_shape, config.from_dict(state.config)):
+            _check_answers(path, state, prepare.answers(net, shape, ctx))
+    return Saved(path, settings, net, ctx, image_shape, classes, state.accuracy)
+
+
+def _input_shape(image_shape: Tuple[int, ...], settings: Config) -> Tuple[int, int, int]:
+    sample = np.zeros((1, *image_shape), np.uint8)
+    return Transform(sample, settings.data, 0, training=False).shape
+
+
+def _check_answers(path: Path, state: checkpoint.RunState, found: List[float]) -> None:
+    """Refuse a net that fits the parameters but gives other scores than the one that was saved."""
+    if not state.answers or not found:  # older ones have none, nor nets with chance in inference
+        return
+    if len(found) == len(state.answers):
+        known = np.array(state.answers)
+        if np.allclose(found, known, rtol=0, atol=_TOLERANCE * np.abs(known).max()):
+            return
+    way_out = (
+        "the net was given to fit(): give it again, in Python, "
+        f"trainer.inference.trained_model.load({str(path)!r}, net=net)"
+        if state.given
+        else "its code has changed since: use the one it was trained with"
+    )
+    raise checkpoint.CheckpointError(
+        f"{path} is of another net: {state.config['model']['factory']} has parameters of the same "
+        f"shapes, but gives other scores; {way_out}"
+    )
 
 
 def test_set(saved: Saved, given: Optional[Arrays] = None) -> Arrays:
@@ -101,7 +132,8 @@ def _read(saved: Saved, split: str, given: Optional[Arrays]) -> Arrays:
     elif saved.on_given_images:
         raise DataError(
             f"{saved.path} was trained on images given to fit(), which are not kept; give them "
-            "again in Python: from trainer import saved; saved.evaluate_saved(saved.load("
+            "again in Python: from trainer.inference import trained_model as m; "
+            "m.evaluate_saved(m.load("
             f"{str(saved.path)!r}), test=(images, labels)); calibrate_saved takes train=..."
         )
     else:

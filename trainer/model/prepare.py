@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import List, Tuple
 
 import mxnet as mx
+import numpy as np
 from mxnet import gluon
 
 from .. import batch_norm, dist
@@ -12,7 +13,21 @@ from ..batch_norm import running_statistics
 from ..config import Config
 from ..data import randomness
 from ..errors import ConfigError, describe_error
+from ..mxnet_internals import ordered_parameters
 from . import summary, users_net
+
+
+def answers(net: gluon.Block, shape: Tuple[int, int, int], ctx: mx.Context) -> List[float]:
+    """The scores of ``net``, in inference, for one fixed image; [] where they are drawn anew.
+
+    They tell nets of the same parameters but of another function apart.
+
+    Args:
+        shape: (channels, height, width) of a sample.
+    """
+    image = mx.nd.array(np.random.RandomState(0).uniform(-2, 2, (1, *shape)), ctx=ctx)
+    first, second = (net(image).asnumpy().ravel() for _ in range(2))
+    return [float(score) for score in first] if np.array_equal(first, second) else []
 
 
 @randomness.kept()
@@ -128,7 +143,7 @@ def _convert_batch_norm(net: gluon.Block, kind: str) -> None:
 
 def _initialize(net: gluon.Block, ctx: mx.Context) -> None:
     """Initialise the parameters that are not yet (Xavier, as in the book); move the others."""
-    for parameter in net.collect_params().values():
+    for parameter in ordered_parameters(net):
         try:
             parameter.reset_ctx(ctx)
             if parameter.shape is None:  # of a SymbolBlock with loaded weights

@@ -166,7 +166,7 @@ def _digest(*arrays: np.ndarray) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays:
         digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+        digest.update(np.ascontiguousarray(array).data.cast("B"))
     return digest.hexdigest()
 
 
@@ -185,5 +185,5 @@ def _said(what: Any) -> str:
         return f"{what.__qualname__} {code.co_code.hex()} {code.co_names} {plain[1:]}"
     ignored = vars(gluon.Block()) if isinstance(what, gluon.Block) else {}
     values = {k: v for k, v in getattr(what, "__dict__", {}).items() if k not in ignored}
-    plain = {k: v for k, v in values.items() if isinstance(v, (int, float, str, type(None)))}
-    return f"{type(what).__module__}.{type(what).__qualname__} {sorted(plain.items())}"
+    shown = sorted((k, v) for k, v in values.items() if isinstance(v, (int, float, str)))
+    return f"{type(what).__module__}.{type(what).__qualname__} {shown}"

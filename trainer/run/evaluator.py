@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterable, Iterator
+from typing import Iterable, Iterator, List
 
 import mxnet as mx
 
@@ -11,7 +11,7 @@ from ..batch_norm import running_statistics
 from ..data import input_pipeline
 from ..data.loader import Batch, EvalLoader
 from ..dist.watchdog import Watchdog
-from ..model import mixed_precision, replica
+from ..model import mixed_precision, prepare, replica
 from ..report.report import Report
 from ..step.evaluation import Evaluation, evaluate
 from ..step.loss import cross_entropy
@@ -45,6 +45,11 @@ class Evaluator:
                 self._show_predictions(step)
         self._report.evaluation(step, found)
         return found
+
+    def answers(self) -> List[float]:
+        """What tells the net from others of its shape; on rank 0, as one model."""
+        with mixed_precision.computing_in(self._own.net, "float32"):
+            return prepare.answers(self._own.net, self._own.loader.shape, self._own.ctx)
 
     def _calibrate(self, step: int) -> None:
         """Measure exact running statistics, on the batches of the steps after ``step``."""

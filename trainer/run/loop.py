@@ -13,10 +13,10 @@ import mxnet as mx
 from mxnet import gluon
 
 from .. import checkpoint, dist
-from ..checkpoint import RunState, run_folder
 from ..checkpoint import resume as resuming
+from ..checkpoint import run_folder
 from ..checkpoint.saver import Saver
-from ..config import Config, checked, to_dict
+from ..config import Config, checked
 from ..data import input_pipeline, randomness
 from ..data.arrays import Arrays
 from ..dist import environment
@@ -125,7 +125,7 @@ class _Run:
     ):
         self.config, self.loss, self.on_epoch_end = started.config, started.loss, on_epoch_end
         self.own, self.net, self.trainer = started.own, started.net, started.trainer
-        self.watchdog = watchdog
+        self.watchdog, self.origin = watchdog, started.origin
         self.epoch_steps, self.last_step = started.epoch_steps, started.last_step
         state, monitor = started.state, started.config.monitor
         self.step = state.step
@@ -155,14 +155,8 @@ class _Run:
         with dist.together(), run_folder.usable(config.folder):
             if dist.is_root():
                 until_closed.callback(run_folder.take_folder(config, started.path).release)
-            report = Report(
-                config,
-                self.epoch_steps,
-                self.step,
-                started.last_step,
-                own.num_classes,
-                complete,
-            )
+            steps = self.epoch_steps, self.step, started.last_step
+            report = Report(config, *steps, own.num_classes, complete)
             until_closed.callback(report.close)
         sizes = len(own.train[1]), len(own.test[1])
         report.begin(*sizes, own.ctx, started.path, own.layers, self.net)
@@ -268,18 +262,13 @@ class _Run:
         if where is not None:
             raise outcome.parted(self.config, self.step, where)
         self.throughput.end()
-        state = RunState(
+        state = replace(
+            self.origin,
             step=self.step,
             totals=totals,
             accuracy=accuracy,
             plateau=self.plateau,
-            config=to_dict(self.config),
-            image_shape=self.own.train[0].shape[1:],
-            train_size=len(self.own.train[1]),
-            launch=environment.launch_id(),
-            made_of=self.own.digests,
             weights=agreement.of_weights(sums),
-            given=self.own.given,
         )
         self.saved_step = self.step
         statistics = replica.gather_statistics(self.net, self.config)
@@ -289,6 +278,7 @@ class _Run:
         with replica.as_one_model(self.net, self.config):
             if dist.is_root():
                 self.saver.wait()  # before copying: memory holds one copy at most
+                state = replace(state, answers=self.evaluator.answers())
                 self.saver.begin(checkpoint.snapshot(self.net, self.trainer, state, statistics))
 
     def _finish(self, stopped: bool) -> Result:

@@ -17,17 +17,17 @@ from mxnet import gluon
 
 from .. import batch_norm, dist, model
 from ..checkpoint import RunState, resume
-from ..config import Config
+from ..config import Config, to_dict
 from ..data import input_pipeline
 from ..data.arrays import Arrays
 from ..data.loader import TrainLoader
+from ..dist import environment
 from ..dist.device import choose
 from ..model import mixed_precision, prepare, replica, summary, users_net
 from ..step import shared_gradients
 from ..step.loss import Loss, check_loss
 from ..step.optimizer import make_trainer
 from . import agreement
-
 
 
 class Sets(NamedTuple):
@@ -71,6 +71,18 @@ class Started:
     def epoch_steps(self) -> int:
         """Steps per epoch."""
         return self.own.loader.steps_per_epoch
+
+    @property
+    def origin(self) -> RunState:
+        """What each of the run's checkpoints says of where it comes from."""
+        return RunState(
+            config=to_dict(self.config),
+            image_shape=self.own.train[0].shape[1:],
+            train_size=len(self.own.train[1]),
+            launch=environment.launch_id(),
+            made_of=self.own.digests,
+            given=self.own.given,
+        )
 
     @property
     def last_step(self) -> int:

@@ -13,7 +13,13 @@ from .. import dist
 from ..config import Optimizer
 from ..dist.ranks import horovod
 from ..errors import ConfigError, nearest
-from ..mxnet_internals import devices, divides_by_ranks, has_sparse_gradients, set_allreduce
+from ..mxnet_internals import (
+    devices,
+    divides_by_ranks,
+    has_sparse_gradients,
+    ordered_parameters,
+    set_allreduce,
+)
 from . import momentum, shared_gradients
 
 _IN_ONE_PASS = {"sgd": momentum.SGD, "nag": momentum.NAG}
@@ -71,7 +77,8 @@ def make_trainer(net: gluon.Block, settings: Optimizer) -> gluon.Trainer:
             f"optimizer.name is {settings.name}, whose noise each rank would draw for itself, so "
             "that their weights would part; train on one rank, or take another optimizer"
         )
-    parameters = net.collect_params()
+    # By number, because a trainer sorts by its keys, and gradients are matched over ranks by place.
+    parameters = {f"{place:08d}": p for place, p in enumerate(ordered_parameters(net))}
     for parameter in parameters.values():
         if parameter.grad_req == "null":
             continue
@@ -111,7 +118,7 @@ def gluon_trainer(
     """Gluon's trainer, with gradients averaged over ranks by Horovod where there are several.
 
     Args:
-        parameters: a ``ParameterDict``, the same on every rank.
+        parameters: parameters by name; sorted by these names they must match over ranks.
         fp16: send gradients as float16. Pays only where the link is slower than the rounding.
         groups: fixed groups in which gradients are reduced, so that the order of summation, and
             every bit of the result, is the same in every run. With 0 Horovod fuses whatever is

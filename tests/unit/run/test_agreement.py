@@ -1,0 +1,93 @@
+"""What a run is made of, by digest."""
+
+from __future__ import annotations
+
+import functools
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import gluon
+from mxnet.gluon import nn
+
+from trainer.run import agreement
+from trainer.step.loss import cross_entropy
+
+
+def hinge(scores, labels):
+    return mx.nd.relu(1 - mx.nd.pick(scores, labels))
+
+
+def twice(scores, labels):
+    return mx.nd.relu(2 - mx.nd.pick(scores, labels))
+
+
+LOSSES = [
+    hinge,
+    twice,
+    lambda scores, labels: hinge(scores, labels) * 2,
+    lambda scores, labels: hinge(scores, labels) * 3,
+    functools.partial(cross_entropy, smoothing=0.1),
+    functools.partial(cross_entropy, smoothing=0.2),
+    gluon.loss.SoftmaxCrossEntropyLoss(),
+    gluon.loss.SoftmaxCrossEntropyLoss(weight=2.0),
+    gluon.loss.L2Loss(),
+]
+
+
+def test_losses_that_compute_something_else_have_other_digests():
+    digests = [agreement.of_loss(loss)["loss"] for loss in LOSSES]
+    assert len(set(digests)) == len(LOSSES)
+    assert agreement.of_loss(None) == {}
+
+
+def test_a_loss_that_is_made_anew_is_the_same():
+    """Gluon counts in the names of blocks how many were made before."""
+    made = [gluon.loss.SoftmaxCrossEntropyLoss() for _ in range(2)]
+    assert made[0].name != made[1].name
+    assert agreement.of_loss(made[0]) == agreement.of_loss(made[1])
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_one_pixel_more_is_another_set(name):
+    sets = {"train": np.zeros((3, 2, 2), np.uint8), "test": np.zeros((2, 2, 2), np.uint8)}
+
+    def digests():
+        return agreement.of_data(
+            *((sets[k], np.zeros(len(sets[k]), int)) for k in ("train", "test"))
+        )
+
+    before = digests()
+    assert digests() == before
+    sets[name] = sets[name].copy()
+    sets[name][-1, -1, -1] = 1
+    assert [key for key, value in digests().items() if value != before[key]] == [
+        f"{'training' if name == 'train' else name} images"
+    ]
+
+
+def net(units=3, more=0):
+    for _ in range(more):
+        nn.Dense(1)
+    made = nn.HybridSequential()
+    made.add(nn.Dense(units, in_units=2), nn.BatchNorm(in_channels=units))
+    return made
+
+
+def test_a_net_is_its_parameters_by_structural_name():
+    assert agreement.of_net(net()) == agreement.of_net(net(more=9)) != agreement.of_net(net(4))
+    frozen = net()
+    frozen[0].bias.grad_req = "null"
+    assert agreement.of_net(frozen) != agreement.of_net(net())
+
+
+def test_weights_count_once_they_are_all_there():
+    made = net()
+    assert agreement.of_initial_weights(made) == {}
+    made.initialize(mx.init.One())
+    before = agreement.of_initial_weights(made)
+    assert list(before) == ["initial weights"]
+    made[1].running_mean.set_data(mx.nd.ones(3))
+    assert agreement.of_initial_weights(made) == before, "running statistics are not weights"
+    made[0].bias.set_data(mx.nd.array([0, 0, 1e-30]))
+    assert agreement.of_initial_weights(made) != before
