@@ -19,7 +19,6 @@ ROOT = Path(__file__).parents[2]
 PUBLIC = {"_asdict", "_replace", "_fields", "_make", "_field_defaults", "_exit"}
 # launch/ imports nothing of trainer/; cloudpickle's way of restoring a parameter needs these two.
 KNOWN = [
-    "trainer/report/tensorboard.py: _ev_writer",
     "launch/local/pickling.py: _data",
     "launch/local/pickling.py: _init_grad",
 ]

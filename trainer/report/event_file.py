@@ -1,65 +1,54 @@
-"""TensorBoard event files that survive a full disk: points wait in memory until there is room.
+"""TensorBoard event files that survive a full disk, and a kill right after a flush.
 
-tensorboardX opens paths with a registered prefix through a factory. With a plain path it would
-raise in the middle of a record, end the run and leave an unreadable file. Its queue is replaced as
-well: multiprocessing's needs /dev/shm.
+tensorboardX makes the summaries, but its SummaryWriter does not write them: it raises on a full
+disk, in the middle of a record; it passes events to a thread that its flush does not wait for; and
+its queue needs /dev/shm. A file is a sequence of records: the length of an event, the event, and a
+checksum after each.
 """
 
 from __future__ import annotations
 
-import os
-import queue
+import socket
+import struct
+import time
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any, Optional
 
-from tensorboardX import event_file_writer
-from tensorboardX.record_writer import register_writer_factory
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
 
 from ..console import warn
 
-_PREFIX = "waiting"
-
-
-def address(folder: Path) -> str:
-    """What to give tensorboardX as the folder of its event files."""
-    register_writer_factory(_PREFIX, _Factory())
-    event_file_writer.multiprocessing = SimpleNamespace(Queue=_Queue)
-    return f"{_PREFIX}:{folder}"
-
-
-class _Queue(queue.Queue):
-    """Replaces multiprocessing.Queue, which fails where /dev/shm is full or read-only."""
-
-    def close(self) -> None:
-        """multiprocessing.Queue has this method."""
-
-
-class _Factory:
-    """Opens event files, as tensorboardX asks for them."""
-
-    def open(self, path: str) -> EventFile:
-        return EventFile(_plain(path))
-
-    def directory_check(self, path: str) -> None:
-        os.makedirs(_plain(path), exist_ok=True)
-
-
-def _plain(path: str) -> str:
-    return path[len(_PREFIX) + 1 :]
-
 
 class EventFile:
-    """A file that accepts every write, and keeps in memory what the disk has no room for."""
+    """A new file in ``folder``, which keeps in memory what the disk has no room for.
 
-    def __init__(self, path: str):
-        self._path = path
-        self._file = open(path, "xb", buffering=0)  # noqa: SIM115
+    Raises:
+        OSError: the file cannot be created.
+    """
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        now = time.time_ns()  # TensorBoard reads a folder's files in the order of their names
+        name = f"events.out.tfevents.{now // 10**9:010d}.{socket.gethostname()}.{now}"
+        self._path = folder / name
+        self._file = open(self._path, "xb", buffering=0)  # noqa: SIM115
         self._pending = bytearray()
         self._warned = False
+        self.event(Event(file_version="brain.Event:2"))
 
-    def write(self, data: bytes) -> None:
-        """Buffer ``data`` until :meth:`flush`."""
-        self._pending += data
+    def summary(self, summary: Any, step: Optional[int] = None) -> None:
+        """Add a ``Summary``, which holds a point; as :meth:`event` does."""
+        self.event(Event(summary=summary), step)
+
+    def event(self, event: Event, step: Optional[int] = None) -> None:
+        """Add ``event``, whose time is now; in memory until :meth:`flush`."""
+        event.wall_time = time.time()
+        if step is not None:
+            event.step = int(step)
+        content = event.SerializeToString()
+        for part in (struct.pack("<Q", len(content)), content):
+            self._pending += part + struct.pack("<I", masked_crc32c(part))
 
     def flush(self) -> None:
         """Write what is pending; warn once where there is no room, and keep it."""

@@ -7,7 +7,8 @@ concern the whole job, ``system/*`` rank 0's machine. docs/monitoring.md shows t
 
 from __future__ import annotations
 
-import time
+import contextlib
+import itertools
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence
 
@@ -46,22 +47,19 @@ class Monitor:
     """
 
     def __init__(self, folder: Path, first_step: int, enabled: bool):
-        self._writer: Any = None
-        if enabled:
-            from tensorboardX import SummaryWriter
+        self._folder = folder
+        self._file: Any = None
+        if enabled:  # other ranks need not import it
+            from tensorboardX import summary
             from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-            from . import event_file
+            from .event_file import EventFile
 
-            self._writer = SummaryWriter(event_file.address(folder), filename_suffix=_suffix())
-            # tensorboardX passes events to a thread that its flush() does not wait for, so a killed
-            # run would lose points from before its last checkpoint. Write them synchronously.
-            events = self._writer.file_writer.event_writer
-            events.add_event = events._ev_writer.write_event
+            self._make, self._file = summary, EventFile(folder)
             if first_step:
                 # The point at step n was written before the checkpoint of step n.
                 start = Event(session_log=SessionLog(status=SessionLog.START))
-                self._writer.file_writer.add_event(start, first_step + 1)
+                self._file.event(start, first_step + 1)
 
     def start(self, config: Config, layers: str, graph: Any = None) -> None:
         """Write the resolved config and the net's layers as text, and its graph if given.
@@ -69,52 +67,56 @@ class Monitor:
         Args:
             graph: a GraphDef, see :func:`trainer.model.graph.graph_def`.
         """
-        if self._writer:
+        if self._file:
             from tensorboardX.proto.event_pb2 import Event
 
-            self._writer.add_custom_scalars(_LAYOUT)
+            self._file.summary(self._make.custom_scalars(_LAYOUT))
             if graph is not None:
-                event = Event(graph_def=graph.SerializeToString())
-                self._writer.file_writer.add_event(event)
-            self._writer.add_text("config", "    " + as_yaml(config).replace("\n", "\n    "), 0)
-            self._writer.add_text("model", layers, 0)
+                self._file.event(Event(graph_def=graph.SerializeToString()))
+            text = "    " + as_yaml(config).replace("\n", "\n    ")
+            self._file.summary(self._make.text("config", text), 0)
+            self._file.summary(self._make.text("model", layers), 0)
 
     def scalars(self, values: Mapping[str, Optional[float]], step: int) -> None:
         """Write points after ``step`` steps, by tag; None is skipped."""
-        if self._writer:
+        if self._file:
             for tag, value in values.items():
                 if value is not None:
-                    self._writer.add_scalar(tag, value, step)
-            self._writer.flush()
+                    self._file.summary(self._make.scalar(tag, value), step)
+            self._file.flush()
 
     def evaluation(self, evaluation: Evaluation, names: Sequence[str], step: int) -> None:
         """Write the metrics on the test set, in total and by class, and the confusion matrix."""
-        if not self._writer:
+        if not self._file:
             return
         if len(names) <= SHOWN_CLASSES:
             shares = zip(names, evaluation.class_accuracy)
             seen = {f"class/{name}": share for name, share in shares if not np.isnan(share)}
             self.scalars(seen, step)
             self._curves(evaluation.score_counts, names, step)
-        self._writer.add_figure(
-            "test/confusion", confusion_figure(evaluation.confusion, names), step
-        )
+        self._picture("test/confusion", confusion_figure(evaluation.confusion, names), step)
         self.scalars({f"test/{name}": v for name, v in evaluation.scalars().items()}, step)
 
     def _curves(self, counts: Optional[np.ndarray], names: Sequence[str], step: int) -> None:
         if counts is not None:
             for label, name in enumerate(names):
                 figures = curve(counts, label)
-                self._writer.add_pr_curve_raw(f"test/{name}", *figures, step)
+                self._file.summary(self._make.pr_curve_raw(f"test/{name}", *figures), step)
+
+    def _picture(self, tag: str, figure: Any, step: int) -> None:
+        figure.canvas.draw()
+        pixels = np.asarray(figure.canvas.buffer_rgba())[:, :, :3]
+        self._file.summary(self._make.image(tag, pixels, dataformats="HWC"), step)
 
     def histograms(self, group: str, arrays: Mapping[str, np.ndarray], step: int) -> None:
         """Write histograms of arrays as ``group/name``; large arrays are subsampled."""
-        if self._writer:
+        if self._file:
             for name, array in arrays.items():
                 values = array.ravel()[:: -(-array.size // HISTOGRAM_VALUES)]
                 values = values[np.isfinite(values)].astype(np.float64)
                 if values.size:
-                    self._writer.add_histogram(f"{group}/{name}", values, step, HISTOGRAM_BINS)
+                    made = self._make.histogram(f"{group}/{name}", values, HISTOGRAM_BINS)
+                    self._file.summary(made, step)
 
     def predictions(
         self,
@@ -125,45 +127,36 @@ class Monitor:
         step: int,
     ) -> None:
         """Write images, uint8 (N, H, W[, C]), with true and predicted names, errors in red."""
-        if self._writer:
+        if self._file:
             figure = prediction_figure(images, labels, predicted, names)
-            self._writer.add_figure("test/predictions", figure, step)
+            self._picture("test/predictions", figure, step)
 
     def hyper_parameters(
         self, config: Config, ranks: int, metrics: Mapping[str, Optional[float]]
     ) -> None:
         """Write hyperparameters and final metrics for the HPARAMS tab; None is skipped."""
-        if not self._writer:
+        if not self._file:
             return
-        from tensorboardX import SummaryWriter
-        from tensorboardX.summary import hparams
+        from .event_file import EventFile
 
         settings = {k: v for k, v in flat(to_dict(config)).items() if decides_result(k)}
         figures = {f"final/{name}": value for name, value in metrics.items() if value is not None}
         # The first summary describes an experiment. Without it TensorBoard infers one from all
         # runs, and lists the settings in which they differ first.
-        _, *session = hparams(_as_parameters({**settings, "ranks": ranks}), figures)
-        folder = f"{self._writer.file_writer.get_logdir()}/hparams"
-        with SummaryWriter(folder, filename_suffix=_suffix()) as writer:
-            for summary in session:
-                writer.file_writer.add_summary(summary)
-            for tag, value in figures.items():
-                writer.add_scalar(tag, value)
+        _, *session = self._make.hparams(_as_parameters({**settings, "ranks": ranks}), figures)
+        with contextlib.closing(EventFile(self._folder / "hparams")) as file:
+            for summary in (*session, *itertools.starmap(self._make.scalar, figures.items())):
+                file.summary(summary)
 
     def flush(self) -> None:
         """Write all pending points to the files."""
-        if self._writer:
-            self._writer.flush()
+        if self._file:
+            self._file.flush()
 
     def close(self) -> None:
         """Write all pending points and close the files."""
-        if self._writer:
-            self._writer.close()
-
-
-def _suffix() -> str:
-    """A unique file name suffix: tensorboardX's own names are unique to the second only."""
-    return f".{time.time_ns()}"
+        if self._file:
+            self._file.close()
 
 
 def _as_parameters(settings: Mapping[str, Any]) -> Dict[str, Any]:
