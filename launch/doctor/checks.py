@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ..core.cpu_quota import quota_cores
-from .cuda_code import gpu_code
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 MIN_DRIVER = 450  # of CUDA 11 (NVIDIA's table of minor version compatibility)
@@ -98,7 +97,7 @@ def library_rows(libraries: Dict[str, Any]) -> List[Row]:
 
 
 def gpu_rows(libraries: Dict[str, Any]) -> List[Row]:
-    """The driver, whether MXNet has code for the GPUs, and NCCL."""
+    """The driver, whether MXNet computes on the GPUs, and NCCL."""
     query = "--query-gpu=name,compute_cap,driver_version"
     answer = run(["nvidia-smi", query, "--format=csv,noheader"], timeout=30)
     cuda_build = "CUDA" in libraries["mxnet"].get("features", ())
@@ -121,20 +120,23 @@ def gpu_rows(libraries: Dict[str, Any]) -> List[Row]:
     if not cuda_build:
         fix = "make setup GPU=1 installs a CUDA build; without it training runs on the CPU"
         return [*rows, Row("GPU", WARN, f"{names}, but MXNet is built for the CPU", fix)]
-    rows.append(_code_row(names, [cap for _, cap, _ in gpus], Path(libraries["mxnet"]["library"])))
+    rows.append(_kernel_row(names, libraries.get("gpus", {})))
     if len(gpus) > 1:
         rows.append(_nccl_row(libraries["horovod"]))
     return rows
 
 
-def _code_row(names: str, capabilities: List[str], library: Path) -> Row:
-    code = gpu_code(library)
-    for capability in capabilities:
-        architecture = int(capability.replace(".", ""))
-        if not code.runs_on(architecture):
-            found = f"{names}: this MXNet build has no code for sm_{architecture}, only {code}"
-            return Row("GPU", FAIL, found, NGC)
-    return Row("GPU", OK, f"{names}; MXNet holds {code}")
+def _kernel_row(names: str, tried: Dict[str, Any]) -> Row:
+    """Whether each GPU that MXNet sees has computed something."""
+    errors = tried.get("errors", [])
+    for number, error in enumerate(errors):
+        if error:
+            return Row("GPU", FAIL, f"{names}: MXNet cannot compute on gpu({number}): {error}", NGC)
+    if errors:
+        return Row("GPU", OK, f"{names}; MXNet computes on {len(errors)} of them")
+    found = tried.get("error", "MXNet sees none of them" if tried else "MXNet crashed there")
+    fix = "CUDA_VISIBLE_DEVICES must name them, and for GPUs from sm_90 on " + NGC
+    return Row("GPU", FAIL, f"{names}: {found}", fix)
 
 
 def _nccl_row(horovod: Dict[str, Any]) -> Row:
