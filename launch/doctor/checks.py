@@ -55,9 +55,13 @@ def ask_libraries() -> Dict[str, Any]:
     try:
         return dict(json.loads(done.stdout.strip().splitlines()[-1]))
     except (ValueError, IndexError):
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        broken = {"error": last}
+        broken = {"error": _last_line(done)}
         return {"mxnet": broken, "horovod": broken, "missing": []}
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
+    """Of the errors of a program that failed."""
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
 def library_rows(libraries: Dict[str, Any]) -> List[Row]:
@@ -194,9 +198,8 @@ def slurm_row() -> Row:
     if done.returncode == 127:
         return Row("Slurm", OK, "not on this machine; `python -m launch local` does not need it")
     if done.returncode:
-        error = (done.stderr.strip().splitlines() or ["no answer"])[-1]
         fix = "its controller must answer before jobs can be submitted; `launch local` needs none"
-        return Row("Slurm", WARN, error, fix)
+        return Row("Slurm", WARN, _last_line(done), fix)
     partitions = [line.split() for line in done.stdout.splitlines()]
     return Row("Slurm", OK, ", ".join(f"{name} ({nodes} nodes)" for name, nodes in partitions))
 
@@ -205,11 +208,10 @@ def allreduce_row(done: subprocess.CompletedProcess[str]) -> Row:
     """The result of launch/doctor/probe_allreduce.py."""
     report = allreduce_report(done)
     if report is None:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return Row(
             "allreduce",
             FAIL,
-            last,
+            _last_line(done),
             "python -m launch local -n 2 -- python -m launch.doctor.probe_allreduce shows all "
             "of it",
         )

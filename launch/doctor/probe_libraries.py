@@ -52,7 +52,7 @@ def _attempt(probe: Any) -> Dict[str, Any]:
 
 if __name__ == "__main__":
     boards = ("tensorboardX", "tensorboard")
-    answers = {
+    answers: Dict[str, Any] = {
         "python": platform.python_version(),
         "mxnet": _attempt(_mxnet),
         "horovod": _attempt(_horovod),

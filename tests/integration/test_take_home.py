@@ -223,7 +223,7 @@ def test_json_and_picture(trained: str, tmp_path: Path) -> None:
         assert list(answer["probabilities"]) == list(fashion_mnist.CLASS_NAMES)
     assert json.loads(_ask(trained, str(tmp_path), "--format", "json").stdout) == by_json
     with Image.open(picture) as shown:
-        assert (shown.width, shown.height) == (960, 288), "two rows of eight"
+        assert (shown.width, shown.height) == (960, 304), "two rows of eight"
 
 
 def test_what_cannot_be_read_is_reported_in_one_line(trained: str, tmp_path: Path) -> None:
