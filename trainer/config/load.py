@@ -7,7 +7,7 @@ import dataclasses
 import re
 import typing
 from pathlib import Path
-from typing import Any, ClassVar, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 import yaml
 
@@ -92,12 +92,6 @@ def override(values: Dict[str, Any], text: str) -> None:
 class _Loader(yaml.SafeLoader):
     """Refuses duplicate keys, of which PyYAML silently keeps the last; keeps what was typed."""
 
-    # A date is the text that was typed: no setting takes another.
-    yaml_implicit_resolvers: ClassVar[Any] = {
-        letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         value = super().construct_object(node, deep)
         typed = isinstance(node, yaml.ScalarNode) and node.style is None
@@ -111,6 +105,13 @@ class _Loader(yaml.SafeLoader):
                 None, None, f"it has {twice[0]} twice", node.start_mark
             )
         return super().construct_mapping(node, deep)
+
+
+# A date is the text that was typed: no setting takes another.
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _parse(text: str, what: str) -> Any:
