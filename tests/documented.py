@@ -32,7 +32,7 @@ ELSEWHERE: Dict[str, Tuple[str, ...]] = {
     r"^horovodrun .*--host-discovery-script": (  # with other numbers, on hosts that come and go
         "test_elastic_horovodrun_takes_in_a_host_and_loses_rank_0",
     ),
-    r"^python -m trainer\.settings_table": ("test_configuration_page_is_what_the_settings_say",),
+    r"^python -m trainer\.config\.table": ("test_configuration_page_is_what_the_settings_say",),
 }
 
 # Parts of a command within a sentence, and short forms of full commands.
@@ -65,7 +65,6 @@ _IN_PLACE: Sequence[Tuple[str, str]] = (
     (r" CHECKPOINT$", " runs/quickstart/checkpoints/step-00000003"),
     (r"^mpirun ", "mpirun --allow-run-as-root --oversubscribe "),
     (r"(local -n|run -np|oversubscribe -np) \d+", r"\1 2"),
-    (r"--ranks 1,2", "--ranks 1"),
     (r"--nodes 4", "--nodes 2"),
     (r"--gpus-per-node 8", "--gpus-per-node 1"),
 )

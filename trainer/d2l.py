@@ -39,10 +39,9 @@ def train_ch5(
 ) -> None:
     """Train ``net`` on all ranks as the book does on one; rank 0 prints the book's lines.
 
-    On one rank this calls ``d2lzh.train_ch5``. On several each takes its shard of every batch, so
-    the loader's batch is the global batch, and its gradients are divided by ``batch_size``. With
-    synced batch norm (``batch_norm.convert_sync_batch_norm(net)``) the result is the book's up to
-    rounding. Plain batch norm normalizes each shard by itself; running statistics are merged.
+    On one rank this calls ``d2lzh.train_ch5``. On several each takes its shard of every batch, and
+    gradients are divided by ``batch_size``. With synced batch norm (``convert_sync_batch_norm``)
+    the result is the book's up to rounding; plain norm's running statistics are merged.
 
     Args:
         train_iter, test_iter: Gluon loaders, the same on every rank. They shuffle alike, because
@@ -52,8 +51,7 @@ def train_ch5(
 
     Raises:
         ValueError: ``ctx`` is not a single device, or the ranks' batches differ.
-        NonFiniteError: on every rank, after an epoch in which the loss or a weight was not
-            finite.
+        NonFiniteError: on every rank, after an epoch with a loss or weight that is not finite.
     """
     if not isinstance(ctx, mx.Context):
         raise ValueError(

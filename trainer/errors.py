@@ -39,6 +39,11 @@ _LIBRARIES = (
 )
 
 
+def first_line(error: Exception) -> str:
+    """Of an error's text; its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def describe_error(error: Exception) -> str:
     """``KeyError: 'x' (mynets.py, line 12)``, by the innermost frame outside of libraries."""
     from mxnet import MXNetError  # late: errors are for programs without MXNet too

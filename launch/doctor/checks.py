@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ..core.cpu_quota import quota_cores
-from .cuda_code import gpu_code
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 MIN_DRIVER = 450  # of CUDA 11 (NVIDIA's table of minor version compatibility)
@@ -56,9 +55,13 @@ def ask_libraries() -> Dict[str, Any]:
     try:
         return dict(json.loads(done.stdout.strip().splitlines()[-1]))
     except (ValueError, IndexError):
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        broken = {"error": last}
+        broken = {"error": _last_line(done)}
         return {"mxnet": broken, "horovod": broken, "missing": []}
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
+    """Of the errors of a program that failed."""
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
 def library_rows(libraries: Dict[str, Any]) -> List[Row]:
@@ -98,7 +101,7 @@ def library_rows(libraries: Dict[str, Any]) -> List[Row]:
 
 
 def gpu_rows(libraries: Dict[str, Any]) -> List[Row]:
-    """The driver, whether MXNet has code for the GPUs, and NCCL."""
+    """The driver, whether MXNet computes on the GPUs, and NCCL."""
     query = "--query-gpu=name,compute_cap,driver_version"
     answer = run(["nvidia-smi", query, "--format=csv,noheader"], timeout=30)
     cuda_build = "CUDA" in libraries["mxnet"].get("features", ())
@@ -121,20 +124,23 @@ def gpu_rows(libraries: Dict[str, Any]) -> List[Row]:
     if not cuda_build:
         fix = "make setup GPU=1 installs a CUDA build; without it training runs on the CPU"
         return [*rows, Row("GPU", WARN, f"{names}, but MXNet is built for the CPU", fix)]
-    rows.append(_code_row(names, [cap for _, cap, _ in gpus], Path(libraries["mxnet"]["library"])))
+    rows.append(_kernel_row(names, libraries.get("gpus", {})))
     if len(gpus) > 1:
         rows.append(_nccl_row(libraries["horovod"]))
     return rows
 
 
-def _code_row(names: str, capabilities: List[str], library: Path) -> Row:
-    code = gpu_code(library)
-    for capability in capabilities:
-        architecture = int(capability.replace(".", ""))
-        if not code.runs_on(architecture):
-            found = f"{names}: this MXNet build has no code for sm_{architecture}, only {code}"
-            return Row("GPU", FAIL, found, NGC)
-    return Row("GPU", OK, f"{names}; MXNet holds {code}")
+def _kernel_row(names: str, tried: Dict[str, Any]) -> Row:
+    """Whether each GPU that MXNet sees has computed something."""
+    errors = tried.get("errors", [])
+    for number, error in enumerate(errors):
+        if error:
+            return Row("GPU", FAIL, f"{names}: MXNet cannot compute on gpu({number}): {error}", NGC)
+    if errors:
+        return Row("GPU", OK, f"{names}; MXNet computes on {len(errors)} of them")
+    found = tried.get("error", "MXNet sees none of them" if tried else "MXNet crashed there")
+    fix = "CUDA_VISIBLE_DEVICES must name them, and for GPUs from sm_90 on " + NGC
+    return Row("GPU", FAIL, f"{names}: {found}", fix)
 
 
 def _nccl_row(horovod: Dict[str, Any]) -> Row:
@@ -192,9 +198,8 @@ def slurm_row() -> Row:
     if done.returncode == 127:
         return Row("Slurm", OK, "not on this machine; `python -m launch local` does not need it")
     if done.returncode:
-        error = (done.stderr.strip().splitlines() or ["no answer"])[-1]
         fix = "its controller must answer before jobs can be submitted; `launch local` needs none"
-        return Row("Slurm", WARN, error, fix)
+        return Row("Slurm", WARN, _last_line(done), fix)
     partitions = [line.split() for line in done.stdout.splitlines()]
     return Row("Slurm", OK, ", ".join(f"{name} ({nodes} nodes)" for name, nodes in partitions))
 
@@ -203,11 +208,10 @@ def allreduce_row(done: subprocess.CompletedProcess[str]) -> Row:
     """The result of launch/doctor/probe_allreduce.py."""
     report = allreduce_report(done)
     if report is None:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return Row(
             "allreduce",
             FAIL,
-            last,
+            _last_line(done),
             "python -m launch local -n 2 -- python -m launch.doctor.probe_allreduce shows all "
             "of it",
         )

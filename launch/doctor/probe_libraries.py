@@ -6,15 +6,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import platform
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 
 def _mxnet() -> Dict[str, Any]:
     import mxnet
 
     features = [name for name, f in mxnet.runtime.Features().items() if f.enabled]
-    library = mxnet.libinfo.find_lib_path()[0]
-    return {"version": mxnet.__version__, "features": features, "library": library}
+    return {"version": mxnet.__version__, "features": features}
 
 
 def _horovod() -> Dict[str, Any]:
@@ -29,6 +28,21 @@ def _horovod() -> Dict[str, Any]:
     }
 
 
+def _gpus() -> List[str]:
+    """For each GPU that MXNet sees, why it cannot compute there; empty where it can."""
+    import mxnet
+
+    return [_kernel(mxnet, mxnet.gpu(number)) for number in range(mxnet.context.num_gpus())]
+
+
+def _kernel(mxnet: Any, gpu: Any) -> str:
+    try:
+        two = (mxnet.nd.ones((1,), ctx=gpu) + 1).asscalar()
+    except mxnet.MXNetError as error:
+        return str(error).strip().splitlines()[-1]
+    return "" if two == 2 else f"1 + 1 is {two}"
+
+
 def _attempt(probe: Any) -> Dict[str, Any]:
     try:
         return dict(probe())
@@ -38,10 +52,13 @@ def _attempt(probe: Any) -> Dict[str, Any]:
 
 if __name__ == "__main__":
     boards = ("tensorboardX", "tensorboard")
-    answers = {
+    answers: Dict[str, Any] = {
         "python": platform.python_version(),
         "mxnet": _attempt(_mxnet),
         "horovod": _attempt(_horovod),
         "missing": [name for name in boards if importlib.util.find_spec(name) is None],
     }
-    print(json.dumps(answers))
+    print(json.dumps(answers), flush=True)
+    # Last, and said apart: a kernel that crashes takes this process with it.
+    if "CUDA" in answers["mxnet"].get("features", ()):
+        print(json.dumps({**answers, "gpus": _attempt(lambda: {"errors": _gpus()})}))

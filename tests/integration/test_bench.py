@@ -45,20 +45,6 @@ def test_gradients_through_horovod_are_on_its_timeline(tmp_path):
     assert {"GLOO_ALLREDUCE"} <= {event.get("name") for event in horovod}
 
 
-def test_bench_starts_ranks_itself_for_a_sweep(tmp_path):
-    path = tmp_path / "figures.json"
-    sweep = ["--ranks", "2", "--sweep", "train.global_batch_size=50", "--json", str(path)]
-    done = run(trainer("bench", *SMALL, f"output={tmp_path / 'runs'}", *STEPS, *sweep))
-    assert done.code == 0, done.err
-    header, row = done.out.splitlines()
-    assert header.split()[:3] == ["ranks", "train.global_batch_size", "images/s"]
-    assert row.split()[:2] == ["2", "50"]
-    (found,) = json.loads(path.read_text())
-    assert found["config"]["train"]["global_batch_size"] == 50
-    assert found["figures"]["ranks"] == 2
-    assert [p.name for p in tmp_path.iterdir()] == ["figures.json"]
-
-
 def test_failed_bench_leaves_the_file_as_it_was(tmp_path):
     fresh, kept = tmp_path / "fresh.json", tmp_path / "kept.json"
     kept.write_text("of the last bench")

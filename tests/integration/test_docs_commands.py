@@ -146,6 +146,16 @@ def _small(line: str) -> str:
     return f"{line} {SMALL}" if " train " in line else line
 
 
+def test_the_loop_that_benchmarks_several_settings_runs(folder: Path) -> None:
+    (loop,) = (b.text for b in blocks(ROOT / "docs" / "bench.md") if b.text.startswith("for "))
+    said = shell(loop.replace("--json", f"--steps 2 --warmup 1 {SMALL} --json"), folder)
+    names = [f"bench-{ranks}-{batch}.json" for ranks in (1, 2) for batch in (128, 64)]
+    assert [line.split(":")[0] for line in said.splitlines()[-4:]] == names
+    found = json.loads((folder / "bench-2-64.json").read_text())
+    assert found["config"]["train"]["global_batch_size"] == 64
+    assert found["figures"]["ranks"] == 2
+
+
 def test_the_set_up_commands_succeed(folder: Path) -> None:
     """Nothing is left to install where tests run, so pip says so without an index."""
     (folder / ".venv").symlink_to(sys.prefix)

@@ -167,7 +167,8 @@ def test_images_that_are_not_kept_can_be_given_again(coloured: str) -> None:
     for command in ("evaluate", "calibrate"):
         with pytest.raises(idx_file.DataError, match="given to fit") as caught:
             main([command, coloured], standalone_mode=False)
-        assert "saved.evaluate_saved(saved.load('" in str(caught.value)
+        code = str(caught.value).split("in Python: ")[1].split("; calibrate_saved")[0]
+        exec(code, {"images": COLOURED[0], "labels": COLOURED[1]})
     model, (images, labels) = trained_model.load(coloured), COLOURED
     right = trained_model.scores(model, images).argmax(axis=1) == labels
     assert trained_model.evaluate_saved(model, test=COLOURED).accuracy == right.mean()
@@ -209,6 +210,73 @@ def test_light_backgrounds_are_reported_not_inverted(trained: str, tmp_path: Pat
     assert not _ask(trained, str(tmp_path / "dark.png")).stderr
 
 
+def test_light_backgrounds_of_pictures_of_any_shape_are_seen(trained: str, tmp_path: Path) -> None:
+    """Padding is dark."""
+    for width, height in ((60, 28), (28, 60), (300, 200), (28, 28)):
+        shoe = Image.new("RGBA", (width, height), (255, 255, 255, 255))
+        shoe.paste((20, 20, 20, 255), (9, 9, 19, 19))
+        shoe.save(tmp_path / f"{width}.png")
+        said = _ask(trained, str(tmp_path / f"{width}.png")).stderr
+        assert "note: 1 of 1 images have a light background" in said, (width, height)
+        assert not _ask(trained, str(tmp_path / f"{width}.png"), "--invert").stderr
+
+
+PHONE = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("IMG_1.HEIC", PHONE, "is HEIC, which is not read here; convert it to JPEG or PNG"),
+        ("IMG_1", PHONE.replace(b"heic", b"mif1", 1), "is HEIC, which is not read here"),
+        ("x.avif", PHONE.replace(b"heic", b"avif", 1), "is AVIF, which is not read here"),
+        ("x.mov", PHONE.replace(b"heic", b"isom", 1), "is MP4 (isom), which is not read here"),
+        ("x.bin", bytes(99), "is neither an image that Pillow knows nor an IDX file"),
+    ],
+    ids=["HEIC", "HEIC without a suffix", "AVIF", "MP4", "unknown"],
+)
+def test_files_of_other_kinds_are_named_for_what_they_are(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(idx_file.DataError) as caught:
+        images.read([str(tmp_path / name)], (28, 28))
+    assert f"{name} {words}" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["ico", "tga", "jp2"])
+def test_images_that_begin_with_zeros_are_not_taken_for_idx(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"x.{kind}"
+    Image.fromarray(IMAGES[0]).convert("RGB").save(path)
+    assert path.read_bytes()[:2] == b"\0\0"
+    assert images.read([str(path)], (28, 28)).pixels.shape == (1, 28, 28)
+
+
+def test_what_is_left_out_is_named_and_the_rest_predicted(trained: str, tmp_path: Path) -> None:
+    Image.fromarray(IMAGES[0]).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:200])
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "IMG_1.HEIC").write_bytes(PHONE)
+    (tmp_path / ".DS_Store").write_bytes(b"hidden")
+    for number in range(11):
+        (tmp_path / f"note{number:02}.txt").write_text("no image")
+    done = _ask(trained, str(tmp_path))
+    assert done.exit_code == 0
+    (answer,) = csv.DictReader(io.StringIO(done.stdout))
+    assert answer["image"] == str(tmp_path / "whole.png")
+    broken, others = done.stderr.splitlines()
+    assert broken.startswith(f"skipped: {tmp_path}/half.png cannot be read: ")
+    assert others.startswith(f"skipped: {tmp_path}: 12 files are of kinds that are not read: ")
+    assert others.endswith("note08.txt and 2 more") and "below/IMG_1.HEIC, note00" in others
+    with pytest.raises(idx_file.DataError, match=r"half\.png cannot be read"):
+        _ask(trained, str(tmp_path), "--strict")
+    (tmp_path / "half.png").unlink()
+    with pytest.raises(idx_file.DataError, match="12 files are of kinds"):
+        _ask(trained, str(tmp_path), "--strict")
+    with pytest.raises(idx_file.DataError, match="1 file is of kinds .*: IMG_1.HEIC$"):
+        _ask(trained, str(tmp_path / "below"))
+
+
 def test_json_and_picture(trained: str, tmp_path: Path) -> None:
     for index in range(9):
         Image.fromarray(IMAGES[index]).save(tmp_path / f"{index}.png")
@@ -223,7 +291,7 @@ def test_json_and_picture(trained: str, tmp_path: Path) -> None:
         assert list(answer["probabilities"]) == list(fashion_mnist.CLASS_NAMES)
     assert json.loads(_ask(trained, str(tmp_path), "--format", "json").stdout) == by_json
     with Image.open(picture) as shown:
-        assert (shown.width, shown.height) == (960, 288), "two rows of eight"
+        assert (shown.width, shown.height) == (960, 304), "two rows of eight"
 
 
 def test_what_cannot_be_read_is_reported_in_one_line(trained: str, tmp_path: Path) -> None:

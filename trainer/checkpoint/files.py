@@ -27,6 +27,7 @@ import numpy as np
 from mxnet import gluon
 
 from ..batch_norm import running_statistics
+from ..errors import first_line
 from ..mxnet_internals import structural_parameters
 from . import optimizer_state, params_file
 from .state import (
@@ -183,9 +184,8 @@ def load_parameters(path: Path, net: gluon.Block) -> None:
     try:
         net.load_parameters(str(path / PARAMETERS), ctx=context)
     except (AssertionError, ValueError, mx.MXNetError) as error:
-        first = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"{path} does not fit this net: {first}; name the one it was made with, by "
+            f"{path} does not fit this net: {first_line(error)}; name the one it was made with, by "
             "model.factory and model.arguments, or have the run of another net begin anew, by "
             'another name=... or --resume none (in Python resume="none")'
         ) from error

@@ -80,6 +80,7 @@ def calibrate(
 @click.option("--format", "format_", type=click.Choice(["csv", "json"]), help="Default: --output's")
 @click.option("--picture", type=FILE, help="PNG of images and predictions.")
 @click.option("--invert", is_flag=True, help="Images are dark on light.")
+@click.option("--strict", is_flag=True, help="Stop at a file that cannot be read.")
 def predict(
     checkpoint: str,
     inputs: Tuple[str, ...],
@@ -87,10 +88,12 @@ def predict(
     format_: Optional[str],
     picture: Optional[str],
     invert: bool,
+    strict: bool,
 ) -> None:
     """Predict the classes of images with CHECKPOINT's model.
 
-    INPUT is an image file, a folder of them, or an IDX file (gzipped or not).
+    INPUT is an image file, a folder of them, or an IDX file (gzipped or not). Files that cannot be
+    read are named and left out.
     """
     alone("predict")
     overrides = tuple(word for word in inputs if "=" in word and not os.path.exists(word))
@@ -99,7 +102,9 @@ def predict(
         saved = load_saved(checkpoint, overrides)
         from ..inference import images, predict
 
-        found = images.read(paths, saved.image_shape, invert)
+        found = images.read(paths, saved.image_shape, invert, strict)
+        for line in found.skipped:
+            click.echo(f"skipped: {' '.join(line.split())}", err=True)
         _note_light_backgrounds(saved, found, invert)
         answers = predict.predict(saved, found)
         as_json = format_ == "json" or (format_ is None and str(output).endswith(".json"))

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Optional, Tuple
+from typing import Optional, Tuple
 
 import click
 
@@ -19,7 +19,6 @@ from .common import (
     load_config,
     overridden,
     say,
-    split,
     writing,
     written,
 )
@@ -71,8 +70,6 @@ def train(
     type=click.Path(file_okay=False),
     help="Folder for traces of a few steps in Chrome's format (under horovodrun: --traces).",
 )
-@click.option("--sweep", multiple=True, metavar="SETTING=V1,V2", help="Each value; repeatable.")
-@click.option("--ranks", metavar="N1,N2", help="Start that many ranks on this machine.")
 def bench(
     config: str,
     overrides: Tuple[str, ...],
@@ -80,43 +77,25 @@ def bench(
     warmup: int,
     json_path: Optional[str],
     timeline: Optional[str],
-    sweep: Tuple[str, ...],
-    ranks: Optional[str],
 ) -> None:
     """Benchmark the run that CONFIG describes: throughput, time breakdown of a step, memory.
 
-    On the ranks that the launcher started; or, with --ranks and --sweep, on ranks of its own, one
-    combination after another. It writes nothing but what is asked for.
+    It writes nothing but what is asked for.
     """
-    several = bool(sweep or ranks)
-    if several:
-        alone("bench with --sweep or --ranks")
-        if timeline is not None:
-            raise click.UsageError("--timeline goes with one bench, not with --sweep or --ranks")
+    settings = load_config(config, overrides)
     if timeline is not None:
         with writing(timeline):
             os.makedirs(timeline, exist_ok=True)
     # Fails before the measurement, not after it, if the results cannot be written.
     with written(json_path if environment.rank() == 0 else None) as file:
-        found: Any
-        if several:
-            from ..run import bench_sweep, bench_table
+        from ..run import bench, bench_table
 
-            path, overrides = split(config, overrides)
-            chosen = bench_sweep.combinations(sweep, ranks or "1")
-            options = (f"--steps={steps}", f"--warmup={warmup}")
-            found = bench_sweep.measure(path, overrides, chosen, options)
-            bench_table.show_sweep(list(zip(chosen, map(bench_table.from_dict, found))))
-        else:
-            settings = load_config(config, overrides)
-            from ..run import bench, bench_table
-
-            figures = bench.measure(settings, steps, warmup, Path(timeline) if timeline else None)
-            dist.shutdown()
-            found = bench_table.as_dict(settings, figures)
-            if environment.rank() == 0:
-                bench_table.show(settings, figures)
+        figures = bench.measure(settings, steps, warmup, Path(timeline) if timeline else None)
+        dist.shutdown()
+        if environment.rank() == 0:
+            bench_table.show(settings, figures)
         if file is not None:
+            found = bench_table.as_dict(settings, figures)
             file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

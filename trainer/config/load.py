@@ -7,7 +7,7 @@ import dataclasses
 import re
 import typing
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 import yaml
 
@@ -15,9 +15,36 @@ from ..errors import ConfigError, nearest, show
 from .schema import Config, decides_result
 from .settings import flat, plain
 
+_WHOLE = re.compile(r"[-+]?(0|[1-9][\d_]*)")
+
+
+class Typed(NamedTuple):
+    """What YAML 1.1 takes for a number or a flag, and what was typed: 0.1 and ``0.10``."""
+
+    value: Any
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def decimal(self) -> bool:
+        """Whether it is no number of another base, such as 010, 0x10 or 1:30."""
+        whole = type(self.value) is not int or bool(_WHOLE.fullmatch(self.text))
+        return whole and ":" not in self.text
+
 
 def read_file(path: str) -> Dict[str, Any]:
-    """The settings in a file.
+    """The settings in a file, as plain values.
+
+    Raises:
+        ConfigError: as :func:`_read`; or a number is not decimal.
+    """
+    return dict(_plain(_read(path), f"config file {path}"))
+
+
+def _read(path: str) -> Dict[Any, Any]:
+    """The settings in a file; numbers and flags as :class:`Typed`.
 
     Raises:
         ConfigError: it is missing (similar names are suggested), unreadable, or no mapping.
@@ -36,10 +63,8 @@ def read_file(path: str) -> Dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(
-            f"config file {path} holds a {type(values).__name__}; "
-            "it must hold `setting: value` lines"
-        )
+        kind = type(_plain(values, f"config file {path}")).__name__
+        raise ConfigError(f"config file {path} holds a {kind}; it must hold `setting: value` lines")
     return values
 
 
@@ -65,7 +90,12 @@ def override(values: Dict[str, Any], text: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which PyYAML silently keeps the last."""
+    """Refuses duplicate keys, of which PyYAML silently keeps the last; keeps what was typed."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        value = super().construct_object(node, deep)
+        typed = isinstance(node, yaml.ScalarNode) and node.style is None
+        return Typed(value, node.value) if typed and isinstance(value, (int, float)) else value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -77,12 +107,40 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# A date is the text that was typed: no setting takes another.
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def _parse(text: str, what: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     # PyYAML leaks other errors where a value does not fit its tag, or is nested too deeply.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{what} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _plain(value: Any, name: str) -> Any:
+    """``value`` without :class:`Typed`.
+
+    Raises:
+        ConfigError: a number in it is written in another base, such as 010, 0x10 or 1:30.
+    """
+    if isinstance(value, Typed):
+        if not value.decimal:
+            raise ConfigError(
+                f"{name} is {value.text}, which YAML reads as {value.value}; write numbers in "
+                "decimal, without leading zeros, and texts in quotes"
+            )
+        return value.value
+    try:
+        if isinstance(value, dict):
+            return {_plain(key, name): _plain(item, name) for key, item in value.items()}
+        return [_plain(item, name) for item in value] if isinstance(value, list) else value
+    except RecursionError:
+        raise ConfigError(f"{name} holds itself") from None
 
 
 def load(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Config:
@@ -93,7 +151,7 @@ def load(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Config:
     """
     values: Dict[str, Any] = {}
     if path is not None:
-        values = read_file(path)
+        values = _read(path)
         values.setdefault("name", Path(path).stem)
     return from_dict(values, overrides)
 
@@ -153,7 +211,9 @@ def _build(cls: Any, values: Any, prefix: str) -> Any:
     known = ", ".join(f.name for f in dataclasses.fields(cls))
     section = prefix.rstrip(".") or "a config"
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{section} is {show(values)}; it is a section and holds {known}")
+        raise ConfigError(
+            f"{section} is {show(_plain(values, section))}; it is a section and holds {known}"
+        )
     chosen = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -162,6 +222,10 @@ def _build(cls: Any, values: Any, prefix: str) -> Any:
             raise ConfigError(f"unknown setting {shown}{_meant(name)}; {section} holds {known}")
         if dataclasses.is_dataclass(types[key]):
             value = _build(types[key], {} if value is None else value, f"{name}.")
+        elif isinstance(value, Typed) and str in (types[key], *typing.get_args(types[key])):
+            value = value.text
+        else:
+            value = _plain(value, name)
         chosen[key] = value
     return cls(**chosen)
 

@@ -26,7 +26,11 @@ class Data(Checked, section="data."):
         "given train= and test=)",
         choices=("fashion_mnist", "fashion_mnist_sample", "idx", "arrays"),
     )
-    folder: Optional[str] = setting(None, "folder of the IDX files; null: the usual places")
+    folder: Optional[str] = setting(
+        None,
+        "folder of the IDX files (~ and ${VARIABLE} are expanded); null: the usual places",
+        path=True,
+    )
     image_size: Optional[int] = setting(
         None, "side in pixels that images are resized to (bilinear); null: not resized", minimum=1
     )
@@ -176,7 +180,7 @@ class Config(Checked):
     seed: int = setting(
         0, "seed of weights, sample order, augmentation and dropout", minimum=0, below=2**31
     )
-    output: str = setting("runs", "folder of all runs")
+    output: str = setting("runs", "folder of all runs (~ and ${VARIABLE} are expanded)", path=True)
     name: str = setting("default", "of the run, and of its folder in output")
     device: str = setting(
         "auto",
@@ -206,7 +210,7 @@ class Config(Checked):
     @property
     def folder(self) -> Path:
         """Where the run keeps its checkpoints, events and resolved config."""
-        return Path(self.output).expanduser() / self.name
+        return Path(self.output) / self.name
 
     @property
     def checkpoint_folder(self) -> Path:

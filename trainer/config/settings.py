@@ -9,10 +9,11 @@ import dataclasses
 import datetime
 import json
 import math
+import os
 import re
 import typing
 from dataclasses import field
-from typing import Any, Dict, Mapping, Optional, Sequence
+from typing import Any, Dict, Mapping, Match, Optional, Sequence
 
 from ..errors import ConfigError, nearest, show
 
@@ -26,8 +27,12 @@ def setting(
     above: Optional[float] = None,
     below: Optional[float] = None,
     choices: Sequence[str] = (),
+    path: bool = False,
 ) -> Any:
-    """A dataclass field with its meaning and bounds as metadata; bounds hold for each element."""
+    """A dataclass field with its meaning and bounds as metadata; bounds hold for each element.
+
+    In a ``path``, ``~`` and environment variables are expanded.
+    """
     metadata = {
         "meaning": meaning,
         "minimum": minimum,
@@ -35,6 +40,7 @@ def setting(
         "above": above,
         "below": below,
         "choices": tuple(choices),
+        "path": path,
     }
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -57,11 +63,36 @@ class Checked:
             if not dataclasses.is_dataclass(kind):
                 value = _convert(name, kind, value)
                 _check_bounds(name, item.metadata, value)
+                if item.metadata["path"] and value is not None:
+                    value = _expanded(name, value)
                 object.__setattr__(self, item.name, value)  # the dataclass is frozen
             elif not isinstance(value, types[item.name]):
                 raise ConfigError(
                     f"{name} is {show(value)}; it must be a {types[item.name].__name__}"
                 )
+
+
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{(\w+)\})")
+
+
+def _expanded(name: str, path: str) -> str:
+    """A path with ``~``, ``$VARIABLE`` and ``${VARIABLE}`` expanded; raises ConfigError."""
+
+    def value_of(found: Match[str]) -> str:
+        variable = found[1] or found[2]
+        if not os.environ.get(variable):
+            raise ConfigError(
+                f"{name} is {show(path)}; the environment variable {variable} is not set or empty"
+            )
+        return os.environ[variable]
+
+    expanded = os.path.expanduser(_VARIABLE.sub(value_of, path))
+    if expanded.startswith("~"):
+        raise ConfigError(
+            f"{name} is {show(path)}; there is no such home folder. A folder of that name in the "
+            f"current one is ./{expanded}"
+        )
+    return expanded
 
 
 def plain(value: Any) -> Any:
@@ -82,7 +113,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
     return found
 
 
-_NAMES = (int, float, datetime.date)  # what YAML makes of some names
+_NAMES = (int, datetime.date)  # not float: 0.10 would lose its zero
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
@@ -116,7 +147,7 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
         except OverflowError:
             value = math.inf  # refused below as not finite
     if kind is str and isinstance(value, _NAMES) and not isinstance(value, bool):
-        value = str(value)  # name=2024 is a name, and so is name=2024-11-23
+        value = str(value)  # Config(name=2024)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
         raise ConfigError(f"{name} is {show(value)}; it must be {wanted[kind]}")

@@ -25,7 +25,7 @@ from ..checkpoint import CheckpointError, params_file
 from ..data import input_pipeline
 from ..data.arrays import Arrays
 from ..data.loader import Batch
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..mxnet_internals import traced_symbol
 from ..step.evaluation import Evaluation
 from .trained_model import Saved
@@ -168,7 +168,7 @@ def _write_symbol(net: gluon.HybridBlock, batch: mx.nd.NDArray, folder: Path) ->
         mx.nd.waitall()
     # A user's HybridBlock may fail in any way on symbols.
     except Exception as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise ExportError(
             f"{type(net).__name__} cannot be made a symbol: {reason}; every part of its "
             "hybrid_forward must be an operator of F"
@@ -210,7 +210,7 @@ def _write_onnx(saved: Saved, shape: Any, folder: Path) -> None:
     # AttributeError names the operator that has no ONNX translation; translations raise any other.
     except Exception as error:
         raise ExportError(
-            f"MXNet cannot write this net as ONNX: {_first_line(error)}; use --no-onnx"
+            f"MXNet cannot write this net as ONNX: {first_line(error)}; use --no-onnx"
         ) from error
     model = onnx.load(path)
     model.opset_import[0].version, model.ir_version = OPERATOR_SET, IR_VERSION
@@ -246,13 +246,9 @@ def _load_onnx(folder: Path) -> Forward:
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base class
-        reason = _first_line(error)
+        reason = first_line(error)
         raise ExportError(f"ONNX Runtime cannot run this net: {reason}; use --no-onnx") from error
     return lambda data: np.asarray(session.run(None, {INPUT: data})[0])
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,9 @@ from ..data.idx_file import DataError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes
 _LIGHT = 128  # of 255
+_NAMED = 10  # files of unknown kinds at most
+_IDX_TYPES = (b"\x08", b"\x09", b"\x0b", b"\x0c", b"\x0d", b"\x0e")  # a file's third byte
+_HEIC = ("heic", "heix", "heim", "heis", "hevc", "hevx", "mif1", "msf1")  # brands
 
 
 class Images(NamedTuple):
@@ -28,46 +31,60 @@ class Images(NamedTuple):
 
     names: List[str]  # path of the file; within an IDX file with the index: PATH[17]
     pixels: np.ndarray  # uint8 (N, H, W), or (N, H, W, 3) in colour
-
-    @property
-    def light_backgrounds(self) -> int:
-        """The number of images whose border is light rather than dark."""
-        top_bottom, sides = self.pixels[:, (0, -1), :], self.pixels[:, 1:-1, (0, -1)]
-        count = len(self.pixels)
-        edge = np.concatenate([top_bottom.reshape(count, -1), sides.reshape(count, -1)], axis=1)
-        return int((np.median(edge, axis=1) >= _LIGHT).sum())
+    light_backgrounds: int  # images whose border is light rather than dark
+    skipped: List[str]  # why files were left out, a line each
 
 
-def read(paths: Sequence[str], shape: Tuple[int, ...], invert: bool = False) -> Images:
+def read(
+    paths: Sequence[str], shape: Tuple[int, ...], invert: bool = False, strict: bool = False
+) -> Images:
     """The images in files, in folders (and folders below them), and in IDX files, gzipped or not.
+
+    Files that cannot be read are left out.
 
     Args:
         shape: (height, width), or (height, width, 3) for colour; images are scaled to fit, keeping
             their aspect ratio, and padded with background.
         invert: negate, for dark objects on a light ground. Transparency is always background.
+        strict: refuse files that cannot be read.
 
     Raises:
-        DataError: a path does not exist, is not an image, or contains none; one line.
+        DataError: a path does not exist, or no image can be read; one line.
     """
     if shape[2:] not in ((), (3,)):
         raise DataError(f"the net takes {shape[2]} channels; files hold grey levels or 3 colours")
     names: List[str] = []
     pixels: List[np.ndarray] = []
-    mode = "RGB" if shape[2:] else "L"
-    for path in _files(paths):
-        for name, image in _images(path, invert, mode):
-            names.append(name)
-            try:
-                pixels.append(_fit(image, shape[:2]))
-            except ValueError:  # it would have no pixel left in one direction
-                raise DataError(
-                    f"{name} is {image.width} x {image.height} pixels, too narrow to be fitted "
-                    f"into {shape[1]} x {shape[0]}; crop it"
-                ) from None
-    return Images(names, np.stack(pixels))
+    light, skipped = 0, []
+    files, unknown = _files(paths)
+    for path, why in [*((path, "") for path in files), *unknown]:
+        try:
+            if why:
+                raise DataError(why)
+            for name, image in _images(path, invert, "RGB" if shape[2:] else "L"):
+                pixels.append(_fit(name, image, shape[:2]))
+                names.append(name)
+                light += _has_light_border(image)
+        except DataError as error:
+            if strict:
+                raise
+            skipped.append(str(error))
+    if not names:
+        more = f" (and {len(skipped) - 1} more such lines)" if skipped[1:] else ""
+        raise DataError(f"{skipped[0]}{more}")
+    return Images(names, np.stack(pixels), light, skipped)
 
 
-def _files(paths: Sequence[str]) -> Iterator[Path]:
+def _has_light_border(image: Image.Image) -> bool:
+    pixels = np.asarray(image)
+    edges = (pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1])
+    return bool(np.median(np.concatenate([edge.ravel() for edge in edges])) >= _LIGHT)
+
+
+def _files(paths: Sequence[str]) -> Tuple[List[Path], List[Tuple[Path, str]]]:
+    """The files to read, and each folder with files of other kinds, in words."""
+    files: List[Path] = []
+    unknown: List[Tuple[Path, str]] = []
     for given in map(Path, paths):
         try:
             is_folder = stat.S_ISDIR(given.stat().st_mode)
@@ -75,26 +92,35 @@ def _files(paths: Sequence[str]) -> Iterator[Path]:
             raise DataError(f"there is no file or folder {given}") from None
         except OSError as error:
             raise DataError(f"{given} cannot be read: {error.strerror}") from None
-        yield from _in_folder(given) if is_folder else [given]
+        found, others = _in_folder(given) if is_folder else ([given], [])
+        files += found
+        if others:
+            shown = ", ".join(_shown(path.relative_to(given)) for path in others[:_NAMED])
+            shown += f" and {len(others) - _NAMED} more" if others[_NAMED:] else ""
+            what = "1 file is" if len(others) == 1 else f"{len(others)} files are"
+            unknown.append((given, f"{_shown(given)}: {what} of kinds that are not read: {shown}"))
+        elif not found:
+            raise DataError(f"folder {given} holds no image (*{', *'.join(SUFFIXES)})")
+    return files, unknown
 
 
-def _in_folder(folder: Path) -> List[Path]:
-    """The images in a folder and its subfolders, without hidden ones, sorted by path."""
+def _in_folder(folder: Path) -> Tuple[List[Path], List[Path]]:
+    """The images, and the other files, in a folder and its subfolders, sorted by path.
+
+    Without hidden ones, such as ._photo.jpg from macOS.
+    """
 
     def refuse(error: OSError) -> None:
         raise DataError(f"folder {error.filename} cannot be read: {error.strerror}")
 
-    found = [
+    found = sorted(
         Path(place, name)
         for place, _, names in os.walk(folder, onerror=refuse)
         for name in names
-        if name.lower().endswith(SUFFIXES)
-        and not name.startswith(".")  # e.g. ._photo.jpg from macOS
-    ]
-    found = sorted(path for path in found if os.path.isfile(path))
-    if not found:
-        raise DataError(f"folder {folder} holds no image (*{', *'.join(SUFFIXES)})")
-    return found
+        if not name.startswith(".") and os.path.isfile(os.path.join(place, name))
+    )
+    images = [path for path in found if path.name.lower().endswith(SUFFIXES)]
+    return images, [path for path in found if not path.name.lower().endswith(SUFFIXES)]
 
 
 def _images(path: Path, invert: bool, mode: str) -> Iterator[Tuple[str, Image.Image]]:
@@ -114,11 +140,26 @@ def _shown(path: Path) -> str:
 
 def _is_idx(path: Path) -> bool:
     """By its first bytes, because IDX files have all kinds of names."""
+    start = _start(path)
+    return start[:2] == b"\x1f\x8b" or (start[:2] == b"\0\0" and start[2:3] in _IDX_TYPES)
+
+
+def _start(path: Path) -> bytes:
     try:
         with open(path, "rb") as file:
-            return file.read(2) in (b"\0\0", b"\x1f\x8b")
+            return file.read(12)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _kind(path: Path) -> str:
+    """What a file is that Pillow does not know, as far as its first bytes tell, for a message."""
+    start = _start(path)
+    if start[4:8] != b"ftyp":
+        return "is neither an image that Pillow knows nor an IDX file of images"
+    brand = start[8:12].decode("ascii", "replace").strip("\0 ")
+    kind = "HEIC" if brand in _HEIC else "AVIF" if brand.startswith("avi") else f"MP4 ({brand})"
+    return f"is {kind}, which is not read here; convert it to JPEG or PNG"
 
 
 def _open(path: Path, invert: bool, mode: str) -> Image.Image:
@@ -129,9 +170,7 @@ def _open(path: Path, invert: bool, mode: str) -> Image.Image:
             image = ImageOps.exif_transpose(file)
             assert image is not None  # only with in_place=True
     except Image.UnidentifiedImageError:
-        raise DataError(
-            f"{path} is neither an image that Pillow knows nor an IDX file of images"
-        ) from None
+        raise DataError(f"{path} {_kind(path)}") from None
     # Pillow's decoders raise all kinds of exceptions on broken files.
     except Exception as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
@@ -146,9 +185,15 @@ def _open(path: Path, invert: bool, mode: str) -> Image.Image:
     return Image.composite(opaque, Image.new(mode, image.size), opacity)
 
 
-def _fit(image: Image.Image, size: Tuple[int, ...]) -> np.ndarray:
+def _fit(name: str, image: Image.Image, size: Tuple[int, ...]) -> np.ndarray:
     """uint8 (H, W[, 3]); an image of that size is not resampled."""
     height, width = size
     if image.size != (width, height):
-        image = ImageOps.pad(image, (width, height), method=Image.Resampling.LANCZOS)
+        try:
+            image = ImageOps.pad(image, (width, height), method=Image.Resampling.LANCZOS)
+        except ValueError:  # it would have no pixel left in one direction
+            raise DataError(
+                f"{name} is {image.width} x {image.height} pixels, too narrow to be fitted into "
+                f"{width} x {height}; crop it"
+            ) from None
     return np.asarray(image, np.uint8)

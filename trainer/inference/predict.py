@@ -10,11 +10,11 @@ from typing import Iterator, List, NamedTuple, Tuple
 
 import numpy as np
 
+from ..report import figures
 from .images import Images
 from .trained_model import Saved, scores
 
 SHOWN = 64  # images in a picture
-COLUMNS = 8
 
 
 class Predictions(NamedTuple):
@@ -71,17 +71,8 @@ def _rows(predictions: Predictions) -> Iterator[Tuple[str, int, np.ndarray]]:
 
 def write_picture(predictions: Predictions, path: Path) -> None:
     """Write a PNG of the first images as the net saw them, with predictions, red below 50 %."""
-    # Not pyplot, which needs a display. Imported late, because it takes half a second.
-    from matplotlib.figure import Figure
-
-    count = min(SHOWN, len(predictions.images.names))
-    rows = -(-count // COLUMNS)
-    figure = Figure(figsize=(12, 1.8 * rows), dpi=80)
-    for place, (_, best, row) in zip(range(count), _rows(predictions)):
-        axes = figure.add_subplot(rows, COLUMNS, place + 1)
-        axes.imshow(predictions.images.pixels[place], cmap="gray", vmin=0, vmax=255)
-        axes.axis("off")
-        title = f"{predictions.class_names[best]}\n{row[best]:.0%}"
-        axes.set_title(title, fontsize=9, color="black" if row[best] >= 0.5 else "red")
-    figure.subplots_adjust(0.01, 0.02, 0.99, 1 - 0.5 / (1.8 * rows), wspace=0.1, hspace=0.5)
+    shown = list(_rows(predictions))[:SHOWN]
+    titles = [f"{predictions.class_names[best]}\n{row[best]:.0%}" for _, best, row in shown]
+    doubtful = [bool(row[best] < 0.5) for _, best, row in shown]
+    figure = figures.grid_figure(predictions.images.pixels[:SHOWN], titles, doubtful)
     figure.savefig(path, format="png")

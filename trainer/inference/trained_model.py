@@ -132,9 +132,9 @@ def _read(saved: Saved, split: str, given: Optional[Arrays]) -> Arrays:
     elif saved.on_given_images:
         raise DataError(
             f"{saved.path} was trained on images given to fit(), which are not kept; give them "
-            "again in Python: from trainer.inference import trained_model as m; "
-            "m.evaluate_saved(m.load("
-            f"{str(saved.path)!r}), test=(images, labels)); calibrate_saved takes train=..."
+            "again in Python: from trainer.inference.trained_model import evaluate_saved, load; "
+            f"evaluate_saved(load({str(saved.path)!r}), test=(images, labels)); calibrate_saved "
+            "takes train=..."
         )
     else:
         images, labels = fashion_mnist.load(split, *_source(saved.config.data))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Dict, Iterator, Optional
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -65,12 +65,7 @@ def drift(net: gluon.Block, statistics: np.ndarray) -> Dict[str, float]:
     Returns:
         ``drift``, the root mean square over all channels of all layers, and ``drift_worst_layer``.
     """
-    own: Dict[str, np.ndarray] = {}
-    start = 0
-    for parameter in running_statistics.parameters(net):
-        stop = start + int(np.prod(parameter.shape))
-        own[parameter.name] = statistics[:, start:stop].astype(np.float64)
-        start = stop
+    own = {p.name: part.astype(np.float64) for p, part in _by_parameter(net, statistics)}
     squares = []
     for name, means in own.items():
         if name.endswith("running_mean") and (variances := own.get(name[:-4] + "var")) is not None:
@@ -88,9 +83,13 @@ def take_statistics(net: gluon.Block, statistics: Optional[np.ndarray]) -> None:
     """Restore this rank's row of :func:`gather_statistics`, unless the number of ranks changed."""
     if statistics is None or len(statistics) != dist.world_size():
         return
-    start = 0
-    for parameter in running_statistics.parameters(net):
-        stop = start + int(np.prod(parameter.shape))
-        values = statistics[dist.rank(), start:stop].reshape(parameter.shape)
+    for parameter, part in _by_parameter(net, statistics):
+        values = part[dist.rank()].reshape(parameter.shape)
         parameter.set_data(mx.nd.array(values, dtype=parameter.dtype))
-        start = stop
+
+
+def _by_parameter(net: gluon.Block, statistics: np.ndarray) -> Iterator[Tuple[Any, np.ndarray]]:
+    """Each running statistic, and its columns of what :func:`gather_statistics` gave."""
+    running = running_statistics.parameters(net)
+    ends = np.cumsum([int(np.prod(parameter.shape)) for parameter in running])
+    return zip(running, np.split(statistics, ends[:-1], axis=1))

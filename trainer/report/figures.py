@@ -6,6 +6,8 @@ from typing import Any, Sequence
 
 import numpy as np
 
+COLUMNS = 8  # images in a row
+
 
 def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
     """A Matplotlib figure of a confusion matrix, int (K, K), in percent of each true class.
@@ -33,9 +35,21 @@ def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
 def prediction_figure(
     images: np.ndarray, labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]
 ) -> Any:
-    """A Matplotlib figure of images, uint8 (N, H, W[, C]), in rows of eight under their true names.
+    """A Matplotlib figure of images, uint8 (N, H, W[, C]), under their true names.
 
-    Misclassified ones have a red frame, and the predicted name as well.
+    Misclassified ones are marked, and have the predicted name as well.
+    """
+    titles = [
+        names[label] if label == guess else f"{names[label]}\nnot {names[guess]}"
+        for label, guess in zip(labels, predicted)
+    ]
+    return grid_figure(images, titles, labels != predicted)
+
+
+def grid_figure(images: np.ndarray, titles: Sequence[str], marked: Sequence[bool]) -> Any:
+    """A Matplotlib figure of images, uint8 (N, H, W[, C]), in rows of eight under their titles.
+
+    Those ``marked`` have a red frame and title.
     """
     from matplotlib.patches import Rectangle
 
@@ -43,18 +57,16 @@ def prediction_figure(
         images = images.mean(axis=3)
     # One image of all: separate axes for each would take most of a small run's time.
     count, height, width, *colours = images.shape
-    rows, gap = -(-count // 8), -(-height // 3)  # room for two lines above each image
-    grid = np.full((rows * (gap + height), 8 * (width + 2), *colours), 255, np.uint8)
+    rows, gap = -(-count // COLUMNS), -(-height // 3)  # room for two lines above each image
+    grid = np.full((rows * (gap + height), COLUMNS * (width + 2), *colours), 255, np.uint8)
     figure, axes = _figure(12, 12 * grid.shape[0] / grid.shape[1])
-    for place, (image, label, guess) in enumerate(zip(images, labels, predicted)):
-        bottom, left = (place // 8 + 1) * (gap + height), place % 8 * (width + 2)
+    for place, (image, title, red) in enumerate(zip(images, titles, marked)):
+        bottom, left = (place // COLUMNS + 1) * (gap + height), place % COLUMNS * (width + 2)
         grid[bottom - height : bottom, left : left + width] = image
-        right = label == guess
-        title = names[label] if right else f"{names[label]}\nnot {names[guess]}"
         middle, above = left + width / 2, bottom - height - 1
-        colour = "black" if right else "red"
+        colour = "red" if red else "black"
         axes.text(middle, above, title, fontsize=9, color=colour, ha="center", va="bottom")
-        if not right:
+        if red:
             corner = (left - 0.5, bottom - height - 0.5)
             axes.add_patch(Rectangle(corner, width, height, fill=False, color="red", linewidth=3))
     axes.imshow(grid, cmap="gray", vmin=0, vmax=255)

@@ -10,7 +10,6 @@ from rich.table import Table
 
 from ..config import Config, to_dict
 from .bench import Figures
-from .bench_sweep import Combination
 
 MEANINGS = {
     "data": "wait for the batch",
@@ -33,12 +32,6 @@ def as_dict(config: Config, figures: Figures) -> Dict[str, Any]:
     return {"config": to_dict(config), "figures": values}
 
 
-def from_dict(values: Dict[str, Any]) -> Figures:
-    """The figures in the result of :func:`as_dict`."""
-    fields = {field.name for field in dataclasses.fields(Figures)}
-    return Figures(**{name: value for name, value in values["figures"].items() if name in fields})
-
-
 def show(config: Config, figures: Figures) -> None:
     """Print the results of one benchmark."""
     console = _console()
@@ -50,11 +43,6 @@ def show(config: Config, figures: Figures) -> None:
     )
     for columns, rows in (speeds(figures), phases(figures), memory(figures)):
         console.print(_table(columns, rows))
-
-
-def show_sweep(results: Sequence[Tuple[Combination, Figures]]) -> None:
-    """Print a table with a row for each combination."""
-    _console().print(_table(*sweep(results)))
 
 
 def speeds(figures: Figures) -> Tuple[Columns, Rows]:
@@ -83,29 +71,6 @@ def memory(figures: Figures) -> Tuple[Columns, Rows]:
     """The peak memory of each rank, as a table."""
     rows: Rows = [(str(rank), f"{peak:,.0f}") for rank, peak in enumerate(figures.peak_mib)]
     return ("rank", "peak memory, MiB"), rows
-
-
-def sweep(results: Sequence[Tuple[Combination, Figures]]) -> Tuple[Columns, Rows]:
-    """A row for each combination, as a table."""
-    settings = [override.partition("=")[0] for override in results[0][0].overrides]
-    measured = ("images/s", "10 %", "90 %", "allreduce", "loader", "evaluation", "MiB")
-    rows: Rows = []
-    for combination, figures in results:
-        values = (override.partition("=")[2] for override in combination.overrides)
-        slow, _, fast = figures.training_percentiles.values()
-        share = figures.phases["allreduce"] / sum(figures.phases.values())
-        rows.append(
-            (
-                str(combination.ranks),
-                *values,
-                *(f"{speed:,.1f}" for speed in (figures.training, slow, fast)),
-                f"{100 * share:.1f} %",
-                f"x {figures.headroom:,.1f}",
-                f"{figures.evaluation:,.1f}",
-                f"{max(figures.peak_mib):,.0f}",
-            )
-        )
-    return ("ranks", *settings, *measured), rows
 
 
 def _console() -> Console:

@@ -113,8 +113,22 @@ WRONG = {
     "relative factory": (["model.factory=.nets:make"], ["'.nets:make'", "module:function"]),
     "name with a slash": (["name=a/b"], ["'a/b'", "/"]),
     "name that is the parent": (["name=.."], ["'..'"]),
+    "octal": (["train.epochs=010"], ["train.epochs is 010", "reads as 8", "in decimal"]),
+    "hexadecimal": (["seed=0x1F"], ["seed is 0x1F", "31"]),
+    "binary": (["seed=0b11"], ["seed is 0b11", "3"]),
+    "minutes": (["optimizer.lr=1:30"], ["optimizer.lr is 1:30", "90"]),
+    "minutes with a fraction": (["optimizer.lr=1:30.5"], ["optimizer.lr is 1:30.5", "90.5"]),
+    "minutes in a list": (
+        ["schedule.name=step", "schedule.milestones=[1, 1:30]"],
+        ["schedule.milestones is 1:30", "90"],
+    ),
+    "octal in arguments": (["model.arguments={a: [010]}"], ["model.arguments is 010"]),
+    "variable that is not set": (["output=$NO_SUCH/x"], ["output is '$NO_SUCH/x'", "NO_SUCH is"]),
+    "variable in braces": (["data.folder=${NO_SUCH}"], ["data.folder", "NO_SUCH is not set"]),
+    "variable that is empty": (["output=${EMPTY}/runs"], ["EMPTY is not set or empty"]),
+    "nobody's home": (["output=~nobody-here/x"], ["no such home folder", "./~nobody-here/x"]),
     "arguments that JSON does not know": (
-        ["model.arguments={since: 2026-11-22}"],
+        ["model.arguments={since: !!timestamp 2026-11-22}"],
         ["model.arguments", "since"],
     ),
     "arguments with numbers for names": (
@@ -125,7 +139,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("overrides, expected", WRONG.values(), ids=WRONG.keys())
-def test_wrong_config_gives_one_clear_line(overrides, expected):
+def test_wrong_config_gives_one_clear_line(overrides, expected, monkeypatch):
+    monkeypatch.setenv("EMPTY", "")
     text = message(*overrides)
     for part in expected:
         assert part in text
@@ -195,7 +210,6 @@ def test_file_that_is_not_there_names_the_ones_that_are(tmp_path):
         (b"- 1\n- 2", "holds a list"),
         (b"word", "holds a str"),
         (b"\xff\xfe\xfa", "cannot be read"),
-        (b"seed: 2026-99-99", "not YAML"),
         (b'seed: !!timestamp "x"', "not YAML"),
         (b'seed: !!bool "x"', "not YAML"),
         (b"seed: !!python/object/apply:os.system [true]", "not YAML"),
@@ -237,6 +251,39 @@ def test_run_is_named_after_its_file_unless_it_says_otherwise(tmp_path):
     path.write_text("seed: 1")
     assert load(str(path)).folder == Path("runs/mine")
     assert load(str(path), ["name=2024", "output=elsewhere"]).folder == Path("elsewhere/2024")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("0.10", "1.10", "2026_11_28", "010", "0x1F", "12:30", "1e3", "1.e+3", "yes", "No", "on"),
+        *("2026-11-28", "2026-99-99", "2026-11-28 12:30:00", "00", "-1", "+1", "1_000", ".inf"),
+    ],
+)
+def test_texts_keep_what_was_typed(tmp_path, text):
+    path = tmp_path / "file.yaml"
+    path.write_text(f"name: {text}\ndata: {{folder: {text}}}\noutput: {text}\n")
+    for config in (load(str(path)), load(None, [f"name={text}", f"data.folder={text}"])):
+        assert (config.name, config.data.folder) == (text, text)
+    assert load(str(path)).output == text
+    assert from_dict(yaml.safe_load(as_yaml(config))) == config
+
+
+def test_a_float_is_no_name_in_python():
+    with pytest.raises(ConfigError, match=r"name is 1\.1; it must be a text"):
+        Config(name=1.10)
+    assert Config(name=2024).name == "2024"
+
+
+def test_paths_have_their_variables_expanded(monkeypatch):
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    monkeypatch.setenv("HOME", "/somebody")
+    config = load(None, ["output=${SCRATCH}/runs", "data.folder=$SCRATCH/data"])
+    assert config.folder == Path("/scratch/me/runs/default")
+    assert config.data.folder == "/scratch/me/data"
+    assert from_dict(to_dict(config)) == config
+    assert Data("idx", "~/here").folder == "/somebody/here"
+    assert Config(output="/cost/$").output == "/cost/$"
 
 
 def test_a_date_is_a_name_and_a_tilde_the_home(monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import mxnet as mx
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from mxnet.gluon.data import ArrayDataset, DataLoader
 from mxnet.gluon.data.vision.transforms import ToTensor
 
 from trainer.config import Data
-from trainer.data import fashion_mnist, input_pipeline
+from trainer.data import arrays, fashion_mnist, input_pipeline
 from trainer.data.idx_file import DataError
 
 IMAGES = np.zeros((6, 4, 5), np.uint8)
@@ -27,8 +29,8 @@ def test_given_sets_are_taken_as_they_are():
     [
         (IMAGES, "train is a ndarray; it must be (images, labels)"),
         ((IMAGES / 255, LABELS), "train images are float64 (6, 4, 5); they must be uint8"),
-        ((IMAGES / 255, LABELS), "(images * 255).astype('uint8')"),
-        ((IMAGES + 2.0, LABELS), "images.astype('uint8')"),
+        ((IMAGES / 255, LABELS), "(images * 255).round().astype('uint8')"),
+        ((IMAGES + 2.0, LABELS), "images.round().astype('uint8')"),
         ((IMAGES[:, None], LABELS), "images.transpose(0, 2, 3, 1)"),
         ((IMAGES[:, :0], LABELS), "train images are uint8 (6, 0, 5); they must be"),
         ((IMAGES[:, 0], LABELS), "(6, 5); they must be uint8 (N, height, width)"),
@@ -39,7 +41,7 @@ def test_given_sets_are_taken_as_they_are():
         (ArrayDataset([IMAGES[0], IMAGES[0, 1:]], [0, 1]), "train[1] has an image of (3, 5)"),
         (
             ArrayDataset(mx.nd.array(IMAGES[..., None]), LABELS).transform_first(ToTensor()),
-            "train images are float32 (6, 1, 4, 5); .*: leave ToTensor out",
+            "train images are float32 (6, 1, 4, 5); .*: leave ToTensor and Normalize out",
         ),
         ((IMAGES.tolist(), LABELS), "train images are a list; they must be a NumPy array"),
         ((mx.nd.array(IMAGES), LABELS), "an MXNet array gives one by .asnumpy()"),
@@ -59,6 +61,86 @@ def test_an_invalid_dataset_is_reported_in_one_line(given, expected):
         position = str(raised.value).find(part, position + 1)
         assert position >= 0, str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def _said(raised) -> str:
+    """The line, from its advice on."""
+    return str(raised.value).split("data.std): ")[1].split("Normalize out, or ")[-1]
+
+
+PIXELS = np.random.RandomState(3).randint(0, 256, (6, 4, 5, 3)).astype(np.uint8)
+PIXELS[0, 0, 0] = 0, 255, 128
+FLOATS = PIXELS.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("images", "tolerance"),
+    [
+        (FLOATS / 255, 0),
+        (FLOATS.astype(np.float64) / 255, 0),
+        (FLOATS, 0),
+        (PIXELS.astype(np.int64), 0),
+        (PIXELS.astype(np.uint16) << 8, 0),
+        ((PIXELS.astype(int) - 128).astype(np.int8), 0),
+        (FLOATS / 127.5 - 1, 0),
+        ((FLOATS - 73) / 90, 0),
+        ((FLOATS / 255).astype(np.float16), 1),
+        (PIXELS > 127, 127),
+    ],
+)
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_the_advice_gives_the_pixels_back(images, tolerance, channels_first):
+    """Both sets', by the same line: a smaller range of the test set is no reason for another."""
+    given = images.transpose(0, 3, 1, 2) if channels_first else images
+    ends = {"low": float(images.min()), "high": float(images.max())}
+    for name in ("train", "test"):
+        part = given if name == "train" else given[1:]
+        with pytest.raises(DataError) as raised:
+            arrays.checked(name, (part, LABELS[: len(part)]))
+        (code,) = re.findall(r"((?:\(?images|np\.).*?)(?:, (?:for|low) .*)?$", _said(raised))
+        found, _ = arrays.checked(
+            name, (eval(code, {"np": np, "images": part, **ends}), LABELS[: len(part)])
+        )
+        wanted = PIXELS if name == "train" else PIXELS[1:]
+        assert np.abs(found.astype(int) - wanted).max() <= tolerance, code
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_images_that_are_not_finite_are_said_to_be(wrong):
+    images = FLOATS.copy()
+    images[1, 2, 3] = wrong
+    with pytest.raises(DataError, match="not finite"):
+        arrays.checked("train", (images, LABELS))
+
+
+ENDS_ONLY = "hold numbers near 0 and near 255 only"
+
+
+@pytest.mark.parametrize(
+    ("images", "held"),
+    [
+        ((FLOATS / 255).astype(np.uint8), "hold 0 to 1 only"),
+        (PIXELS // 16, "hold 0 to 15 only"),
+        (
+            ((FLOATS - 73) / 30).astype(np.int64).astype(np.uint8),
+            ENDS_ONLY,
+        ),
+        (
+            (FLOATS / 127.5 - 1).astype(np.int64).astype(np.uint8),
+            ENDS_ONLY,
+        ),
+        (PIXELS, None),
+        (PIXELS // 4, None),
+        (np.uint8(255) * (PIXELS > 127), None),
+    ],
+)
+def test_pixels_in_a_corner_of_the_range_are_told_of(images, held, capfd):
+    arrays.checked("train", (images, LABELS))
+    said = capfd.readouterr().err
+    if held is None:
+        assert not said
+    else:
+        assert said.count("\n") == 1 and f"warning: train images {held}" in said
 
 
 def test_the_test_set_is_looked_at_too():

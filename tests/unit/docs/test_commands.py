@@ -16,7 +16,6 @@ from launch import __main__ as launcher
 from tests.documents import DOCUMENTS, PROGRAMS, ROOT, blocks, mentioned, typed
 from trainer import config
 from trainer.cli.main import main
-from trainer.run.bench_sweep import combinations
 
 EACH_DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 PLACEHOLDER = re.compile(r"\.\.\.|[A-Z]{2,}")  # `train ...`, CONFIG, INPUT...
@@ -63,9 +62,7 @@ def _check_trainer(words: List[str]) -> None:
     if arguments == ["..."]:
         return
     context = main.commands[name].make_context(name, list(arguments))  # as click itself reads them
-    swept = combinations(context.params.pop("sweep", ()), "1")
     given = [word for value in context.params.values() for word in _words(value)]
-    given += [override for combination in swept for override in combination.overrides]
     settings = [w for w in given if re.match(r"[a-z_.]+=", w) and not PLACEHOLDER.search(w)]
     config.from_dict({}, settings)
     for word in given:
@@ -124,7 +121,7 @@ def test_python_in_the_documents_compiles_and_imports_what_there_is(document: Pa
         "python -m trainer train configs/quickstart.yaml optimizer.rate=1",
         "python -m trainer train configs/quickstart.yaml optimizer.lr=-1",
         "python -m trainer predict runs/quickstart",
-        "python -m trainer bench configs/quickstart.yaml --sweep optimizer.rate=1,2",
+        "python -m trainer bench configs/quickstart.yaml --sweep optimizer.lr=1,2",
         "python -m trainer export runs/quickstart --out there",
         "python -m launch local -np 2 -- python -m trainer train",
         "python -m launch local -n 2 -- python -m trainer train --again",

@@ -1,70 +1,23 @@
 """The doctor's rows, with faked answers of nvidia-smi, Slurm and the libraries.
 
-There is no GPU here: the GPU rows are tested on what a driver would say and on made-up libraries in
-the layout of nvcc's fat binaries (which was compared once with the real mxnet-cu117 1.9.1).
+There is no GPU here: the GPU rows are tested on what a driver and MXNet would say.
 """
 
 import os
-import struct
 import subprocess
 
 import pytest
 
-from launch.doctor import checks, doctor
+from launch.doctor import checks, doctor, probe_libraries
 from launch.doctor.checks import FAIL, OK, WARN, Row
-from launch.doctor.cuda_code import GpuCode, gpu_code
 
 HEALTHY = {
-    "mxnet": {"version": "1.9.1", "features": ["CUDA", "CUDNN"], "library": ""},
+    "mxnet": {"version": "1.9.1", "features": ["CUDA", "CUDNN"]},
     "horovod": {"version": "0.28.1", "gloo": True, "mpi": False, "nccl": 21003},
     "missing": [],
+    "gpus": {"errors": ["", ""]},
 }
-CPU = {**HEALTHY, "mxnet": {"version": "1.9.1", "features": ["MKLDNN"], "library": ""}}
-
-
-def fat_binary(*entries):
-    """A fat binary of (kind, architecture, payload) entries, as nvcc embeds it."""
-    body = b""
-    for kind, architecture, payload in entries:
-        header = struct.pack("<HHIQIIHHI", kind, 0, 64, len(payload), 0, 0, 0, 0, architecture)
-        body += header.ljust(64, b"\0") + payload
-    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(body)) + body
-
-
-@pytest.fixture
-def library(tmp_path):
-    """A library with machine code for sm_70 and sm_86, in two fat binaries."""
-    path = tmp_path / "libmxnet.so"
-    stray_magic = struct.pack("<I", 0xBA55ED50)
-    first = fat_binary((2, 70, b"code"), (2, 86, stray_magic * 9))
-    second = fat_binary((2, 70, b""))
-    noise = b"\x7fELF" + os.urandom(99) + stray_magic + b"no header"
-    path.write_bytes(noise + first + b"text" + second + stray_magic)
-    return path
-
-
-def test_architectures_are_read_from_the_library(library, tmp_path):
-    assert gpu_code(library) == GpuCode(frozenset({70, 86}))
-    library.write_bytes(fat_binary((2, 50, b"c"), (1, 80, b"ptx")))
-    assert gpu_code(library) == GpuCode(frozenset({50}), frozenset({80}))
-    empty = tmp_path / "empty.so"
-    empty.touch()
-    assert gpu_code(empty) == GpuCode()
-    assert str(GpuCode()) == "none"
-
-
-@pytest.mark.parametrize(
-    ("architecture", "runs"),
-    [(60, False), (70, True), (75, True), (80, False), (86, True), (89, True), (90, False)],
-)
-def test_machine_code_runs_within_its_major_version(library, architecture, runs):
-    assert gpu_code(library).runs_on(architecture) is runs
-
-
-def test_ptx_runs_on_everything_later():
-    code = GpuCode(ptx=frozenset({80}))
-    assert code.runs_on(90)
-    assert not code.runs_on(75)
+CPU = {**HEALTHY, "mxnet": {"version": "1.9.1", "features": ["MKLDNN"]}}
 
 
 @pytest.fixture
@@ -82,9 +35,8 @@ def nvidia_smi(tmp_path, monkeypatch):
     return set_answer
 
 
-def rows_with(library, **changes):
-    mxnet = {**HEALTHY["mxnet"], "library": str(library)}
-    return {row.name: row for row in checks.gpu_rows({**HEALTHY, "mxnet": mxnet, **changes})}
+def rows_with(**changes):
+    return {row.name: row for row in checks.gpu_rows({**HEALTHY, **changes})}
 
 
 @pytest.mark.parametrize(
@@ -105,38 +57,51 @@ def test_cores_and_what_limits_them(monkeypatch, bound, quota, allocated, found)
     assert checks.cores_row() == Row("cores", OK, found)
 
 
-def test_an_h100_needs_the_container(library, nvidia_smi):
+NO_IMAGE = "CUDA: no kernel image is available for execution on the device"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "found"),
+    [
+        ({"errors": [NO_IMAGE]}, f"MXNet cannot compute on gpu(0): {NO_IMAGE}"),
+        ({"errors": []}, "MXNet sees none of them"),
+        ({"error": "MXNetError: CUDA driver version"}, "MXNetError: CUDA driver version"),
+        ({}, "MXNet crashed there"),
+    ],
+)
+def test_a_gpu_on_which_mxnet_cannot_compute_is_red(nvidia_smi, gpus, found):
     nvidia_smi("NVIDIA H100 80GB HBM3, 9.0, 535.104.05")
-    row = rows_with(library)["GPU"]
-    assert row.status == FAIL
-    assert "this MXNet build has no code for sm_90, only sm_70, sm_86" in row.found
+    row = rows_with(gpus=gpus)["GPU"]
+    assert (row.status, row.found) == (FAIL, f"NVIDIA H100 80GB HBM3 (sm_90): {found}")
     assert "NGC" in row.fix
 
 
-def test_gpus_that_this_build_can_use(library, nvidia_smi):
+def test_gpus_that_this_build_can_use(nvidia_smi):
     nvidia_smi("Tesla V100-SXM2-32GB, 7.0, 470.82.01\nNVIDIA A10, 8.6, 470.82.01")
-    rows = rows_with(library)
+    rows = rows_with()
     assert [row.status for row in rows.values()] == [OK] * 3
-    assert rows["GPU"].found.startswith("Tesla V100-SXM2-32GB (sm_70), NVIDIA A10 (sm_86)")
+    assert rows["GPU"].found == (
+        "Tesla V100-SXM2-32GB (sm_70), NVIDIA A10 (sm_86); MXNet computes on 2 of them"
+    )
     assert rows["NCCL"].found == "2.10.3"
     assert rows["driver"].found == "470.82.01"
 
 
-def test_one_unusable_gpu_among_usable_ones_is_found(library, nvidia_smi):
+def test_one_unusable_gpu_among_usable_ones_is_found(nvidia_smi):
     nvidia_smi("NVIDIA A10, 8.6, 535.1\nNVIDIA H100, 9.0, 535.1")
-    assert rows_with(library)["GPU"].status == FAIL
+    assert rows_with(gpus={"errors": ["", NO_IMAGE]})["GPU"].status == FAIL
 
 
-def test_old_driver(library, nvidia_smi):
+def test_old_driver(nvidia_smi):
     nvidia_smi("Tesla V100, 7.0, 418.87.01")
-    row = rows_with(library)["driver"]
+    row = rows_with()["driver"]
     assert (row.status, row.fix) == (FAIL, "CUDA 11 needs 450 or later")
 
 
 @pytest.mark.parametrize(("nccl", "status"), [(0, WARN), (1, OK), (2708, OK)])
-def test_nccl(library, nvidia_smi, nccl, status):
+def test_nccl(nvidia_smi, nccl, status):
     nvidia_smi("NVIDIA A10, 8.6, 535.1\nNVIDIA A10, 8.6, 535.1")
-    row = rows_with(library, horovod={**HEALTHY["horovod"], "nccl": nccl})["NCCL"]
+    row = rows_with(horovod={**HEALTHY["horovod"], "nccl": nccl})["NCCL"]
     assert row.status == status
     if nccl == 2708:
         assert row.found == "2.7.8"
@@ -149,9 +114,9 @@ def test_gpu_with_a_cpu_build(nvidia_smi):
     assert row.fix.startswith("make setup GPU=1")
 
 
-def test_broken_driver(library, nvidia_smi):
+def test_broken_driver(nvidia_smi):
     nvidia_smi("NVIDIA-SMI has failed because it couldn't communicate with the driver", code=9)
-    assert rows_with(library)["GPU"].status == FAIL
+    assert rows_with()["GPU"].status == FAIL
     assert checks.gpu_rows(CPU)[0].status == WARN
 
 
@@ -199,6 +164,19 @@ def test_a_probe_that_crashes_is_reported(monkeypatch):
     monkeypatch.setattr(checks, "run", lambda command: crash)
     libraries = checks.ask_libraries()
     assert libraries["mxnet"] == libraries["horovod"] == {"error": "Illegal instruction"}
+
+
+def test_nothing_is_claimed_of_gpus_where_mxnet_is_built_for_the_cpu():
+    assert "gpus" not in checks.ask_libraries()
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_a_kernel_is_tried_on_each_gpu(monkeypatch, gpus):
+    """Of which this MXNet has none, and says so of each."""
+    monkeypatch.setattr("mxnet.context.num_gpus", lambda: gpus)
+    errors = probe_libraries._gpus()
+    assert len(errors) == gpus
+    assert all("GPU" in error or "CUDA" in error for error in errors), errors
 
 
 def test_programs_that_are_missing_or_hang():
