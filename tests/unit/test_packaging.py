@@ -105,8 +105,7 @@ def without(tmp_path: Path):
             [sys.executable, "-S", "-m", *words],
             cwd=tmp_path,
             env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             timeout=120,
         )

@@ -16,7 +16,6 @@ from ..errors import ConfigError, nearest, show
 from .schema import Config, decides_result
 from .settings import flat, plain
 
-
 PRESETS = Path(__file__).with_name("presets")  # in a clone, a link to its configs/
 _OF_SITES = ("site.yaml", "site-example.yaml")  # beside presets, for `launch slurm`
 

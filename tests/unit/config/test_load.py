@@ -293,7 +293,10 @@ def test_a_file_of_a_presets_name_is_meant_only_with_a_folder_or_a_suffix(tmp_pa
         ("mine", "no preset 'mine'; did you mean mine.yaml?"),
         ("notes", "no preset 'notes'; did you mean the file ./notes?"),
         ("elsewhere", "no preset 'elsewhere'; there are: book, fashion_mnist, quickstart"),
-        ("configs/book.yaml", "no config file configs/book.yaml; did you mean book?; presets: book"),
+        (
+            "configs/book.yaml",
+            "no config file configs/book.yaml; did you mean book?; presets: book",
+        ),
         ("min.yaml", "no config file min.yaml; did you mean mine.yaml?; there are: mine.yaml"),
     ],
 )
