@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, Dict
 
@@ -21,7 +19,6 @@ from benchmarks import report
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("make setup data", "make train", "make setup data", "make lint", "make test")
-KEPT_LINES = 12
 OURS = ("PYTHONPATH", "VIRTUAL_ENV", "XDG_CACHE_HOME")  # they would lead out of the clone
 
 
@@ -29,28 +26,7 @@ def run(command: str, folder: Path, home: Path) -> Dict[str, Any]:
     """Run ``command`` in ``folder``, showing its output; exits if it fails."""
     environment = {name: value for name, value in os.environ.items() if name not in OURS}
     environment["HOME"] = str(home)
-    before, start = os.getloadavg()[0], time.monotonic()
-    process = subprocess.Popen(
-        command.split(),
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    lines = []
-    for line in process.stdout or ():
-        print(line, end="", flush=True)
-        lines.append(line.rstrip("\n"))
-    seconds = time.monotonic() - start
-    if process.wait():
-        sys.exit(f"{command} ended with exit code {process.returncode} after {seconds:.0f} s")
-    return {
-        "command": command,
-        "seconds": round(seconds, 1),
-        "load before": round(before, 2),
-        "last lines": lines[-KEPT_LINES:],
-    }
+    return report.run(command, command.split(), folder, environment)
 
 
 def main() -> None:

@@ -9,10 +9,12 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 RESULTS = Path(__file__).parent / "results"
+KEPT_LINES = 12  # of a command's output
 
 
 def machine() -> Dict[str, Any]:
@@ -40,6 +42,36 @@ def _gpus() -> str:
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     named = subprocess.run(query, stdout=subprocess.PIPE, text=True)
     return ", ".join(named.stdout.splitlines()) if named.returncode == 0 else "none"
+
+
+def run(
+    label: str, command: List[str], folder: Path, environment: Optional[Dict[str, str]] = None
+) -> Dict[str, Any]:
+    """Run a command, showing its output; its duration and last lines. Exits if it fails."""
+    before, start = os.getloadavg()[0], time.monotonic()
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    lines = []
+    for line in process.stdout or ():
+        print(line, end="", flush=True)
+        lines.append(line.rstrip("\n"))
+    seconds = time.monotonic() - start
+    if process.wait():
+        sys.exit(f"{label} ended with exit code {process.returncode} after {seconds:.0f} s")
+    return {
+        "command": label,
+        "seconds": round(seconds, 1),
+        "load before": round(before, 2),
+        "last lines": lines[-KEPT_LINES:],
+    }
 
 
 def write(name: str, figures: Any, before: Dict[str, Any]) -> Path:

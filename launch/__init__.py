@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["run"]
+__all__ = ["__version__", "run"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +19,16 @@ def __getattr__(name: str) -> Any:
         from .local.function import run
 
         return run
+    if name == "__version__":
+        return _version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _version() -> str:
+    """The version that pip installed, which is pyproject.toml's."""
+    from importlib import metadata  # late: it takes a tenth of a second
+
+    try:
+        return metadata.version("gluon-horovod-trainer")
+    except metadata.PackageNotFoundError:  # a folder on PYTHONPATH
+        return "0+unknown"

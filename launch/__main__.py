@@ -11,7 +11,9 @@ import errno
 import os
 import shlex
 import sys
-from typing import List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
+
+import launch
 
 from .core.process import open_standard_streams, say
 from .doctor.commands import add_doctor
@@ -43,7 +45,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         _check_current_folder()
         return int(args.run(args, command))
     except ModuleNotFoundError as error:
-        say(f"{error}: type `make setup` in a clone and use .venv/bin/python")
+        say(f"{error}; or type `make setup` in a clone and use .venv/bin/python")
         return 2
     except OSError as error:
         say(f"{error}{_LIMITS.get(error.errno or 0, '')}")
@@ -73,10 +75,19 @@ def _split_command(arguments: List[str]) -> Tuple[List[str], List[str]]:
     return arguments[:at], arguments[at + 1 :]
 
 
+class _ShowVersion(argparse.Action):
+    """Unlike argparse's own, looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"gluon-horovod-trainer {launch.__version__}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m launch", description="Run any command as the ranks of one Horovod job."
     )
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     add_local(actions)
     add_elastic_rank(actions)

@@ -12,8 +12,11 @@ DOCUMENTS = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.m
 
 # The first words of command lines.
 PROGRAMS = (
+    "apptainer",
     "apt-get",
     "docker",
+    "gluon-launch",
+    "gluon-train",
     "horovodrun",
     "jupyter",
     "make",

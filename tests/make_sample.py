@@ -1,4 +1,4 @@
-"""Make tests/sample from the real Fashion-MNIST: `python tests/make_sample.py`.
+"""Make trainer/data/sample from the real Fashion-MNIST: `python tests/make_sample.py`.
 
 The sample holds the first 200 training and the first 50 test images of each class, in the order of
 the real set, in the same gzipped IDX format. The same input gives the same content everywhere.
@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.fashion_mnist import load
+from trainer.data.fashion_mnist import SAMPLE_FOLDER, load
 from trainer.data.idx_folder import FILES
 
-SAMPLE = Path(__file__).parent / "sample"
 PER_CLASS = {"train": 200, "test": 50}
 
 
@@ -39,7 +38,7 @@ def main() -> None:
         chosen = stratify(labels, PER_CLASS[split])
         arrays = {images_name: images[chosen], labels_name: labels[chosen].astype(np.uint8)}
         for name, array in arrays.items():
-            print(name, write_idx(SAMPLE / f"{name}.gz", array))
+            print(name, write_idx(SAMPLE_FOLDER / f"{name}.gz", array))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ _PUBLIC = {
     "sharding": "trainer.data.sharding",  # a module of functions
 }
 
-__all__ = sorted(_PUBLIC)
+__all__ = sorted([*_PUBLIC, "__version__"])
 
 if os.path.expanduser("~") == "~":
     # A user id without an account (containers), and no HOME: matplotlib would fail in mid-run.
@@ -33,10 +33,22 @@ if os.path.expanduser("~") == "~":
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(_PUBLIC[name])
     return module if _PUBLIC[name].endswith(f".{name}") else getattr(module, name)
+
+
+def _version() -> str:
+    """The version that pip installed, which is pyproject.toml's."""
+    from importlib import metadata  # late: it takes a tenth of a second
+
+    try:
+        return metadata.version("gluon-horovod-trainer")
+    except metadata.PackageNotFoundError:  # a folder on PYTHONPATH
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

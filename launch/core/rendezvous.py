@@ -21,7 +21,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Callable, Dict, Iterable, List, Optional, Set, Tuple
 
-from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+try:
+    from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+except ModuleNotFoundError as _missing:
+    raise ModuleNotFoundError(
+        f"{_missing}; Horovod has no wheel, so build it in this environment, after MXNet: "
+        "`HOROVOD_WITH_MXNET=1 HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1 "
+        "HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 "
+        "pip install --no-build-isolation horovod==0.28.1` (it needs cmake < 4, make and g++ < 14)"
+    ) from None
 
 from .arrivals import CHECK_IN, HELD_KEYS, Arrivals, MissingRanksError
 

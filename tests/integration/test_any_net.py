@@ -70,7 +70,7 @@ def test_a_net_that_cannot_be_drawn_is_trained(tmp_path: Path, capsys: Any) -> N
     assert trained(OwnForward(), tmp_path).steps == 3
     said = "".join(capsys.readouterr())
     assert "no graph of the net in TensorBoard: AttributeError" in said
-    assert "compare:" in said and "configs/fashion_mnist.yaml" not in said, "it has other images"
+    assert "compare:" in said and "preset" not in said, "it has other images"
 
 
 def test_a_complete_run_says_that_it_does_not_train(tmp_path: Path, capsys: Any) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from trainer import checkpoint
+from trainer.data import fashion_mnist
 
 from . import nets
 from .commands import SMALL, curves, read_until, run, run_and_signal, start, trainer
@@ -56,7 +57,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert expected in done.out
     assert f"tensorboard --logdir {output}" in done.out
     assert str(output / "default" / "checkpoints" / "step-00000032") in done.out
-    assert "configs/fashion_mnist.yaml" in done.out
+    assert "with the preset fashion_mnist" in done.out
     assert "[1]<stdout>" not in done.out + done.err, "rank 1 is quiet"
     yield output / "default"
 
@@ -173,7 +174,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_at_its_step(tmp_path: Path) -
 
 def test_an_error_on_one_rank_is_reported_by_rank_0(tmp_path: Path) -> None:
     """Each rank reads a folder named after it; rank 1's is empty."""
-    full = Path(__file__).parents[1] / "sample"
+    full = fashion_mnist.SAMPLE_FOLDER
     command = trainer(
         "train", *SMALL, "data.dataset=idx", "data.folder=data", f"output={tmp_path}/runs", ranks=2
     )

@@ -38,7 +38,7 @@ LEFT = {
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder in which the project's own files are where the page says."""
-    for name in ("configs", "tests"):
+    for name in ("configs", "tests", "trainer"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 

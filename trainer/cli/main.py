@@ -12,10 +12,11 @@ try:
     import click
 except ModuleNotFoundError as missing:
     sys.exit(
-        f"error: {missing}. `pip install .` brings none of the packages that this project needs, "
-        "as Horovod has to be built: type `make setup` in a clone and use .venv/bin/python, or "
-        "follow the head of requirements.txt"
+        f"error: {missing}: type `make setup` in a clone and use .venv/bin/python, or "
+        "`pip install` this project into your own environment (docs/install.md)"
     )
+import trainer
+
 from .. import console, dist
 from ..dist import environment
 from ..dist.shared_memory import LostPeerError
@@ -23,14 +24,34 @@ from ..errors import UserError
 from . import after, train
 
 USER_ERROR = 2
-
+INSTALL_MXNET = (
+    "`pip install mxnet==1.9.1 'numpy<1.24'` (on NVIDIA GPUs mxnet-cu117), or type `make setup` in "
+    "a clone and use .venv/bin/python"
+)
 
 SPEAK_SECONDS = 5.0  # for rank 0 to print first: launchers end all ranks after one has ended
 
 
+def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(f"gluon-horovod-trainer {trainer.__version__}")
+        context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 def main() -> None:
-    """Data-parallel training of Gluon nets. CONFIG is a YAML file; SETTING=VALUE goes on top."""
+    """Data-parallel training of Gluon nets.
+
+    CONFIG is a preset's name or a YAML file; SETTING=VALUE goes on top.
+    """
 
 
 for _command in (
@@ -74,6 +95,8 @@ def run() -> None:
     except click.Abort:
         _leave("interrupted", 130)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "mxnet":
+            _leave(f"{error}: {INSTALL_MXNET}", USER_ERROR)
         from ..run.outcome import TrainingError
 
         if isinstance(error, TrainingError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import re
 import typing
 from pathlib import Path
@@ -14,6 +15,44 @@ import yaml
 from ..errors import ConfigError, nearest, show
 from .schema import Config, decides_result
 from .settings import flat, plain
+
+PRESETS = Path(__file__).with_name("presets")  # in a clone, a link to its configs/
+_OF_SITES = ("site.yaml", "site-example.yaml")  # beside presets, for `launch slurm`
+
+
+def presets() -> List[str]:
+    """The names of the presets that come with the trainer."""
+    return [Path(name).stem for name in _configs_in(PRESETS)]
+
+
+def find(given: str) -> str:
+    """The path of the config file that ``given`` means: of a preset by its name, or its own.
+
+    Whatever has a folder or a suffix (``./mine``, ``mine.yaml``) is a path. A bare word is a
+    preset, so that a file in the current folder never takes its place unnoticed.
+
+    Raises:
+        ConfigError: there is no such preset; a similar one, or a similar file, is suggested.
+    """
+    names = presets()
+    if given != Path(given).stem:
+        return given
+    if given in names:
+        return str(PRESETS / f"{given}.yaml")
+    meant = nearest(given, [*names, *_configs_in(Path())])
+    if os.path.isfile(given):
+        meant = f"; did you mean the file ./{given}?"
+    raise ConfigError(
+        f"no preset {show(given)}{meant}; there are: {', '.join(names)}; a file's name needs its "
+        "suffix, or a folder before it"
+    )
+
+
+def _configs_in(folder: Path) -> List[str]:
+    """The config files in ``folder``; not those of Slurm sites, which lie beside them."""
+    found = sorted(str(path) for path in folder.glob("*.yaml"))
+    return [path for path in found if Path(path).name not in _OF_SITES]
+
 
 _WHOLE = re.compile(r"[-+]?(0|[1-9][\d_]*)")
 
@@ -52,11 +91,10 @@ def _read(path: str) -> Dict[Any, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        nearby = sorted(str(p) for p in Path(path).parent.glob("*.yaml"))
-        raise ConfigError(
-            f"no config file {path}{nearest(path, nearby)}"
-            + (f"; there are: {', '.join(nearby)}" if nearby else "")
-        ) from None
+        nearby = _configs_in(Path(path).parent)
+        meant = nearest(path, nearby) or nearest(Path(path).stem, presets())
+        there = f"there are: {', '.join(nearby)}" if nearby else f"presets: {', '.join(presets())}"
+        raise ConfigError(f"no config file {path}{meant}; {there}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from None
     values = _parse(text, f"config file {path}")
@@ -144,13 +182,17 @@ def _plain(value: Any, name: str) -> Any:
 
 
 def load(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Config:
-    """The config in a YAML file, with ``section.setting=value`` overrides on top.
+    """The config of a YAML file or preset (:func:`find`), ``section.setting=value`` on top.
 
     Raises:
         ConfigError: for whatever is wrong, in one line.
     """
     values: Dict[str, Any] = {}
     if path is not None:
+        file = find(path)
+        values = read_file(file)
+        values.setdefault("name", Path(file).stem)
+
         values = _read(path)
         values.setdefault("name", Path(path).stem)
     return from_dict(values, overrides)

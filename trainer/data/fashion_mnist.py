@@ -5,7 +5,7 @@ Three datasets, all in MNIST's IDX format (see idx_file.py), gzipped or not:
 - `fashion_mnist`: the real set (Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747), 60,000 training
   and 10,000 test images. Every file is checked against the SHA-256 of its decompressed content,
   because the copies in circulation differ in their compression.
-- `fashion_mnist_sample`: 2,000 + 500 of those images, kept in tests/sample. Used only on request.
+- `fashion_mnist_sample`: 2,000 + 500 of those images, kept in sample/. Used only on request.
 - `idx`: any set under the four standard file names (MNIST, KMNIST, your own), in a given folder.
 
 `python -m trainer.data.fashion_mnist` finds or downloads the real set and prints its folder.
@@ -59,7 +59,7 @@ CLASS_NAMES = (
 IMAGE_SIZE = (28, 28)  # (height, width)
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-SAMPLE_FOLDER = Path(__file__).resolve().parents[2] / "tests" / "sample"
+SAMPLE_FOLDER = Path(__file__).with_name("sample")
 
 
 def load(split: str, folder: Optional[str] = None, dataset: str = "fashion_mnist") -> Arrays:
@@ -146,11 +146,6 @@ def _only_place(folder: Optional[str], dataset: str) -> Optional[Path]:
     if dataset == "idx":
         raise DataError("dataset idx has no place of its own: set data.folder to its folder")
     if dataset == "fashion_mnist_sample":
-        if not SAMPLE_FOLDER.is_dir():
-            raise DataError(
-                "the sample is in a clone of the repository alone, not in what pip installs: set "
-                "data.folder=CLONE/tests/sample, or data.dataset=fashion_mnist for the whole set"
-            )
         return SAMPLE_FOLDER
     return None
 

@@ -18,13 +18,27 @@ if TYPE_CHECKING:
     import mxnet as mx
 
 
+BUILD_HOROVOD = (  # as launch/core/rendezvous.py says it too
+    "Horovod has no wheel, so build it in this environment, after MXNet: "
+    "`HOROVOD_WITH_MXNET=1 HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1 "
+    "HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 "
+    "pip install --no-build-isolation horovod==0.28.1` (it needs cmake < 4, make and g++ < 14)"
+)
+
+
 @functools.lru_cache(maxsize=None)
 def horovod() -> Any:
-    """``horovod.mxnet``, or None in a process that is alone."""
+    """``horovod.mxnet``, or None in a process that is alone.
+
+    Raises:
+        LaunchError: it has not been built in this environment.
+    """
     if environment.size() == 1:
         return None
-    import horovod.mxnet as hvd
-
+    try:
+        import horovod.mxnet as hvd
+    except ModuleNotFoundError as missing:
+        raise environment.LaunchError(f"{missing}; {BUILD_HOROVOD}") from None
     return hvd
 
 

@@ -288,5 +288,5 @@ def _next_commands(config: Config, state: str) -> Dict[str, str]:
     if state != "stopped":
         commands["compare"] = f"python -m trainer runs {config.output}"
         if config.name != "fashion_mnist" and config.data.dataset.startswith("fashion_mnist"):
-            commands["higher accuracy"] = "the same command with configs/fashion_mnist.yaml"
+            commands["higher accuracy"] = "the same command with the preset fashion_mnist"
     return commands

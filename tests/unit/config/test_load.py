@@ -318,8 +318,45 @@ def test_there_are_presets():
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_preset_loads(path):
-    assert load(str(path)).folder == Path("runs") / path.stem
+def test_preset_loads_by_its_path_and_by_its_name_anywhere(path, tmp_path, monkeypatch):
+    by_path = load(str(path))
+    assert by_path.folder == Path("runs") / path.stem
+    monkeypatch.chdir(tmp_path)
+    assert load(path.stem) == by_path
+
+
+def test_a_file_of_a_presets_name_is_meant_only_with_a_folder_or_a_suffix(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("quickstart", "quickstart.yaml"):
+        (tmp_path / name).write_text("seed: 77")
+    assert load("quickstart").seed != 77
+    assert [load(path).seed for path in ("./quickstart", "quickstart.yaml")] == [77, 77]
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("quikstart", "no preset 'quikstart'; did you mean quickstart?"),
+        ("mine", "no preset 'mine'; did you mean mine.yaml?"),
+        ("notes", "no preset 'notes'; did you mean the file ./notes?"),
+        ("elsewhere", "no preset 'elsewhere'; there are: book, fashion_mnist, quickstart"),
+        (
+            "configs/book.yaml",
+            "no config file configs/book.yaml; did you mean book?; presets: book",
+        ),
+        ("min.yaml", "no config file min.yaml; did you mean mine.yaml?; there are: mine.yaml"),
+    ],
+)
+def test_unknown_preset_or_file_names_the_nearest_and_never_that_of_a_site(
+    tmp_path, monkeypatch, given, line
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.yaml", "notes", "site.yaml", "site-example.yaml"):
+        (tmp_path / name).write_text("seed: 1")
+    with pytest.raises(ConfigError) as raised:
+        load(given)
+    text = str(raised.value)
+    assert text.startswith(line) and "site" not in text and "\n" not in text
 
 
 # ---------------------------------------------------------------- round trips

@@ -108,13 +108,6 @@ def test_sample_is_stratified(split, per_class):
     assert Counter(labels.tolist()) == dict.fromkeys(range(10), per_class)
 
 
-def test_sample_is_missing_outside_of_a_clone(monkeypatch, tmp_path):
-    """As after `pip install .`, which leaves tests/ out."""
-    monkeypatch.setattr("trainer.data.fashion_mnist.SAMPLE_FOLDER", tmp_path / "tests" / "sample")
-    with pytest.raises(DataError, match=r"in a clone .* data\.folder=CLONE/tests/sample"):
-        load("test", dataset="fashion_mnist_sample")
-
-
 def test_sample_is_small():
     assert sum(path.stat().st_size for path in SAMPLE_FOLDER.iterdir()) < 2 << 20
 

@@ -22,6 +22,9 @@ PLACEHOLDER = re.compile(r"\.\.\.|[A-Z]{2,}")  # `train ...`, CONFIG, INPUT...
 VARIABLE = re.compile(r"[A-Z_]+=\S*")
 
 
+SCRIPTS = {"gluon-train": "trainer", "gluon-launch": "launch"}
+
+
 def check(line: str) -> None:
     """Fail where the line names a command, option, setting or file that is not there."""
     words = shlex.split(line.replace("[", " ").replace("]", " "))
@@ -31,13 +34,17 @@ def check(line: str) -> None:
     if program == "python":
         assert words[1] == "-m", line
         _check_module(words[2], words[3:])
+    elif program in SCRIPTS:
+        _check_module(SCRIPTS[program], words[1:])
     elif program == "make":
         _check_make(words[1:])
     elif program in ("pip", "source"):
         for word in words[1:]:
             assert not word.endswith(".txt") or (ROOT / word).is_file(), line
-    elif "python" in words:  # what horovodrun, srun, mpirun and docker start
-        check(shlex.join(words[words.index("python") :]))
+    else:  # what horovodrun, srun, mpirun, docker and apptainer start
+        started = [at for at, word in enumerate(words) if word in ("python", *SCRIPTS)]
+        if started:
+            check(shlex.join(words[started[0] :]))
     assert program in PROGRAMS, f"{line}: nobody knows {program}"
 
 
@@ -65,6 +72,9 @@ def _check_trainer(words: List[str]) -> None:
     given = [word for value in context.params.values() for word in _words(value)]
     settings = [w for w in given if re.match(r"[a-z_.]+=", w) and not PLACEHOLDER.search(w)]
     config.from_dict({}, settings)
+    file = context.params.get("config")
+    if file and "=" not in file and not PLACEHOLDER.search(file) and "/" not in file:
+        config.load(file)
     for word in given:
         assert not word.startswith("configs/") or (ROOT / word).is_file(), word
 
@@ -130,6 +140,9 @@ def test_python_in_the_documents_compiles_and_imports_what_there_is(document: Pa
         "srun --label python -m launch slurm-rank --late -- python -m trainer train",
         "python -m benchmarks.nothing",
         "python -m benchmarks.batch_norm --sideways",
+        "gluon-launch local -n 2 -- gluon-train trane quickstart",
+        "gluon-train train quikstart",
+        "docker run IMAGE gluon-train trane quickstart",
         "make training",
         "make train RANK=2",
         "pip install -r requirements-none.txt",
