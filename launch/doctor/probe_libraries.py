@@ -8,6 +8,8 @@ import json
 import platform
 from typing import Any, Dict
 
+from ..core.streams import answer, run
+
 
 def _mxnet() -> Dict[str, Any]:
     import mxnet
@@ -36,7 +38,8 @@ def _attempt(probe: Any) -> Dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Print the report."""
     boards = ("tensorboardX", "tensorboard")
     answers = {
         "python": platform.python_version(),
@@ -44,4 +47,9 @@ if __name__ == "__main__":
         "horovod": _attempt(_horovod),
         "missing": [name for name in boards if importlib.util.find_spec(name) is None],
     }
-    print(json.dumps(answers))
+    answer(json.dumps(answers))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -11,14 +11,14 @@ from typing import Any, Optional, Tuple
 import click
 
 from .. import config as config_module
-from .. import console, dist
+from .. import dist
+from ..console import answer, print_line
 from ..dist import environment
 from .common import (
     alone,
     configured,
     load_config,
     overridden,
-    say,
     split,
     writing,
     written,
@@ -52,7 +52,7 @@ def train(
         if log_format == "json" and environment.rank() == 0:
             from ..report.progress import json_line
 
-            console.print_line(json_line("error", {"message": str(error)}))
+            print_line(json_line("error", {"message": str(error)}))
         raise
     dist.shutdown()
     if result.stopped:
@@ -106,7 +106,8 @@ def bench(
             chosen = bench_sweep.combinations(sweep, ranks or "1")
             options = (f"--steps={steps}", f"--warmup={warmup}")
             found = bench_sweep.measure(path, overrides, chosen, options)
-            bench_table.show_sweep(list(zip(chosen, map(bench_table.from_dict, found))))
+            pairs = list(zip(chosen, map(bench_table.from_dict, found)))
+            text = bench_table.sweep_as_text(pairs)
         else:
             settings = load_config(config, overrides)
             from ..run import bench, bench_table
@@ -114,10 +115,11 @@ def bench(
             figures = bench.measure(settings, steps, warmup, Path(timeline) if timeline else None)
             dist.shutdown()
             found = bench_table.as_dict(settings, figures)
-            if environment.rank() == 0:
-                bench_table.show(settings, figures)
+            text = bench_table.as_text(settings, figures)
         if file is not None:
             file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if environment.rank() == 0:
+        (answer if json_path is None else print_line)(text)
 
 
 @click.command()
@@ -138,7 +140,7 @@ def summary(config: str, overrides: Tuple[str, ...], channels: int) -> None:
     net = model.build(settings.model)
     side = settings.data.image_size
     height, width = (side, side) if side else input_pipeline.image_size(settings.data)
-    say(layers.as_text(prepare.prepare_net(net, settings, (channels, height, width), mx.cpu())))
+    answer(layers.as_text(prepare.prepare_net(net, settings, (channels, height, width), mx.cpu())))
 
 
 @click.command()
@@ -146,4 +148,4 @@ def summary(config: str, overrides: Tuple[str, ...], channels: int) -> None:
 @overridden
 def config(config: str, overrides: Tuple[str, ...]) -> None:
     """Check a config and print it with all defaults."""
-    say(config_module.as_yaml(load_config(config, overrides)).rstrip("\n"))
+    answer(config_module.as_yaml(load_config(config, overrides)).rstrip("\n"))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from .. import config
+from ..console import print_line
 from ..errors import ConfigError
 
 
@@ -81,7 +82,7 @@ def measure(
 
 def _run(combination: Combination, words: Sequence[str]) -> Dict[str, Any]:
     what = " ".join((f"ranks={combination.ranks}", *combination.overrides))
-    print(f"measuring {what}", file=sys.stderr, flush=True)
+    print_line(f"measuring {what}", sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "figures.json")
         launcher = [sys.executable, "-m", "launch", "local", "-n", str(combination.ranks)]
