@@ -24,8 +24,6 @@ from typing import Dict, Optional, Tuple
 import mxnet as mx
 import platformdirs
 
-from ..console import print_line
-
 _SOURCES = Path(__file__).parent
 # No -march: nodes with different CPUs may share a library.
 _FLAGS = ("-std=c++14", "-O3", "-shared", "-fPIC", "-fvisibility=hidden")
@@ -49,7 +47,7 @@ def load(library: str, without: str, speaks: bool) -> Optional[ctypes.CDLL]:
     except (OSError, subprocess.CalledProcessError) as error:
         if speaks:
             why = str(getattr(error, "stderr", None) or error).strip().splitlines()[0]
-            print_line(f"{without}, which is slower: no C++ ({why})", sys.stderr)
+            print(f"{without}, which is slower: no C++ ({why})", file=sys.stderr)
         return None
 
 
