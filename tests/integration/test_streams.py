@@ -174,20 +174,6 @@ def test_ranks_whose_reader_leaves_after_a_line(environment: Dict[str, str]) -> 
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_process_that_outlives_its_rank_and_goes_on_printing(environment: Dict[str, str]) -> None:
-    """It holds the rank's pipe, which a thread still reads when the launcher leaves."""
-    yes = "setsid timeout 4 yes & sleep 0.1; exit 5"
-    with open(os.devnull, "w") as nowhere:
-        done = subprocess.run(
-            launch("local", "-n", "1", "--", "bash", "-c", yes),
-            cwd=ROOT,
-            env=environment,
-            stdout=nowhere,
-            timeout=60,
-        )
-    assert done.returncode == 5
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that a signal has stopped; it could print nothing."""
