@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 import shlex
 import sys
 from typing import Any, List, Optional, Sequence, Tuple
 
 import launch
 
-from .core.process import open_standard_streams, say
+from .core import streams
+from .core.process import say
 from .doctor.commands import add_doctor
 from .local.commands import add_elastic_rank, add_local
 from .slurm.commands import add_slurm, add_slurm_job, add_slurm_rank
@@ -25,6 +25,11 @@ _LIMITS = {
     errno.EAGAIN: ": raise the limit of processes (`ulimit -u`) or start fewer ranks",
     errno.ENOMEM: ": raise the limit of memory (`ulimit -v`) or start fewer ranks",
 }
+
+
+def run() -> None:
+    """Runs the command line, and leaves: a rank's own children may hold threads of ours up."""
+    streams.run(main, streams.leave)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -41,8 +46,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         parser.error(f"unrecognized arguments: {shlex.join(unknown)}")
     args.arguments = arguments
     try:
-        open_standard_streams()
-        _check_current_folder()
+        streams.check_current_folder()
         return int(args.run(args, command))
     except ModuleNotFoundError as error:
         say(f"{error}; or type `make setup` in a clone and use .venv/bin/python")
@@ -58,13 +62,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except ValueError as error:
         say(str(error))
         return 2
-
-
-def _check_current_folder() -> None:
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        raise ValueError("the current folder was removed; cd to one that is there") from None
 
 
 def _split_command(arguments: List[str]) -> Tuple[List[str], List[str]]:
@@ -99,4 +96,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

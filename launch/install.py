@@ -7,8 +7,8 @@ steps are recorded with a digest of their inputs (.venv/installed.json) and not 
 ends in one line that says what is missing and the command that installs it; the output of pip and
 the compiler is in .venv/install.log.
 
-Standard library only, because it runs under the system's python3, any version from 3.7 on; and a
-single file, because nothing of the project can be imported before it has run.
+Standard library only, because it runs under the system's python3, any version from 3.7 on; so does
+the one module of the project that it imports.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # a script's own folder is there, which is launch/
+from launch.core import streams  # noqa: E402
+
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 LOG = VENV / "install.log"
@@ -69,7 +72,7 @@ KNOWN_FAILURES = {
     ),
 }
 
-say = functools.partial(print, flush=True)
+say = streams.print_line
 
 
 class SetupError(Exception):
@@ -102,10 +105,10 @@ def main(arguments: Optional[List[str]] = None) -> int:
         if options.data:
             find_data()
     except SetupError as error:
-        print(f"set-up stopped: {error}", file=sys.stderr)
+        say(f"set-up stopped: {error}", sys.stderr)
         return 1
     except OSError as error:
-        print(f"set-up stopped: {explain(str(error))}", file=sys.stderr)
+        say(f"set-up stopped: {explain(str(error))}", sys.stderr)
         return 1
     return 0
 
@@ -425,4 +428,4 @@ def write_stamp(**entries: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    streams.run(main)

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from .cli.main import run
+from .console import open_standard_streams
+
+
+def main() -> None:
+    """Run the command line; the streams come first, before a library can open a file."""
+    open_standard_streams()
+    from .cli.main import run
+
+    run()
+
 
 if __name__ == "__main__":
-    run()
+    main()

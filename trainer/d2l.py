@@ -17,6 +17,7 @@ from mxnet import gluon
 
 from . import batch_norm, dist
 from .config import Config, Train
+from .console import print_line
 from .data import fashion_mnist, sharding
 from .data.loader import Batch
 from .model import replica
@@ -206,4 +207,4 @@ def _accuracy(net: gluon.Block, pairs: Pairs, ctx: mx.Context) -> float:
 
 def _say(line: str) -> None:
     if dist.is_root():
-        print(line, flush=True)
+        print_line(line)

@@ -12,6 +12,7 @@ import json
 import math
 from typing import Any, Dict, List, Optional
 
+from .console import print_line
 from .report import wording
 
 _FIGURES = ("loss", "accuracy")
@@ -28,7 +29,7 @@ class LiveCurves:
         """Handle one line of a rank's output, without its newline."""
         event = _event_in(line)
         if event is None:
-            print(line, flush=True)
+            print_line(line)
             return
         kind = event["event"]
         text = wording.text(kind, event)
@@ -36,7 +37,7 @@ class LiveCurves:
             self._events[kind].append(event)
             self._draw(text)
         if kind != "step" and text:
-            print(text, flush=True)
+            print_line(text)
 
     def _draw(self, title: str) -> None:
         from IPython import display

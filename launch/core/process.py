@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import os
 import signal
 import sys
 
 from .ranks import EXIT_SAVED
+from .streams import print_line
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -16,22 +15,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def say(message: str) -> None:
     """Prints a message of the launcher to stderr; dropped if the terminal was closed."""
-    with contextlib.suppress(OSError):
-        print(f"launch: {message}", file=sys.stderr, flush=True)
-
-
-def open_standard_streams() -> None:
-    """Where stdin, stdout or stderr is closed (`>&-`, some daemons), it becomes /dev/null.
-
-    A file or socket would take its number, and the ranks would write into that.
-    """
-    descriptor = os.open(os.devnull, os.O_RDWR)
-    while descriptor <= 2:
-        os.set_inheritable(descriptor, True)
-        descriptor = os.open(os.devnull, os.O_RDWR)
-    os.close(descriptor)
-    sys.stdout = sys.stdout or os.fdopen(1, "w")
-    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    print_line(f"launch: {message}", sys.stderr)
 
 
 def die_with_parent() -> None:

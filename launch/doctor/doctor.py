@@ -15,7 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
+from ..core.process import say
 from ..core.ranks import tasks_of_srun
+from ..core.streams import LostAnswerError, answer
 from . import checks
 from .checks import FAIL, OK, WARN, Row
 
@@ -28,8 +30,15 @@ def examine() -> int:
     """Checks this machine or allocation and prints the report; returns 1 if it cannot train."""
     if tasks_of_srun(os.environ) > 1:
         return _examine_allocation()
-    rows = [*_node_rows(), checks.host_row(), checks.slurm_row(), _local_allreduce()]
-    print(page(rows))
+    return _report([*_node_rows(), checks.host_row(), checks.slurm_row(), _local_allreduce()])
+
+
+def _report(rows: List[Row]) -> int:
+    """Prints the report; its loss is told, but the exit code is the verdict."""
+    try:
+        answer(page(rows))
+    except LostAnswerError as error:
+        say(str(error))
     return exit_code(rows)
 
 
@@ -88,9 +97,8 @@ def _examine_allocation() -> int:
                 marker.unlink()
     if not first:
         return 0
-    rows = [*allocation_rows(found, int(os.environ["SLURM_STEP_NUM_TASKS"])), allreduce]
-    print(page(rows))
-    return exit_code(rows)
+    tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
+    return _report([*allocation_rows(found, tasks), allreduce])
 
 
 def _exchange(rows: List[Row], marker: Path) -> Tuple[List[Dict[str, Any]], Row]:

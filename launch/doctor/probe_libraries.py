@@ -8,6 +8,8 @@ import json
 import platform
 from typing import Any, Dict, List
 
+from ..core.streams import answer, run
+
 
 def _mxnet() -> Dict[str, Any]:
     import mxnet
@@ -50,7 +52,8 @@ def _attempt(probe: Any) -> Dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Print the report."""
     boards = ("tensorboardX", "tensorboard")
     answers: Dict[str, Any] = {
         "python": platform.python_version(),
@@ -58,7 +61,12 @@ if __name__ == "__main__":
         "horovod": _attempt(_horovod),
         "missing": [name for name in boards if importlib.util.find_spec(name) is None],
     }
-    print(json.dumps(answers), flush=True)
+    answer(json.dumps(answers))
     # Last, and said apart: a kernel that crashes takes this process with it.
     if "CUDA" in answers["mxnet"].get("features", ()):
-        print(json.dumps({**answers, "gpus": _attempt(lambda: {"errors": _gpus()})}))
+        answer(json.dumps({**answers, "gpus": _attempt(lambda: {"errors": _gpus()})}))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Callable, List, Mapping, Optional, Sequence
 
+from ..core.streams import print_line
 from .function_rank import FAILURE, TASK, result_file
 
 
@@ -141,4 +142,4 @@ def _listen(supervisor: subprocess.Popen[bytes], on_line: Callable[[str], Any]) 
 
 
 def _show(line: str) -> None:
-    print(line, flush=True)  # in a notebook nothing but `print` reaches the cell
+    print_line(line)  # in a notebook nothing but `print` reaches the cell

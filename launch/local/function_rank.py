@@ -12,10 +12,10 @@ import pickle
 import sys
 import traceback
 from pathlib import Path
-from typing import Sequence
 
 from ..core.job import Failure
 from ..core.process import die_with_parent
+from ..core.streams import leave, print_line, run
 from .elastic import Elastic
 from .local import run_local
 
@@ -28,8 +28,9 @@ def result_file(folder: Path, rank: int) -> Path:
     return folder / f"result-{rank}.pkl"
 
 
-def main(arguments: Sequence[str]) -> int:
+def main() -> int:
     """Runs the supervisor or a rank; returns its exit code."""
+    arguments = sys.argv[1:]
     folder = Path(arguments[0])
     if len(arguments) == 1:
         return _be_rank(folder)
@@ -53,10 +54,8 @@ def _be_rank(folder: Path) -> int:
         result = function(*args, **kwargs)
         _write_result(folder, result)
     except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        # An ordinary exit would wait for collectives that can no longer complete.
-        os._exit(1)
+        print_line(traceback.format_exc().rstrip("\n"), sys.stderr)
+        leave(1)  # an ordinary exit would wait for collectives that can no longer complete
     return 0
 
 
@@ -69,4 +68,4 @@ def _write_result(folder: Path, result: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(main)

@@ -21,6 +21,7 @@ from ..core.arrivals import ENDED_BEFORE_INIT
 from ..core.blame import first_cause, lacks_cause
 from ..core.process import say, shell_exit_code
 from ..core.ranks import EXIT_SAVED
+from ..core.streams import print_line
 from .environment import expand_nodes
 from .requeue import judge, parse_job, step_cancelled
 
@@ -148,7 +149,7 @@ class _Step:
         if self._tails.get(rank):
             say(f"last lines of rank {rank}, which failed:")
             for line in self._tails[rank]:
-                print(f"    {line}", file=sys.stderr)
+                print_line(f"    {line}", sys.stderr)
         say(f"rank {rank} {self._endings[rank]}")
 
     def _absent_ranks(self, rank: Optional[int]) -> Optional[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, List, Optional
 
 from ..core.process import say
+from ..core.streams import answer, write
 from ..options import add_start_timeout, natural
 
 
@@ -61,7 +62,7 @@ def _run_slurm(args: argparse.Namespace, command: List[str]) -> int:
     made_by = ["python", "-m", "launch", *args.arguments]
     script = render(options, command, Path.cwd(), sys.executable, made_by)
     if args.dry_run:
-        print(script, end="")
+        answer(script.rstrip("\n"))
         return 0
     return _submit(script, args.follow)
 
@@ -75,7 +76,7 @@ def _submit(script: str, follow_it: bool) -> int:
     log = log_path(script, job_id)
     message = f"job {job_id} is submitted; its log: {log}"
     try:
-        print(message, flush=True)
+        write(f"{message}\n")
     except OSError as error:  # after an exit code of failure, a user or script submits it again
         say(f"{message} (stdout: {error.strerror})")
     return follow(job_id, log) if follow_it else 0

@@ -9,13 +9,13 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Dict, List, Mapping, Optional, Tuple
+from typing import Dict, List, Mapping, Optional, Tuple
 
 from ..core.process import say
+from ..core.streams import write
 
 POLL_SECONDS = 1.0
 _OTHER_NAMES = {"SBATCH_TIME": "SBATCH_TIMELIMIT", "SBATCH_REQUEUE": "SBATCH_NO_REQUEUE"}
@@ -120,7 +120,7 @@ def follow(job_id: str, log: Path) -> int:
     try:
         while True:
             state, reason = _state(job_id)
-            offset = _copy_from(log, offset, sys.stdout.buffer)
+            offset = _copy_from(log, offset)
             told = f"{state} ({reason})" if reason not in ("", "None") else state
             if state == "PENDING" and reason in _TOO_MUCH:
                 told += (
@@ -179,13 +179,12 @@ def _exit_code(job_id: str) -> int:
     return code or (0 if "JobState=COMPLETED" in shown else 1)
 
 
-def _copy_from(path: Path, offset: int, target: IO[bytes]) -> int:
-    """Copies the file from `offset` on to `target`; returns the new offset."""
+def _copy_from(path: Path, offset: int) -> int:
+    """Copies the file from `offset` on to stdout; returns the new offset."""
     if not path.exists():
         return offset
     with open(path, "rb") as source:
         source.seek(offset)
         text = source.read()
-    target.write(text)
-    target.flush()
+    write(text)
     return offset + len(text)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Optional, Tuple
 import click
 
 from .. import dist
+from ..console import answer, print_line
 from ..dist import environment
 from .common import (
     alone,
     load_saved,
     overridden,
-    say,
     show,
     table_width,
     writing,
@@ -44,7 +44,7 @@ def evaluate(checkpoint: str, overrides: Tuple[str, ...]) -> None:
     if environment.rank() == 0:
         lines = [f"{saved.path}: loss {seen.loss:.4f}  accuracy {seen.accuracy:.4f}"]
         pairs = zip(saved.class_names, seen.class_accuracy)
-        say("\n".join([*lines, *(f"  {name:12} {share:.4f}" for name, share in pairs)]))
+        answer("\n".join([*lines, *(f"  {name:12} {share:.4f}" for name, share in pairs)]))
 
 
 @click.command()
@@ -69,7 +69,7 @@ def calibrate(
         if file is not None:
             write_parameters(saved, file)
     if dist.is_root():
-        say(f"accuracy {before.accuracy:.4f} -> {after.accuracy:.4f}; wrote {path}")
+        print_line(f"accuracy {before.accuracy:.4f} -> {after.accuracy:.4f}; wrote {path}")
     dist.shutdown()
 
 
@@ -114,15 +114,15 @@ def predict(
         if picture_file is not None:
             predict.write_picture(answers, picture_file)
     if output is None:
-        say(text.rstrip("\n"))
+        answer(text.rstrip("\n"))
 
 
 def _note_light_backgrounds(saved: Saved, found: Images, invert: bool) -> None:
     if saved.config.data.dataset.startswith("fashion_mnist") and found.light_backgrounds:
-        click.echo(
+        print_line(
             f"note: {found.light_backgrounds} of {len(found.names)} images have a light "
             f"background, the training images a dark one{'' if invert else ': --invert?'}",
-            err=True,
+            sys.stderr,
         )
 
 
@@ -152,7 +152,7 @@ def export(checkpoint: str, overrides: Tuple[str, ...], output: str, no_onnx: bo
         card = model_card.as_markdown(saved, seen, command, files)
         (partial / "model_card.md").write_text(card, encoding="utf-8")
         written = sorted(file.name for file in partial.iterdir())
-    say("\n".join([*map(str, files), f"wrote {folder}: {', '.join(written)}"]))
+    print_line("\n".join([*map(str, files), f"wrote {folder}: {', '.join(written)}"]))
 
 
 @click.command()

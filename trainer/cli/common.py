@@ -12,6 +12,7 @@ from typing import Any, Iterator, Optional, Tuple
 import click
 
 from ..config import Config, load
+from ..console import answer
 from ..dist import device, environment
 
 configured = click.argument("config", required=False, type=click.Path())
@@ -47,26 +48,23 @@ def written(path: Optional[str]) -> Iterator[Optional[Path]]:
         yield partial
 
 
-def say(text: str) -> None:
-    """Print to the standard output; a reader that has gone away (``| head``) is no error."""
-    with writing("the standard output"), contextlib.suppress(BrokenPipeError):
-        click.echo(text)
-
-
 def table_width() -> int:
     """Characters in a row of a table; wide where the output is no terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
 
 
 def show(what: Any) -> None:
-    """Print a rich Table as such, anything else as JSON."""
+    """Answer with a rich Table as such, with anything else as JSON."""
     from rich.console import Console
     from rich.table import Table
 
     if isinstance(what, Table):
-        Console(width=table_width()).print(what, highlight=False)
+        console = Console(width=table_width())
+        with console.capture() as shown:
+            console.print(what, highlight=False)
+        answer(shown.get().rstrip("\n"))
     else:
-        say(json.dumps(what, indent=1))
+        answer(json.dumps(what, indent=1))
 
 
 def split(config: Any, overrides: Tuple[str, ...]) -> Tuple[Any, Tuple[str, ...]]:

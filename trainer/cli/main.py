@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import traceback
@@ -18,12 +17,12 @@ except ModuleNotFoundError as missing:
 import trainer
 
 from .. import console, dist
+from ..console import USER_ERROR
 from ..dist import environment
 from ..dist.shared_memory import LostPeerError
 from ..errors import UserError
 from . import after, train
 
-USER_ERROR = 2
 INSTALL_MXNET = (
     "`pip install mxnet==1.9.1 'numpy<1.24'` (on NVIDIA GPUs mxnet-cu117), or type `make setup` in "
     "a clone and use .venv/bin/python"
@@ -79,17 +78,15 @@ _LOST_PEER = (
 
 def run() -> None:
     """Run the command line; user errors end in one line on rank 0, others name their rank."""
-    console.open_standard_streams()
     console.escape_what_is_missing(sys.stdout)
     try:
-        _check_current_folder()
+        console.check_current_folder(UserError)
         main(standalone_mode=False)
-        console.flush()
     except click.ClickException as error:
         _leave(error.format_message(), USER_ERROR)
     except environment.LaunchError as error:
         _end(str(error), USER_ERROR)  # on every process: its rank cannot be trusted
-    except (UserError, dist.PeerError, dist.NotJoinedError) as error:
+    except (UserError, dist.PeerError, dist.NotJoinedError, console.LostAnswerError) as error:
         # Raised on all ranks alike, see dist.together: one of them prints.
         _leave(str(error), USER_ERROR)
     except click.Abort:
@@ -107,7 +104,7 @@ def run() -> None:
         else:
             said = f"{traceback.format_exc()}{where} failed: {type(error).__name__}: {error}"
         console.print_line(said, sys.stderr)
-        _exit(1)
+        console.leave(1)  # not sys.exit: MXNet's engine would wait for collectives without end
 
 
 def _lost_a_rank(error: Exception) -> bool:
@@ -126,27 +123,14 @@ def _lost_a_rank(error: Exception) -> bool:
     return registry.lost is not None
 
 
-def _check_current_folder() -> None:
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        raise UserError("the current folder was removed; cd to one that is there") from None
-
-
 def _leave(message: str, code: int) -> None:
     if environment.rank() == 0:
         _end(message, code)
     time.sleep(SPEAK_SECONDS)
-    _exit(code)
+    console.leave(code)
 
 
 def _end(message: str, code: int) -> None:
     # One line, even if the user's input in it has line breaks.
     console.print_line(f"error: {' '.join(message.split())}", sys.stderr)
-    _exit(code)
-
-
-def _exit(code: int) -> None:
-    # Not sys.exit: MXNet's engine would wait for collectives that may never end.
-    console.flush()
-    os._exit(code)
+    console.leave(code)

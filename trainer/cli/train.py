@@ -11,14 +11,14 @@ from typing import Optional, Tuple
 import click
 
 from .. import config as config_module
-from .. import console, dist
+from .. import dist
+from ..console import answer, print_line
 from ..dist import environment
 from .common import (
     alone,
     configured,
     load_config,
     overridden,
-    say,
     writing,
     written,
 )
@@ -51,7 +51,7 @@ def train(
         if log_format == "json" and environment.rank() == 0:
             from ..report.progress import json_line
 
-            console.print_line(json_line("error", {"message": str(error)}))
+            print_line(json_line("error", {"message": str(error)}))
         raise
     dist.shutdown()
     if result.stopped:
@@ -92,11 +92,12 @@ def bench(
 
         figures = bench.measure(settings, steps, warmup, Path(timeline) if timeline else None)
         dist.shutdown()
-        if environment.rank() == 0:
-            bench_table.show(settings, figures)
         if file is not None:
             found = bench_table.as_dict(settings, figures)
             file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if environment.rank() == 0:
+        text = bench_table.as_text(settings, figures)
+        (answer if json_path is None else print_line)(text)
 
 
 @click.command()
@@ -117,7 +118,7 @@ def summary(config: str, overrides: Tuple[str, ...], channels: int) -> None:
     net = model.build(settings.model)
     side = settings.data.image_size
     height, width = (side, side) if side else input_pipeline.image_size(settings.data)
-    say(layers.as_text(prepare.prepare_net(net, settings, (channels, height, width), mx.cpu())))
+    answer(layers.as_text(prepare.prepare_net(net, settings, (channels, height, width), mx.cpu())))
 
 
 @click.command()
@@ -125,4 +126,4 @@ def summary(config: str, overrides: Tuple[str, ...], channels: int) -> None:
 @overridden
 def config(config: str, overrides: Tuple[str, ...]) -> None:
     """Check a config and print it with all defaults."""
-    say(config_module.as_yaml(load_config(config, overrides)).rstrip("\n"))
+    answer(config_module.as_yaml(load_config(config, overrides)).rstrip("\n"))

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any, List
 
+from .. import console
 from .schema import Config
 
 HEAD = """# Configuration
@@ -52,5 +53,11 @@ def _allowed(bounds: Any) -> str:
     return f" ({'; '.join(words)})" if words else ""
 
 
+def main() -> int:
+    """Print the page."""
+    console.answer(as_markdown().rstrip("\n"))
+    return 0
+
+
 if __name__ == "__main__":
-    print(as_markdown(), end="")
+    console.run(main)

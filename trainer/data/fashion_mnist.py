@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
+from .. import console
 from .download import download_once, log
 from .idx_file import DataError
 from .idx_folder import FILES, Arrays, locate, read_split
@@ -159,12 +159,12 @@ def main() -> int:
     """Print the folder of the real set, or why there is none; return the exit code."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
-        print(find_or_download())
+        console.answer(str(find_or_download()))
     except DataError as error:
-        print(error)
+        console.print_line(str(error))
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run(main)

@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 
+from ..console import print_line
+
 EXIT_CODE = 70  # EX_SOFTWARE
 
 
@@ -54,12 +56,11 @@ class Watchdog:
                 self._bark(still)
 
     def _bark(self, still: float) -> None:
-        print(
+        print_line(
             f"{self._who} stood still for {still:.0f} s at "
             f"{self._doing} (train.watchdog_seconds is {self._seconds:g}); it ends here. Either "
             "it hangs, or it waits for a rank that does. Its stacks:",
-            file=sys.stderr,
-            flush=True,
+            sys.stderr,
         )
         faulthandler.dump_traceback(all_threads=True)
         os._exit(EXIT_CODE)

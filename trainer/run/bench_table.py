@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple, Union
 
 from rich.console import Console
 from rich.table import Table
@@ -32,17 +32,14 @@ def as_dict(config: Config, figures: Figures) -> Dict[str, Any]:
     return {"config": to_dict(config), "figures": values}
 
 
-def show(config: Config, figures: Figures) -> None:
-    """Print the results of one benchmark."""
-    console = _console()
-    console.print(
+def as_text(config: Config, figures: Figures) -> str:
+    """The results of one benchmark, for the standard output."""
+    head = (
         f"{figures.ranks} {'rank' if figures.ranks == 1 else 'ranks'}, rank 0 on "
         f"{figures.device}, global batch {config.train.global_batch_size}, batch norm "
-        f"{config.batch_norm}; {figures.steps} steps",
-        highlight=False,
+        f"{config.batch_norm}; {figures.steps} steps"
     )
-    for columns, rows in (speeds(figures), phases(figures), memory(figures)):
-        console.print(_table(columns, rows))
+    return _drawn(head, *(_table(*part(figures)) for part in (speeds, phases, memory)))
 
 
 def speeds(figures: Figures) -> Tuple[Columns, Rows]:
@@ -73,10 +70,14 @@ def memory(figures: Figures) -> Tuple[Columns, Rows]:
     return ("rank", "peak memory, MiB"), rows
 
 
-def _console() -> Console:
-    """Standard output, at a fixed width where it is no terminal."""
+def _drawn(*parts: Union[str, Table]) -> str:
+    """At the standard output's width; at a fixed one where it is no terminal."""
     console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
+    console = console if console.is_terminal else Console(width=WIDTH)
+    with console.capture() as drawn:
+        for part in parts:
+            console.print(part, highlight=False)
+    return drawn.get().rstrip("\n")
 
 
 def _table(columns: Columns, rows: Rows) -> Table:

@@ -100,7 +100,7 @@ def test_any_command_line(tmp_path_factory, monkeypatch, capsys, command, rest):
     nowhere = ["data.dataset=idx", "data.folder=nowhere"]
     capsys.readouterr()
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(entry, "_exit", leave)
+    monkeypatch.setattr(entry.console, "leave", leave)
     monkeypatch.setattr(
         "sys.argv", ["trainer", command, *rest, *nowhere[: 2 * (command == "train")]]
     )

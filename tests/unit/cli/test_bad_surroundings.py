@@ -30,7 +30,7 @@ def test_variables_that_no_launcher_set_are_reported_whatever_rank_they_name(
 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(entry, "_exit", leave)
+    monkeypatch.setattr(entry.console, "leave", leave)
     monkeypatch.setattr("sys.argv", ["trainer", "export", "nowhere", "--output", "nowhere"])
     with pytest.raises(EndError, match=str(entry.USER_ERROR)):
         entry.run()
@@ -66,7 +66,7 @@ def said_of(monkeypatch, capsys):
             raise error
 
         monkeypatch.setenv("HOROVOD_RANK", str(rank))
-        monkeypatch.setattr(entry, "_exit", leave)
+        monkeypatch.setattr(entry.console, "leave", leave)
         monkeypatch.setattr(entry.train.train, "callback", train)
         monkeypatch.setattr("sys.argv", ["trainer", "train"])
         with pytest.raises(EndError) as end:
