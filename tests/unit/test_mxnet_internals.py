@@ -105,9 +105,30 @@ def test_a_trainer_tells_its_parameters_devices_scale_and_counts() -> None:
     trained = [every.index(p) for p in internals.trained_parameters(trainer)]
     assert sorted(internals.updater(trainer).states) == trained
     assert internals.update_counts(optimizer) == dict.fromkeys(trained, 1)
-    other = gluon.Trainer(net.collect_params(), optimizer, kvstore=None)
-    internals.take_updaters(other, trainer)
-    assert internals.updater(other) is internals.updater(trainer)
+
+
+def test_another_trainer_goes_on_with_the_states_of_the_same_parameters_elsewhere() -> None:
+    net = small_net()
+    trainer = gluon.Trainer(net.collect_params(), mx.optimizer.SGD(momentum=0.9), kvstore=None)
+    step(net, trainer)
+    places = {index: -index for index in range(len(internals.all_parameters(trainer)))}
+    other = gluon.Trainer(net.collect_params(), mx.optimizer.SGD(momentum=0.9), kvstore=None)
+    internals.move_states(trainer, other, places)
+    before, after = internals.updater(trainer), internals.updater(other)
+    assert after.states == {places[index]: state for index, state in before.states.items()}
+    assert after.states_synced.keys() == after.states.keys()
+    assert internals.update_counts(other.optimizer) == dict.fromkeys(after.states, 1)
+
+
+def test_parameters_are_ordered_alike_whatever_the_process_has_made_before() -> None:
+    few, many = small_net(), [small_net() for _ in range(10)][-1]
+    shared = nn.HybridSequential()
+    shared.add(few, few[0])
+    names = sorted(internals.structural_parameters(few))
+    for net in (few, many):
+        named = internals.structural_parameters(net)
+        assert internals.ordered_parameters(net) == [named[name] for name in names]
+    assert len(internals.ordered_parameters(shared)) == len(internals.ordered_parameters(few))
 
 
 def test_sparse_gradients_are_seen() -> None:
