@@ -190,11 +190,8 @@ def load(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Config:
     values: Dict[str, Any] = {}
     if path is not None:
         file = find(path)
-        values = read_file(file)
+        values = _read(file)
         values.setdefault("name", Path(file).stem)
-
-        values = _read(path)
-        values.setdefault("name", Path(path).stem)
     return from_dict(values, overrides)
 
 

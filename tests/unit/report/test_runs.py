@@ -150,7 +150,7 @@ def test_where_there_is_no_run_one_line_says_so(tmp_path):
         runs.compare(tmp_path, tmp_path)
 
 
-@pytest.mark.parametrize("content", ["- a list", "[1", "when: 2026-99-99"])
+@pytest.mark.parametrize("content", ["- a list", "[1", "{when: 1, when: 2}"])
 def test_a_damaged_config_is_reported_in_one_line(tmp_path, content):
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(result.RunsError, match="config.yaml") as raised:
