@@ -1,4 +1,4 @@
-"""Make trainer/data/sample from the real Fashion-MNIST: `python tests/make_sample.py`.
+"""Make tests/sample from the real Fashion-MNIST: `python tests/make_sample.py`.
 
 The sample holds the first 200 training and the first 50 test images of each class, in the order of
 the real set, in the same gzipped IDX format. The same input gives the same content everywhere.
