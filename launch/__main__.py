@@ -76,7 +76,7 @@ class _ShowVersion(argparse.Action):
     """Unlike argparse's own, looks the version up only when it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(f"gluon-horovod-trainer {launch.__version__}")
+        streams.answer(f"gluon-horovod-trainer {launch.__version__}")
         parser.exit()
 
 

@@ -85,6 +85,10 @@ def test_the_programs_say_their_version(
 ) -> None:
     version = wheel.name.split("-")[1]
     assert run(installed, tmp_path, program, "--version") == f"gluon-horovod-trainer {version}\n"
+    # As after `python -m`: a lost answer is 2, and not 120 from Python's last flush.
+    lost = f"{program} --version > /dev/full; [ $? = 2 ] && {program} --version | true"
+    said = run(installed, tmp_path, "bash", "-c", lost)
+    assert said == "error: the standard output cannot be written: No space left on device\n"
 
 
 def test_the_wheel_holds_all_that_is_needed_and_nothing_of_a_site(wheel: Path) -> None:

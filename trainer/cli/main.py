@@ -33,7 +33,7 @@ SPEAK_SECONDS = 5.0  # for rank 0 to print first: launchers end all ranks after 
 
 def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
     if asked:
-        click.echo(f"gluon-horovod-trainer {trainer.__version__}")
+        console.answer(f"gluon-horovod-trainer {trainer.__version__}")
         context.exit()
 
 

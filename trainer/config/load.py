@@ -50,7 +50,7 @@ def find(given: str) -> str:
 
 def _configs_in(folder: Path) -> List[str]:
     """The config files in ``folder``; not those of Slurm sites, which lie beside them."""
-    found = sorted(str(path) for path in folder.glob("*.yaml"))
+    found = sorted(str(path) for path in folder.glob("[!.]*.yaml"))
     return [path for path in found if Path(path).name not in _OF_SITES]
 
 
