@@ -21,7 +21,7 @@ QUICK = ["quickstart", "data.dataset=fashion_mnist_sample", "train.max_steps=2"]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy: setuptools writes into its source, and would read what is left there."""
     source, built = tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("wheel")
-    for name in ("trainer", "launch", "configs"):
+    for name in ("trainer", "launch", "configs", "tests/sample"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
     (source / "configs" / "site.yaml").write_text("partition: ours")
