@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Dict
 
 import mxnet as mx
@@ -11,6 +13,8 @@ import pytest
 from mxnet import gluon
 from mxnet.gluon import nn
 
+import launch
+from launch.local.function import RankError
 from trainer import Config, fit
 from trainer.checkpoint import CheckpointError, listing
 from trainer.config import Monitor, Train
@@ -171,3 +175,28 @@ def test_export_compares_with_the_recorded_accuracy(tmp_path: Any) -> None:
     with pytest.raises(CheckpointError, match="accuracy .* was recorded"):
         export.check_accuracy(saved._replace(accuracy=seen.accuracy + 0.05), seen)
     assert json.loads((path / "state.json").read_text())["answers"]
+
+
+def test_a_forward_that_parts_the_ranks_is_noticed_before_it_is_saved(tmp_path: Path) -> None:
+    """Here the callback does it, on one rank, after the first of two epochs."""
+
+    def train(folder: str) -> None:
+        import mxnet as mx
+
+        from tests.integration.test_what_a_run_is import config, given, sets
+        from trainer import dist, fit
+        from trainer.config import Train
+
+        own = given(1)
+
+        def part(end: Any) -> None:
+            if dist.rank() == 1:
+                own[1].bias.set_data(own[1].bias.data() + mx.nd.ones(4))
+
+        settings = replace(config(folder), train=Train(epochs=2, global_batch_size=20))
+        fit(own, settings, on_epoch_end=part, **sets(1))
+
+    with pytest.raises(RankError, match=r"parted after 4 steps: 1\.bias on rank 1"):
+        launch.run(train, (str(tmp_path),), ranks=2)
+    kept = [path.name for path in listing(tmp_path / "fold" / "checkpoints")]
+    assert kept == ["step-00000002"], "what has parted is not saved"
