@@ -132,9 +132,9 @@ def has_fresh_gradient(data: mx.nd.NDArray) -> bool:
     return bool(data._fresh_grad)
 
 
-def mark_gradient_as_fresh(data: mx.nd.NDArray) -> None:
+def mark_gradient_as_fresh(data: mx.nd.NDArray, fresh: bool = True) -> None:
     """Have the trainer update a parameter's array, although backward has not been there."""
-    data._fresh_grad = True
+    data._fresh_grad = fresh
 
 
 def copy_from_host(array: mx.nd.NDArray, values: np.ndarray) -> None:

@@ -23,7 +23,7 @@ from ..data.arrays import Arrays
 from ..data.loader import TrainLoader
 from ..dist import environment
 from ..dist.device import choose
-from ..model import mixed_precision, prepare, replica, summary, users_net
+from ..model import compiled_check, mixed_precision, prepare, replica, summary, users_net
 from ..step import shared_gradients
 from ..step.loss import Loss, check_loss
 from ..step.optimizer import make_trainer
@@ -163,6 +163,7 @@ def _prepare(
     layers = prepare.prepare_net(net, config, loader.shape, ctx)
     labels = 1 + int(max(train[1].max(), test[1].max()))
     num_classes = prepare.class_scores(net, loader.shape, ctx, labels)
+    compiled_check.check(net, lambda: next(iter(loader.from_step(0, 1))).data)
     if loss is not None:
         check_loss(loss, num_classes, ctx)
     digests = {**digests, **own, **agreement.of_net(net)}
