@@ -17,7 +17,8 @@ from mxnet.gluon import nn
 from trainer.batch_norm import running_statistics
 from trainer.config import from_dict
 from trainer.errors import ConfigError
-from trainer.inference import export, trained_model
+from trainer.inference import export, predict, trained_model
+from trainer.inference.images import Images
 from trainer.model import prepare
 from trainer.run.loop import fit
 from trainer.run.outcome import Result, TrainingError
@@ -80,6 +81,41 @@ def test_a_complete_run_says_that_it_does_not_train(tmp_path: Path, capsys: Any)
     assert 'To train anew, give another name=... or --resume none (in Python resume="none")' in (
         "".join(capsys.readouterr())
     )
+
+
+class Ending(nn.HybridSequential):
+    """A net of one layer and a last function of its scores."""
+
+    def __init__(self, function: str) -> None:
+        super().__init__()
+        self.add(nn.Dense(4), nn.HybridLambda(function))
+
+
+@pytest.mark.parametrize(
+    ("net", "loss", "told"),
+    [
+        (lambda: Ending("softmax"), None, True),
+        (lambda: Ending("softmax"), gluon.loss.SoftmaxCrossEntropyLoss(), True),
+        (lambda: Ending("softmax"), lambda p, label: -mx.nd.log(p.pick(label, axis=1)), False),
+        (lambda: Ending("log_softmax"), None, False),
+        (lambda: Ending("log_softmax"), gluon.loss.SoftmaxCELoss(from_logits=True), False),
+        (lambda: nn.Dense(4), None, False),
+    ],
+)
+def test_a_second_softmax_is_told_of(
+    tmp_path: Path, capfd: Any, net: Any, loss: Any, told: bool
+) -> None:
+    trained(net(), tmp_path, loss)
+    said = capfd.readouterr().err
+    assert said.count("the loss takes their softmax once more") == told, said
+
+
+def test_probabilities_of_a_net_are_predicted_as_they_are(tmp_path: Path) -> None:
+    net = Ending("softmax")
+    net.initialize(mx.init.Normal(0.1))
+    model = trained_model.Saved(tmp_path, from_dict({}), net, mx.cpu(), (6, 6), 4)
+    found = predict.predict(model, Images(["x"] * 12, SET[0], 0, []))
+    np.testing.assert_allclose(found.probabilities, trained_model.scores(model, SET[0]), atol=1e-6)
 
 
 def test_a_net_may_compute_in_float64(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Iterator, List, NamedTuple, Tuple
 import numpy as np
 
 from ..report import figures
+from ..step.loss import are_probabilities
 from .images import Images
 from .trained_model import Saved, scores
 
@@ -32,9 +33,10 @@ class Predictions(NamedTuple):
 
 def predict(saved: Saved, images: Images) -> Predictions:
     """Run the net on ``images``, resized and normalised as in training."""
-    logits = scores(saved, images.pixels).astype(np.float64)
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return Predictions(images, saved.class_names, powers / powers.sum(axis=1, keepdims=True))
+    shares = scores(saved, images.pixels).astype(np.float64)
+    if not are_probabilities(shares):  # the net has no softmax of its own
+        shares = np.exp(shares - shares.max(axis=1, keepdims=True))
+    return Predictions(images, saved.class_names, shares / shares.sum(axis=1, keepdims=True))
 
 
 def as_csv(predictions: Predictions) -> str:

@@ -77,7 +77,7 @@ def load(where: str, overrides: Sequence[str] = (), net: Optional[gluon.Block] =
         image_shape = tuple(state.image_shape or input_pipeline.image_size(settings.data))
         shape = _input_shape(image_shape, settings)
         prepare.prepare_net(net, settings, shape, ctx)
-        classes = prepare.class_scores(net, shape, ctx, classes=1)
+        classes = prepare.class_scores(net, shape, ctx, classes=1).shape[1]
         checkpoint.load_parameters(path, net)
         if shape == _input_shape(image_shape, config.from_dict(state.config)):
             _check_answers(path, state, prepare.answers(net, shape, ctx))

@@ -1,8 +1,8 @@
 """Compares a compiled net's gradients with the imperative ones, where MXNet may get them wrong.
 
 The gradient that MXNet 1.9.1's compiled ``F.contrib.cond`` passes on to its inputs is garbage,
-often finite and now and then right by chance, so that no comparison is to be trusted: it is refused. Nets
-with other control flow are compared once, nets without any are not looked at.
+often finite, and now and then right by chance, so that no comparison is to be trusted: it is
+refused. Nets with other control flow are compared once, nets without any are not looked at.
 """
 
 from __future__ import annotations

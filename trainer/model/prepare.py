@@ -102,8 +102,8 @@ def check_calibration(net: gluon.Block) -> None:
 
 def class_scores(
     net: gluon.Block, shape: Tuple[int, int, int], ctx: mx.Context, classes: int
-) -> int:
-    """The number of scores that ``net`` gives a sample of ``shape`` (channels, height, width).
+) -> mx.nd.NDArray:
+    """The scores, (1, K), that ``net`` gives zeros of ``shape`` (channels, height, width).
 
     Raises:
         ConfigError: the output is not a row of at least ``classes`` scores.
@@ -117,7 +117,7 @@ def class_scores(
             f"{classes} classes (labels, counted from 0, go up to {classes - 1}), so it must be "
             f"(1, {classes}) or wider, e.g. model.arguments={{num_classes: {classes}}}"
         )
-    return int(found[1])
+    return output
 
 
 def _convert_batch_norm(net: gluon.Block, kind: str) -> None:

@@ -25,7 +25,7 @@ from ..dist import environment
 from ..dist.device import choose
 from ..model import compiled_check, mixed_precision, prepare, replica, summary, users_net
 from ..step import shared_gradients
-from ..step.loss import Loss, check_loss
+from ..step.loss import Loss, check_loss, cross_entropy, warn_of_second_softmax
 from ..step.optimizer import make_trainer
 from . import agreement
 
@@ -162,9 +162,11 @@ def _prepare(
     until_closed.enter_context(mixed_precision.computing_in(net, config.train.precision))
     layers = prepare.prepare_net(net, config, loader.shape, ctx)
     labels = 1 + int(max(train[1].max(), test[1].max()))
-    num_classes = prepare.class_scores(net, loader.shape, ctx, labels)
+    scores = prepare.class_scores(net, loader.shape, ctx, labels)
     compiled_check.check(net, lambda: next(iter(loader.from_step(0, 1))).data)
     if loss is not None:
-        check_loss(loss, num_classes, ctx)
+        check_loss(loss, scores.shape[1], ctx)
+    if environment.rank() == 0:
+        warn_of_second_softmax(loss or cross_entropy, scores)
     digests = {**digests, **own, **agreement.of_net(net)}
-    return Own(ctx, train, test, loader, net, layers, num_classes, digests, given_net)
+    return Own(ctx, train, test, loader, net, layers, scores.shape[1], digests, given_net)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Callable
 
 import mxnet as mx
+import numpy as np
 from mxnet import autograd, gluon
 
+from .. import console
 from ..errors import ConfigError, describe_error
 
 
@@ -51,6 +53,29 @@ def check_loss(loss_of: Loss, scores: int, ctx: mx.Context) -> None:
             f"the loss has no gradient with respect to the scores: {describe_error(error)}; "
             "compute it by operators of MXNet, on the arrays it is given"
         ) from error
+
+
+def are_probabilities(scores: np.ndarray) -> bool:
+    """Whether each row of ``scores``, (B, K), looks like the result of a softmax."""
+    sums = scores.astype(np.float64).sum(axis=1)
+    return scores.shape[1] > 1 and bool((scores >= 0).all() and (abs(sums - 1) < 1e-3).all())
+
+
+def warn_of_second_softmax(loss_of: Loss, scores: mx.nd.NDArray) -> None:
+    """Warn if the net's ``scores``, (1, K), are probabilities and the loss takes their softmax.
+
+    A loss does if it stays the same where the same is added to all scores.
+    """
+    if not are_probabilities(scores.asnumpy()):
+        return
+    label = mx.nd.zeros((len(scores),), ctx=scores.context)
+    losses = [loss_of(scores + constant, label).asnumpy() for constant in (0, 1)]
+    if np.allclose(losses[0], losses[1], rtol=1e-4):
+        console.warn(
+            "the net's scores are probabilities (none negative, their sum 1), and the loss takes "
+            "their softmax once more, which slows training and costs accuracy: leave the net's "
+            "softmax out"
+        )
 
 
 # Maps logits (B, K) and labels (B,) to the loss of each sample (B,).
