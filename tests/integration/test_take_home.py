@@ -19,17 +19,19 @@ import numpy as np
 import onnxruntime
 import pytest
 from click.testing import CliRunner, Result
+from mxnet.gluon import nn
 from PIL import Image
 
 from trainer import config
 from trainer.batch_norm import SyncBatchNorm
+from trainer.checkpoint import CheckpointError
 from trainer.cli.main import main
 from trainer.data import fashion_mnist, idx_file, idx_folder
-from trainer.inference import export, images, trained_model
+from trainer.inference import export, images, predict, trained_model
 from trainer.run.loop import fit
 
 from . import nets
-from .commands import SMALL, run, trainer
+from .commands import ROOT, SMALL, run, trainer
 
 IDX = str(fashion_mnist.SAMPLE_FOLDER / "t10k-images-idx3-ubyte.gz")
 IMAGES, LABELS = fashion_mnist.load("test", dataset="fashion_mnist_sample")
@@ -361,6 +363,57 @@ def test_what_cannot_be_written_is_reported_in_one_line_and_nothing_is_lost(
         with pytest.raises(click.UsageError, match=f"^{nowhere} cannot be written: No such file"):
             main(["predict", trained, IDX, *map(str, options)], standalone_mode=False)
     assert kept.read_text() == "as it was" and list(tmp_path.iterdir()) == [kept]
+
+
+def test_what_calibrate_writes_is_read_by_the_other_commands(trained: str, tmp_path: Path) -> None:
+    """Broken statistics are mended by it, and refused before."""
+    broken, mended, bad = (str(tmp_path / f"{name}.params") for name in ("broken", "mended", "bad"))
+    model = trained_model.load(trained)
+    weights = dict(model.net.collect_params())
+    (mean,) = [n for n in weights if n.endswith("running_mean")][-1:]
+    model.net.save_parameters(mended)
+    right = trained_model.evaluate_saved(model).accuracy
+    for path, name in ((broken, mean), (bad, next(n for n in weights if n.endswith("weight")))):
+        keep = weights[name].data().copy()
+        weights[name].set_data(keep + (1000 if path == broken else np.nan))
+        model.net.save_parameters(path)
+        weights[name].set_data(keep)
+
+    def accuracy(params: str) -> float:
+        done = CliRunner().invoke(main, ["evaluate", trained, "--params", params])
+        assert done.exit_code == 0, done
+        assert done.output.startswith(f"{params}: loss ")
+        return float(done.output.split("accuracy ")[1].split()[0])
+
+    assert accuracy(mended) == pytest.approx(right, abs=1e-4) and accuracy(broken) < right - 0.1
+    wrong = _shares(_answers(trained, IDX, "--params", broken))
+    assert np.abs(wrong - _shares(_answers(trained, IDX))).max() > 0.1
+    exported = tmp_path / "exported"
+    words = ["export", trained, "--no-onnx", "--output", str(exported), "--params", mended]
+    CliRunner().invoke(main, words, catch_exceptions=False)
+    assert "weights of mended.params" in (exported / "model_card.md").read_text()
+    for params, said in (
+        (bad, "bad.params holds weights that are not finite, of "),
+        (str(tmp_path / "none"), "none cannot be read: No such file"),
+        (str(ROOT / "Makefile"), "Makefile cannot be used: it is no file of MX"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            main(["evaluate", trained, "--params", params], standalone_mode=False)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "export"])
+def test_a_model_whose_scores_are_not_finite_is_refused(tmp_path: Path, command: str) -> None:
+    net = nn.HybridLambda(lambda F, x: F.log(F.Flatten(x)[:, :10] - 1e9))
+    net.initialize()
+    settings = config.from_dict({"data": {"dataset": "fashion_mnist_sample"}})
+    model = trained_model.Saved(tmp_path, settings, net, mx.cpu(), (28, 28), 10)
+    with pytest.raises(CheckpointError, match="scores .* are not finite"):
+        if command == "evaluate":
+            trained_model.evaluate_saved(model)
+        elif command == "predict":
+            predict.predict(model, images.read([IDX], (28, 28)))
+        else:
+            export.export(model, (IMAGES, LABELS), tmp_path / "exported")
 
 
 def test_calibrate_finds_an_unwritable_file_before_it_measures(

@@ -174,15 +174,19 @@ def restore(
 
 
 def load_parameters(path: Path, net: gluon.Block) -> None:
-    """Load a checkpoint's parameters and running statistics into ``net``.
+    """Load parameters and running statistics into ``net``: a checkpoint's, or those of a file.
 
     Raises:
-        CheckpointError: the file is damaged, or does not fit the net.
+        CheckpointError: the file cannot be read, is damaged, or does not fit the net.
     """
-    _check_arrays(path / PARAMETERS)
+    file = path / PARAMETERS if path.is_dir() else path
+    try:
+        _check_arrays(file)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
     context = next(iter(net.collect_params().values())).list_ctx()
     try:
-        net.load_parameters(str(path / PARAMETERS), ctx=context)
+        net.load_parameters(str(file), ctx=context)
     except (AssertionError, ValueError, mx.MXNetError) as error:
         raise CheckpointError(
             f"{path} does not fit this net: {first_line(error)}; name the one it was made with, by "

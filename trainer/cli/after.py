@@ -17,6 +17,7 @@ from ..dist import environment
 from .common import (
     alone,
     load_saved,
+    other_weights,
     overridden,
     show,
     table_width,
@@ -34,15 +35,16 @@ FILE = click.Path(dir_okay=False, writable=True)
 @click.command()
 @click.argument("checkpoint", type=click.Path())
 @overridden
-def evaluate(checkpoint: str, overrides: Tuple[str, ...]) -> None:
+@other_weights
+def evaluate(checkpoint: str, overrides: Tuple[str, ...], params: Optional[str]) -> None:
     """Evaluate CHECKPOINT (of a run's folder, its best) on the whole test set."""
-    saved = load_saved(checkpoint, overrides)
+    saved = load_saved(checkpoint, overrides, params)
     from ..inference.trained_model import evaluate_saved
 
     seen = evaluate_saved(saved)
     dist.shutdown()
     if environment.rank() == 0:
-        lines = [f"{saved.path}: loss {seen.loss:.4f}  accuracy {seen.accuracy:.4f}"]
+        lines = [f"{saved.source}: loss {seen.loss:.4f}  accuracy {seen.accuracy:.4f}"]
         pairs = zip(saved.class_names, seen.class_accuracy)
         answer("\n".join([*lines, *(f"  {name:12} {share:.4f}" for name, share in pairs)]))
 
@@ -55,7 +57,10 @@ def evaluate(checkpoint: str, overrides: Tuple[str, ...]) -> None:
 def calibrate(
     checkpoint: str, overrides: Tuple[str, ...], samples: Optional[int], out: Optional[str]
 ) -> None:
-    """Recompute the running statistics of CHECKPOINT's model and write its parameters."""
+    """Recompute the running statistics of CHECKPOINT's model and write its parameters.
+
+    evaluate, predict and export take the file by --params.
+    """
     saved = load_saved(checkpoint, overrides)
     from ..inference.trained_model import calibrate_saved, evaluate_saved, write_parameters
 
@@ -63,7 +68,7 @@ def calibrate(
     with contextlib.ExitStack() as stack:
         with dist.together():  # fails before the measurement, not after it
             file = stack.enter_context(written(path if dist.is_root() else None))
-        before = evaluate_saved(saved)
+        before = evaluate_saved(saved, finite=False)  # what it is to mend
         calibrate_saved(saved, samples)
         after = evaluate_saved(saved)
         if file is not None:
@@ -80,6 +85,7 @@ def calibrate(
 @click.option("--format", "format_", type=click.Choice(["csv", "json"]), help="Default: --output's")
 @click.option("--picture", type=FILE, help="PNG of images and predictions.")
 @click.option("--invert", is_flag=True, help="Images are dark on light.")
+@other_weights
 @click.option("--strict", is_flag=True, help="Stop at a file that cannot be read.")
 def predict(
     checkpoint: str,
@@ -88,6 +94,7 @@ def predict(
     format_: Optional[str],
     picture: Optional[str],
     invert: bool,
+    params: Optional[str],
     strict: bool,
 ) -> None:
     """Predict the classes of images with CHECKPOINT's model.
@@ -99,7 +106,7 @@ def predict(
     overrides = tuple(word for word in inputs if "=" in word and not os.path.exists(word))
     paths = [word for word in inputs if word not in overrides]
     with written(output) as answers_file, written(picture) as picture_file:
-        saved = load_saved(checkpoint, overrides)
+        saved = load_saved(checkpoint, overrides, params)
         from ..inference import images, predict
 
         found = images.read(paths, saved.image_shape, invert, strict)
@@ -131,14 +138,21 @@ def _note_light_backgrounds(saved: Saved, found: Images, invert: bool) -> None:
 @overridden
 @click.option("--output", type=click.Path(file_okay=False), required=True, help="The folder.")
 @click.option("--no-onnx", is_flag=True, help="MXNet's own files alone.")
-def export(checkpoint: str, overrides: Tuple[str, ...], output: str, no_onnx: bool) -> None:
+@other_weights
+def export(
+    checkpoint: str,
+    overrides: Tuple[str, ...],
+    output: str,
+    no_onnx: bool,
+    params: Optional[str],
+) -> None:
     """Export CHECKPOINT's model for MXNet and ONNX, check both, and write a model card."""
     alone("export")
     folder = Path(output)
     from ..checkpoint import whole_file  # late: that room loads MXNet
 
     with writing(folder), whole_file.filled(folder) as partial:
-        saved = load_saved(checkpoint, overrides)
+        saved = load_saved(checkpoint, overrides, params)
         from ..inference import export, model_card
         from ..inference.trained_model import evaluate_saved, test_set
 

@@ -17,6 +17,9 @@ from ..dist import device, environment
 
 configured = click.argument("config", required=False, type=click.Path())
 overridden = click.argument("overrides", nargs=-1)
+other_weights = click.option(
+    "--params", type=click.Path(dir_okay=False), help="Take the weights of this file (calibrate's)."
+)
 
 
 def alone(command: str) -> None:
@@ -79,9 +82,9 @@ def load_config(config: Any, overrides: Tuple[str, ...]) -> Config:
     return settings
 
 
-def load_saved(checkpoint: str, overrides: Tuple[str, ...]) -> Any:
+def load_saved(checkpoint: str, overrides: Tuple[str, ...], params: Optional[str] = None) -> Any:
     """The model of a checkpoint, a ``saved.Saved``; assigns cores first."""
     device.share_cores()
     from ..inference import trained_model
 
-    return trained_model.load(checkpoint, overrides)
+    return trained_model.load(checkpoint, overrides, params=params)

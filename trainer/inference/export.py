@@ -28,7 +28,7 @@ from ..data.loader import Batch
 from ..errors import UserError, first_line
 from ..mxnet_internals import traced_symbol
 from ..step.evaluation import Evaluation
-from .trained_model import Saved
+from .trained_model import Saved, check_finite
 
 SYMBOL, PARAMETERS, ONNX = "model-symbol.json", "model-0000.params", "model.onnx"
 INPUT = "data"
@@ -119,6 +119,7 @@ def export(saved: Saved, test: Optional[Arrays], folder: Path, onnx: bool = True
     labels = None if test is None else test[1]
     shown = test or _noise(saved.image_shape)
     original = _scores(saved, shown, _gluon(saved.net, saved.ctx))
+    check_finite(saved, original)
     batch = next(_batches(saved, shown)).data
     _write_symbol(saved.net, batch, folder)
     checked = [_check(SYMBOL, _scores(saved, shown, _load_symbol(folder)), original, labels)]

@@ -70,6 +70,7 @@ def _facts(saved: Saved, seen: Optional[Evaluation]) -> List[str]:
     channels = saved.image_shape[2] if saved.image_shape[2:] else 1
     side = data.image_size
     resized = "" if side in (None, height) else f", resized (bilinear) to {side} x {side}"
+    weights = f", weights of {saved.weights.name}" if saved.weights else ""
     return [
         "| | |",
         "| --- | --- |",
@@ -78,7 +79,7 @@ def _facts(saved: Saved, seen: Optional[Evaluation]) -> List[str]:
         f"(pixel / 255 - {data.mean:g}) / {data.std:g} |",
         f"| output | logits, float32 (N, {saved.num_classes}); softmax gives probabilities |",
         *_result_rows(seen),
-        f"| checkpoint | {saved.path.name}; {train.epochs} epochs of global batch "
+        f"| checkpoint | {saved.path.name}{weights}; {train.epochs} epochs of global batch "
         f"{train.global_batch_size}, batch norm {settings.batch_norm} |",
         f"| seed | {settings.seed} |",
         f"| versions | {_versions()} |",

@@ -37,7 +37,13 @@ class Saved(NamedTuple):
     ctx: mx.Context
     image_shape: Tuple[int, ...]  # of the dataset, before any resizing: (H, W) or (H, W, C)
     num_classes: int
-    accuracy: Optional[float]  # as recorded with the checkpoint
+    accuracy: Optional[float] = None  # as recorded with the checkpoint
+    weights: Optional[Path] = None  # the file they are of instead, such as calibrate writes
+
+    @property
+    def source(self) -> Path:
+        """What its weights were read from."""
+        return self.weights or self.path
 
     @property
     def class_names(self) -> List[str]:
@@ -57,15 +63,22 @@ class Saved(NamedTuple):
         return f"{channels}, light on dark" if fashion else channels
 
 
-def load(where: str, overrides: Sequence[str] = (), net: Optional[gluon.Block] = None) -> Saved:
+def load(
+    where: str,
+    overrides: Sequence[str] = (),
+    net: Optional[gluon.Block] = None,
+    params: Optional[str] = None,
+) -> Saved:
     """Load the model at ``where``, a checkpoint or a run's folder (its best one); collective.
 
     Args:
         overrides: ``setting=value``, replacing settings of the checkpoint.
         net: the net that was given to ``fit``; None for what ``model.factory`` makes.
+        params: a file of weights for the same net, which replace the checkpoint's.
 
     Raises:
-        CheckpointError: there is no valid checkpoint, or it is of another net.
+        CheckpointError: there is no valid checkpoint, or it is of another net; or weights are not
+            finite.
     """
     dist.init()
     with dist.together():
@@ -81,7 +94,25 @@ def load(where: str, overrides: Sequence[str] = (), net: Optional[gluon.Block] =
         checkpoint.load_parameters(path, net)
         if shape == _input_shape(image_shape, config.from_dict(state.config)):
             _check_answers(path, state, prepare.answers(net, shape, ctx))
-    return Saved(path, settings, net, ctx, image_shape, classes, state.accuracy)
+        weights = None if params is None else Path(params)
+        if weights is not None:
+            checkpoint.load_parameters(weights, net)
+        _check_weights(weights or path, net)
+    accuracy = None if weights else state.accuracy
+    return Saved(path, settings, net, ctx, image_shape, classes, accuracy, weights)
+
+
+def _check_weights(source: Path, net: gluon.Block) -> None:
+    """Refuse weights that are not finite, which oneDNN's ReLU hides: it makes 0 of NaN.
+
+    Running statistics may be: ``calibrate`` mends them.
+    """
+    statistics = {id(parameter) for parameter in running_statistics.parameters(net)}
+    for name, parameter in net.collect_params().items():
+        if id(parameter) not in statistics and not np.isfinite(parameter.data().asnumpy()).all():
+            raise checkpoint.CheckpointError(
+                f"{source} holds weights that are not finite, of {name}; take another checkpoint"
+            )
 
 
 def _input_shape(image_shape: Tuple[int, ...], settings: Config) -> Tuple[int, int, int]:
@@ -167,26 +198,53 @@ def _find(where: Path) -> Path:
     return path
 
 
-def evaluate_saved(saved: Saved, test: Optional[Arrays] = None) -> Evaluation:
+def evaluate_saved(saved: Saved, test: Optional[Arrays] = None, finite: bool = True) -> Evaluation:
     """Evaluate the model on the whole test set; collective.
 
     Args:
         test: replaces the set that the config names; the same on every rank.
+        finite: refuse scores that are not.
+
+    Raises:
+        CheckpointError: scores are not finite.
     """
     with dist.together():
         test = test_set(saved, test)
     batches = input_pipeline.test_loader(test, saved.config, saved.ctx)
-    return evaluate(saved.net, batches, saved.num_classes)
+    seen = evaluate(saved.net, batches, saved.num_classes)
+    if finite:
+        check_finite(saved, np.array([[seen.loss]]))
+    return seen
+
+
+def check_finite(saved: Saved, scores: np.ndarray) -> None:
+    """Refuse a model by its ``scores``, (N, K), or its loss: they must be finite.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    bad = int((~np.isfinite(scores)).any(axis=1).sum())
+    if bad:
+        of = f"scores of {bad} of {len(scores)} images" if len(scores) > 1 else "scores"
+        raise checkpoint.CheckpointError(
+            f"the {of} by {saved.source} are not finite (NaN or infinite): its running statistics "
+            "or the net's arithmetic are broken; take another checkpoint, or calibrate it"
+        )
 
 
 def scores(saved: Saved, images: np.ndarray) -> np.ndarray:
     """Logits, float32 (N, K), of ``images``, uint8 (N, H, W[, C]); in a single process.
 
     Images are resized and normalised as in training.
+
+    Raises:
+        CheckpointError: they are not finite.
     """
     labels = np.zeros(len(images), np.int32)
     batches = input_pipeline.test_loader((images, labels), saved.config, saved.ctx)
-    return np.concatenate([saved.net(batch.data).asnumpy() for batch in batches])
+    found = np.concatenate([saved.net(batch.data).asnumpy() for batch in batches])
+    check_finite(saved, found)
+    return found
 
 
 def calibrate_saved(

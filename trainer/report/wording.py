@@ -72,7 +72,9 @@ def _end(f: Figures) -> str:
             f"{how}: test accuracy {f['accuracy']:.4f}{beside}, {minutes(f['seconds'])} minutes"
             + _speed(", ", f["images_per_second"])
         ]
-    places = {"checkpoint": f["best_checkpoint"] or f["checkpoint"], "events": f["events"]}
+    # A stopped run goes on from the newest; what is done with a model takes the best.
+    kept = None if f["state"] == "stopped" else f["best_checkpoint"]
+    places = {"checkpoint": kept or f["checkpoint"], "events": f["events"]}
     return "\n".join(lines + _aligned({**places, **f["next"]}))
 
 

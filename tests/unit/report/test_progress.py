@@ -177,6 +177,8 @@ def test_a_run_that_was_stopped_says_where():
     nothing = dict.fromkeys(("accuracy", "best_accuracy", "images_per_second", "best_checkpoint"))
     first, *_ = wording.text("end", {**END, **nothing, "state": "stopped", "step": 7}).splitlines()
     assert first == "stopped at step 7 of 40, as asked; saved"
+    _, place, _ = wording.text("end", {**END, "state": "stopped"}).splitlines()
+    assert place == "checkpoint: runs/a/step-40", "from which it goes on, not the best"
 
 
 def test_a_warning_says_that_it_is_one():
