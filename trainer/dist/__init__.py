@@ -14,11 +14,13 @@ from .collectives import (
     broadcast_array,
     broadcast_object,
     broadcast_parameters,
+    connect_sum,
     gather_objects,
     init,
     node_process_set,
     ranks_share_memory,
     shutdown,
+    sums_are_cheap,
     timeline,
     together,
 )

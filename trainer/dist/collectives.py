@@ -13,22 +13,22 @@ import contextlib
 import functools
 import os
 import pickle
+import sys
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, List, NamedTuple, Optional
 
 import numpy as np
 
-from . import environment, shared_memory
-
-from .ranks import horovod, rank, world_size, local_size, is_root
+from ..console import print_line
+from . import environment, nodes, shared_memory
+from .nodes import Nodes
+from .ranks import horovod, is_root, local_size, rank, world_size
 
 if TYPE_CHECKING:
     import mxnet as mx
 
 _CAPACITY = 2**15  # numbers per call in shared memory; longer sums are made in chunks
-
-
 
 
 class NotJoinedError(ValueError):
@@ -104,19 +104,12 @@ def shutdown() -> None:
     hvd = horovod()
     if hvd is not None and hvd.is_initialized():
         barrier()
+        if local_size() < world_size():
+            # What a node has sent may be lost with it, until the others have received it.
+            _allreduce_by_horovod(np.zeros(1), "shutdown")
         hvd.shutdown()
     node_process_set.cache_clear()
     _connecting.cache_clear()
-
-
-
-
-
-
-
-
-
-
 
 
 @functools.lru_cache(maxsize=None)
@@ -135,51 +128,94 @@ def node_process_set() -> Any:
     return own
 
 
-@functools.lru_cache(maxsize=None)
-def _connecting() -> Optional[Future[Optional[shared_memory.SharedMemorySum]]]:
-    """The shared memory for small sums, in the making; None unless all ranks are on one node.
+class _SmallSums(NamedTuple):
+    """The way of small sums, if it is not Horovod's."""
 
-    Two of Horovod's cycles pass until it is there, in which the caller can work. No other
+    nodes: Optional[Nodes]  # None on one node
+    sums: Optional[shared_memory.SharedMemorySum]
+
+
+@functools.lru_cache(maxsize=None)
+def _connecting() -> Optional[Future[_SmallSums]]:
+    """The way of small sums, in the making; None for a rank that is alone.
+
+    A few of Horovod's cycles pass until it is there, in which the caller can work. No other
     collective runs meanwhile: they all wait for it.
     """
-    if local_size() < world_size():
+    if world_size() == 1:
         return None
-    meet = functools.partial(_allreduce_by_horovod, name="shared_memory")
     connector = ThreadPoolExecutor(1)
-    connecting = connector.submit(shared_memory.connect, _CAPACITY, rank(), world_size(), meet)
+    connecting = connector.submit(_connect)
     connector.shutdown(wait=False)
     return connecting
 
 
-def _memory() -> Optional[shared_memory.SharedMemorySum]:
-    """The shared memory for small sums; None unless all ranks share it; collective."""
+def _connect() -> _SmallSums:
+    meet = functools.partial(_allreduce_by_horovod, name="shared_memory")
+    if local_size() == world_size():
+        return _SmallSums(None, shared_memory.connect(_CAPACITY, rank(), world_size(), meet))
+    found, why_not = nodes.meet(functools.partial(_gather, allreduce=_allreduce_by_horovod))
+    if found is None:
+        if is_root():
+            print_line(f"small sums go through Horovod, which is slower: {why_not}", sys.stderr)
+        return _SmallSums(None, None)
+    return _SmallSums(found, found.connect(_CAPACITY, 0, meet))
+
+
+def _sums() -> Optional[shared_memory.SharedMemorySum]:
+    """What adds up small arrays; None where Horovod does; collective."""
     connecting = _connecting()
-    return None if connecting is None else connecting.result()
+    return None if connecting is None else connecting.result().sums
+
+
+def sums_are_cheap() -> bool:
+    """Whether :func:`allreduce_sum` takes microseconds, plus the wire's between nodes."""
+    return _sums() is not None
 
 
 def ranks_share_memory() -> bool:
-    """Whether all ranks share one node's memory: :func:`allreduce_sum` then takes microseconds."""
-    return world_size() > 1 and _memory() is not None
+    """Whether all ranks share one node's memory."""
+    sums = _sums()
+    return sums is not None and sums.beyond is None
+
+
+def connect_sum(
+    capacity: int, number: int, sum_over_ranks: Callable[[np.ndarray], np.ndarray]
+) -> Optional[shared_memory.SharedMemorySum]:
+    """Another sum over all ranks, which may be under way with others; None on all ranks if not.
+
+    Args:
+        capacity: the most numbers in a vector.
+        number: its own, from 1, the same on every rank.
+        sum_over_ranks: another allreduce of float64 vectors over all ranks.
+    """
+    connecting = _connecting()
+    if connecting is None:
+        return None
+    if local_size() == world_size():
+        return shared_memory.connect(capacity, rank(), world_size(), sum_over_ranks)
+    found = connecting.result().nodes
+    return None if found is None else found.connect(capacity, number, sum_over_ranks)
 
 
 def allreduce_sum(values: np.ndarray, name: str) -> np.ndarray:
     """The sum over ranks of a small host array (any shape; float or int), in its own dtype.
 
     Raises:
-        RuntimeError: in shared memory, a peer has died, or calls with another name or shape.
+        RuntimeError: without Horovod, a peer has died, or calls with another name or shape.
     """
     if world_size() == 1:
         return values
-    memory = _memory()
-    if memory is None:
+    sums = _sums()
+    if sums is None:
         return _allreduce_by_horovod(values, name)
     # The tag, a hash of what is summed, tells calls apart that do not belong together.
     is_integer = np.issubdtype(values.dtype, np.integer)
     tag = zlib.crc32(f"{name} {values.shape}".encode())
     flat = np.append(values, tag).astype(np.int64 if is_integer else np.float64)
-    for start in range(0, flat.size, memory.capacity):
-        part = flat[start : start + memory.capacity]
-        part[:] = memory(part)
+    for start in range(0, flat.size, sums.capacity):
+        part = flat[start : start + sums.capacity]
+        part[:] = sums(part)
     if flat[-1] != world_size() * tag:
         raise RuntimeError(f"the ranks differ in what they add up; rank {rank()}: {name}")
     return flat[:-1].astype(values.dtype).reshape(values.shape)
@@ -239,16 +275,20 @@ def barrier() -> None:
 
 def gather_objects(value: Any) -> List[Any]:
     """Every rank's ``value``, picklable, in rank order; collective."""
+    return _gather(value, allreduce_sum)
+
+
+def _gather(value: Any, allreduce: Callable[[np.ndarray, str], np.ndarray]) -> List[Any]:
     # Not horovod.allgather_object: it names tensors by type(value), so mixed types never match.
     pickled = pickle.dumps(value)
     # Eight bytes a number, as sums are of int64 anyway; pickle ignores what follows its end.
     words = np.frombuffer(pickled + bytes(-len(pickled) % 8), np.int64)
     sizes = np.zeros(world_size(), np.int64)
     sizes[rank()] = words.size
-    ends = np.cumsum(allreduce_sum(sizes, "object.sizes"))
+    ends = np.cumsum(allreduce(sizes, "object.sizes"))
     together = np.zeros(ends[-1], np.int64)
     together[ends[rank()] - words.size : ends[rank()]] = words
-    parts = np.split(allreduce_sum(together, "object"), ends[:-1])
+    parts = np.split(allreduce(together, "object"), ends[:-1])
     return [pickle.loads(part.tobytes()) for part in parts]
 
 
@@ -288,12 +328,10 @@ def _broadcast_(array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:
         from .array_memory import memory_of
 
         host = memory_of(array)  # out of oneDNN's own layout, which Horovod cannot broadcast
-        memory = _memory() if ranks_share_memory() else None
-        if memory is not None:
+        sums = _sums() if ranks_share_memory() else None
+        if sums is not None:
             # Sums nothing: it checks that all ranks broadcast the same array.
             allreduce_sum(np.zeros(0, np.int64), f"{name} {host.shape} {host.dtype}")
-            memory.broadcast(host)
+            sums.broadcast(host)
             return array
     return hvd.broadcast_(array, root_rank=0, name=name)
-
-

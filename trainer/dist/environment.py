@@ -88,6 +88,11 @@ def launch_id() -> Optional[str]:
     return os.environ.get("LAUNCH_ID")
 
 
+def patience() -> float:
+    """Seconds that a process may be silent, because it or its network stands still."""
+    return float(os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", 30))
+
+
 def where() -> str:
     """``rank 3 on node2``."""
     return f"rank {rank()} on {hostname()}"

@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 
-from .collectives import allreduce_sum_, any_rank, ranks_share_memory
+from .collectives import allreduce_sum_, any_rank, sums_are_cheap
 from .ranks import world_size
 from . import environment
 from ..console import print_line
@@ -70,7 +70,7 @@ class StopRequest:
         self._polled = True
         if world_size() == 1:
             return self._requested
-        if ranks_share_memory():
+        if sums_are_cheap():
             return any_rank(self._requested, "stop_request")
         import mxnet as mx
 
