@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, List, Named
 
 import numpy as np
 
-from ..console import print_line
 from . import environment, nodes, shared_memory
 from .nodes import Nodes
 from .ranks import horovod, is_root, local_size, rank, world_size
@@ -157,7 +156,7 @@ def _connect() -> _SmallSums:
     found, why_not = nodes.meet(functools.partial(_gather, allreduce=_allreduce_by_horovod))
     if found is None:
         if is_root():
-            print_line(f"small sums go through Horovod, which is slower: {why_not}", sys.stderr)
+            print(f"small sums go through Horovod, which is slower: {why_not}", file=sys.stderr)
         return _SmallSums(None, None)
     return _SmallSums(found, found.connect(_CAPACITY, 0, meet))
 
