@@ -33,6 +33,7 @@ from trainer.model import mixed_precision, resnet18, resnet_block
 from trainer.step.optimizer import gluon_trainer
 
 RANKS = (2, 3, 4)
+HOSTS = ((1, 1), (2, 2), (1, 1, 1))
 STEPS = 20
 SAMPLES = 24
 

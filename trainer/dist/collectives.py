@@ -327,10 +327,11 @@ def _broadcast_(array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:
         from .array_memory import memory_of
 
         host = memory_of(array)  # out of oneDNN's own layout, which Horovod cannot broadcast
-        sums = _sums() if ranks_share_memory() else None
+        sums = _sums()
         if sums is not None:
             # Sums nothing: it checks that all ranks broadcast the same array.
             allreduce_sum(np.zeros(0, np.int64), f"{name} {host.shape} {host.dtype}")
-            sums.broadcast(host)
-            return array
+            if ranks_share_memory():
+                sums.broadcast(host)
+                return array
     return hvd.broadcast_(array, root_rank=0, name=name)
