@@ -101,3 +101,38 @@ def test_a_short_cut_of_the_link_is_survived_and_a_long_one_ends_all(
     hosts.cut("h2")
     for rank, why in {0: LOST, 1: TOLD, 2: LOST, 3: TOLD}.items():
         assert why in job.why_it_gave_up(rank), job.everything()
+
+
+WITHOUT = {
+    "no way between the hosts": (
+        "channel.own_address = lambda: psutil.net_if_addrs()['spare'][0].address",
+        r"rank [01] on h[12]: (no connection to 10\.78\.1\.1:\d+|another node did not connect).*",
+    ),
+    "no compiler": ("channel.library = lambda: None", "rank 0 on h1: no C\\+\\+"),
+}
+BY_HOROVOD = """
+import psutil
+from trainer import dist
+from trainer.dist import channel
+channel._SECONDS_TO_CONNECT = 2
+{}
+dist.init()
+assert not dist.sums_are_cheap()
+assert dist.gather_objects(dist.rank()) == [0, 1]
+assert dist.any_rank(dist.rank() == 1, "any")
+dist.shutdown()
+"""
+
+
+@pytest.mark.parametrize("reason", WITHOUT)
+def test_where_the_leaders_cannot_connect_horovod_adds_up_and_a_line_says_so(
+    reason: str, hosts: Hosts
+) -> None:
+    change, why = WITHOUT[reason]
+    command = [sys.executable, "-c", BY_HOROVOD.format(change)]
+    ranks = start_ranks(hosts, (1, 1), command, {"OMP_NUM_THREADS": "1"})
+    first, second = (rank.communicate(timeout=120)[0] for rank in ranks)
+    assert [rank.returncode for rank in ranks] == [0, 0], first + second
+    said = [line for line in first.splitlines() if "Warning" not in line and "warn" not in line]
+    assert re.fullmatch(f"small sums go through Horovod, which is slower: {why}", "\n".join(said))
+    assert "which is slower" not in second

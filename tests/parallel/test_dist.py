@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Tuple
 
 import mxnet as mx
@@ -10,6 +12,7 @@ import pytest
 
 from trainer import dist
 from trainer.dist import collectives
+from trainer.dist.preemption import StopRequest
 from trainer.step.optimizer import gluon_trainer
 
 HOSTS = ((1, 1), (2, 2), (1, 1, 1), (2, 1))
@@ -76,6 +79,14 @@ def test_objects_of_any_length_arrive() -> None:
 def test_any_rank() -> None:
     assert dist.any_rank(RANK() == SIZE() - 1, "test.any")
     assert not dist.any_rank(False, "test.none")
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step() -> None:
+    with StopRequest() as stop:
+        assert not stop.agreed()
+        if RANK() == SIZE() - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.agreed()
 
 
 @pytest.fixture(params=["in memory", "by Horovod"])

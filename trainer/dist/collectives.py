@@ -1,7 +1,7 @@
 """The collectives between ranks.
 
-In a process without a launcher, rank 0 of 1, every collective returns its argument. Collectives here are sums and broadcasts; a mean is left to the caller, who
-divides once, by the global count.
+In a process without a launcher, rank 0 of 1, every collective returns its argument. Collectives
+here are sums and broadcasts; a mean is left to the caller, who divides once, by the global count.
 
 Every rank must call the same collectives in the same order. ``name`` matches a call with its
 counterparts on the other ranks.

@@ -101,8 +101,8 @@ def where() -> str:
 def outlive_peers() -> None:
     """Under elastic horovodrun, re-execute below a process that survives lost peers.
 
-    See launch/local/elastic_rank.py: Horovod's own elastic mode does not support MXNet. Elsewhere this
-    does nothing.
+    See launch/local/elastic_rank.py: Horovod's own elastic mode does not support MXNet. Elsewhere
+    this does nothing.
     """
     if os.environ.get("HOROVOD_ELASTIC") == "1":
         again = [sys.executable, "-m", "trainer", *sys.argv[1:]]

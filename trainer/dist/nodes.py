@@ -83,7 +83,9 @@ def meet(gather: Callable[[Any], List[Any]]) -> Tuple[Optional[Nodes], str]:
         with contextlib.closing(listener):
             if problem is None:
                 try:
-                    opened = listener.meet(index, [l.address for l in leaders], told[0].token)
+                    opened = listener.meet(
+                        index, [leader.address for leader in leaders], told[0].token
+                    )
                 except OSError as error:
                     problem = f"{environment.where()}: {error}"
     problem = _first(gather(problem))

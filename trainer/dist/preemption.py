@@ -15,10 +15,10 @@ from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 
+from ..console import print_line
+from . import environment
 from .collectives import allreduce_sum_, any_rank, sums_are_cheap
 from .ranks import world_size
-from . import environment
-from ..console import print_line
 
 # Exit code of a rank that was stopped and has saved: the job should be started again.
 EXIT_CODE = 85

@@ -1,4 +1,4 @@
-// The operator of batch_norm_op.py in C++: same sums, same outputs, without Python in a step.
+// The operator of coefficients.py in C++: same sums, same outputs, without Python in a step.
 //
 // To MXNet's C API a custom operator is a list of C callbacks; mx.operator.register passes those of
 // Python, this file its own. MXNet runs forward and backward on threads that it creates as needed,
