@@ -48,12 +48,12 @@ def microseconds(add_up: Callable[[np.ndarray], np.ndarray], busy: bool) -> Dict
 def measure(output: Path) -> None:
     """Run in each rank; rank 0 writes the figures."""
     from trainer import dist
-    from trainer.dist import collectives
+    from trainer.dist import small_sums
 
     dist.init()
-    sums = collectives._sums()
+    sums = small_sums.small_sums()
     assert sums is not None, "the leaders have not connected"
-    ways = {"channel": sums, "Horovod": lambda v: collectives._allreduce_by_horovod(v, "small")}
+    ways = {"channel": sums, "Horovod": lambda v: small_sums.allreduce_by_horovod(v, "small")}
     figures = {
         way: {state: microseconds(ways[way], state == "computing") for state in STATES}
         for way in WAYS

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from trainer import dist
-from trainer.dist import collectives
+from trainer.dist import collectives, small_sums
 from trainer.dist.preemption import StopRequest
 from trainer.step.optimizer import gluon_trainer
 
@@ -44,7 +44,7 @@ def test_sums_of_different_names_never_meet() -> None:
 
 def test_no_rank_is_taken_for_dead_while_it_lives() -> None:
     """Each holds a lock on the memory; it would be lost with any other descriptor of the file."""
-    sums = collectives._sums()
+    sums = small_sums.small_sums()
     assert sums is not None
     assert not any(sums._has_ended(peer) for peer in range(sums.size) if peer != sums.index)
     dist.barrier()

@@ -12,22 +12,23 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import pickle
-import sys
 import zlib
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, List, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional
 
 import numpy as np
 
-from . import environment, nodes, shared_memory
-from .nodes import Nodes
+from . import environment, shared_memory
 from .ranks import horovod, is_root, local_size, rank, world_size
+from .small_sums import (
+    allreduce_by_horovod,
+    gather,
+    ranks_share_memory,
+    small_sums,
+    way,
+)
 
 if TYPE_CHECKING:
     import mxnet as mx
-
-_CAPACITY = 2**15  # numbers per call in shared memory; longer sums are made in chunks
 
 
 class NotJoinedError(ValueError):
@@ -70,7 +71,7 @@ def init(fixed_groups: bool = True, steps_in_memory: bool = False) -> None:
     hvd.init(process_sets=None if one_node else "dynamic")
     if hvd.size() != environment.size():
         raise NotJoinedError(environment.size(), hvd.size())
-    _connecting()
+    way()
 
 
 def allow_timeline() -> None:
@@ -105,10 +106,10 @@ def shutdown() -> None:
         barrier()
         if local_size() < world_size():
             # What a node has sent may be lost with it, until the others have received it.
-            _allreduce_by_horovod(np.zeros(1), "shutdown")
+            allreduce_by_horovod(np.zeros(1), "shutdown")
         hvd.shutdown()
     node_process_set.cache_clear()
-    _connecting.cache_clear()
+    way.cache_clear()
 
 
 @functools.lru_cache(maxsize=None)
@@ -127,76 +128,6 @@ def node_process_set() -> Any:
     return own
 
 
-class _SmallSums(NamedTuple):
-    """The way of small sums, if it is not Horovod's."""
-
-    nodes: Optional[Nodes]  # None on one node
-    sums: Optional[shared_memory.SharedMemorySum]
-
-
-@functools.lru_cache(maxsize=None)
-def _connecting() -> Optional[Future[_SmallSums]]:
-    """The way of small sums, in the making; None for a rank that is alone.
-
-    A few of Horovod's cycles pass until it is there, in which the caller can work. No other
-    collective runs meanwhile: they all wait for it.
-    """
-    if world_size() == 1:
-        return None
-    connector = ThreadPoolExecutor(1)
-    connecting = connector.submit(_connect)
-    connector.shutdown(wait=False)
-    return connecting
-
-
-def _connect() -> _SmallSums:
-    meet = functools.partial(_allreduce_by_horovod, name="shared_memory")
-    if local_size() == world_size():
-        return _SmallSums(None, shared_memory.connect(_CAPACITY, rank(), world_size(), meet))
-    found, why_not = nodes.meet(functools.partial(_gather, allreduce=_allreduce_by_horovod))
-    if found is None:
-        if is_root():
-            print(f"small sums go through Horovod, which is slower: {why_not}", file=sys.stderr)
-        return _SmallSums(None, None)
-    return _SmallSums(found, found.connect(_CAPACITY, 0, meet))
-
-
-def _sums() -> Optional[shared_memory.SharedMemorySum]:
-    """What adds up small arrays; None where Horovod does; collective."""
-    connecting = _connecting()
-    return None if connecting is None else connecting.result().sums
-
-
-def sums_are_cheap() -> bool:
-    """Whether :func:`allreduce_sum` takes microseconds, plus the wire's between nodes."""
-    return _sums() is not None
-
-
-def ranks_share_memory() -> bool:
-    """Whether all ranks share one node's memory."""
-    sums = _sums()
-    return sums is not None and sums.beyond is None
-
-
-def connect_sum(
-    capacity: int, number: int, sum_over_ranks: Callable[[np.ndarray], np.ndarray]
-) -> Optional[shared_memory.SharedMemorySum]:
-    """Another sum over all ranks, which may be under way with others; None on all ranks if not.
-
-    Args:
-        capacity: the most numbers in a vector.
-        number: its own, from 1, the same on every rank.
-        sum_over_ranks: another allreduce of float64 vectors over all ranks.
-    """
-    connecting = _connecting()
-    if connecting is None:
-        return None
-    if local_size() == world_size():
-        return shared_memory.connect(capacity, rank(), world_size(), sum_over_ranks)
-    found = connecting.result().nodes
-    return None if found is None else found.connect(capacity, number, sum_over_ranks)
-
-
 def allreduce_sum(values: np.ndarray, name: str) -> np.ndarray:
     """The sum over ranks of a small host array (any shape; float or int), in its own dtype.
 
@@ -205,9 +136,9 @@ def allreduce_sum(values: np.ndarray, name: str) -> np.ndarray:
     """
     if world_size() == 1:
         return values
-    sums = _sums()
+    sums = small_sums()
     if sums is None:
-        return _allreduce_by_horovod(values, name)
+        return allreduce_by_horovod(values, name)
     # The tag, a hash of what is summed, tells calls apart that do not belong together.
     is_integer = np.issubdtype(values.dtype, np.integer)
     tag = zlib.crc32(f"{name} {values.shape}".encode())
@@ -218,13 +149,6 @@ def allreduce_sum(values: np.ndarray, name: str) -> np.ndarray:
     if flat[-1] != world_size() * tag:
         raise RuntimeError(f"the ranks differ in what they add up; rank {rank()}: {name}")
     return flat[:-1].astype(values.dtype).reshape(values.shape)
-
-
-def _allreduce_by_horovod(values: np.ndarray, name: str) -> np.ndarray:
-    import mxnet as mx
-
-    tensor = mx.nd.array(values, dtype=values.dtype)
-    return horovod().allreduce(tensor, average=False, name=name).asnumpy()
 
 
 def allreduce_sum_(tensor: mx.nd.NDArray, name: str, process_set: Any = None) -> mx.nd.NDArray:
@@ -274,21 +198,7 @@ def barrier() -> None:
 
 def gather_objects(value: Any) -> List[Any]:
     """Every rank's ``value``, picklable, in rank order; collective."""
-    return _gather(value, allreduce_sum)
-
-
-def _gather(value: Any, allreduce: Callable[[np.ndarray, str], np.ndarray]) -> List[Any]:
-    # Not horovod.allgather_object: it names tensors by type(value), so mixed types never match.
-    pickled = pickle.dumps(value)
-    # Eight bytes a number, as sums are of int64 anyway; pickle ignores what follows its end.
-    words = np.frombuffer(pickled + bytes(-len(pickled) % 8), np.int64)
-    sizes = np.zeros(world_size(), np.int64)
-    sizes[rank()] = words.size
-    ends = np.cumsum(allreduce(sizes, "object.sizes"))
-    together = np.zeros(ends[-1], np.int64)
-    together[ends[rank()] - words.size : ends[rank()]] = words
-    parts = np.split(allreduce(together, "object"), ends[:-1])
-    return [pickle.loads(part.tobytes()) for part in parts]
+    return gather(value, allreduce_sum)
 
 
 def broadcast_object(value: Any) -> Any:
@@ -327,7 +237,7 @@ def _broadcast_(array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:
         from .array_memory import memory_of
 
         host = memory_of(array)  # out of oneDNN's own layout, which Horovod cannot broadcast
-        sums = _sums()
+        sums = small_sums()
         if sums is not None:
             # Sums nothing: it checks that all ranks broadcast the same array.
             allreduce_sum(np.zeros(0, np.int64), f"{name} {host.shape} {host.dtype}")

@@ -17,8 +17,9 @@ import numpy as np
 
 from ..console import print_line
 from . import environment
-from .collectives import allreduce_sum_, any_rank, sums_are_cheap
+from .collectives import allreduce_sum_, any_rank
 from .ranks import world_size
+from .small_sums import sums_are_cheap
 
 # Exit code of a rank that was stopped and has saved: the job should be started again.
 EXIT_CODE = 85

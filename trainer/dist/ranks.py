@@ -10,7 +10,6 @@ from typing import Any
 
 from . import environment
 
-
 BUILD_HOROVOD = (  # as launch/core/rendezvous.py says it too
     "Horovod has no wheel, so build it in this environment, after MXNet: "
     "`HOROVOD_WITH_MXNET=1 HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1 "
