@@ -61,8 +61,8 @@ class Link {
   // Waits for the next message of a stream; false if there will be none.
   bool receive(uint32_t stream, Message* message) {
     std::unique_lock<std::mutex> lock(mutex_);
-    std::deque<Message>& messages = messages_[stream];
-    while (messages.empty()) {
+    std::map<uint32_t, std::deque<Message>>::iterator messages;
+    while ((messages = messages_.find(stream)) == messages_.end()) {
       if (lost_) return false;
       if (reading_) {
         arrived_.wait(lock);
@@ -72,8 +72,9 @@ class Link {
       take_in(POLLIN, 200);
       lock.lock();
     }
-    *message = std::move(messages.front());
-    messages.pop_front();
+    *message = std::move(messages->second.front());
+    messages->second.pop_front();
+    if (messages->second.empty()) messages_.erase(messages);
     return true;
   }
 
@@ -159,7 +160,7 @@ class Link {
   bool reading_ = false;  // one thread at a time, which alone uses the next two
   char chunk_[1 << 16];
   std::vector<char> unread_;
-  std::map<uint32_t, std::deque<Message>> messages_;  // by stream
+  std::map<uint32_t, std::deque<Message>> messages_;  // by stream; none that is empty
 };
 
 // What became of a sum; SharedMemorySum of shared_memory.py knows the numbers.
