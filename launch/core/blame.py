@@ -15,6 +15,7 @@ _LOST_PEER = re.compile(
     "|Connection (closed|reset) by peer|caused pair closure|HTTP request failed"
     "|gloo::IoException|another rank has ended"
     "|on this node (ended before its turn|has been stopped)"
+    r"|lost node \d+ of \d+: |this node's first rank lost another"
 )
 
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence
 
@@ -46,6 +47,37 @@ def slurm_variables(number: int, count: int) -> Dict[str, str]:
         "SLURM_STEP_NODELIST": f"h[1-{count}]",
         "SLURM_CPUS_PER_TASK": "1",
     }
+
+
+def start_ranks(
+    hosts: Hosts,
+    ranks_of_hosts: Sequence[int],
+    command: Sequence[str],
+    environment: Mapping[str, str],
+) -> List[subprocess.Popen]:
+    """Starts a rank of `command` for each that a host is to have, in rank order."""
+    count = sum(ranks_of_hosts)
+    shape = {
+        **slurm_variables(0, count),
+        "SLURM_STEP_TASKS_PER_NODE": ",".join(map(str, ranks_of_hosts)),
+        "SLURM_STEP_NODELIST": f"h[1-{len(ranks_of_hosts)}]",
+    }
+    places = [(host, local) for host, n in enumerate(ranks_of_hosts) for local in range(n)]
+    launched = [sys.executable, "-m", "launch", "slurm-rank", "--", *command]
+    return [
+        hosts.start(
+            hosts.names[host],
+            launched,
+            {
+                **shape,
+                "SLURM_PROCID": str(rank),
+                "SLURM_NODEID": str(host),
+                "SLURM_LOCALID": str(local),
+                **environment,
+            },
+        )
+        for rank, (host, local) in enumerate(places)
+    ]
 
 
 def ip(*arguments: str, namespace: Optional[str] = None) -> None:

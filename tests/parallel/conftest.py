@@ -1,28 +1,37 @@
 """Tests that run inside a rank: each module here is started under horovodrun, on 2 and 3 ranks.
 
 A module may set ``RANKS = (2, 3, 4)``, and a costly test of it ``@pytest.mark.ranks(3)`` to run on
-fewer of them. To look at one by hand:
-``horovodrun -np 2 python -m pytest tests/parallel/test_dist.py``.
+fewer of them. With ``HOSTS = ((1, 1), (2, 2))`` it also runs on two hosts with a rank each and on
+two with two each (tests/integration/hosts.py), but for tests marked ``@pytest.mark.one_node``. To
+look at one by hand: ``horovodrun -np 2 python -m pytest tests/parallel/test_dist.py``.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Iterator, List, Optional, Tuple
 
 import pytest
 
+from tests.integration.hosts import Hosts, start_ranks, why_not
+
 DEFAULT_RANKS = (2, 3)
 SECONDS = 900  # for one module on one number of ranks
 INSIDE = "HOROVOD_RANK" in os.environ
+PYTEST = (sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider")
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HOROVOD_GLOO_TIMEOUT_SECONDS": "20"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "ranks(*numbers): the numbers of ranks that a test runs on")
+    config.addinivalue_line("markers", "one_node: of ranks that share memory; not run over hosts")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -49,8 +58,11 @@ class LaunchedModule(pytest.File):
     """A module, once for each number of ranks."""
 
     def collect(self) -> Iterator[pytest.Item]:
-        for ranks in _ranks(self.path):
+        for ranks in _setting(self.path, "RANKS", DEFAULT_RANKS):
             yield LaunchedTests.from_parent(self, name=f"{ranks}_ranks", ranks=ranks)
+        for hosts in _setting(self.path, "HOSTS", ()):
+            name = f"hosts_with_{'_'.join(map(str, hosts))}"
+            yield TestsOverHosts.from_parent(self, name=name, hosts=hosts)
 
 
 class LaunchedTests(pytest.Item):
@@ -61,16 +73,14 @@ class LaunchedTests(pytest.Item):
         self.ranks = ranks
 
     def runtest(self) -> None:
-        inner = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
         horovodrun = str(Path(sys.executable).with_name("horovodrun"))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HOROVOD_GLOO_TIMEOUT_SECONDS": "20"}
         done = subprocess.run(
-            [horovodrun, "-np", str(self.ranks), *inner, str(self.path)],
+            [horovodrun, "-np", str(self.ranks), *PYTEST, str(self.path)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             timeout=SECONDS,
-            env=environment,
+            env={**os.environ, **ENVIRONMENT},
             cwd=str(self.config.rootpath),
         )
         if done.returncode:
@@ -88,16 +98,45 @@ class LaunchedTests(pytest.Item):
         return self.path, None, f"{self.path.name} on {self.ranks} ranks"
 
 
+class TestsOverHosts(LaunchedTests):
+    """The tests of a module on hosts, each with a number of ranks."""
+
+    __test__ = False  # by its name pytest takes it for tests of this module
+
+    def __init__(self, hosts: Tuple[int, ...], **kwargs: Any):
+        super().__init__(ranks=sum(hosts), **kwargs)
+        self._hosts = hosts
+
+    def runtest(self) -> None:
+        reason = why_not()
+        if reason is not None:
+            pytest.skip(reason)
+        command = [*PYTEST, "-m", "not one_node", str(self.path)]
+        count = sum(self._hosts)
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            pool = stack.enter_context(ThreadPoolExecutor(count))
+            hosts = stack.enter_context(Hosts(len(self._hosts), Path(folder)))
+            ranks = start_ranks(hosts, self._hosts, command, ENVIRONMENT)
+            waiting = [pool.submit(rank.communicate, timeout=SECONDS) for rank in ranks]
+            outputs = [done.result()[0] for done in waiting]
+        if any(rank.returncode for rank in ranks):
+            raise LaunchError("\n".join(outputs))
+
+    def reportinfo(self) -> Tuple[Path, None, str]:
+        return self.path, None, f"{self.path.name} on hosts with {self._hosts} ranks"
+
+
 class LaunchError(Exception):
     """The output of ranks that failed."""
 
 
-def _ranks(path: Path) -> Tuple[int, ...]:
-    """``RANKS`` as the module sets it, read without importing it."""
+def _setting(path: Path, name: str, default: Tuple[Any, ...]) -> Tuple[Any, ...]:
+    """``RANKS`` or ``HOSTS`` as the module sets it, read without importing it."""
     for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "RANKS":
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == name:
             return tuple(ast.literal_eval(node.value))
-    return DEFAULT_RANKS
+    return default
 
 
 if INSIDE:

@@ -33,6 +33,7 @@ from trainer.model import mixed_precision, resnet18, resnet_block
 from trainer.step.optimizer import gluon_trainer
 
 RANKS = (2, 3, 4)
+HOSTS = ((1, 1), (2, 2), (1, 1, 1))
 STEPS = 20
 SAMPLES = 24
 
@@ -182,7 +183,7 @@ FORMS: Dict[str, Dict[str, bool]] = {  # what hybridize is told, if it is called
     "hybridized": {"active": True},
     "static": {"static_alloc": True, "static_shape": True},
 }
-OPERATORS = {"0": "Python", "1": "C++"}  # by what the environment says: see batch_norm_native.py
+OPERATORS = {"0": "Python", "1": "C++"}  # by what the environment says: see coefficients_native.py
 SHARDS_AND_FORMS = [(unequal, "imperative"), (equal, "static"), (with_empty, "hybridized")]
 
 
@@ -225,6 +226,19 @@ def test_seed_net_without_kinks_differs_by_rounding_alone(
     assert 0 < floor < 1e-5
     result = seed_synced(smooth_seed_net, "float32", unequal(), FORMS["static"], STEPS)
     assert largest_difference(result, reference) < 3 * floor
+
+
+@pytest.mark.parametrize("native", OPERATORS)
+def test_all_ranks_and_runs_have_the_same_bits(
+    native: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCH_NORM_NATIVE", native)
+    data, results = samples((4, 5)), []
+    for _ in range(2):
+        net = batch_norm.convert_sync_batch_norm(build(small(), data, "float32"))
+        trained = train(net, data, "float32", unequal(), 5)
+        results += dist.gather_objects({name: trained[name].tobytes() for name in trained})
+    assert all(result == results[0] for result in results)
 
 
 @pytest.mark.ranks(3)

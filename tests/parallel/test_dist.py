@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Tuple
 
 import mxnet as mx
@@ -9,9 +11,11 @@ import numpy as np
 import pytest
 
 from trainer import dist
-from trainer.dist import collectives
+from trainer.dist import collectives, small_sums
+from trainer.dist.preemption import StopRequest
 from trainer.step.optimizer import gluon_trainer
 
+HOSTS = ((1, 1), (2, 2), (1, 1, 1), (2, 1))
 RANK, SIZE = dist.rank, dist.world_size
 
 
@@ -28,11 +32,11 @@ def test_sum_of_any_size_and_shape(shape: Tuple[int, ...]) -> None:
     total = dist.allreduce_sum(own, "test.shape")
     expected = sum(np.random.RandomState(rank).normal(size=shape) for rank in range(SIZE()))
     assert total.shape == shape
-    np.testing.assert_allclose(total, expected, rtol=1e-12)
+    np.testing.assert_allclose(total, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_sums_of_different_names_never_meet() -> None:
-    assert dist.ranks_share_memory()
+    assert dist.sums_are_cheap()
     with pytest.raises(RuntimeError, match=f"differ in what they add up; rank {RANK()}: test.of"):
         dist.allreduce_sum(np.ones(3), f"test.of {RANK()}")
     dist.barrier()  # and the next ones do
@@ -40,10 +44,15 @@ def test_sums_of_different_names_never_meet() -> None:
 
 def test_no_rank_is_taken_for_dead_while_it_lives() -> None:
     """Each holds a lock on the memory; it would be lost with any other descriptor of the file."""
-    memory = collectives._memory()
-    assert memory is not None
-    assert not any(memory._has_ended(peer) for peer in range(SIZE()) if peer != RANK())
+    sums = small_sums.small_sums()
+    assert sums is not None
+    assert not any(sums._has_ended(peer) for peer in range(sums.size) if peer != sums.index)
     dist.barrier()
+
+
+def test_ranks_share_memory_on_one_node_alone() -> None:
+    assert dist.sums_are_cheap()
+    assert dist.ranks_share_memory() == (dist.local_size() == SIZE())
 
 
 def test_asynchronous_sum_replaces_its_argument() -> None:
@@ -70,6 +79,14 @@ def test_objects_of_any_length_arrive() -> None:
 def test_any_rank() -> None:
     assert dist.any_rank(RANK() == SIZE() - 1, "test.any")
     assert not dist.any_rank(False, "test.none")
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step() -> None:
+    with StopRequest() as stop:
+        assert not stop.agreed()
+        if RANK() == SIZE() - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.agreed()
 
 
 @pytest.fixture(params=["in memory", "by Horovod"])
@@ -115,6 +132,7 @@ def test_broadcast_after_an_inference_forward(way: str, under_way: bool) -> None
     assert (RANK() == 0) == np.array_equal(own, net.weight.data().asnumpy())
 
 
+@pytest.mark.one_node
 def test_one_node_has_no_set_of_its_own() -> None:
     assert dist.local_size() == SIZE()
     assert dist.node_process_set() is None

@@ -1,8 +1,8 @@
-"""The operator of :mod:`batch_norm_op` in C++, for arrays on the CPU of ranks on one node.
+"""The operator of :mod:`coefficients` in C++, for arrays on the CPU.
 
-It computes the same sums and writes the same outputs, but runs no Python in a step. Across nodes,
-on GPUs, without a compiler and with ``BATCH_NORM_NATIVE=0`` in the environment the Python operator
-is used; the ranks of one node may mix both.
+It computes the same sums and writes the same outputs, but runs no Python in a step. On GPUs,
+without a compiler and with ``BATCH_NORM_NATIVE=0`` in the environment the Python operator is used;
+ranks may differ in that.
 """
 
 from __future__ import annotations
@@ -56,9 +56,8 @@ def seconds_of_sums() -> float:
 def operator_type(rank_sum: RankSum, device: mx.Context) -> str:
     """The ``op_type`` of the Custom operator for a layer's ``rank_sum``; it never changes."""
     if rank_sum.operator_type is None:
-        near = device.device_type == "cpu" and not rank_sum.crosses_nodes
         wanted = os.environ.get("BATCH_NORM_NATIVE", "1") != "0" and rank_sum.collected is None
-        native = near and wanted and _load() is not None
+        native = wanted and device.device_type == "cpu" and _load() is not None
         rank_sum.operator_type = _OP_TYPE if native else coefficients.OP_TYPE
         if native:
             registry.kept[rank_sum.serial] = rank_sum
@@ -106,8 +105,9 @@ def _look(serial: int, calls: int) -> int:
     try:
         rank_sum.shared.calls = calls
         rank_sum.shared.check_peers()
-    except LostPeerError as error:
-        registry.lost = str(error)
+    except RuntimeError as error:
+        if isinstance(error, LostPeerError):
+            registry.lost = str(error)
         print(f"sync batch norm: {error}", file=sys.stderr, flush=True)
         return 0
     return 1
@@ -118,6 +118,9 @@ def share(rank_sum: RankSum, shared: SharedMemorySum) -> None:
     library = _load()
     assert library is not None
     calls, shape = ctypes.c_int64(shared.calls), (shared.index, shared.size, shared.capacity)
-    library.share(rank_sum.serial, shared.fileno(), calls, *shape)
+    channel, stream = shared.beyond or (None, 0)
+    beyond = channel and channel.handle, stream
+    one_node = int(shared.beyond is None)
+    library.share(rank_sum.serial, shared.fileno(), calls, *shape, one_node, *beyond)
     weakref.finalize(rank_sum, library.forget, rank_sum.serial)
     registry.kept.pop(rank_sum.serial, None)

@@ -1,4 +1,4 @@
-"""The sum of a batch norm layer's vectors over ranks, in shared memory or by Horovod."""
+"""The sum of a batch norm layer's vectors over ranks: in memory, over TCP, or by Horovod."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class RankSum:
         serial: the same on all peers, which make their layers in the same order.
         operator_type: of the layer's operator, once its first step has chosen one.
         collected: running total of the sums in forward, once calibration sets it to an array.
-        shared: the shared memory in use after the first call; None where Horovod is.
+        shared: what adds up after the first call; None where Horovod does.
     """
 
     def __init__(self, process_set: Any):
@@ -100,15 +100,6 @@ class RankSum:
     def size(self) -> int:
         return dist.world_size() if self.process_set is None else self.process_set.size()
 
-    @property
-    def crosses_nodes(self) -> bool:
-        """Whether its ranks are known to be on several nodes."""
-        return self.process_set is None and dist.local_size() < dist.world_size()
-
-    @property
-    def _index(self) -> int:
-        return dist.rank() if self.process_set is None else self.process_set.rank()
-
     def __call__(self, values: np.ndarray) -> np.ndarray:
         if not self._connected:
             self.connect(values.size, self._allreduce)
@@ -122,7 +113,7 @@ class RankSum:
         return total
 
     def connect(self, capacity: int, sum_over_ranks: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Set up shared memory if all ranks have access to it; collective.
+        """Set up shared memory, and the way to other nodes, if all ranks have it; collective.
 
         Args:
             capacity: length of the longest vector, which is forward's.
@@ -134,9 +125,12 @@ class RankSum:
     def _share(
         self, capacity: int, sum_over_ranks: Callable[[np.ndarray], np.ndarray]
     ) -> Optional[shared_memory.SharedMemorySum]:
-        if self.crosses_nodes or self.size == 1:
+        if self.size == 1:
             return None
-        return shared_memory.connect(capacity, self._index, self.size, sum_over_ranks)
+        if self.process_set is None:
+            return dist.connect_sum(capacity, 1 + self.serial, sum_over_ranks)
+        place = self.process_set.rank(), self.process_set.size()
+        return shared_memory.connect(capacity, *place, sum_over_ranks)
 
     def _allreduce(self, values: np.ndarray) -> np.ndarray:
         tensor = nd.array(values, ctx=mx.cpu(), dtype=np.float64)

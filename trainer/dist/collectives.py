@@ -1,7 +1,7 @@
 """The collectives between ranks.
 
-In a process without a launcher, rank 0 of 1, every collective returns its argument. Collectives here are sums and broadcasts; a mean is left to the caller, who
-divides once, by the global count.
+In a process without a launcher, rank 0 of 1, every collective returns its argument. Collectives
+here are sums and broadcasts; a mean is left to the caller, who divides once, by the global count.
 
 Every rank must call the same collectives in the same order. ``name`` matches a call with its
 counterparts on the other ranks.
@@ -12,23 +12,23 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import pickle
 import zlib
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional
 
 import numpy as np
 
 from . import environment, shared_memory
-
-from .ranks import horovod, rank, world_size, local_size, is_root
+from .ranks import horovod, is_root, local_size, rank, world_size
+from .small_sums import (
+    allreduce_by_horovod,
+    gather,
+    ranks_share_memory,
+    small_sums,
+    way,
+)
 
 if TYPE_CHECKING:
     import mxnet as mx
-
-_CAPACITY = 2**15  # numbers per call in shared memory; longer sums are made in chunks
-
-
 
 
 class NotJoinedError(ValueError):
@@ -71,7 +71,7 @@ def init(fixed_groups: bool = True, steps_in_memory: bool = False) -> None:
     hvd.init(process_sets=None if one_node else "dynamic")
     if hvd.size() != environment.size():
         raise NotJoinedError(environment.size(), hvd.size())
-    _connecting()
+    way()
 
 
 def allow_timeline() -> None:
@@ -104,19 +104,12 @@ def shutdown() -> None:
     hvd = horovod()
     if hvd is not None and hvd.is_initialized():
         barrier()
+        if local_size() < world_size():
+            # What a node has sent may be lost with it, until the others have received it.
+            allreduce_by_horovod(np.zeros(1), "shutdown")
         hvd.shutdown()
     node_process_set.cache_clear()
-    _connecting.cache_clear()
-
-
-
-
-
-
-
-
-
-
+    way.cache_clear()
 
 
 @functools.lru_cache(maxsize=None)
@@ -135,61 +128,27 @@ def node_process_set() -> Any:
     return own
 
 
-@functools.lru_cache(maxsize=None)
-def _connecting() -> Optional[Future[Optional[shared_memory.SharedMemorySum]]]:
-    """The shared memory for small sums, in the making; None unless all ranks are on one node.
-
-    Two of Horovod's cycles pass until it is there, in which the caller can work. No other
-    collective runs meanwhile: they all wait for it.
-    """
-    if local_size() < world_size():
-        return None
-    meet = functools.partial(_allreduce_by_horovod, name="shared_memory")
-    connector = ThreadPoolExecutor(1)
-    connecting = connector.submit(shared_memory.connect, _CAPACITY, rank(), world_size(), meet)
-    connector.shutdown(wait=False)
-    return connecting
-
-
-def _memory() -> Optional[shared_memory.SharedMemorySum]:
-    """The shared memory for small sums; None unless all ranks share it; collective."""
-    connecting = _connecting()
-    return None if connecting is None else connecting.result()
-
-
-def ranks_share_memory() -> bool:
-    """Whether all ranks share one node's memory: :func:`allreduce_sum` then takes microseconds."""
-    return world_size() > 1 and _memory() is not None
-
-
 def allreduce_sum(values: np.ndarray, name: str) -> np.ndarray:
     """The sum over ranks of a small host array (any shape; float or int), in its own dtype.
 
     Raises:
-        RuntimeError: in shared memory, a peer has died, or calls with another name or shape.
+        RuntimeError: without Horovod, a peer has died, or calls with another name or shape.
     """
     if world_size() == 1:
         return values
-    memory = _memory()
-    if memory is None:
-        return _allreduce_by_horovod(values, name)
+    sums = small_sums()
+    if sums is None:
+        return allreduce_by_horovod(values, name)
     # The tag, a hash of what is summed, tells calls apart that do not belong together.
     is_integer = np.issubdtype(values.dtype, np.integer)
     tag = zlib.crc32(f"{name} {values.shape}".encode())
     flat = np.append(values, tag).astype(np.int64 if is_integer else np.float64)
-    for start in range(0, flat.size, memory.capacity):
-        part = flat[start : start + memory.capacity]
-        part[:] = memory(part)
+    for start in range(0, flat.size, sums.capacity):
+        part = flat[start : start + sums.capacity]
+        part[:] = sums(part)
     if flat[-1] != world_size() * tag:
         raise RuntimeError(f"the ranks differ in what they add up; rank {rank()}: {name}")
     return flat[:-1].astype(values.dtype).reshape(values.shape)
-
-
-def _allreduce_by_horovod(values: np.ndarray, name: str) -> np.ndarray:
-    import mxnet as mx
-
-    tensor = mx.nd.array(values, dtype=values.dtype)
-    return horovod().allreduce(tensor, average=False, name=name).asnumpy()
 
 
 def allreduce_sum_(tensor: mx.nd.NDArray, name: str, process_set: Any = None) -> mx.nd.NDArray:
@@ -239,17 +198,7 @@ def barrier() -> None:
 
 def gather_objects(value: Any) -> List[Any]:
     """Every rank's ``value``, picklable, in rank order; collective."""
-    # Not horovod.allgather_object: it names tensors by type(value), so mixed types never match.
-    pickled = pickle.dumps(value)
-    # Eight bytes a number, as sums are of int64 anyway; pickle ignores what follows its end.
-    words = np.frombuffer(pickled + bytes(-len(pickled) % 8), np.int64)
-    sizes = np.zeros(world_size(), np.int64)
-    sizes[rank()] = words.size
-    ends = np.cumsum(allreduce_sum(sizes, "object.sizes"))
-    together = np.zeros(ends[-1], np.int64)
-    together[ends[rank()] - words.size : ends[rank()]] = words
-    parts = np.split(allreduce_sum(together, "object"), ends[:-1])
-    return [pickle.loads(part.tobytes()) for part in parts]
+    return gather(value, allreduce_sum)
 
 
 def broadcast_object(value: Any) -> Any:
@@ -288,12 +237,11 @@ def _broadcast_(array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:
         from .array_memory import memory_of
 
         host = memory_of(array)  # out of oneDNN's own layout, which Horovod cannot broadcast
-        memory = _memory() if ranks_share_memory() else None
-        if memory is not None:
+        sums = small_sums()
+        if sums is not None:
             # Sums nothing: it checks that all ranks broadcast the same array.
             allreduce_sum(np.zeros(0, np.int64), f"{name} {host.shape} {host.dtype}")
-            memory.broadcast(host)
-            return array
+            if ranks_share_memory():
+                sums.broadcast(host)
+                return array
     return hvd.broadcast_(array, root_rank=0, name=name)
-
-

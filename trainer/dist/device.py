@@ -8,9 +8,9 @@ from typing import Any, Optional, Set, Tuple
 
 from launch.core.cpu_quota import quota_cores
 
-from .ranks import local_size
-from . import environment
 from ..errors import ConfigError
+from . import environment
+from .ranks import local_size
 
 
 def share_cores() -> None:

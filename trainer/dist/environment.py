@@ -88,6 +88,11 @@ def launch_id() -> Optional[str]:
     return os.environ.get("LAUNCH_ID")
 
 
+def patience() -> float:
+    """Seconds that a process may be silent, because it or its network stands still."""
+    return float(os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", 30))
+
+
 def where() -> str:
     """``rank 3 on node2``."""
     return f"rank {rank()} on {hostname()}"
@@ -96,8 +101,8 @@ def where() -> str:
 def outlive_peers() -> None:
     """Under elastic horovodrun, re-execute below a process that survives lost peers.
 
-    See launch/local/elastic_rank.py: Horovod's own elastic mode does not support MXNet. Elsewhere this
-    does nothing.
+    See launch/local/elastic_rank.py: Horovod's own elastic mode does not support MXNet. Elsewhere
+    this does nothing.
     """
     if os.environ.get("HOROVOD_ELASTIC") == "1":
         again = [sys.executable, "-m", "trainer", *sys.argv[1:]]

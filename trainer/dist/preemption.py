@@ -15,10 +15,11 @@ from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 
-from .collectives import allreduce_sum_, any_rank, ranks_share_memory
-from .ranks import world_size
-from . import environment
 from ..console import print_line
+from . import environment
+from .collectives import allreduce_sum_, any_rank
+from .ranks import world_size
+from .small_sums import sums_are_cheap
 
 # Exit code of a rank that was stopped and has saved: the job should be started again.
 EXIT_CODE = 85
@@ -70,7 +71,7 @@ class StopRequest:
         self._polled = True
         if world_size() == 1:
             return self._requested
-        if ranks_share_memory():
+        if sums_are_cheap():
             return any_rank(self._requested, "stop_request")
         import mxnet as mx
 

@@ -5,18 +5,10 @@ A process without a launcher is rank 0 of 1: Horovod is not even imported.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
-import pickle
-import zlib
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional
-import numpy as np
-from . import environment, shared_memory
-if TYPE_CHECKING:
-    import mxnet as mx
+from typing import Any
 
+from . import environment
 
 BUILD_HOROVOD = (  # as launch/core/rendezvous.py says it too
     "Horovod has no wheel, so build it in this environment, after MXNet: "
@@ -42,12 +34,10 @@ def horovod() -> Any:
     return hvd
 
 
-
 def rank() -> int:
     """The rank of this process, from 0."""
     hvd = horovod()
     return hvd.rank() if hvd else 0
-
 
 
 def world_size() -> int:
@@ -56,12 +46,10 @@ def world_size() -> int:
     return hvd.size() if hvd else 1
 
 
-
 def local_rank() -> int:
     """The rank of this process among those of its node, from 0."""
     hvd = horovod()
     return hvd.local_rank() if hvd else 0
-
 
 
 def local_size() -> int:
@@ -70,8 +58,6 @@ def local_size() -> int:
     return hvd.local_size() if hvd else 1
 
 
-
 def is_root() -> bool:
     """Whether this is rank 0, the only one that writes files and prints."""
     return rank() == 0
-

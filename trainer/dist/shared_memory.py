@@ -2,6 +2,7 @@
 
 A Horovod collective costs milliseconds however small it is, and synced batch norm needs two per
 layer and step. Through shared memory one takes microseconds, plus the wait for the slowest rank.
+Sums go on to other nodes through the channel of their leaders (channel.py).
 """
 
 from __future__ import annotations
@@ -14,18 +15,31 @@ import platform
 import secrets
 import time
 from collections import Counter
-from typing import Callable, Optional, Tuple
+from typing import TYPE_CHECKING, Callable, NamedTuple, Optional, Tuple
 
 import numpy as np
 import psutil
 
+from . import environment
+
+if TYPE_CHECKING:
+    from .channel import Channel
+
 _CACHE_LINE = 8  # float64 or int64 numbers
 _PATIENCE = 1.0  # seconds of waiting before checking that the peers are alive
 _LOOK_EVERY = 0.2  # seconds between checks
+_LOST, _MISMATCH = 1, 2  # why there is no sum over nodes: Outcome in native/channel.h
+
+
+class Beyond(NamedTuple):
+    """The way to the other nodes, of sums over the ranks of several."""
+
+    channel: Optional[Channel]  # of the leader: process 0 of its node
+    stream: int
 
 
 class LostPeerError(RuntimeError):
-    """A process of this node has ended, or been stopped, without calling; which, and why."""
+    """A process or node has ended, or been stopped, without calling; which, and why."""
 
 
 class SharedMemorySum:
@@ -36,15 +50,26 @@ class SharedMemorySum:
     every process gets the same bits. No slot is overwritten while a peer still reads it: before a
     process fills it again, it has seen all peers enter the call in between.
 
+    With ``beyond`` the sum is that over several nodes. The leader increments its counter when the
+    sum over all nodes is in its slot, and the others wait for that. If there will be none, its
+    counter says so.
+
     Calls are matched by their number: every process must make them in the same order.
     """
 
-    def __init__(self, descriptor: int, capacity: int, index: int, size: int):
+    def __init__(
+        self,
+        descriptor: int,
+        capacity: int,
+        index: int,
+        size: int,
+        beyond: Optional[Beyond] = None,
+    ):
         """Take over ``descriptor``; the process must hold no other one of the same file.
 
         Closing another descriptor of it would release the POSIX lock taken below.
         """
-        self.index, self.size, self.capacity = index, size, capacity
+        self.index, self.size, self.capacity, self.beyond = index, size, capacity, beyond
         numbers = size * _CACHE_LINE + 2 * size * capacity
         self._file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115 - kept for its lock
         os.posix_fallocate(
@@ -68,7 +93,10 @@ class SharedMemorySum:
 
     def all_entered(self) -> bool:
         """Whether every process has entered the current call (at first: has connected)."""
-        return bool((self._counters >= self.calls).all())
+        return self._entered(slice(None))
+
+    def _entered(self, processes: slice) -> bool:
+        return bool((self._counters[processes] >= self.calls).all())
 
     def _enter(self) -> None:
         self.calls += 1
@@ -79,11 +107,35 @@ class SharedMemorySum:
 
         Raises:
             LostPeerError: a process has ended, or been stopped, without calling.
+            RuntimeError: the nodes differ in how many numbers they add up.
         """
         slot = self._slots[self.calls % 2].view(values.dtype)[:, : values.size]
         slot[self.index] = values
-        self.barrier()
-        return slot.sum(axis=0)
+        if self.beyond is None:
+            self.barrier()
+            return slot.sum(axis=0)
+        if self.beyond.channel is not None:
+            return self._lead(slot, self.beyond.channel, self.beyond.stream)
+        self._enter()
+        self._wait(slice(0, 1))
+        return slot[0].copy()
+
+    def _lead(self, slot: np.ndarray, channel: Channel, stream: int) -> np.ndarray:
+        self.calls += 1
+        try:
+            self._wait(slice(1, None))
+        except LostPeerError:
+            self._counters[0] = -_LOST
+            channel.abandon()
+            raise
+        total = slot.sum(axis=0)
+        outcome = channel.sum(stream, self.calls, total)
+        if outcome:
+            self._counters[0] = -outcome
+            self.check_peers()
+        slot[0] = total
+        self._counters[0] = self.calls
+        return total
 
     def broadcast(self, values: np.ndarray) -> None:
         """Overwrite ``values``, contiguous and alike everywhere, with those of process 0.
@@ -110,12 +162,12 @@ class SharedMemorySum:
             LostPeerError: a process has ended, or been stopped, without calling.
         """
         self._enter()
-        self._wait()
+        self._wait(slice(None))
 
-    def _wait(self) -> None:
+    def _wait(self, processes: slice) -> None:
         start = looked = time.monotonic()
         waited = 0.0
-        while not self.all_entered():
+        while not self._entered(processes):
             # Yield at first, then back off: 1 % of the time waited so far, 0.1 to 5 ms.
             time.sleep(0 if waited < 0.0005 else min(max(waited / 100, 0.0001), 0.005))
             now = time.monotonic()
@@ -125,13 +177,20 @@ class SharedMemorySum:
                 self.check_peers()
 
     def check_peers(self) -> None:
-        """Raise a LostPeerError if a peer that has not entered the current call never will.
+        """Raise a LostPeerError if the current call will never end.
 
-        One that is stopped by a signal gets as long as Horovod would give it.
+        A peer that is stopped by a signal gets as long as Horovod would give it.
         """
+        if self._counters[0] == -_MISMATCH:
+            raise RuntimeError("the nodes differ in what they add up")
+        if self._counters[0] == -_LOST:
+            channel = self.beyond and self.beyond.channel
+            lost = channel.lost() if channel else "this node's first rank lost another"
+            raise LostPeerError(lost)
         for peer in map(int, np.flatnonzero(self._counters < self.calls)):
-            fate = self._fate(peer)
-            if fate is not None:
+            fate = None if peer == self.index else self._fate(peer)
+            # Who has entered since then may well have ended.
+            if fate is not None and self._counters[peer] < self.calls:
                 raise LostPeerError(f"process {peer} of {self.size} on this node {fate}")
 
     def _fate(self, peer: int) -> Optional[str]:
@@ -140,7 +199,7 @@ class SharedMemorySum:
         if _is_stopped(self._pids[peer]):
             self._seen_stopped[peer, self.calls] += 1
             seconds = self._seen_stopped[peer, self.calls] * _LOOK_EVERY
-            if seconds > float(os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", 30)):
+            if seconds > environment.patience():
                 return f"has been stopped for {seconds:.0f} s"
         return None
 
@@ -218,6 +277,7 @@ def connect(
     size: int,
     sum_over_ranks: Callable[[np.ndarray], np.ndarray],
     proc: str = "/proc",
+    beyond: Optional[Beyond] = None,
 ) -> Optional[SharedMemorySum]:
     """Connect to the peers; None on all of them unless all share this node's memory.
 
@@ -226,11 +286,12 @@ def connect(
         index: of this process among ``size``, from 0.
         sum_over_ranks: another allreduce of float64 vectors over the same processes.
         proc: where procfs is mounted.
+        beyond: where the sums are over the processes of several nodes.
     """
     descriptor = _open_file(index, sum_over_ranks, proc)
     shared = None
     if descriptor is not None:
         with contextlib.suppress(OSError):
-            shared = SharedMemorySum(descriptor, capacity, index, size)
+            shared = SharedMemorySum(descriptor, capacity, index, size, beyond)
     opened = sum_over_ranks(np.array([shared is not None], np.float64))[0]
     return shared if shared is not None and opened == size else None

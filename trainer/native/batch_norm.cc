@@ -1,4 +1,4 @@
-// The operator of batch_norm_op.py in C++: same sums, same outputs, without Python in a step.
+// The operator of coefficients.py in C++: same sums, same outputs, without Python in a step.
 //
 // To MXNet's C API a custom operator is a list of C callbacks; mx.operator.register passes those of
 // Python, this file its own. MXNet runs forward and backward on threads that it creates as needed,
@@ -146,7 +146,7 @@ int create_property(const char*, int count, const char** keys, const char** valu
 
 }  // namespace
 
-// ---- called by batch_norm_native.py
+// ---- called by coefficients_native.py
 
 #pragma GCC visibility push(default)
 extern "C" {
@@ -157,12 +157,41 @@ void* load(const Interface* given) {
 }
 
 // Moves a RankSum's sums to shared memory; called within one of them, or before the first.
-void share(int serial, int file, int64_t calls, int index, int size, int capacity) {
-  std::unique_ptr<SharedSum> shared(new SharedSum(serial, file, calls, index, size, capacity));
+// `channel` is what channel_open returned, or null.
+void share(int serial, int file, int64_t calls, int index, int size, int capacity, int one_node,
+           const void* channel, uint32_t stream) {
+  auto of_leader = channel ? *static_cast<const std::shared_ptr<Channel>*>(channel) : nullptr;
+  std::unique_ptr<SharedSum> shared(new SharedSum(serial, file, calls, index, size, capacity,
+                                                  one_node, std::move(of_leader), stream));
   if (shared->mapped()) sums.of(serial)->shared = std::move(shared);
 }
 
 void forget(int serial) { sums.forget(serial); }
+
+// ---- called by channel.py
+
+// Takes over the sockets, each connected with the leader of a peer, a node.
+void* channel_open(int node, int nodes, int links, const int* peers, const int* sockets,
+                   double timeout) {
+  return new std::shared_ptr<Channel>(new Channel(node, nodes, {peers, peers + links},
+                                                  {sockets, sockets + links}, timeout));
+}
+
+int channel_sum(void* opened, uint32_t stream, int64_t call, void* values, int count, int integer) {
+  Channel& channel = **static_cast<std::shared_ptr<Channel>*>(opened);
+  if (integer) return channel.sum(stream, call, static_cast<uint64_t*>(values), count);
+  return channel.sum(stream, call, static_cast<double*>(values), count);
+}
+
+int channel_lost(const void* opened) {
+  return (*static_cast<const std::shared_ptr<Channel>*>(opened))->lost();
+}
+
+void channel_abandon(const void* opened) {
+  (*static_cast<const std::shared_ptr<Channel>*>(opened))->abandon();
+}
+
+void channel_close(void* opened) { delete static_cast<std::shared_ptr<Channel>*>(opened); }
 
 }  // extern "C"
 #pragma GCC visibility pop

@@ -29,7 +29,7 @@ _SOURCES = Path(__file__).parent
 _FLAGS = ("-std=c++14", "-O3", "-shared", "-fPIC", "-fvisibility=hidden")
 # Each library's main source, which includes the others, and its further flags.
 _LIBRARIES: Dict[str, Tuple[str, ...]] = {
-    "batch_norm": ("-fopenmp-simd",),
+    "batch_norm": ("-fopenmp-simd", "-pthread"),
     "momentum": ("-fopenmp", "-ffp-contract=off"),
 }
 _ENVIRONMENT = Path(sys.prefix, "lib")

@@ -1,4 +1,4 @@
-// Forward and backward of one layer; batch_norm_op.py explains the mathematics.
+// Forward and backward of one layer; coefficients.py explains the mathematics.
 
 #pragma once
 

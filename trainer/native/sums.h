@@ -1,4 +1,5 @@
-// Allreduce of vectors: through shared memory between the ranks of a node, otherwise in Python.
+// Allreduce of vectors: through shared memory between the ranks of a node, through the leaders'
+// channel between nodes, otherwise in Python.
 
 #pragma once
 
@@ -13,8 +14,10 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
+#include "channel.h"
 #include "interface.h"
 
 namespace batch_norm {
@@ -28,8 +31,11 @@ inline int64_t now() {
 // SharedMemorySum of shared_memory.py, which explains it; ranks may mix both implementations.
 class SharedSum {
  public:
-  SharedSum(int serial, int file, int64_t calls, int index, int size, int capacity)
-      : serial_(serial), calls_(calls), index_(index), size_(size), capacity_(capacity) {
+  // `channel` is the leader's, of several nodes; `stream` that of its sums.
+  SharedSum(int serial, int file, int64_t calls, int index, int size, int capacity,
+            bool one_node, std::shared_ptr<Channel> channel, uint32_t stream)
+      : serial_(serial), calls_(calls), index_(index), size_(size), capacity_(capacity),
+        one_node_(one_node), channel_(std::move(channel)), stream_(stream) {
     bytes_ = 8 * int64_t(size) * (kCacheLine + 2 * capacity);
     memory_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   }
@@ -41,12 +47,17 @@ class SharedSum {
   bool operator()(std::vector<double>* values) {
     double* slots = reinterpret_cast<double*>(&counter(size_)) + calls_ % 2 * (size_ * capacity_);
     std::copy(values->begin(), values->end(), slots + index_ * capacity_);
-    counter(index_).store(++calls_, std::memory_order_release);
-    for (int peer = 0; peer < size_; ++peer)
-      if (!wait_for(peer)) return false;
-    std::fill(values->begin(), values->end(), 0);
-    for (int peer = 0; peer < size_; ++peer, slots += capacity_)
-      for (size_t i = 0; i < values->size(); ++i) (*values)[i] += slots[i];
+    ++calls_;
+    if (one_node_) {
+      counter(index_).store(calls_, std::memory_order_release);
+      if (!wait_for(0, size_)) return false;
+      add(slots, values);
+      return true;
+    }
+    if (channel_) return lead(slots, values);
+    counter(index_).store(calls_, std::memory_order_release);
+    if (!wait_for(0, 1)) return false;
+    std::copy(slots, slots + values->size(), values->begin());
     return true;
   }
 
@@ -55,6 +66,33 @@ class SharedSum {
 
   std::atomic<int64_t>& counter(int peer) {
     return static_cast<std::atomic<int64_t>*>(memory_)[peer * kCacheLine];
+  }
+
+  void add(const double* slots, std::vector<double>* values) const {
+    std::fill(values->begin(), values->end(), 0);
+    for (int peer = 0; peer < size_; ++peer, slots += capacity_)
+      for (size_t i = 0; i < values->size(); ++i) (*values)[i] += slots[i];
+  }
+
+  // The leader's part: its counter says that the sum over all nodes is in its slot.
+  bool lead(double* slots, std::vector<double>* values) {
+    if (!wait_for(1, size_)) {
+      counter(0).store(-kLost, std::memory_order_release);
+      channel_->abandon();
+      return false;
+    }
+    add(slots, values);
+    const Outcome outcome = channel_->sum(stream_, calls_, values->data(), values->size());
+    if (outcome == kSummed) std::copy(values->begin(), values->end(), slots);
+    counter(0).store(outcome == kSummed ? calls_ : -outcome, std::memory_order_release);
+    if (outcome != kSummed) api.look(serial_, calls_);  // says what happened
+    return outcome == kSummed;
+  }
+
+  bool wait_for(int first, int last) {
+    for (int peer = first; peer < last; ++peer)
+      if (!wait_for(peer)) return false;
+    return true;
   }
 
   bool wait_for(int peer) {
@@ -79,6 +117,9 @@ class SharedSum {
   const int serial_;
   int64_t calls_;
   const int index_, size_, capacity_;
+  const bool one_node_;
+  const std::shared_ptr<Channel> channel_;
+  const uint32_t stream_;
   int64_t bytes_;
   void* memory_;
 };
