@@ -51,9 +51,9 @@ def has_sparse_gradients(trainer: gluon.Trainer) -> bool:
     return trainer._contains_sparse_grad
 
 
-def divides_by_ranks(trainer: gluon.Trainer) -> bool:
-    """Whether :func:`scale` of Horovod's trainer has 1 / ranks; otherwise NCCL averages itself."""
-    return trainer._average_in_framework
+def divide_by(trainer: gluon.Trainer, ranks: int) -> None:
+    """Have the update divide gradients, which are then sums over ranks, by their number."""
+    trainer._scale /= ranks
 
 
 def allreduce_of(trainer: gluon.Trainer) -> Callable[[], None]:

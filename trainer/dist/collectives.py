@@ -43,11 +43,10 @@ class NotJoinedError(ValueError):
         )
 
 
-def init(fixed_groups: bool = True, steps_in_memory: bool = False) -> None:
+def init(steps_in_memory: bool = False) -> None:
     """Join the other ranks; the first call of every rank. Calling it again is harmless.
 
     Args:
-        fixed_groups: gradients are reduced in groups of their own (see :func:`gluon_trainer`).
         steps_in_memory: if the ranks can share memory, training steps make no Horovod collective.
 
     Raises:
@@ -58,10 +57,10 @@ def init(fixed_groups: bool = True, steps_in_memory: bool = False) -> None:
     hvd = horovod()
     if hvd is None or hvd.is_initialized():
         return
-    if fixed_groups:
-        # Fusing a group with whatever else is in flight changes the order of summation from run to
-        # run on three ranks or more. Without groups this setting would disable fusion altogether.
-        os.environ.setdefault("HOROVOD_DISABLE_GROUP_FUSION", "1")
+    # Nothing is fused. Buckets of gradients (step/buckets.py) need no copies in Horovod's buffer, and
+    # with whatever else is in flight the order of summation would change from run to run on three
+    # ranks or more.
+    os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
     one_node = environment.local_size() == environment.size()
     if one_node and not hvd.cuda_built() and shared_memory.possible():
         # Horovod's background threads synchronise once a cycle, by default every millisecond, even

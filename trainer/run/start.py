@@ -29,7 +29,6 @@ from ..step.optimizer import make_trainer
 from . import agreement
 
 
-
 class Sets(NamedTuple):
     """What is trained and tested on."""
 
@@ -89,7 +88,7 @@ def join(config: Config, read: Callable[[], Tuple[Arrays, Arrays]]) -> Future[Se
 
     with ThreadPoolExecutor(1) as reader:
         data = reader.submit(work)
-        dist.init(config.optimizer.groups > 0, shared_gradients.wanted(config.optimizer))
+        dist.init(shared_gradients.wanted(config.optimizer))
     return data
 
 
