@@ -16,6 +16,7 @@ from mxnet.gluon import nn
 from trainer import dist
 from trainer.errors import ConfigError
 from trainer.mxnet_internals import allreduce_of
+from trainer.step import half_sum
 from trainer.step.gradients import mean_gradients, reduce_and_update
 from trainer.step.optimizer import gluon_trainer
 
@@ -181,3 +182,45 @@ def test_every_run_gives_the_same_bits_whenever_gradients_are_ready() -> None:
     for found in sums[1:]:
         for one, other in zip(sums[0], found):
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_float16_on_the_wire_rounds_sums_of_float32(
+    compiled: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled, in two roundings; otherwise by MXNet's casts and Horovod's sum of float16."""
+    if not compiled:
+        monkeypatch.setattr(half_sum, "library", lambda: None)
+    made = [gluon.Parameter(f"p{n}", shape=(n,), dtype=dtype) for n in (1, 37, 501, 8, 1000)]
+    for parameter in made:
+        parameter.initialize()
+    sgd, named = mx.optimizer.create("sgd"), {parameter.name: parameter for parameter in made}
+    trainer = gluon_trainer(named, sgd, fp16=True, bucket_mb=1e-3)
+    for step in range(3):
+        every = [
+            [np.random.RandomState(10 * step + rank).normal(size=p.shape) for p in made]
+            for rank in range(dist.world_size())
+        ]
+        for parameter, values in zip(made, every[dist.rank()]):
+            parameter.grad()[:] = values
+        trainer.allreduce_grads()
+        for parameter, *values in zip(made, *every):
+            found = parameter.grad().asnumpy()
+            total = np.sum([value.astype(np.float16).astype(np.float32) for value in values], 0)
+            if compiled and dtype == "float32":
+                np.testing.assert_array_equal(found, total.astype(np.float16))
+            else:  # which rounds in each of Horovod's steps
+                np.testing.assert_allclose(found, total, atol=0.01)
+            assert np.dtype(found.dtype) == dtype
+            assert (found == found.astype(np.float16)).all()
+
+
+def test_large_gradients_in_float16_become_infinite_and_small_ones_stay() -> None:
+    parameter = gluon.Parameter("p", shape=(3,))
+    parameter.initialize()
+    trainer = gluon_trainer({"p": parameter}, mx.optimizer.create("sgd"), fp16=True)
+    parameter.grad()[:] = mx.nd.array([1e6, 6e-8, np.nan])
+    trainer.allreduce_grads()
+    large, small, undefined = parameter.grad().asnumpy()
+    assert np.isinf(large) and 0 < small < 1e-6 and np.isnan(undefined)

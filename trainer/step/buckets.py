@@ -29,6 +29,7 @@ from .. import dist
 from ..dist import environment
 from ..errors import ConfigError
 from ..mxnet_internals import set_gradient
+from .half_sum import HalfSum
 from .shared_gradients import clear_static_graphs
 
 _FIRST = 2**20  # bytes of the first bucket, unless all are to be smaller
@@ -49,6 +50,7 @@ class Buckets:
         parameters: Sequence[mx.gluon.Parameter],
         forward: Sequence[mx.gluon.Parameter],
         megabytes: float,
+        half: bool = False,
     ):
         """Of the trainer of ``parameters``, in the same order on every rank.
 
@@ -56,11 +58,12 @@ class Buckets:
             forward: the same ones, in the order in which forward uses them, as far as is known;
                 rank 0's counts.
             megabytes: a bucket ends with the parameter that makes it as large as this.
+            half: send float32 and float64 as float16.
         """
         places = {id(parameter): place for place, parameter in enumerate(forward)}
         self._parameters = list(parameters)
         self._forward = [places[id(parameter)] for parameter in parameters]
-        self._bytes = megabytes * 2**20
+        self._bytes, self._half = megabytes * 2**20, half
         self._buckets: List[_Bucket] = []
         self._numbers: Dict[int, int] = {}
 
@@ -82,12 +85,12 @@ class Buckets:
         held = {id(gradient) for bucket in self._buckets for gradient in bucket.gradients}
         if held != {id(parameter.list_grad()[0]) for _, parameter in trained}:
             self._fill(trained)
-            for number, bucket in reversed(list(enumerate(self._buckets))):
-                _reduce(number, bucket)
+            for bucket in reversed(self._buckets):
+                bucket.reduce()
                 bucket.flat.wait_to_read()
         else:
-            for number, bucket in enumerate(self._buckets):
-                _reduce(number, bucket)
+            for bucket in self._buckets:
+                bucket.reduce()
 
     def number_of(self, index: int) -> int:
         """The bucket of the trainer's parameter of that index; 0 before the first step."""
@@ -108,8 +111,8 @@ class Buckets:
         sizes = [gradient.size * np.dtype(gradient.dtype).itemsize for gradient in gradients]
         dtypes = [dtype for _, dtype in own]
         self._buckets = [
-            _Bucket([parameters[index] for index in bucket])
-            for bucket in plan(ranks[0][1], sizes, dtypes, self._bytes)
+            _Bucket([parameters[index] for index in bucket], f"gradients.{number}", self._half)
+            for number, bucket in enumerate(plan(ranks[0][1], sizes, dtypes, self._bytes))
         ]
         indices = {id(parameter): index for index, parameter in enumerate(self._parameters)}
         self._numbers = {
@@ -118,10 +121,6 @@ class Buckets:
             for parameter in bucket.parameters
         }
         clear_static_graphs(parameters)
-
-
-def _reduce(number: int, bucket: _Bucket) -> None:
-    dist.allreduce_sum_(bucket.flat, f"gradients.{number}")
 
 
 def plan(order: Sequence[int], sizes: Sequence[int], dtypes: Sequence[str], limit: float) -> Plan:
@@ -147,8 +146,8 @@ def plan(order: Sequence[int], sizes: Sequence[int], dtypes: Sequence[str], limi
 class _Bucket:
     """Gradients of one dtype and device, side by side in the array ``flat``."""
 
-    def __init__(self, parameters: Sequence[mx.gluon.Parameter]):
-        self.parameters = parameters
+    def __init__(self, parameters: Sequence[mx.gluon.Parameter], name: str, half: bool):
+        self.parameters, self._name = parameters, name
         old = [parameter.list_grad()[0] for parameter in parameters]
         unit = max(1, _ALIGNED // np.dtype(old[0].dtype).itemsize)
         starts = np.cumsum([0, *(-(-gradient.size // unit) * unit for gradient in old)]).tolist()
@@ -159,3 +158,12 @@ class _Bucket:
             view[:] = gradient
             set_gradient(parameter, view)
             self.gradients.append(view)
+        wide = np.dtype(self.flat.dtype).itemsize > np.dtype(np.float16).itemsize
+        self._half = HalfSum(self.flat, name) if half and wide else None
+
+    def reduce(self) -> None:
+        """Enqueue the allreduce of its gradients."""
+        if self._half is not None:
+            self._half()
+        else:
+            dist.allreduce_sum_(self.flat, self._name)

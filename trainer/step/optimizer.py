@@ -146,7 +146,7 @@ def gluon_trainer(
         )
     divide_by(trainer, dist.world_size())
     own = all_parameters(trainer)
-    buckets = Buckets(own, list(parameters.values()), bucket_mb)
+    buckets = Buckets(own, list(parameters.values()), bucket_mb, fp16)
     set_allreduce(trainer, buckets)
     if isinstance(optimizer, momentum.InOnePass):
         optimizer.bucket_of = buckets.number_of
