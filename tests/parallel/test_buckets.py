@@ -207,7 +207,7 @@ def test_float16_on_the_wire_rounds_sums_of_float32(
         trainer.allreduce_grads()
         for parameter, *values in zip(made, *every):
             found = parameter.grad().asnumpy()
-            total = np.sum([value.astype(np.float16).astype(np.float32) for value in values], 0)
+            total = np.sum([value.astype("f4").astype("f2").astype("f4") for value in values], 0)
             if compiled and dtype == "float32":
                 np.testing.assert_array_equal(found, total.astype(np.float16))
             else:  # which rounds in each of Horovod's steps
