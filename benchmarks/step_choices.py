@@ -47,8 +47,9 @@ HOROVOD = "optimizer.shared_memory=false"
 CHOICES: Dict[str, Choice] = {
     "ranks not kept to cores (`OMP_PROC_BIND=false`)": run(OMP_PROC_BIND="false"),
     f"gradients through Horovod (`{HOROVOD}`)": run(HOROVOD),
-    "through Horovod, as they come (`optimizer.groups=0`)": run(HOROVOD, "optimizer.groups=0"),
-    "through Horovod, in 8 groups": run(HOROVOD, "optimizer.groups=8"),
+    "through Horovod, in one bucket (`optimizer.bucket_mb=100`)": run(
+        HOROVOD, "optimizer.bucket_mb=100"
+    ),
     "products in bfloat16 (`train.precision=bfloat16`)": run("train.precision=bfloat16"),
     "`HOROVOD_CYCLE_TIME=1` instead of 100": run(HOROVOD_CYCLE_TIME="1"),
     "`HOROVOD_CYCLE_TIME=200`": run(HOROVOD_CYCLE_TIME="200"),

@@ -150,7 +150,9 @@ def _over_ranks(trainer: gluon.Trainer, net: gluon.Block) -> Iterator[gluon.Trai
     trainer.optimizer.rescale_grad = scale(trainer)
     by_old_place = trainer.optimizer.param_dict  # the distributed trainer sets its own
     in_order = {f"{place:08d}": parameter for place, parameter in enumerate(parameters)}
-    distributed = gluon_trainer(in_order, trainer.optimizer)
+    distributed = gluon_trainer(
+        in_order, trainer.optimizer, forward=list(net.collect_params().values())
+    )
     old = [places[id(parameter)] for parameter in parameters]
     move_states(trainer, distributed, dict(zip(old, range(len(old)))))
     try:

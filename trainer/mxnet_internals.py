@@ -7,6 +7,7 @@ an attribute, copy nothing and wait for nothing, unless they say so.
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any, Callable, Dict, List, Optional
 
 import mxnet as mx
@@ -51,9 +52,9 @@ def has_sparse_gradients(trainer: gluon.Trainer) -> bool:
     return trainer._contains_sparse_grad
 
 
-def divides_by_ranks(trainer: gluon.Trainer) -> bool:
-    """Whether :func:`scale` of Horovod's trainer has 1 / ranks; otherwise NCCL averages itself."""
-    return trainer._average_in_framework
+def divide_by(trainer: gluon.Trainer, ranks: int) -> None:
+    """Have the update divide gradients, which are then sums over ranks, by their number."""
+    trainer._scale /= ranks
 
 
 def allreduce_of(trainer: gluon.Trainer) -> Callable[[], None]:
@@ -140,6 +141,33 @@ def mark_gradient_as_fresh(data: mx.nd.NDArray, fresh: bool = True) -> None:
 def copy_from_host(array: mx.nd.NDArray, values: np.ndarray) -> None:
     """Write ``values``, of the same shape, to ``array``; ``array[:] = values`` takes longer."""
     array._sync_copyfrom(values)
+
+
+def push(
+    function: Any, task: int, release: Any, source: mx.nd.NDArray, target: mx.nd.NDArray
+) -> None:
+    """Have the engine call a C function when both arrays are ready, as an operator of them.
+
+    Args:
+        function: ``void (void* context, void* task)``; reads ``source``, writes ``target``.
+        release: ``void (void* task)``, called once afterwards.
+    """
+    device = (ctypes.c_int32 * 2)(target.context.device_typeid, target.context.device_id)
+    mx.base.check_call(
+        C_LIBRARY.MXEnginePushSyncND(
+            ctypes.cast(function, ctypes.c_void_p),
+            ctypes.c_void_p(task),
+            ctypes.cast(release, ctypes.c_void_p),
+            ctypes.byref(device),
+            ctypes.byref(source.handle),
+            1,
+            ctypes.byref(target.handle),
+            1,
+            None,
+            0,
+            b"half",
+        )
+    )
 
 
 # Of blocks.

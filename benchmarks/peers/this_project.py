@@ -43,9 +43,8 @@ def main() -> None:
 def train(args: argparse.Namespace, settings: config.Config) -> None:
     """A run of the project's own loop, ended when the clock has seen enough."""
     from trainer.run import loop
-    from trainer.step.step import train_step
 
-    train_step = clocked(train_step, args)
+    loop.train_step = clocked(loop.train_step, args)
     loop.fit(config=settings, resume="none")
 
 
@@ -53,7 +52,7 @@ def clocked(train_step: Callable[..., Any], args: argparse.Namespace) -> Callabl
     """``train_step``, which notes its ends on a clock."""
     import mxnet as mx
 
-    clock = workload.Clock(args, environment.rank(), environment.local_size())
+    clock = workload.Clock(args, environment.rank(), environment.size())
 
     def step(*args: Any, **kwargs: Any) -> Any:
         result = train_step(*args, **kwargs)

@@ -177,7 +177,7 @@ LEAST = {
     "record_run": "--picture curve.png runs/kept typed by a test",
     "scaling": "",
     "scaling_validation": "--rates ''",
-    "step_choices": "--only groups=0 --rounds 1 --steps 1",
+    "step_choices": "--only bucket_mb=100 --rounds 1 --steps 1",
     "update": "--rounds 1",
 }
 

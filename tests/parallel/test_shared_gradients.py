@@ -44,18 +44,18 @@ def parameters() -> List[gluon.Parameter]:
     return made
 
 
-def trainer_of(made: Sequence[gluon.Parameter], shared: bool = True, groups: int = 1) -> Any:
+def trainer_of(made: Sequence[gluon.Parameter], shared: bool = True, bucket_mb: float = 4) -> Any:
     sgd = mx.optimizer.create("sgd", learning_rate=0.01, momentum=0.9)
     named = {parameter.name: parameter for parameter in made}
-    return gluon_trainer(named, sgd, False, groups, shared)
+    return gluon_trainer(named, sgd, False, bucket_mb, shared)
 
 
-@pytest.mark.parametrize("groups", [0, 1])
-def test_sums_are_those_through_horovod(groups: int) -> None:
+@pytest.mark.parametrize("bucket_mb", [1e-5, 4])
+def test_sums_are_those_through_horovod(bucket_mb: float) -> None:
     sums = []
     for shared in (True, False):
         made = parameters()
-        trainer = trainer_of(made, shared, groups)
+        trainer = trainer_of(made, shared, bucket_mb)
         for calls in (1, 2):  # the memory is used again
             for parameter in made[:4]:
                 drawn = np.random.RandomState(10 * calls + RANK()).normal(size=parameter.shape)

@@ -1,7 +1,7 @@
 """Every setting of a run: ``config.load("configs/quickstart.yaml")``, ``Config(name="mine")``."""
 
 from ..errors import ConfigError
-from .load import all_settings, as_yaml, checked, differences, from_dict, load, to_dict
+from .load import all_settings, as_yaml, checked, differences, from_dict, load, recorded, to_dict
 from .schema import (
     Checkpoint,
     Config,

@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 import yaml
 
 from ..errors import ConfigError, nearest, show
-from .schema import Config, decides_result
+from .schema import REMOVED, Config, decides_result
 from .settings import flat, plain
 
 PRESETS = Path(__file__).with_name("presets")  # in a clone, a link to its configs/
@@ -222,6 +222,16 @@ def to_dict(config: Config) -> Dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
+def recorded(values: Mapping[str, Any]) -> Dict[str, Any]:
+    """The nested mapping in a checkpoint, for :func:`from_dict`: without what there is no more."""
+    kept: Dict[str, Any] = copy.deepcopy(dict(values))
+    for name in REMOVED:
+        section, _, leaf = name.partition(".")
+        if isinstance(kept.get(section), dict):
+            kept[section].pop(leaf, None)
+    return kept
+
+
 def as_yaml(config: Config) -> str:
     """Every setting as YAML, for :func:`load`."""
     return yaml.safe_dump(to_dict(config), sort_keys=False)
@@ -256,6 +266,8 @@ def _build(cls: Any, values: Any, prefix: str) -> Any:
     chosen = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
+        if name in REMOVED:
+            raise ConfigError(f"there is no setting {name} any more: {REMOVED[name]}")
         if key not in types:
             shown = name if name.isprintable() else repr(name)
             raise ConfigError(f"unknown setting {shown}{_meant(name)}; {section} holds {known}")

@@ -14,6 +14,14 @@ from typing import Any, Dict, Optional, Tuple
 from ..errors import ConfigError
 from .settings import Checked, setting
 
+BUCKET_MB = 4.0  # found by measurement: docs/scaling.md
+
+# Settings of older versions, which changed rounding alone: what to say where one is still given.
+REMOVED = {
+    "optimizer.groups": "gradients are reduced in buckets of optimizer.bucket_mb megabytes, whose "
+    "results are the same in every run; leave optimizer.groups out"
+}
+
 
 @dataclass(frozen=True)
 class Data(Checked, section="data."):
@@ -82,16 +90,16 @@ class Optimizer(Checked, section="optimizer."):
     fp16_allreduce: bool = setting(
         False, "reduce gradients in float16 (pays off on slow links only)"
     )
-    groups: int = setting(
-        1,
-        "fixed groups in which Horovod reduces gradients; 0: each as it becomes ready, so that "
-        "last bits vary between runs on three ranks or more",
-        minimum=0,
+    bucket_mb: float = setting(
+        BUCKET_MB,
+        "megabytes of gradients that are reduced over the network together, while backward goes "
+        "on; a bucket ends with the parameter that fills it",
+        above=0,
     )
     shared_memory: bool = setting(
         True,
         "reduce gradients in shared memory if all ranks are on the CPUs of one node; otherwise "
-        "Horovod does, in optimizer.groups",
+        "Horovod does, in buckets",
     )
 
 
@@ -225,14 +233,14 @@ class Config(Checked):
 # Settings that do not influence the result, and so may change when a run is resumed.
 _FREE_TO_CHANGE = re.compile(
     r"(output|name|device|evaluate\..*|checkpoint\..*|monitor\..*|data\.(folder|prefetch)"
-    r"|train\.(max_steps|patience|watchdog_seconds)|optimizer\.(fp16_allreduce|shared_memory)"
+    r"|train\.(max_steps|patience|watchdog_seconds)|optimizer\.(fp16_allreduce|shared_memory|bucket_mb)"
     r"|model\.hybridize)"
 )
 
 
 def decides_result(name: str) -> bool:
     """Whether the setting of that dotted name influences the result of a run."""
-    return not _FREE_TO_CHANGE.fullmatch(name)
+    return not _FREE_TO_CHANGE.fullmatch(name) and name not in REMOVED
 
 
 def _check_together(config: Config) -> None:

@@ -6,9 +6,11 @@ The only room that imports horovod.
 from .collectives import (
     NotJoinedError,
     PeerError,
+    allgather_,
     allow_timeline,
     allreduce_sum,
     allreduce_sum_,
+    alltoall_,
     any_rank,
     barrier,
     broadcast_array,

@@ -10,6 +10,7 @@ counterparts on the other ranks.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 import zlib
@@ -43,11 +44,10 @@ class NotJoinedError(ValueError):
         )
 
 
-def init(fixed_groups: bool = True, steps_in_memory: bool = False) -> None:
+def init(steps_in_memory: bool = False) -> None:
     """Join the other ranks; the first call of every rank. Calling it again is harmless.
 
     Args:
-        fixed_groups: gradients are reduced in groups of their own (see :func:`gluon_trainer`).
         steps_in_memory: if the ranks can share memory, training steps make no Horovod collective.
 
     Raises:
@@ -58,10 +58,10 @@ def init(fixed_groups: bool = True, steps_in_memory: bool = False) -> None:
     hvd = horovod()
     if hvd is None or hvd.is_initialized():
         return
-    if fixed_groups:
-        # Fusing a group with whatever else is in flight changes the order of summation from run to
-        # run on three ranks or more. Without groups this setting would disable fusion altogether.
-        os.environ.setdefault("HOROVOD_DISABLE_GROUP_FUSION", "1")
+    # Nothing is fused. Buckets of gradients (step/buckets.py) need no copies in Horovod's buffer, and
+    # with whatever else is in flight the order of summation would change from run to run on three
+    # ranks or more.
+    os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
     one_node = environment.local_size() == environment.size()
     if one_node and not hvd.cuda_built() and shared_memory.possible():
         # Horovod's background threads synchronise once a cycle, by default every millisecond, even
@@ -161,6 +161,34 @@ def allreduce_sum_(tensor: mx.nd.NDArray, name: str, process_set: Any = None) ->
         return tensor
     process_set = hvd.global_process_set if process_set is None else process_set
     return hvd.allreduce_(tensor, average=False, name=name, process_set=process_set)
+
+
+def alltoall_(array: mx.nd.NDArray, out: mx.nd.NDArray, name: str) -> None:
+    """Write the n-th part of every rank's flat ``array``, for this rank n, to ``out``.
+
+    Asynchronous, unlike Horovod's own function, so that both arrays must stay alive; they are alike
+    and a multiple of the number of ranks long.
+    """
+    import mxnet as mx
+    from horovod.mxnet.mpi_ops import MPI_MXNET_LIB_CTYPES as library
+
+    even, received = mx.nd.array([], dtype="int32"), mx.nd.empty((world_size(),), dtype="int32")
+    mx.base.check_call(
+        library.horovod_mxnet_alltoall_async(
+            array.handle, out.handle, mx.base.c_str(name), even.handle, received.handle, 0, 0
+        )
+    )
+
+
+def allgather_(array: mx.nd.NDArray, out: mx.nd.NDArray, name: str) -> None:
+    """Write every rank's flat ``array``, one after the other, to ``out``; see :func:`alltoall_`."""
+    import mxnet as mx
+    from horovod.mxnet.mpi_ops import MPI_MXNET_LIB_CTYPES as library
+
+    own, all_ranks = ctypes.byref(array.handle), ctypes.byref(out.handle)
+    mx.base.check_call(
+        library.horovod_mxnet_allgather_async(own, all_ranks, mx.base.c_str(name), 0, 0, 1)
+    )
 
 
 def any_rank(flag: bool, name: str) -> bool:

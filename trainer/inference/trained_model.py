@@ -84,7 +84,7 @@ def load(
     with dist.together():
         path = _find(Path(where))
         state = checkpoint.read_state(path)
-        settings = config.from_dict(state.config, overrides)
+        settings = config.from_dict(config.recorded(state.config), overrides)
         ctx = choose(settings.device, dist.local_rank())
         net = model.build(settings.model) if net is None else net
         image_shape = tuple(state.image_shape or input_pipeline.image_size(settings.data))

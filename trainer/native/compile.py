@@ -31,6 +31,7 @@ _FLAGS = ("-std=c++14", "-O3", "-shared", "-fPIC", "-fvisibility=hidden")
 _LIBRARIES: Dict[str, Tuple[str, ...]] = {
     "batch_norm": ("-fopenmp-simd", "-pthread"),
     "momentum": ("-fopenmp", "-ffp-contract=off"),
+    "halves": (),
 }
 _ENVIRONMENT = Path(sys.prefix, "lib")
 

@@ -101,7 +101,7 @@ def join(config: Config, read: Callable[[], Tuple[Arrays, Arrays]]) -> Future[Se
 
     with ThreadPoolExecutor(1) as reader:
         data = reader.submit(work)
-        dist.init(config.optimizer.groups > 0, shared_gradients.wanted(config.optimizer))
+        dist.init(shared_gradients.wanted(config.optimizer))
     return data
 
 

@@ -65,8 +65,7 @@ def reduce_and_update(
     norm = None
     if want_norm or clip_norm is not None:
         arrays = gradients(trainer)
-        # Without NCCL Horovod leaves a sum, and the update's scale is 1 / world_size; with it, a
-        # mean, and the scale is 1. The product is the norm of the mean in either case.
+        # The arrays hold sums over ranks, which the update's scale divides by their number.
         norm = _norm(arrays) * scale(trainer)
         if clip_norm is not None:
             _rescale(arrays, mx.nd.minimum(clip_norm / (norm + 1e-12), 1.0))

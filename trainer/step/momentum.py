@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import sys
 import types
-from typing import Any, ClassVar, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, ClassVar, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -41,6 +42,8 @@ class InOnePass(mx.optimizer.Optimizer):
     momentum: float
     aggregate_num: int
     may_wait = False  # for backward: set where something has waited for it anyway
+    # By a parameter's index: those of another bucket get their gradients at another time.
+    bucket_of: Callable[[int], int] = staticmethod(lambda index: 0)
     _gradients: Addresses = types.MappingProxyType({})
 
     def __init__(self, **arguments: Any):
@@ -128,9 +131,14 @@ class SGD(InOnePass, mx.optimizer.SGD):
                 self._update_alone(*one)
             else:
                 others.append(one)
-        for start in range(0, len(others), self._at_once):
-            few = others[start : start + self._at_once]
-            mx.optimizer.SGD.update_multi_precision(self, *map(list, zip(*few)))
+        for _, alike in itertools.groupby(
+            sorted(others, key=lambda one: self.bucket_of(one[0])),
+            key=lambda one: self.bucket_of(one[0]),
+        ):
+            bucket = list(alike)
+            for start in range(0, len(bucket), self._at_once):
+                few = bucket[start : start + self._at_once]
+                mx.optimizer.SGD.update_multi_precision(self, *map(list, zip(*few)))
 
     def _update_alone(self, index: int, weight: Any, grad: Any, momentum: Any) -> None:
         self._update_count(index)

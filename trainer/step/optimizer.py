@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Any, Dict
+from typing import Any, Dict, Optional, Sequence
 
 import mxnet as mx
 from mxnet import gluon
 
 from .. import dist
 from ..config import Optimizer
-from ..dist.ranks import horovod
+from ..config.schema import BUCKET_MB
 from ..errors import ConfigError, nearest
 from ..mxnet_internals import (
+    all_parameters,
     devices,
-    divides_by_ranks,
+    divide_by,
     has_sparse_gradients,
     ordered_parameters,
     set_allreduce,
 )
-from . import momentum, shared_gradients
+from . import momentum
+from .buckets import Buckets
+from .shared_gradients import SharedGradients, used_by
 
 _IN_ONE_PASS = {"sgd": momentum.SGD, "nag": momentum.NAG}
 
@@ -90,8 +93,9 @@ def make_trainer(net: gluon.Block, settings: Optimizer) -> gluon.Trainer:
         parameters,
         optimizer,
         settings.fp16_allreduce,
-        settings.groups,
+        settings.bucket_mb,
         settings.shared_memory,
+        list(net.collect_params().values()),
     )
     if isinstance(optimizer, momentum.InOnePass):
         optimizer.may_wait = _waits_anyway(trainer)
@@ -105,39 +109,37 @@ def _waits_anyway(trainer: gluon.Trainer) -> bool:
     """
     if dist.world_size() == 1:
         return os.environ.get("OMP_NUM_THREADS") == "1"
-    return dist.ranks_share_memory() and shared_gradients.used_by(trainer)
+    return dist.ranks_share_memory() and used_by(trainer)
 
 
 def gluon_trainer(
     parameters: Any,
     optimizer: mx.optimizer.Optimizer,
     fp16: bool = False,
-    groups: int = 1,
+    bucket_mb: float = BUCKET_MB,
     shared_memory: bool = True,
+    forward: Optional[Sequence[gluon.Parameter]] = None,
 ) -> mx.gluon.Trainer:
     """Gluon's trainer, with gradients averaged over ranks by Horovod where there are several.
 
     Args:
         parameters: parameters by name; sorted by these names they must match over ranks.
         fp16: send gradients as float16. Pays only where the link is slower than the rounding.
-        groups: fixed groups in which gradients are reduced, so that the order of summation, and
-            every bit of the result, is the same in every run. With 0 Horovod fuses whatever is
-            ready, and on three ranks or more the last bits differ from run to run.
+        bucket_mb: megabytes of the buckets in which gradients are reduced (see buckets.py).
         shared_memory: where all ranks compute on the CPUs of one node, reduce gradients in shared
-            memory instead (see shared_gradients.py). The first step moves them there, so code that
-            reads gradients must call ``parameter.grad()`` in every step.
+            memory instead (see shared_gradients.py).
+        forward: the parameters in the order in which forward uses them, as far as is known.
+
+    The first step moves gradients to where they are reduced, so code that reads them must call
+    ``parameter.grad()`` in every step.
 
     Raises:
         ValueError: gradients are sparse, for which Horovod writes beyond their memory, or on
             several devices, of which it would reduce the first one's alone.
     """
-    hvd = horovod()
-    if hvd is None:
-        return mx.gluon.Trainer(parameters, optimizer, kvstore=None)
-    compression = hvd.Compression.fp16 if fp16 else hvd.Compression.none
-    trainer = hvd.DistributedTrainer(
-        parameters, optimizer, compression=compression, num_groups=groups
-    )
+    trainer = gluon.Trainer(parameters, optimizer, kvstore=None)
+    if dist.world_size() == 1:
+        return trainer
     if len(devices(trainer)) > 1:
         raise ValueError(
             f"the net is on {', '.join(map(str, devices(trainer)))}; a rank trains it on one: "
@@ -147,9 +149,12 @@ def gluon_trainer(
         raise ValueError(
             "gradients are sparse, which cannot be added up over ranks; set sparse_grad=False"
         )
-    # Otherwise NCCL averages, and the trainer does not divide by the number of ranks.
-    if shared_memory and not fp16 and divides_by_ranks(trainer):
-        from .shared_gradients import SharedGradients
-
+    divide_by(trainer, dist.world_size())
+    own = all_parameters(trainer)
+    buckets = Buckets(own, forward or own, bucket_mb, fp16)
+    set_allreduce(trainer, buckets)
+    if isinstance(optimizer, momentum.InOnePass):
+        optimizer.bucket_of = buckets.number_of
+    if shared_memory and not fp16:
         set_allreduce(trainer, SharedGradients(trainer))
     return trainer

@@ -149,7 +149,7 @@ def _share(parameters: List[mx.gluon.Parameter]) -> Optional[_Shared]:
         return None
     compiled = peers(np.array([momentum.library() is not None], np.int64))
     shared = _Shared(parameters, memory, row, peers, update_can_add=compiled[0] == ranks)
-    _clear_static_graphs(parameters)
+    clear_static_graphs(parameters)
     return shared
 
 
@@ -235,7 +235,7 @@ class _Shared:
             if gradient_or_none(parameter) is gradient:
                 set_gradient(parameter, gradient.copy())
         mx.nd.waitall()
-        _clear_static_graphs(self._parameters)
+        clear_static_graphs(self._parameters)
         self._memory.madvise(mmap.MADV_REMOVE, self._peers.index * self._row, self._row)
 
 
@@ -259,7 +259,7 @@ def _sum_rows(rows: np.ndarray, share: slice, out: np.ndarray) -> None:
         np.add(total, rows[-1, block], out=out[block])
 
 
-def _clear_static_graphs(parameters: List[mx.gluon.Parameter]) -> None:
+def clear_static_graphs(parameters: List[mx.gluon.Parameter]) -> None:
     """Drop cached static graphs, which would keep writing to the old gradient arrays.
 
     A parameter does not know the blocks that use it, so all live blocks are searched.

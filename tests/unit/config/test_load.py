@@ -394,7 +394,7 @@ def test_round_trip_of_a_config_that_sets_everything():
             clip_norm=2.0,
             accumulate=3,
             fp16_allreduce=True,
-            groups=2,
+            bucket_mb=2.0,
             shared_memory=False,
         ),
         schedule=Schedule("step", 0.5, (1.0, 2.5), 0.2, 0.3),

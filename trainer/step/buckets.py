@@ -1,0 +1,169 @@
+"""Allreduce of gradients over the network, in buckets that fill as backward goes on.
+
+The gradients of a bucket lie side by side in one array, of which they are views: backward writes
+into it, and Horovod sends it from where it is. (Through its fusion buffer it would copy each
+gradient in and out again, on the cores that compute.) MXNet's engine takes the views for one
+variable: the allreduce of a bucket begins when its last gradient is there, and the update of its
+weights, and then the next forward's layers, when it ends. The host waits for none of this.
+
+Buckets follow the order of backward, the last layers first, and the first one is small, so that
+sending begins early (Li et al., "PyTorch Distributed: experiences on accelerating data parallel
+training", VLDB 2020, section 3.2.3). They are fixed and never fused (see ``dist.init``), so that
+the order of summation, and every bit of the result, is the same in every run.
+
+On a slow link buckets queue up, and the next forward waits for the first layers, whose gradients
+come last. What is needed first should be sent first (Jayarajan et al., "Priority-based parameter
+propagation for distributed DNN training", MLSys 2019): of the buckets that are ready at the same
+time, Horovod sends those first that it has sent first before, so that the first step, which sends
+one at a time in the order of forward, settles it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Sequence, Tuple
+
+import mxnet as mx
+import numpy as np
+
+from .. import dist
+from ..dist import environment
+from ..errors import ConfigError
+from ..mxnet_internals import set_gradient
+from .half_sum import HalfSum
+from .shared_gradients import clear_static_graphs
+
+_FIRST = 2**20  # bytes of the first bucket, unless all are to be smaller
+_ALIGNED = 64  # bytes: where a gradient begins in its bucket, for vectorized kernels
+
+Plan = List[List[int]]  # the gradients of each bucket, by their place among the trained ones
+
+
+class Buckets:
+    """What ``trainer.allreduce_grads`` calls: replaces every gradient by its sum over ranks.
+
+    The first call moves the gradients into buckets, so code that reads gradients must call
+    ``parameter.grad()`` in every step.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[mx.gluon.Parameter],
+        forward: Sequence[mx.gluon.Parameter],
+        megabytes: float,
+        half: bool = False,
+    ):
+        """Of the trainer of ``parameters``, in the same order on every rank.
+
+        Args:
+            forward: the same ones, in the order in which forward uses them, as far as is known;
+                rank 0's counts.
+            megabytes: a bucket ends with the parameter that makes it as large as this.
+            half: send float32 and float64 as float16.
+        """
+        places = {id(parameter): place for place, parameter in enumerate(forward)}
+        self._parameters = list(parameters)
+        self._forward = [places[id(parameter)] for parameter in parameters]
+        self._bytes, self._half = megabytes * 2**20, half
+        self._buckets: List[_Bucket] = []
+        self._numbers: Dict[int, int] = {}
+
+    def __getstate__(self) -> Dict[str, Any]:
+        """Without the buckets: views of one array do not survive pickling as such."""
+        return {**vars(self), "_buckets": []}
+
+    def __call__(self) -> None:
+        """Enqueue the allreduces; collective.
+
+        Raises:
+            ConfigError: in the first call, where the ranks train different parameters.
+        """
+        trained = [
+            (place, parameter)
+            for place, parameter in zip(self._forward, self._parameters)
+            if parameter.grad_req != "null"
+        ]
+        held = {id(gradient) for bucket in self._buckets for gradient in bucket.gradients}
+        if held != {id(parameter.list_grad()[0]) for _, parameter in trained}:
+            self._fill(trained)
+            for bucket in reversed(self._buckets):
+                bucket.reduce()
+                bucket.flat.wait_to_read()
+        else:
+            for bucket in self._buckets:
+                bucket.reduce()
+
+    def number_of(self, index: int) -> int:
+        """The bucket of the trainer's parameter of that index; 0 before the first step."""
+        return self._numbers.get(index, 0)
+
+    def _fill(self, trained: List[Tuple[int, mx.gluon.Parameter]]) -> None:
+        parameters = [parameter for _, parameter in trained]
+        gradients = [parameter.list_grad()[0] for parameter in parameters]
+        own = [(gradient.shape, np.dtype(gradient.dtype).str) for gradient in gradients]
+        order = sorted(range(len(trained)), key=lambda index: -trained[index][0])
+        ranks = dist.gather_objects((own, order, environment.where()))
+        for theirs, _, where in ranks:
+            if theirs != ranks[0][0]:
+                raise ConfigError(
+                    f"{where} trains other parameters than {ranks[0][2]}: {len(theirs)} and "
+                    f"{len(ranks[0][0])} of them; make and freeze the same layers on every rank"
+                )
+        sizes = [gradient.size * np.dtype(gradient.dtype).itemsize for gradient in gradients]
+        dtypes = [dtype for _, dtype in own]
+        self._buckets = [
+            _Bucket([parameters[index] for index in bucket], f"gradients.{number}", self._half)
+            for number, bucket in enumerate(plan(ranks[0][1], sizes, dtypes, self._bytes))
+        ]
+        indices = {id(parameter): index for index, parameter in enumerate(self._parameters)}
+        self._numbers = {
+            indices[id(parameter)]: number
+            for number, bucket in enumerate(self._buckets)
+            for parameter in bucket.parameters
+        }
+        clear_static_graphs(parameters)
+
+
+def plan(order: Sequence[int], sizes: Sequence[int], dtypes: Sequence[str], limit: float) -> Plan:
+    """Divide gradients, given by bytes and dtype, into buckets of one dtype, in ``order``.
+
+    A bucket ends with the gradient that brings it to ``limit`` bytes, the first to a megabyte at
+    most.
+    """
+    buckets: Plan = []
+    filling: Dict[str, List[int]] = {}  # by dtype: those that are not full yet
+    for index in order:
+        if dtypes[index] not in filling:
+            filling[dtypes[index]] = []
+            buckets.append(filling[dtypes[index]])
+        bucket = filling[dtypes[index]]
+        bucket.append(index)
+        full = min(limit, _FIRST) if bucket is buckets[0] else limit
+        if sum(sizes[one] for one in bucket) >= full:
+            del filling[dtypes[index]]
+    return buckets
+
+
+class _Bucket:
+    """Gradients of one dtype and device, side by side in the array ``flat``."""
+
+    def __init__(self, parameters: Sequence[mx.gluon.Parameter], name: str, half: bool):
+        self.parameters, self._name = parameters, name
+        old = [parameter.list_grad()[0] for parameter in parameters]
+        unit = max(1, _ALIGNED // np.dtype(old[0].dtype).itemsize)
+        starts = np.cumsum([0, *(-(-gradient.size // unit) * unit for gradient in old)]).tolist()
+        self.flat = mx.nd.zeros(starts[-1], ctx=old[0].context, dtype=old[0].dtype)
+        self.gradients: List[mx.nd.NDArray] = []
+        for parameter, start, gradient in zip(parameters, starts, old):
+            view = self.flat[start : start + gradient.size].reshape(gradient.shape)
+            view[:] = gradient
+            set_gradient(parameter, view)
+            self.gradients.append(view)
+        wide = np.dtype(self.flat.dtype).itemsize > np.dtype(np.float16).itemsize
+        self._half = HalfSum(self.flat, name) if half and wide else None
+
+    def reduce(self) -> None:
+        """Enqueue the allreduce of its gradients."""
+        if self._half is not None:
+            self._half()
+        else:
+            dist.allreduce_sum_(self.flat, self._name)
