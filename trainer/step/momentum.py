@@ -35,6 +35,10 @@ def library() -> Optional[ctypes.CDLL]:
     )
 
 
+def _one_bucket(index: int) -> int:
+    return 0
+
+
 class InOnePass(mx.optimizer.Optimizer):
     """Replaces the update of an optimizer of MXNet's."""
 
@@ -42,14 +46,14 @@ class InOnePass(mx.optimizer.Optimizer):
     momentum: float
     aggregate_num: int
     may_wait = False  # for backward: set where something has waited for it anyway
-    # By a parameter's index: those of another bucket get their gradients at another time.
-    bucket_of: Callable[[int], int] = staticmethod(lambda index: 0)
     _gradients: Addresses = types.MappingProxyType({})
 
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
         self._at_once = max(1, self.aggregate_num)  # arrays in a call of MXNet's kernels
         self.aggregate_num = sys.maxsize  # in an update: Gluon then gives lists, of all at once
+        # By a parameter's index: those of another bucket get their gradients at another time.
+        self.bucket_of: Callable[[int], int] = _one_bucket
 
     @contextlib.contextmanager
     def adding(self, gradients: Addresses) -> Iterator[None]:
