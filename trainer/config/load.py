@@ -8,11 +8,12 @@ import os
 import re
 import typing
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import yaml
 
 from ..errors import ConfigError, nearest, show
+from . import typed
 from .schema import REMOVED, Config, decides_result
 from .settings import flat, plain
 
@@ -54,36 +55,17 @@ def _configs_in(folder: Path) -> List[str]:
     return [path for path in found if Path(path).name not in _OF_SITES]
 
 
-_WHOLE = re.compile(r"[-+]?(0|[1-9][\d_]*)")
-
-
-class Typed(NamedTuple):
-    """What YAML 1.1 takes for a number or a flag, and what was typed: 0.1 and ``0.10``."""
-
-    value: Any
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
-
-    @property
-    def decimal(self) -> bool:
-        """Whether it is no number of another base, such as 010, 0x10 or 1:30."""
-        whole = type(self.value) is not int or bool(_WHOLE.fullmatch(self.text))
-        return whole and ":" not in self.text
-
-
 def read_file(path: str) -> Dict[str, Any]:
     """The settings in a file, as plain values.
 
     Raises:
         ConfigError: as :func:`_read`; or a number is not decimal.
     """
-    return dict(_plain(_read(path), f"config file {path}"))
+    return dict(typed.plain(_read(path), f"config file {path}"))
 
 
 def _read(path: str) -> Dict[Any, Any]:
-    """The settings in a file; numbers and flags as :class:`Typed`.
+    """The settings in a file; numbers and flags as :class:`typed.Typed`.
 
     Raises:
         ConfigError: it is missing (similar names are suggested), unreadable, or no mapping.
@@ -97,11 +79,11 @@ def _read(path: str) -> Dict[Any, Any]:
         raise ConfigError(f"no config file {path}{meant}; {there}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from None
-    values = _parse(text, f"config file {path}")
+    values = typed.parse(text, f"config file {path}")
     if values is None:
         return {}
     if not isinstance(values, dict):
-        kind = type(_plain(values, f"config file {path}")).__name__
+        kind = type(typed.plain(values, f"config file {path}")).__name__
         raise ConfigError(f"config file {path} holds a {kind}; it must hold `setting: value` lines")
     return values
 
@@ -115,7 +97,7 @@ def override(values: Dict[str, Any], text: str) -> None:
     name, equals, value_text = text.partition("=")
     if not equals or not name.strip():
         raise ConfigError(f"override {text!r} must read setting=value, e.g. optimizer.lr=0.1")
-    value = _parse(value_text, f"the value of override {show(text)}")
+    value = typed.parse(value_text, f"the value of override {show(text)}")
     *sections, leaf = name.strip().split(".")
     for section in sections:
         inner = values.setdefault(section, {})
@@ -125,60 +107,6 @@ def override(values: Dict[str, Any], text: str) -> None:
             raise ConfigError(f"override {text!r}: {section} is a setting, not a section")
         values = inner
     values[leaf] = value
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which PyYAML silently keeps the last; keeps what was typed."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        value = super().construct_object(node, deep)
-        typed = isinstance(node, yaml.ScalarNode) and node.style is None
-        return Typed(value, node.value) if typed and isinstance(value, (int, float)) else value
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = [name for index, name in enumerate(names) if name in names[:index]]
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"it has {twice[0]} twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-# A date is the text that was typed: no setting takes another.
-_Loader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def _parse(text: str, what: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    # PyYAML leaks other errors where a value does not fit its tag, or is nested too deeply.
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{what} is not YAML: {' '.join(str(error).split())}") from None
-
-
-def _plain(value: Any, name: str) -> Any:
-    """``value`` without :class:`Typed`.
-
-    Raises:
-        ConfigError: a number in it is written in another base, such as 010, 0x10 or 1:30.
-    """
-    if isinstance(value, Typed):
-        if not value.decimal:
-            raise ConfigError(
-                f"{name} is {value.text}, which YAML reads as {value.value}; write numbers in "
-                "decimal, without leading zeros, and texts in quotes"
-            )
-        return value.value
-    try:
-        if isinstance(value, dict):
-            return {_plain(key, name): _plain(item, name) for key, item in value.items()}
-        return [_plain(item, name) for item in value] if isinstance(value, list) else value
-    except RecursionError:
-        raise ConfigError(f"{name} holds itself") from None
 
 
 def load(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Config:
@@ -261,7 +189,7 @@ def _build(cls: Any, values: Any, prefix: str) -> Any:
     section = prefix.rstrip(".") or "a config"
     if not isinstance(values, Mapping):
         raise ConfigError(
-            f"{section} is {show(_plain(values, section))}; it is a section and holds {known}"
+            f"{section} is {show(typed.plain(values, section))}; it is a section and holds {known}"
         )
     chosen = {}
     for key, value in values.items():
@@ -273,10 +201,10 @@ def _build(cls: Any, values: Any, prefix: str) -> Any:
             raise ConfigError(f"unknown setting {shown}{_meant(name)}; {section} holds {known}")
         if dataclasses.is_dataclass(types[key]):
             value = _build(types[key], {} if value is None else value, f"{name}.")
-        elif isinstance(value, Typed) and str in (types[key], *typing.get_args(types[key])):
+        elif isinstance(value, typed.Typed) and str in (types[key], *typing.get_args(types[key])):
             value = value.text
         else:
-            value = _plain(value, name)
+            value = typed.plain(value, name)
         chosen[key] = value
     return cls(**chosen)
 

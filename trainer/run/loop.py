@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from typing import Optional, Union
+from pathlib import Path
+from typing import Any, Optional, Union
 
 import mxnet as mx
 from mxnet import gluon
@@ -63,8 +64,7 @@ def fit(
             that is not an ancestor of the new run is set aside. A launch that is restarted after a
             fault resumes from its own checkpoints in any case. Only rank 0 needs access to the
             folder.
-        force: resume even if settings, or the number of training images, differ from those the
-            checkpoint was made with.
+        force: resume even if settings, images, labels, the net or the loss differ.
         on_epoch_end: called on every rank with an :class:`EpochEnd` after each epoch, and where
             ``train.max_steps`` ends the run within one, once its checkpoint is on its way. An
             exception ends the run, which resumes after that epoch. It must not change the net.
@@ -79,6 +79,29 @@ def fit(
             written.
         KeyboardInterrupt: after ctrl-C; a process that trains alone saves first.
     """
+    config = _checked(net, config, loss, on_epoch_end, given=train is not None)
+    with contextlib.ExitStack() as until_closed:  # a notebook goes on, however the run ends
+        watchdog = until_closed.enter_context(
+            Watchdog(config.train.watchdog_seconds, environment.where())
+        )
+        stop = until_closed.enter_context(StopRequest())
+        until_closed.enter_context(randomness.kept())
+        watchdog.beat("the rendezvous of all ranks")
+        data = start.join(config, lambda: input_pipeline.read(config.data, train, test))
+        watchdog.beat("the start of the run")
+
+        def choose(own: start.Own) -> Optional[Path]:
+            return resuming.choose(config, resume, force, own.digests, len(own.train[1]))
+
+        started = start.start(net, config, loss, data, choose, until_closed)
+        result = _Run(started, on_epoch_end, watchdog, until_closed).go(stop)
+    if result.stopped and stop.interrupted:
+        raise KeyboardInterrupt
+    return result
+
+
+def _checked(net: Any, config: Any, loss: Optional[Loss], on_epoch_end: Any, given: bool) -> Config:
+    """The config of a run on images that are ``given`` or not; refuses other arguments of fit."""
     if net is not None and not isinstance(net, gluon.Block):
         raise ConfigError(
             f"the net is a {type(net).__name__}; it must be a Gluon Block (a config alone goes as "
@@ -89,28 +112,8 @@ def fit(
         raise ConfigError("train.label_smoothing is for the default loss; leave it out, or loss=")
     if on_epoch_end is not None:
         outcome.check(on_epoch_end)
-    if train is not None:  # the recorded config must not name a dataset that was not used
-        config = replace(config, data=replace(config.data, dataset="arrays"))
-    seconds = config.train.watchdog_seconds
-    with contextlib.ExitStack() as until_closed:  # a notebook goes on, however the run ends
-        watchdog = until_closed.enter_context(Watchdog(seconds, environment.where()))
-        stop = until_closed.enter_context(StopRequest())
-        until_closed.enter_context(randomness.kept())
-        watchdog.beat("the rendezvous of all ranks")
-        data = start.join(config, lambda: input_pipeline.read(config.data, train, test))
-        watchdog.beat("the start of the run")
-        started = start.start(
-            net,
-            config,
-            loss,
-            data,
-            lambda own: resuming.choose(config, resume, force, own.digests, len(own.train[1])),
-            until_closed,
-        )
-        result = _Run(started, on_epoch_end, watchdog, until_closed).go(stop)
-    if result.stopped and stop.interrupted:
-        raise KeyboardInterrupt
-    return result
+    # The recorded config must not name a dataset that was not used.
+    return replace(config, data=replace(config.data, dataset="arrays")) if given else config
 
 
 class _Run:

@@ -1,0 +1,82 @@
+"""YAML as its authors typed it: texts that look like numbers, no duplicate keys, decimals only."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Dict, NamedTuple
+
+import yaml
+
+from ..errors import ConfigError
+
+_WHOLE = re.compile(r"[-+]?(0|[1-9][\d_]*)")
+
+
+class Typed(NamedTuple):
+    """What YAML 1.1 takes for a number or a flag, and what was typed: 0.1 and ``0.10``."""
+
+    value: Any
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def decimal(self) -> bool:
+        """Whether it is no number of another base, such as 010, 0x10 or 1:30."""
+        whole = type(self.value) is not int or bool(_WHOLE.fullmatch(self.text))
+        return whole and ":" not in self.text
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses duplicate keys, of which PyYAML silently keeps the last; keeps what was typed."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        value = super().construct_object(node, deep)
+        bare = isinstance(node, yaml.ScalarNode) and node.style is None
+        return Typed(value, node.value) if bare and isinstance(value, (int, float)) else value
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [name for index, name in enumerate(names) if name in names[:index]]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"it has {twice[0]} twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+# A date is the text that was typed: no setting takes another.
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def parse(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    # PyYAML leaks other errors where a value does not fit its tag, or is nested too deeply.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{what} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def plain(value: Any, name: str) -> Any:
+    """``value`` without :class:`Typed`.
+
+    Raises:
+        ConfigError: a number in it is written in another base, such as 010, 0x10 or 1:30.
+    """
+    if isinstance(value, Typed):
+        if not value.decimal:
+            raise ConfigError(
+                f"{name} is {value.text}, which YAML reads as {value.value}; write numbers in "
+                "decimal, without leading zeros, and texts in quotes"
+            )
+        return value.value
+    try:
+        if isinstance(value, dict):
+            return {plain(key, name): plain(item, name) for key, item in value.items()}
+        return [plain(item, name) for item in value] if isinstance(value, list) else value
+    except RecursionError:
+        raise ConfigError(f"{name} holds itself") from None
