@@ -67,7 +67,7 @@ def shell(line: str, folder: Path, project: Path = ROOT) -> str:
 # One process for commands that need no launcher: each would start for seconds.
 IN_TURN = """
 import json, sys
-from trainer.__main__ import main
+from trainer.cli.main import main
 for words in json.loads(sys.argv[1]):
     print("$", *words, flush=True)
     main(words, standalone_mode=False)

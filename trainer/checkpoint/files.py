@@ -222,11 +222,6 @@ def problem(path: Path) -> Optional[str]:
     return None
 
 
-def step_of(path: Path) -> int:
-    """The step of the checkpoint at ``path``, from its name."""
-    return int(path.name[len("step-") :])
-
-
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
