@@ -6,11 +6,9 @@ The only room that imports horovod.
 from .collectives import (
     NotJoinedError,
     PeerError,
-    allgather_,
     allow_timeline,
     allreduce_sum,
     allreduce_sum_,
-    alltoall_,
     any_rank,
     barrier,
     broadcast_array,
@@ -18,10 +16,12 @@ from .collectives import (
     broadcast_parameters,
     gather_objects,
     init,
+    leaders_process_set,
     node_process_set,
     shutdown,
     timeline,
     together,
 )
+from .exchange import allgather_, alltoall_
 from .ranks import is_root, local_rank, local_size, rank, world_size
 from .small_sums import connect_sum, ranks_share_memory, sums_are_cheap

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import mxnet as mx
 import numpy as np
@@ -39,16 +39,35 @@ def library() -> Optional[ctypes.CDLL]:
     return found
 
 
+def everywhere() -> bool:
+    """Whether the functions are compiled on every rank; collective."""
+    return not dist.any_rank(library() is None, "half_sum")
+
+
+def summing(
+    array: mx.nd.NDArray, name: str, half: Optional[bool], process_set: Any = None
+) -> Callable[[], None]:
+    """What replaces ``array`` by its sum over the ranks of a process set, asynchronously.
+
+    Args:
+        half: None leaves it as wide as it is; otherwise :func:`everywhere`.
+    """
+    if half is None or np.dtype(array.dtype).itemsize <= np.dtype(np.float16).itemsize:
+        return lambda: dist.allreduce_sum_(array, name, process_set)
+    return HalfSum(array, name, half, process_set)
+
+
 class HalfSum:
     """Of one flat array, whose size is a multiple of 8.
 
     The name tells its messages from others in flight; collective, as is every method.
     """
 
-    def __init__(self, array: mx.nd.NDArray, name: str):
-        self._array, self._name, self._ranks = array, name, dist.world_size()
-        library_everywhere = not dist.any_rank(library() is None, "half_sum")
-        self._compiled = library_everywhere and dense_on_cpu(array, np.float32)
+    def __init__(self, array: mx.nd.NDArray, name: str, compiled: bool, process_set: Any = None):
+        """``compiled``: whether :func:`library` is there on every rank."""
+        self._array, self._name, self._process_set = array, name, process_set
+        self._ranks = dist.world_size() if process_set is None else process_set.size()
+        self._compiled = compiled and dense_on_cpu(array, np.float32)
         unit = _AT_ONCE * self._ranks
         padded = -(-array.size // unit) * unit if self._compiled else array.size
         self._half, self._shards = (
@@ -60,14 +79,14 @@ class HalfSum:
         """Replace the array by its sum over ranks, asynchronously; collective."""
         if not self._compiled:
             mx.nd.cast(self._array, dtype="float16", out=self._half)
-            dist.allreduce_sum_(self._half, self._name)
+            dist.allreduce_sum_(self._half, self._name, self._process_set)
             mx.nd.cast(self._half, dtype=np.dtype(self._array.dtype).name, out=self._array)
             return
         whole, shard = self._array.size, self._sum.size
         self._run("round_to_half", self._array, self._half, whole)
-        dist.alltoall_(self._half, self._shards, f"{self._name}.shards")
+        dist.alltoall_(self._half, self._shards, f"{self._name}.shards", self._process_set)
         self._run("sum_rows", self._shards, self._sum, shard, self._ranks)
-        dist.allgather_(self._sum, self._half, f"{self._name}.sums")
+        dist.allgather_(self._sum, self._half, f"{self._name}.sums", self._process_set)
         self._run("widen", self._half, self._array, whole)
 
     def _run(

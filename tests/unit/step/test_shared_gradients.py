@@ -25,7 +25,7 @@ def test_a_lost_rank_is_noticed(tmp_path: Path) -> None:
     peers = SharedMemorySum(descriptor, 1, 0, 2)  # process 1 never connects
     parameters = list(net.collect_params().values())
     row = _Shared.bytes_of(parameters)
-    shared = _Shared(parameters, mmap.mmap(-1, 2 * row), row, peers)
+    shared = _Shared([parameters], mmap.mmap(-1, 2 * row), row, peers)
     with pytest.raises(RuntimeError, match="process 1 of 2 on this node ended"):
         shared.allreduce()
 
