@@ -22,6 +22,5 @@ from .collectives import (
     timeline,
     together,
 )
-from .exchange import allgather_, alltoall_
 from .ranks import is_root, local_rank, local_size, rank, world_size
 from .small_sums import connect_sum, ranks_share_memory, sums_are_cheap

@@ -26,10 +26,9 @@ import mxnet as mx
 import numpy as np
 
 from .. import dist
-from ..dist import environment
+from ..dist import environment, half_sum
 from ..errors import ConfigError
 from ..mxnet_internals import clear_static_graphs, set_gradient
-from . import half_sum
 
 _FIRST = 2**20  # bytes of the first bucket, unless all are to be smaller
 _ALIGNED = 64  # bytes: where a gradient begins in its bucket, for vectorized kernels

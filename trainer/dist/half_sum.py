@@ -16,11 +16,12 @@ from typing import Any, Callable, Optional
 import mxnet as mx
 import numpy as np
 
-from .. import dist
-from ..dist import environment
-from ..dist.array_memory import dense_on_cpu
 from ..mxnet_internals import C_LIBRARY, push
 from ..native import compile
+from . import environment
+from .array_memory import dense_on_cpu
+from .collectives import allreduce_sum_, any_rank
+from .ranks import horovod, world_size
 
 _AT_ONCE = 8  # numbers
 
@@ -41,7 +42,7 @@ def library() -> Optional[ctypes.CDLL]:
 
 def everywhere() -> bool:
     """Whether the functions are compiled on every rank; collective."""
-    return not dist.any_rank(library() is None, "half_sum")
+    return not any_rank(library() is None, "half_sum")
 
 
 def summing(
@@ -53,7 +54,7 @@ def summing(
         half: None leaves it as wide as it is; otherwise :func:`everywhere`.
     """
     if half is None or np.dtype(array.dtype).itemsize <= np.dtype(np.float16).itemsize:
-        return lambda: dist.allreduce_sum_(array, name, process_set)
+        return lambda: allreduce_sum_(array, name, process_set)
     return HalfSum(array, name, half, process_set)
 
 
@@ -66,7 +67,7 @@ class HalfSum:
     def __init__(self, array: mx.nd.NDArray, name: str, compiled: bool, process_set: Any = None):
         """``compiled``: whether :func:`library` is there on every rank."""
         self._array, self._name, self._process_set = array, name, process_set
-        self._ranks = dist.world_size() if process_set is None else process_set.size()
+        self._ranks = world_size() if process_set is None else process_set.size()
         self._compiled = compiled and dense_on_cpu(array, np.float32)
         unit = _AT_ONCE * self._ranks
         padded = -(-array.size // unit) * unit if self._compiled else array.size
@@ -79,14 +80,14 @@ class HalfSum:
         """Replace the array by its sum over ranks, asynchronously; collective."""
         if not self._compiled:
             mx.nd.cast(self._array, dtype="float16", out=self._half)
-            dist.allreduce_sum_(self._half, self._name, self._process_set)
+            allreduce_sum_(self._half, self._name, self._process_set)
             mx.nd.cast(self._half, dtype=np.dtype(self._array.dtype).name, out=self._array)
             return
         whole, shard = self._array.size, self._sum.size
         self._run("round_to_half", self._array, self._half, whole)
-        dist.alltoall_(self._half, self._shards, f"{self._name}.shards", self._process_set)
+        _alltoall(self._half, self._shards, f"{self._name}.shards", self._process_set)
         self._run("sum_rows", self._shards, self._sum, shard, self._ranks)
-        dist.allgather_(self._sum, self._half, f"{self._name}.sums", self._process_set)
+        _allgather(self._sum, self._half, f"{self._name}.sums", self._process_set)
         self._run("widen", self._half, self._array, whole)
 
     def _run(
@@ -100,3 +101,42 @@ class HalfSum:
         compiled: Any = library()
         task = compiled.new_task(source.handle, target.handle, ctypes.c_int64(numbers), rows)
         push(getattr(compiled, function), task, compiled.free_task, source, target)
+
+
+def _alltoall(
+    array: mx.nd.NDArray, out: mx.nd.NDArray, name: str, process_set: Any = None
+) -> None:
+    """Write the n-th part of every rank's flat ``array``, for this rank n, to ``out``.
+
+    Asynchronous, unlike Horovod's own function, so that both arrays must stay alive; they are alike
+    and a multiple of the number of ranks long.
+    """
+    from horovod.mxnet.mpi_ops import MPI_MXNET_LIB_CTYPES as library
+
+    process_set = horovod().global_process_set if process_set is None else process_set
+    even = mx.nd.array([], dtype="int32")
+    received = mx.nd.empty((process_set.size(),), dtype="int32")
+    mx.base.check_call(
+        library.horovod_mxnet_alltoall_async(
+            array.handle,
+            out.handle,
+            mx.base.c_str(name),
+            even.handle,
+            received.handle,
+            0,
+            process_set.process_set_id,
+        )
+    )
+
+
+def _allgather(
+    array: mx.nd.NDArray, out: mx.nd.NDArray, name: str, process_set: Any = None
+) -> None:
+    """Write every rank's flat ``array``, one after the other, to ``out``; see :func:`_alltoall`."""
+    from horovod.mxnet.mpi_ops import MPI_MXNET_LIB_CTYPES as library
+
+    number = 0 if process_set is None else process_set.process_set_id
+    own, every = ctypes.byref(array.handle), ctypes.byref(out.handle)
+    mx.base.check_call(
+        library.horovod_mxnet_allgather_async(own, every, mx.base.c_str(name), 0, number, 1)
+    )
