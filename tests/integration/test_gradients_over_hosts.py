@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any, Dict, List, Tuple
 
 import pytest
 
-from .hosts import Hosts, slurm_variables, why_not
+from .hosts import Hosts, start_ranks, why_not
 
 REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -16,30 +15,11 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 def reduced(hosts: Hosts, ranks_of_hosts: Tuple[int, ...], half: bool) -> List[Dict[str, Any]]:
     """What each rank of tests/integration/reducing.py tells."""
-    shape = {
-        "SLURM_STEP_NUM_TASKS": str(sum(ranks_of_hosts)),
-        "SLURM_STEP_TASKS_PER_NODE": ",".join(map(str, ranks_of_hosts)),
-        "SLURM_STEP_NODELIST": f"h[1-{len(ranks_of_hosts)}]",
-        "OMP_NUM_THREADS": "1",
-    }
     command = ["python", "-m", "tests.integration.reducing", str(int(half)), "5"]
-    places = [(host, local) for host, n in enumerate(ranks_of_hosts) for local in range(n)]
-    running = [
-        hosts.start(
-            hosts.names[host],
-            [sys.executable, "-m", "launch", "slurm-rank", "--", *command],
-            {
-                **slurm_variables(host, len(ranks_of_hosts)),
-                **shape,
-                "SLURM_PROCID": str(rank),
-                "SLURM_LOCALID": str(local),
-                "HOROVOD_GLOO_TIMEOUT_SECONDS": "20",
-            },
-        )
-        for rank, (host, local) in enumerate(places)
-    ]
+    environment = {"OMP_NUM_THREADS": "1", "HOROVOD_GLOO_TIMEOUT_SECONDS": "20"}
+    running = start_ranks(hosts, ranks_of_hosts, command, environment)
     told = [process.communicate(timeout=120)[0] for process in running]
-    assert [process.returncode for process in running] == [0] * len(places), told
+    assert [process.returncode for process in running] == [0] * len(running), told
     return [json.loads(text.strip().splitlines()[-1]) for text in told]
 
 
