@@ -10,7 +10,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Sequence
+
+from tests.integration.hosts import Hosts, start_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = ROOT / ".venv-bench" / "bin" / "torchrun"
@@ -74,6 +76,61 @@ def side_by_side(*options: str) -> Contender:
     """Two independent runs of one rank each, at the same time."""
     command = [sys.executable, "-m", "benchmarks.peers.this_project", *options]
     return lambda data: measure([command, command], data, {})
+
+
+def over_hosts(
+    rate: str, ranks_of_hosts: Sequence[int], *options: str, module: str = "this_project"
+) -> Contender:
+    """``benchmarks.peers.MODULE`` on hosts of this machine, whose sending is throttled; as root."""
+    command = ["python", "-m", f"benchmarks.peers.{module}", *options]
+
+    def start_on(hosts: Hosts, given: List[str]) -> List[subprocess.Popen]:
+        return start_ranks(hosts, ranks_of_hosts, [*command, *given], {"OMP_NUM_THREADS": "1"})
+
+    return lambda data: on_hosts(rate, len(ranks_of_hosts), start_on, data)
+
+
+def torch_over_hosts(rate: str, hosts: int, ranks: int, *options: str) -> Contender:
+    """PyTorch DDP on so many hosts with so many ranks each."""
+    script = str(ROOT / "benchmarks" / "peers" / "torch_ddp.py")
+    command = [str(TORCHRUN), f"--nnodes={hosts}", f"--nproc_per_node={ranks}"]
+    command += ["--master_addr=10.77.0.1", "--master_port=29511"]
+    environment = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
+
+    def start_on(made: Hosts, given: List[str]) -> List[subprocess.Popen]:
+        return [
+            made.start(
+                name, [*command, f"--node_rank={rank}", script, *options, *given], environment
+            )
+            for rank, name in enumerate(made.names)
+        ]
+
+    return lambda data: on_hosts(rate, hosts, start_on, data)
+
+
+def on_hosts(
+    rate: str,
+    count: int,
+    start_on: Callable[[Hosts, List[str]], List[subprocess.Popen]],
+    data: Path,
+) -> Figures:
+    """Run one job on ``count`` hosts; ``start_on`` starts it, given the further options.
+
+    Raises:
+        ContenderFailed: a process of it failed.
+        subprocess.TimeoutExpired: it took too long.
+    """
+    with tempfile.TemporaryDirectory() as folder, Hosts(count, Path(folder)) as hosts:
+        hosts.throttle(rate)
+        out = Path(folder, "out")
+        out.mkdir()
+        began = time.time()
+        running = start_on(hosts, ["--data", str(data), "--out", str(out)])
+        said = [process.communicate(timeout=TIME_LIMIT_SECONDS)[0] for process in running]
+        if any(process.returncode for process in running):
+            raise ContenderFailed("a job on hosts failed:\n" + "\n".join(said))
+        ranks = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    return combined([ranks], began)
 
 
 def measure(commands: List[List[str]], data: Path, environment: Dict[str, str]) -> Figures:

@@ -63,12 +63,12 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Horovod:
-    """How gradients travel; the defaults are Horovod 0.28's."""
+    """How gradients travel."""
 
-    groups: int = 0  # 0: as they come; else in that many fixed groups, each when it is complete
+    bucket_bytes: float = 0.0  # a message ends with the gradient that fills it; 0: each its own
     fp16: bool = False
     cycle: float = 1e-3  # seconds, HOROVOD_CYCLE_TIME
-    fusion_bytes: int = 128 * 2**20  # HOROVOD_FUSION_THRESHOLD
+    fusion_bytes: float = 0  # HOROVOD_FUSION_THRESHOLD, which the trainer sets to 0
     request: float = 0.0  # seconds in which ranks agree on what to sum, each time it looks
     norm_request: float = 0.0  # the same for a synced norm's sum, and what else that costs a rank
     cast: float = 0.0  # seconds to round a byte of float32 to float16 and back
@@ -147,13 +147,16 @@ def last_sum(ready: Sequence[Tuple[float, float]], cluster: Cluster, horovod: Ho
     return free
 
 
-def grouped(ready: Sequence[Tuple[float, float]], groups: int) -> List[Tuple[float, float]]:
-    """Gradients in ``groups`` runs of as equal a number as can be, each ready with its last."""
-    if groups == 0:
-        return list(ready)
-    cuts = [len(ready) * group // groups for group in range(groups + 1)]
-    runs = [ready[start:stop] for start, stop in zip(cuts, cuts[1:]) if stop > start]
-    return [(run[-1][0], sum(size for _, size in run)) for run in runs]
+def bucketed(ready: Sequence[Tuple[float, float]], limit: float) -> List[Tuple[float, float]]:
+    """Gradients in buckets of ``limit`` bytes, each ready with the last, which fills it."""
+    buckets: List[Tuple[float, float]] = []
+    filling = 0.0
+    for number, (time, size) in enumerate(ready, 1):
+        filling += size
+        if filling >= limit or number == len(ready):
+            buckets.append((time, filling))
+            filling = 0.0
+    return buckets
 
 
 def step(
@@ -179,7 +182,9 @@ def step(
     summed = busy = now
     if cluster.ranks > 1:
         busy += horovod.host * sum(size for _, size in ready)
-        summed = last_sum(grouped(ready, horovod.groups), cluster, horovod)
+        summed = last_sum(
+            bucketed(ready, horovod.bucket_bytes / (2 if horovod.fp16 else 1)), cluster, horovod
+        )
         if horovod.fp16:
             summed += horovod.cast * sum(layer.gradient_bytes for layer in layers)
     return Step(forward, now, summed, max(busy, summed) + update)

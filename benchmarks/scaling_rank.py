@@ -14,13 +14,14 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
-import horovod.mxnet as hvd
 import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 
 from benchmarks import layer_times
 from trainer import batch_norm, dist
+from trainer.config.schema import BUCKET_MB
+from trainer.dist import half_sum
 from trainer.model import resnet18
 from trainer.step.gradients import gradients
 from trainer.step.optimizer import gluon_trainer
@@ -29,17 +30,17 @@ BATCH = 16
 ROUNDS = 7
 SMALL_SUMS = 50
 WAYS: Dict[str, Dict[str, Any]] = {
-    "one group": {"groups": 1},
-    "as they come": {"groups": 0},
-    "fp16": {"groups": 1, "fp16": True},
-    "sync norm": {"groups": 1, "sync": True},
+    "one bucket": {"bucket_mb": 1000.0},
+    "buckets": {"bucket_mb": BUCKET_MB},
+    "fp16": {"bucket_mb": BUCKET_MB, "fp16": True},
+    "sync norm": {"bucket_mb": BUCKET_MB, "sync": True},
 }
 
 
 class Step:
     """A training step over ranks, in parts."""
 
-    def __init__(self, groups: int, fp16: bool = False, sync: bool = False):
+    def __init__(self, bucket_mb: float, fp16: bool = False, sync: bool = False):
         mx.random.seed(0)
         self._net = net = resnet18()
         net.initialize(mx.init.Xavier())
@@ -52,7 +53,7 @@ class Step:
         net.hybridize(static_alloc=True)
         self._loss = gluon.loss.SoftmaxCrossEntropyLoss()
         sgd = mx.optimizer.create("sgd", learning_rate=0.001, momentum=0.9)
-        self.trainer = gluon_trainer(net.collect_params(), sgd, fp16, groups)
+        self.trainer = gluon_trainer(net.collect_params(), sgd, fp16, bucket_mb)
 
     def whole(self) -> None:
         """A whole step."""
@@ -99,34 +100,26 @@ def seconds(
 
 
 def probe(gradients: List[mx.nd.NDArray]) -> Dict[str, float]:
-    """Seconds of a small sum, and of summing and casting ``gradients``.
+    """Seconds of a small sum, and of summing as many numbers as ``gradients`` have.
 
-    They are added up in one group, and cast as Horovod's trainer does: there and back and into
-    their place.
+    They are in one bucket; in float16 the casts are part of it.
     """
     small = mx.nd.zeros(64)
-    large = [gradient.copy() for gradient in gradients]
-    half = [gradient.astype("float16") for gradient in gradients]
+    large = mx.nd.zeros(-(-sum(gradient.size for gradient in gradients) // 64) * 64)
+    half = half_sum.summing(large, "half", half_sum.everywhere())
 
     def small_sums() -> None:
         for _ in range(SMALL_SUMS):
             dist.allreduce_sum_(small, "small").asnumpy()
 
-    def sums(arrays: List[mx.nd.NDArray], name: str) -> None:
-        hvd.grouped_allreduce_(arrays, average=False, name=name)
-        mx.nd.waitall()
-
-    def casts() -> None:
-        halves = [gradient.astype("float16") for gradient in gradients]
-        for gradient, rounded in zip(gradients, halves):
-            gradient[:] = rounded.astype("float32")
+    def sums(enqueue: Callable[[], Any]) -> None:
+        enqueue()
         mx.nd.waitall()
 
     return {
         "small_sum": seconds(small_sums, 1) / SMALL_SUMS,
-        "large_sum": seconds(lambda: sums(large, "large"), ROUNDS),
-        "half_sum": seconds(lambda: sums(half, "half"), ROUNDS),
-        "cast": seconds(casts, ROUNDS),
+        "large_sum": seconds(lambda: sums(lambda: dist.allreduce_sum_(large, "large")), ROUNDS),
+        "half_sum": seconds(lambda: sums(half), ROUNDS),
     }
 
 
@@ -149,7 +142,7 @@ def main() -> None:
     layers_of_net = layer_times.prepared(resnet18(), data)
     dist.barrier()
     layers = layer_times.measure(layers_of_net, data, ROUNDS)
-    group = steps["one group"]
+    group = steps["one bucket"]
     own = {
         "layers": [dataclasses.asdict(layer) for layer in layers],
         "compute": seconds(group.alone, ROUNDS),

@@ -26,10 +26,14 @@ from benchmarks.contenders import (
     Figures,
     horovod_gluon,
     ours,
+    over_hosts,
     peer,
+    retried,
     side_by_side,
     torch,
+    torch_over_hosts,
 )
+from tests.integration.hosts import why_not
 from trainer.data import fashion_mnist
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
@@ -45,6 +49,29 @@ EPOCH = ("--size=28", "--steps=463")  # after 5 of warm-up: all whole batches of
 SIZE_96 = ("--size=96", "--steps=30", "--warmup=2")
 ONE_STEP = ("--steps=0", "--warmup=1")
 SILENT = ("monitor.tensorboard=false", "monitor.every_steps=1000000")
+
+HALF, SYNC, FLAT = f"{OURS}, float16", f"{OURS}, sync", f"{OURS}, rank by rank"
+LAYOUTS = {"10gbit": ("10gbit", 2, 1), "1gbit": ("1gbit", 2, 1), "2x2": ("10gbit", 2, 2)}
+
+
+def hosts(rate: str, count: int, ranks: int) -> Contenders:
+    """Ranks on hosts of this machine, with 128 images in all, on a throttled network."""
+    size = ("--size=28", "--steps=20", f"--batch={128 // (count * ranks)}")
+    layout = (ranks,) * count
+    gluon = over_hosts(rate, layout, *size, module="horovod_gluon")
+    settings = {HALF: "optimizer.fp16_allreduce=true", SYNC: "batch_norm=sync"}
+    if ranks > 1:
+        settings[FLAT] = "optimizer.shared_memory=false"
+    return {
+        OURS: over_hosts(rate, layout, *size),
+        TORCH: torch_over_hosts(rate, count, ranks, *size, "--contiguous"),
+        GLUON: retried(gluon),
+        **{
+            name: over_hosts(rate, layout, *size, "--settings", setting)
+            for name, setting in settings.items()
+        },
+    }
+
 
 EXPERIMENTS: Dict[str, Contenders] = {
     "training_28": {
@@ -87,6 +114,7 @@ EXPERIMENTS: Dict[str, Contenders] = {
         GLUON: horovod_gluon("--evaluate"),
         f"{GLUON}, split": horovod_gluon("--evaluate", "--split"),
     },
+    **{f"hosts_{name}": hosts(*layout) for name, layout in LAYOUTS.items()},
     "monitor": {
         "on": ours("--steps=100"),
         "off": ours("--steps=100", "--settings", *SILENT),
@@ -128,6 +156,21 @@ ROWS = [
     Row("", "evaluation", "seconds", OURS, f"{GLUON}, split", 1 / 1.3, at_most=True),
     Row("a rank's peak memory, 28 x 28, MiB", "training_28", "peak_mib", OURS, TORCH, 1, True),
     Row("a rank's peak memory, 96 x 96, MiB", "training_96", "peak_mib", OURS, TORCH, 1, True),
+    *(
+        Row(*row)
+        for name, title, over_torch, over_gluon, half, synced in (
+            ("10gbit", "2 hosts, 10 Gbit/s, images/s", 1.3, 1.5, None, 1.15),
+            ("1gbit", "2 hosts, 1 Gbit/s, images/s", 1.15, None, 1.6, None),
+            ("2x2", "2 hosts x 2 ranks, 10 Gbit/s, images/s", 1.4, None, None, 1.25),
+        )
+        for row in (
+            (title, f"hosts_{name}", "images_per_second", OURS, TORCH, over_torch),
+            ("", f"hosts_{name}", "images_per_second", OURS, GLUON, over_gluon),
+            ("", f"hosts_{name}", "images_per_second", HALF, TORCH, half),
+            ("", f"hosts_{name}", "images_per_second", HALF, OURS, 1.0),
+            ("", f"hosts_{name}", "images_per_second", OURS, SYNC, synced, True),
+        )
+    ),
     Row("progress, logging and monitor", "monitor", "images_per_second", "on", "off", 0.99),
 ]
 
@@ -145,6 +188,9 @@ def main() -> None:
     with unpacked_data() as data:
         for name in names:
             before = report.machine()
+            if name.startswith("hosts") and why_not():
+                print(f"skipped: {name}, as {why_not()}")
+                continue
             rounds = alternate(name, runnable(EXPERIMENTS[name]), data, args.rounds)
             report.write(f"speed_{name}", {"rounds": rounds, "medians": medians(rounds)}, before)
     print(table())

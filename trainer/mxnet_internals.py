@@ -8,6 +8,7 @@ an attribute, copy nothing and wait for nothing, unless they say so.
 from __future__ import annotations
 
 import ctypes
+import gc
 from typing import Any, Callable, Dict, List, Optional
 
 import mxnet as mx
@@ -138,6 +139,11 @@ def mark_gradient_as_fresh(data: mx.nd.NDArray, fresh: bool = True) -> None:
     data._fresh_grad = fresh
 
 
+def wait_to_write(array: mx.nd.NDArray) -> None:
+    """Wait until the engine neither writes nor reads it."""
+    mx.base.check_call(C_LIBRARY.MXNDArrayWaitToWrite(array.handle))
+
+
 def copy_from_host(array: mx.nd.NDArray, values: np.ndarray) -> None:
     """Write ``values``, of the same shape, to ``array``; ``array[:] = values`` takes longer."""
     array._sync_copyfrom(values)
@@ -227,6 +233,21 @@ def has_static_graph(block: gluon.HybridBlock) -> bool:
     """
     compiled = getattr(block, "_cached_op", None) is not None
     return compiled and bool(dict(block._flags).get("static_shape"))
+
+
+def clear_static_graphs(parameters: List[mx.gluon.Parameter]) -> None:
+    """Drop cached static graphs, which would keep writing to the old gradient arrays.
+
+    A parameter does not know the blocks that use it, so all live blocks are searched.
+    """
+    moved = set(map(id, parameters))
+    for block in gc.get_objects():
+        # Not isinstance, which reads obj.__class__: on some proxies that raises.
+        is_block = issubclass(type(block), mx.gluon.HybridBlock)
+        if is_block and has_static_graph(block):
+            own = set(map(id, block.collect_params().values()))
+            if moved & own:
+                clear_graph(block)
 
 
 def compilation_of(block: gluon.HybridBlock) -> Dict[str, Any]:

@@ -14,9 +14,9 @@ from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
 from trainer import dist
+from trainer.dist import half_sum
 from trainer.errors import ConfigError
 from trainer.mxnet_internals import allreduce_of
-from trainer.step import half_sum
 from trainer.step.gradients import mean_gradients, reduce_and_update
 from trainer.step.optimizer import gluon_trainer
 

@@ -21,7 +21,7 @@ from trainer.config import Config, Optimizer, Train
 from trainer.dist.shared_memory import SharedMemorySum
 from trainer.run.loop import fit
 from trainer.run.outcome import TrainingError
-from trainer.step import momentum, shared_gradients
+from trainer.step import gradient_rows, momentum, shared_gradients
 from trainer.step.gradients import mean_gradients, reduce_and_update
 from trainer.step.optimizer import gluon_trainer, make_trainer
 from trainer.step.timing import unmarked
@@ -167,10 +167,8 @@ def stepped(nesterov: bool, added: bool) -> List[np.ndarray]:
 def added(monkeypatch: pytest.MonkeyPatch) -> List[int]:
     """Grows with each update that adds up gradients of other ranks."""
     seen: List[int] = []
-    rows = shared_gradients._Shared.rows
-    monkeypatch.setattr(
-        shared_gradients._Shared, "rows", lambda *given: seen.append(1) or rows(*given)
-    )
+    rows = gradient_rows.Rows.rows
+    monkeypatch.setattr(gradient_rows.Rows, "rows", lambda *given: seen.append(1) or rows(*given))
     return seen
 
 

@@ -10,7 +10,6 @@ counterparts on the other ranks.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
 import zlib
@@ -110,6 +109,7 @@ def shutdown() -> None:
         hvd.shutdown()
     node_process_set.cache_clear()
     way.cache_clear()
+    leaders_process_set.cache_clear()
 
 
 @functools.lru_cache(maxsize=None)
@@ -126,6 +126,19 @@ def node_process_set() -> Any:
         if rank() in ranks:
             own = process_set
     return own
+
+
+@functools.lru_cache(maxsize=None)
+def leaders_process_set() -> Any:
+    """The Horovod process set of each node's first rank; None where that is all; collective.
+
+    None too where there is one node.
+    """
+    if local_size() == world_size():
+        return None
+    hosts = gather_objects(environment.hostname())
+    leaders = [hosts.index(host) for host in dict.fromkeys(hosts)]
+    return None if len(leaders) == len(hosts) else horovod().add_process_set(leaders)
 
 
 def allreduce_sum(values: np.ndarray, name: str) -> np.ndarray:
@@ -161,34 +174,6 @@ def allreduce_sum_(tensor: mx.nd.NDArray, name: str, process_set: Any = None) ->
         return tensor
     process_set = hvd.global_process_set if process_set is None else process_set
     return hvd.allreduce_(tensor, average=False, name=name, process_set=process_set)
-
-
-def alltoall_(array: mx.nd.NDArray, out: mx.nd.NDArray, name: str) -> None:
-    """Write the n-th part of every rank's flat ``array``, for this rank n, to ``out``.
-
-    Asynchronous, unlike Horovod's own function, so that both arrays must stay alive; they are alike
-    and a multiple of the number of ranks long.
-    """
-    import mxnet as mx
-    from horovod.mxnet.mpi_ops import MPI_MXNET_LIB_CTYPES as library
-
-    even, received = mx.nd.array([], dtype="int32"), mx.nd.empty((world_size(),), dtype="int32")
-    mx.base.check_call(
-        library.horovod_mxnet_alltoall_async(
-            array.handle, out.handle, mx.base.c_str(name), even.handle, received.handle, 0, 0
-        )
-    )
-
-
-def allgather_(array: mx.nd.NDArray, out: mx.nd.NDArray, name: str) -> None:
-    """Write every rank's flat ``array``, one after the other, to ``out``; see :func:`alltoall_`."""
-    import mxnet as mx
-    from horovod.mxnet.mpi_ops import MPI_MXNET_LIB_CTYPES as library
-
-    own, all_ranks = ctypes.byref(array.handle), ctypes.byref(out.handle)
-    mx.base.check_call(
-        library.horovod_mxnet_allgather_async(own, all_ranks, mx.base.c_str(name), 0, 0, 1)
-    )
 
 
 def any_rank(flag: bool, name: str) -> bool:

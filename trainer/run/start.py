@@ -126,6 +126,7 @@ def start(
         PeerError: the same, on another rank.
     """
     dist.node_process_set()  # collective, so not inside together()
+    dist.leaders_process_set()
     with dist.together():  # the first, which ends when the ranks have connected, see dist.init
         own = _prepare(net, config, loss, data, until_closed)
     with dist.together():

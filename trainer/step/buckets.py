@@ -20,17 +20,15 @@ one at a time in the order of forward, settles it.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence
 
 import mxnet as mx
 import numpy as np
 
 from .. import dist
-from ..dist import environment
+from ..dist import environment, half_sum
 from ..errors import ConfigError
-from ..mxnet_internals import set_gradient
-from .half_sum import HalfSum
-from .shared_gradients import clear_static_graphs
+from ..mxnet_internals import clear_static_graphs, set_gradient
 
 _FIRST = 2**20  # bytes of the first bucket, unless all are to be smaller
 _ALIGNED = 64  # bytes: where a gradient begins in its bucket, for vectorized kernels
@@ -60,10 +58,10 @@ class Buckets:
             megabytes: a bucket ends with the parameter that makes it as large as this.
             half: send float32 and float64 as float16.
         """
-        places = {id(parameter): place for place, parameter in enumerate(forward)}
         self._parameters = list(parameters)
+        places = {id(parameter): place for place, parameter in enumerate(forward)}
         self._forward = [places[id(parameter)] for parameter in parameters]
-        self._bytes, self._half = megabytes * 2**20, half
+        self._bytes, self.half = megabytes * 2**20, half
         self._buckets: List[_Bucket] = []
         self._numbers: Dict[int, int] = {}
 
@@ -77,14 +75,10 @@ class Buckets:
         Raises:
             ConfigError: in the first call, where the ranks train different parameters.
         """
-        trained = [
-            (place, parameter)
-            for place, parameter in zip(self._forward, self._parameters)
-            if parameter.grad_req != "null"
-        ]
+        trained = [p for p in self._parameters if p.grad_req != "null"]
         held = {id(gradient) for bucket in self._buckets for gradient in bucket.gradients}
-        if held != {id(parameter.list_grad()[0]) for _, parameter in trained}:
-            self._fill(trained)
+        if held != {id(parameter.list_grad()[0]) for parameter in trained}:
+            self._fill()
             for bucket in reversed(self._buckets):
                 bucket.reduce()
                 bucket.flat.wait_to_read()
@@ -96,11 +90,18 @@ class Buckets:
         """The bucket of the trainer's parameter of that index; 0 before the first step."""
         return self._numbers.get(index, 0)
 
-    def _fill(self, trained: List[Tuple[int, mx.gluon.Parameter]]) -> None:
-        parameters = [parameter for _, parameter in trained]
-        gradients = [parameter.list_grad()[0] for parameter in parameters]
+    def planned(self) -> List[List[mx.gluon.Parameter]]:
+        """The trained parameters of each bucket, the same on every rank; collective.
+
+        Raises:
+            ConfigError: the ranks train different parameters.
+        """
+        trained = [p for p in self._parameters if p.grad_req != "null"]
+        gradients = [parameter.list_grad()[0] for parameter in trained]
         own = [(gradient.shape, np.dtype(gradient.dtype).str) for gradient in gradients]
-        order = sorted(range(len(trained)), key=lambda index: -trained[index][0])
+        moved = [p.grad_req != "null" for p in self._parameters]
+        places = [place for place, is_moved in zip(self._forward, moved) if is_moved]
+        order = sorted(range(len(trained)), key=lambda index: -places[index])
         ranks = dist.gather_objects((own, order, environment.where()))
         for theirs, _, where in ranks:
             if theirs != ranks[0][0]:
@@ -109,10 +110,14 @@ class Buckets:
                     f"{len(ranks[0][0])} of them; make and freeze the same layers on every rank"
                 )
         sizes = [gradient.size * np.dtype(gradient.dtype).itemsize for gradient in gradients]
-        dtypes = [dtype for _, dtype in own]
+        buckets = plan(ranks[0][1], sizes, [dtype for _, dtype in own], self._bytes)
+        return [[trained[index] for index in bucket] for bucket in buckets]
+
+    def _fill(self) -> None:
+        half = half_sum.everywhere() if self.half else None
         self._buckets = [
-            _Bucket([parameters[index] for index in bucket], f"gradients.{number}", self._half)
-            for number, bucket in enumerate(plan(ranks[0][1], sizes, dtypes, self._bytes))
+            _Bucket(parameters, f"gradients.{number}", half)
+            for number, parameters in enumerate(self.planned())
         ]
         indices = {id(parameter): index for index, parameter in enumerate(self._parameters)}
         self._numbers = {
@@ -120,7 +125,7 @@ class Buckets:
             for number, bucket in enumerate(self._buckets)
             for parameter in bucket.parameters
         }
-        clear_static_graphs(parameters)
+        clear_static_graphs(self._parameters)
 
 
 def plan(order: Sequence[int], sizes: Sequence[int], dtypes: Sequence[str], limit: float) -> Plan:
@@ -146,8 +151,8 @@ def plan(order: Sequence[int], sizes: Sequence[int], dtypes: Sequence[str], limi
 class _Bucket:
     """Gradients of one dtype and device, side by side in the array ``flat``."""
 
-    def __init__(self, parameters: Sequence[mx.gluon.Parameter], name: str, half: bool):
-        self.parameters, self._name = parameters, name
+    def __init__(self, parameters: Sequence[mx.gluon.Parameter], name: str, half: Optional[bool]):
+        self.parameters = parameters
         old = [parameter.list_grad()[0] for parameter in parameters]
         unit = max(1, _ALIGNED // np.dtype(old[0].dtype).itemsize)
         starts = np.cumsum([0, *(-(-gradient.size // unit) * unit for gradient in old)]).tolist()
@@ -158,12 +163,5 @@ class _Bucket:
             view[:] = gradient
             set_gradient(parameter, view)
             self.gradients.append(view)
-        wide = np.dtype(self.flat.dtype).itemsize > np.dtype(np.float16).itemsize
-        self._half = HalfSum(self.flat, name) if half and wide else None
-
-    def reduce(self) -> None:
-        """Enqueue the allreduce of its gradients."""
-        if self._half is not None:
-            self._half()
-        else:
-            dist.allreduce_sum_(self.flat, self._name)
+        # Enqueues the allreduce of its gradients.
+        self.reduce = half_sum.summing(self.flat, name, half)

@@ -109,7 +109,8 @@ def _waits_anyway(trainer: gluon.Trainer) -> bool:
     """
     if dist.world_size() == 1:
         return os.environ.get("OMP_NUM_THREADS") == "1"
-    return dist.ranks_share_memory() and used_by(trainer)
+    together = dist.ranks_share_memory() or dist.leaders_process_set() is not None
+    return together and used_by(trainer)
 
 
 def gluon_trainer(
@@ -155,6 +156,6 @@ def gluon_trainer(
     set_allreduce(trainer, buckets)
     if isinstance(optimizer, momentum.InOnePass):
         optimizer.bucket_of = buckets.number_of
-    if shared_memory and not fp16:
+    if shared_memory:
         set_allreduce(trainer, SharedGradients(trainer))
     return trainer

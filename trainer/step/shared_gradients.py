@@ -10,19 +10,12 @@ rank order, so every run and every rank gets the same bits; on two ranks, the sa
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import mmap
 from typing import (
     Any,
-    Callable,
     ContextManager,
     Dict,
-    Iterator,
     List,
-    Mapping,
     Optional,
-    Tuple,
 )
 
 import mxnet as mx
@@ -30,19 +23,17 @@ import numpy as np
 
 from .. import dist
 from ..config import Optimizer
-from ..dist import shared_memory
-from ..dist.array_memory import around_memory, dense_on_cpu
+from ..dist import half_sum, shared_memory
+from ..dist.array_memory import dense_on_cpu
 from ..mxnet_internals import (
     all_parameters,
     allreduce_of,
-    clear_graph,
-    gradient_or_none,
-    has_static_graph,
-    set_gradient,
+    clear_static_graphs,
 )
 from . import momentum
+from .buckets import Buckets
+from .gradient_rows import Rows
 
-_BLOCK = 2**16  # elements: the blocks of all ranks fit into a core's cache
 # Ranks; with more, reading all gradients costs more than exchanging sums.
 _READ_BY_ALL = momentum.MOST_GRADIENTS
 _MOVES = 20  # into shared memory, per trainer: each takes a file descriptor and a mapping
@@ -63,8 +54,8 @@ class SharedGradients:
 
     def __init__(self, trainer: mx.gluon.Trainer):
         self._parameters = all_parameters(trainer)
-        self._fallback: Callable[[], None] = allreduce_of(trainer)
-        self._shared: Optional[_Shared] = None
+        self._fallback: Buckets = allreduce_of(trainer)  # type: ignore[assignment]
+        self._shared: Optional[Rows] = None
         self._moves_left = _MOVES
 
     def __getstate__(self) -> Dict[str, Any]:
@@ -84,15 +75,44 @@ class SharedGradients:
         else:
             shared.allreduce()
 
-    def shared(self) -> Optional[_Shared]:
+    def shared(self) -> Optional[Rows]:
         """The gradients, now in shared memory; None if they cannot be there; collective."""
         trained = [p for p in self._parameters if p.grad_req != "null"]
         if self._shared is not None and not self._shared.holds(trained):
             self.release()
         if self._shared is None and self._moves_left > 0:
-            self._shared = _share(trained)
+            self._shared = self._share(trained)
             self._moves_left = self._moves_left - 1 if self._shared is not None else 0
         return self._shared
+
+    def _share(self, parameters: List[mx.gluon.Parameter]) -> Optional[Rows]:
+        """Move the gradients into shared memory; None where that is impossible; collective."""
+        one_node = dist.ranks_share_memory() and not self._fallback.half
+        leaders = None if one_node else dist.leaders_process_set()
+        if not one_node and leaders is None:
+            return None
+        dense = all(dense_on_cpu(p.list_grad()[0], np.float32, np.float64) for p in parameters)
+        if dist.any_rank(not dense, "shared_gradients.dense"):
+            return None
+        if one_node:
+            by_dtype = (np.float64, np.float32)
+            buckets = [[p for p in parameters if p.list_grad()[0].dtype == d] for d in by_dtype]
+        else:
+            buckets = self._fallback.planned()
+        index, size, meet = dist.local_rank(), dist.local_size(), _sum_over_node
+        row = Rows.bytes_of(parameters, len(buckets))
+        memory = shared_memory.open_shared(size * row, index, size, meet)
+        peers = shared_memory.connect(1, index, size, meet)
+        if dist.any_rank(memory is None or peers is None, "shared_gradients.memory"):
+            return None
+        compiled = not dist.any_rank(momentum.library() is None, "shared_gradients.compiled")
+        assert memory is not None and peers is not None
+        shared = Rows([b for b in buckets if b], memory, row, peers, compiled)
+        if not one_node:
+            half = half_sum.everywhere() if self._fallback.half else None
+            shared.join_nodes(half, leaders)
+        clear_static_graphs(parameters)
+        return shared
 
     def release(self) -> None:
         """Move the gradients back to private memory and free the shared memory."""
@@ -126,153 +146,18 @@ def rows(trainer: mx.gluon.Trainer) -> Optional[ContextManager[momentum.Addresse
     gradients would be slower than an allreduce, or one has no compiled update; collective.
     """
     gradients = _of(trainer)
-    if dist.world_size() > _READ_BY_ALL or gradients is None:
+    if gradients is None:
         return None
     shared = gradients.shared()
-    if shared is None or not shared.update_can_add:
+    if shared is None or not shared.update_can_add or shared.rows_to_add > _READ_BY_ALL:
         return None
     indices = {id(parameter): index for index, parameter in enumerate(all_parameters(trainer))}
     return shared.rows(indices)
 
 
-def _share(parameters: List[mx.gluon.Parameter]) -> Optional[_Shared]:
-    """Move the gradients into shared memory; None where that is impossible; collective."""
-    if not dist.ranks_share_memory():
-        return None
-    if not all(dense_on_cpu(p.list_grad()[0], np.float32, np.float64) for p in parameters):
-        return None
-    rank, ranks = dist.rank(), dist.world_size()
-    row = _Shared.bytes_of(parameters)
-    memory = shared_memory.open_shared(ranks * row, rank, ranks, _sum_over_ranks)
-    peers = shared_memory.connect(1, rank, ranks, _sum_over_ranks)
-    if memory is None or peers is None:
-        return None
-    compiled = peers(np.array([momentum.library() is not None], np.int64))
-    shared = _Shared(parameters, memory, row, peers, update_can_add=compiled[0] == ranks)
-    clear_static_graphs(parameters)
-    return shared
-
-
-class _Shared:
-    """Every rank's gradients: one row of bytes per rank, float64 arrays before float32 ones."""
-
-    def __init__(
-        self,
-        parameters: List[mx.gluon.Parameter],
-        memory: mmap.mmap,
-        row: int,
-        peers: shared_memory.SharedMemorySum,
-        update_can_add: bool = False,
-    ):
-        self._memory, self._row, self._peers = memory, row, peers
-        self.update_can_add = update_can_add
-        _mapped.append(memory)
-        rows = np.frombuffer(memory, np.uint8).reshape(peers.size, row)
-        self._parameters: List[mx.gluon.Parameter] = []
-        self._gradients: List[mx.nd.NDArray] = []
-        self._places: List[List[int]] = []  # of each parameter's gradient: its address in each row
-        # For each dtype: (ranks, elements), and the shard of each rank.
-        self._flat: List[Tuple[np.ndarray, List[slice]]] = []
-        start = 0
-        for dtype in (np.float64, np.float32):
-            alike = [p for p in parameters if p.list_grad()[0].dtype == dtype]
-            numbers = sum(p.list_grad()[0].size for p in alike)
-            stop = start + numbers * np.dtype(dtype).itemsize
-            flat = rows[:, start:stop].view(dtype)
-            own, start = flat[peers.index], stop
-            for parameter in alike:
-                old = parameter.list_grad()[0]
-                place, own = own[: old.size].reshape(old.shape), own[old.size :]
-                place[...] = old.asnumpy()
-                offset = place.ctypes.data - rows[peers.index].ctypes.data
-                self._places.append([row.ctypes.data + offset for row in rows])
-                self._gradients.append(around_memory(place, type(old)))
-                set_gradient(parameter, self._gradients[-1])
-            self._parameters += alike
-            self._flat.append((flat, _shares(numbers, peers.size)))
-
-    @staticmethod
-    def bytes_of(parameters: List[mx.gluon.Parameter]) -> int:
-        """Size of a row in bytes, rounded up to whole pages."""
-        arrays = [p.list_grad()[0] for p in parameters]
-        needed = sum(array.size * np.dtype(array.dtype).itemsize for array in arrays)
-        return -(-needed // mmap.PAGESIZE) * mmap.PAGESIZE
-
-    def holds(self, parameters: List[mx.gluon.Parameter]) -> bool:
-        """Whether exactly these parameters still have their gradients here."""
-        own = {id(gradient) for gradient in self._gradients}
-        return {id(p.list_grad()[0]) for p in parameters} == own
-
-    def allreduce(self) -> None:
-        """Replace every gradient by its sum over ranks."""
-        mx.nd.waitall()  # for backward, and for pending reads of gradients
-        rank = self._peers.index
-        self._peers.barrier()
-        for flat, shares in self._flat:
-            _sum_rows(flat, shares[rank], flat[rank])
-        self._peers.barrier()
-        for flat, shares in self._flat:
-            for other, share in enumerate(shares):
-                if other != rank:
-                    flat[rank, share] = flat[other, share]
-        self._peers.barrier()  # or the next backward would overwrite what peers still read
-
-    @contextlib.contextmanager
-    def rows(self, indices: Mapping[int, int]) -> Iterator[momentum.Addresses]:
-        """All ranks' gradients; ``indices`` is by the ids of parameters. See :func:`rows`."""
-        mx.nd.waitall()
-        self._peers.barrier()
-        yield {indices[id(p)]: places for p, places in zip(self._parameters, self._places)}
-        self._peers.barrier()
-
-    def release(self) -> None:
-        """Move this rank's gradients out and free their pages.
-
-        The mapping stays, because arrays that the user still holds point into it; they read zeros.
-        """
-        mx.nd.waitall()
-        for parameter, gradient in zip(self._parameters, self._gradients):
-            if gradient_or_none(parameter) is gradient:
-                set_gradient(parameter, gradient.copy())
-        mx.nd.waitall()
-        clear_static_graphs(self._parameters)
-        self._memory.madvise(mmap.MADV_REMOVE, self._peers.index * self._row, self._row)
-
-
-_mapped: List[mmap.mmap] = []  # never unmapped: MXNet arrays may still point into them
-
-
-def _shares(numbers: int, ranks: int) -> List[slice]:
-    """The shard of each rank; sizes differ by one at most."""
-    ends = [numbers * rank // ranks for rank in range(ranks + 1)]
-    return [slice(start, stop) for start, stop in zip(ends, ends[1:])]
-
-
-@np.errstate(all="ignore")  # a net that diverges is reported by the metrics
-def _sum_rows(rows: np.ndarray, share: slice, out: np.ndarray) -> None:
-    """Write a shard of the sum of all rows, in row order, to ``out``, which may be one of them."""
-    for start in range(share.start, share.stop, _BLOCK):
-        block = slice(start, min(start + _BLOCK, share.stop))
-        total = rows[0, block]
-        for row in rows[1:-1, block]:
-            total = total + row
-        np.add(total, rows[-1, block], out=out[block])
-
-
-def clear_static_graphs(parameters: List[mx.gluon.Parameter]) -> None:
-    """Drop cached static graphs, which would keep writing to the old gradient arrays.
-
-    A parameter does not know the blocks that use it, so all live blocks are searched.
-    """
-    moved = set(map(id, parameters))
-    for block in gc.get_objects():
-        # Not isinstance, which reads obj.__class__: on some proxies that raises.
-        is_block = issubclass(type(block), mx.gluon.HybridBlock)
-        if is_block and has_static_graph(block):
-            own = set(map(id, block.collect_params().values()))
-            if moved & own:
-                clear_graph(block)
-
-
-def _sum_over_ranks(values: np.ndarray) -> np.ndarray:
-    return dist.allreduce_sum(values, "shared_gradients")
+def _sum_over_node(values: np.ndarray) -> np.ndarray:
+    node = dist.node_process_set()
+    if node is None:
+        return dist.allreduce_sum(values, "shared_gradients")
+    array = mx.nd.array(values, dtype=values.dtype)
+    return dist.allreduce_sum_(array, "shared_gradients", node).asnumpy()
