@@ -211,6 +211,14 @@ def children(block: gluon.Block) -> List[gluon.Block]:
     return list(block._children.values())
 
 
+def blocks_by_path(block: gluon.Block, path: str = "") -> Dict[str, gluon.Block]:
+    """It and all blocks within it by the path of attributes; a shared one is there under each."""
+    found = {path: block}
+    for name, child in block._children.items():
+        found.update(blocks_by_path(child, f"{path}.{name}"))
+    return found
+
+
 def kernel_arguments(layer: gluon.Block) -> Dict[str, Any]:
     """The arguments of MXNet's operator in one of Gluon's batch norm layers; its own dict."""
     return layer._kwargs

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 from typing import Any, Iterator, List
 
-import numpy as np
 from mxnet import gluon
 
-from .. import dist
-from ..mxnet_internals import BatchNormBase, clear_graph, traced_symbol
+from ..mxnet_internals import BatchNormBase, blocks_by_path, clear_graph, traced_symbol
 from .layer import SyncBatchNorm
 from .rank_sum import RankSum
 
@@ -35,19 +33,15 @@ def convert_sync_batch_norm(net: gluon.Block, process_set: Any = None) -> gluon.
 
 
 def connect(net: gluon.Block) -> None:
-    """Set up the shared memory of the layers that sync over all ranks; collective.
+    """Have each synced layer of ``net`` find its peers, by its place in the net; collective.
 
-    Otherwise each layer does so in its first training step, through Horovod collectives one after
-    another, which is slow where Horovod's cycle time is long.
+    Otherwise each does so in its first training step, by the order in which the process has made
+    its layers, and through Horovod collectives one after another.
     """
-    for layer in layers_of(net):
+    for place, layer in enumerate(layers_of(net)):
         rank_sum, channels = vars(layer).get("rank_sum"), layer.running_mean.shape[0]
-        if rank_sum is not None and rank_sum.process_set is None and channels:
-            rank_sum.connect(2 * channels + 1, _sum_over_ranks)
-
-
-def _sum_over_ranks(values: np.ndarray) -> np.ndarray:
-    return dist.allreduce_sum(values, "batch_norm.connect")
+        if rank_sum is not None and channels:
+            rank_sum.connect(2 * channels + 1, f"batch_norm.connect.{place}")
 
 
 def revert_sync_batch_norm(net: gluon.Block) -> gluon.Block:
@@ -124,15 +118,11 @@ def imported_statistics(net: gluon.Block) -> List[gluon.Parameter]:
 
 
 def layers_of(net: gluon.Block) -> List[Any]:
-    """Gluon's batch norm layers within ``net``, each once, in the order of its children."""
-    layers: List[Any] = []
-
-    def collect(block: gluon.Block) -> None:
-        if isinstance(block, BatchNormBase) and not any(block is layer for layer in layers):
-            layers.append(block)
-
-    net.apply(collect)
-    return layers
+    """Gluon's batch norm layers within ``net``, each once, in the same order on every rank."""
+    found = {
+        id(block): block for _, block in sorted(blocks_by_path(net).items(), key=lambda b: b[0])
+    }
+    return [block for block in found.values() if isinstance(block, BatchNormBase)]
 
 
 def clear_cached_graphs(net: gluon.Block) -> None:

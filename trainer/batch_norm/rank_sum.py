@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import time
 import weakref
@@ -78,14 +79,15 @@ class RankSum:
     rank always meets the n-th on the others, in whatever order the engine schedules layers.
 
     Attributes:
-        serial: the same on all peers, which make their layers in the same order.
+        serial: its number in this process.
+        number: its number for all peers, which :meth:`connect` takes from the first of them.
         operator_type: of the layer's operator, once its first step has chosen one.
         collected: running total of the sums in forward, once calibration sets it to an array.
         shared: what adds up after the first call; None where Horovod does.
     """
 
     def __init__(self, process_set: Any):
-        self.serial = registry.enter(self)
+        self.serial = self.number = registry.enter(self)
         self.process_set = process_set
         self.operator_type: Optional[str] = None
         self.collected: Optional[np.ndarray] = None
@@ -102,7 +104,7 @@ class RankSum:
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         if not self._connected:
-            self.connect(values.size, self._allreduce)
+            self.connect(values.size, f"batch_norm.connect.own.{self.serial}")
         start = time.perf_counter()
         try:
             total = self._allreduce(values) if self.shared is None else self.shared(values)
@@ -112,26 +114,34 @@ class RankSum:
         registry.seconds += time.perf_counter() - start
         return total
 
-    def connect(self, capacity: int, sum_over_ranks: Callable[[np.ndarray], np.ndarray]) -> None:
+    def connect(self, capacity: int, name: str) -> None:
         """Set up shared memory, and the way to other nodes, if all ranks have it; collective.
 
         Args:
             capacity: length of the longest vector, which is forward's.
-            sum_over_ranks: another allreduce of float64 vectors over the same ranks.
+            name: of this call, the same on all peers.
         """
-        self.shared = self._share(capacity, sum_over_ranks)
+        if self.size > 1:
+            meet = functools.partial(self._allreduce, name=name)
+            first = self._index == 0
+            self.number = int(meet(np.array([self.serial if first else 0.0]))[0])
+            self.shared = self._share(capacity, meet)
         self._connected = True
 
-    def _share(
-        self, capacity: int, sum_over_ranks: Callable[[np.ndarray], np.ndarray]
-    ) -> Optional[shared_memory.SharedMemorySum]:
-        if self.size == 1:
-            return None
-        if self.process_set is None:
-            return dist.connect_sum(capacity, 1 + self.serial, sum_over_ranks)
-        place = self.process_set.rank(), self.process_set.size()
-        return shared_memory.connect(capacity, *place, sum_over_ranks)
+    @property
+    def _index(self) -> int:
+        return dist.rank() if self.process_set is None else self.process_set.rank()
 
-    def _allreduce(self, values: np.ndarray) -> np.ndarray:
+    def _share(
+        self, capacity: int, meet: Callable[[np.ndarray], np.ndarray]
+    ) -> Optional[shared_memory.SharedMemorySum]:
+        if self.process_set is None:
+            return dist.connect_sum(capacity, 1 + self.number, meet)
+        return shared_memory.connect(capacity, self._index, self.size, meet)
+
+    def _allreduce(self, values: np.ndarray, name: str = "") -> np.ndarray:
+        if name and self.process_set is None:
+            return dist.allreduce_sum(values, name)
         tensor = nd.array(values, ctx=mx.cpu(), dtype=np.float64)
-        return dist.allreduce_sum_(tensor, f"batch_norm.{self.serial}", self.process_set).asnumpy()
+        name = name or f"batch_norm.{self.number}"
+        return dist.allreduce_sum_(tensor, name, self.process_set).asnumpy()
