@@ -438,12 +438,8 @@ def test_preempted_training_has_the_losses_of_an_undisturbed_one(cluster, tmp_pa
     )  # fmt: skip
     job.wait_for(rf"launch: job {job.id}: preempted by another job; saved; requeue 1 of 10")
     straight = tmp_path / "straight"
-    # On one node ranks would take the operator in C++, which rounds otherwise than the one between
-    # nodes.
-    launch(
-        cluster, "local", "-n", "2", "--quiet", "--", *command, f"output={straight}",
-        env={**one_thread, "BATCH_NORM_NATIVE": "0"},
-    )  # fmt: skip
+    local = ("local", "-n", "2", "--quiet", "--", *command, f"output={straight}")
+    launch(cluster, *local, env=one_thread)
     job.wait_for("^done:")
     assert "resumes from" in job.text()
     assert cluster.state(high.strip()) == "COMPLETED"
