@@ -28,6 +28,7 @@ from trainer.step.optimizer import make_optimizer, make_trainer
 from trainer.step.step import train_step
 
 RANKS = (2, 3)
+HOSTS = ((1, 1),)
 SIZE = 103  # samples: neither the batch nor any number of ranks divides it
 SETTINGS: dict = {
     "train": {"global_batch_size": 17, "epochs": 2},

@@ -124,7 +124,8 @@ class RankSum:
         if self.size > 1:
             meet = functools.partial(self._allreduce, name=name)
             first = self._index == 0
-            self.number = int(meet(np.array([self.serial if first else 0.0]))[0])
+            own = np.array([self.serial if first else 0], np.float64)
+            self.number = int(meet(own)[0])
             self.shared = self._share(capacity, meet)
         self._connected = True
 
