@@ -41,7 +41,7 @@ def connect(net: gluon.Block) -> None:
     for place, layer in enumerate(layers_of(net)):
         rank_sum, channels = vars(layer).get("rank_sum"), layer.running_mean.shape[0]
         if rank_sum is not None and channels:
-            rank_sum.connect(2 * channels + 1, f"batch_norm.connect.{place}")
+            rank_sum.connect_at(place, 2 * channels + 1)
 
 
 def revert_sync_batch_norm(net: gluon.Block) -> gluon.Block:

@@ -17,6 +17,8 @@ from mxnet import nd
 from .. import dist
 from ..dist import shared_memory
 
+Sum = Callable[[np.ndarray], np.ndarray]
+
 
 class _Registry:
     """What the synced layers of a process have in common; one object, which lives as long as it.
@@ -104,7 +106,8 @@ class RankSum:
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         if not self._connected:
-            self.connect(values.size, f"batch_norm.connect.own.{self.serial}")
+            # By Horovod: small sums of the engine's thread would get among those of the main one.
+            self.connect(values.size, self._allreduce)
         start = time.perf_counter()
         try:
             total = self._allreduce(values) if self.shared is None else self.shared(values)
@@ -114,35 +117,37 @@ class RankSum:
         registry.seconds += time.perf_counter() - start
         return total
 
-    def connect(self, capacity: int, name: str) -> None:
+    def connect(self, capacity: int, meet: Sum) -> None:
         """Set up shared memory, and the way to other nodes, if all ranks have it; collective.
 
         Args:
             capacity: length of the longest vector, which is forward's.
-            name: of this call, the same on all peers.
+            meet: another allreduce of float64 vectors over the same ranks.
         """
         if self.size > 1:
-            meet = functools.partial(self._allreduce, name=name)
-            first = self._index == 0
-            own = np.array([self.serial if first else 0], np.float64)
+            own = np.array([self.serial if self._index == 0 else 0], np.float64)
             self.number = int(meet(own)[0])
             self.shared = self._share(capacity, meet)
         self._connected = True
+
+    def connect_at(self, place: int, capacity: int) -> None:
+        """The same for the norm at that ``place`` of a net, on all ranks at once."""
+        name = f"batch_norm.connect.{place}"
+        if self.process_set is None:
+            self.connect(capacity, functools.partial(dist.allreduce_sum, name=name))
+        else:
+            self.connect(capacity, functools.partial(self._allreduce, name=name))
 
     @property
     def _index(self) -> int:
         return dist.rank() if self.process_set is None else self.process_set.rank()
 
-    def _share(
-        self, capacity: int, meet: Callable[[np.ndarray], np.ndarray]
-    ) -> Optional[shared_memory.SharedMemorySum]:
+    def _share(self, capacity: int, meet: Sum) -> Optional[shared_memory.SharedMemorySum]:
         if self.process_set is None:
             return dist.connect_sum(capacity, 1 + self.number, meet)
         return shared_memory.connect(capacity, self._index, self.size, meet)
 
     def _allreduce(self, values: np.ndarray, name: str = "") -> np.ndarray:
-        if name and self.process_set is None:
-            return dist.allreduce_sum(values, name)
         tensor = nd.array(values, ctx=mx.cpu(), dtype=np.float64)
         name = name or f"batch_norm.{self.number}"
         return dist.allreduce_sum_(tensor, name, self.process_set).asnumpy()
