@@ -115,6 +115,16 @@ EXPERIMENTS: Dict[str, Contenders] = {
         f"{GLUON}, split": horovod_gluon("--evaluate", "--split"),
     },
     **{f"hosts_{name}": hosts(*layout) for name, layout in LAYOUTS.items()},
+    # What optimizer.bucket_mb is chosen by; no rows of the table.
+    **{
+        f"buckets_{rate}": {
+            f"{size} MB": over_hosts(
+                rate, (1, 1), *SIZE_28, "--settings", f"optimizer.bucket_mb={size}"
+            )
+            for size in (1, 2, 4, 8, 16, 100)
+        }
+        for rate in ("10gbit", "1gbit")
+    },
     "monitor": {
         "on": ours("--steps=100"),
         "off": ours("--steps=100", "--settings", *SILENT),
@@ -188,7 +198,7 @@ def main() -> None:
     with unpacked_data() as data:
         for name in names:
             before = report.machine()
-            if name.startswith("hosts") and why_not():
+            if name.startswith(("hosts", "buckets")) and why_not():
                 print(f"skipped: {name}, as {why_not()}")
                 continue
             rounds = alternate(name, runnable(EXPERIMENTS[name]), data, args.rounds)

@@ -14,7 +14,7 @@ from typing import Any, Dict, Optional, Tuple
 from ..errors import ConfigError
 from .settings import Checked, setting
 
-BUCKET_MB = 4.0  # found by measurement: docs/scaling.md
+BUCKET_MB = 4.0  # python -m benchmarks.speed --only buckets_10gbit,buckets_1gbit
 
 # Settings of older versions, which changed rounding alone: what to say where one is still given.
 REMOVED = {

@@ -27,6 +27,7 @@ from trainer.config import (
     differences,
     from_dict,
     load,
+    recorded,
     to_dict,
 )
 from trainer.errors import ConfigError
@@ -548,3 +549,19 @@ def test_any_overrides_are_a_config_or_a_line(overrides):
 )
 def test_any_value_typed_for_a_setting_is_a_config_or_a_line(pairs):
     accepted_or_refused(lambda: load(None, [f"{name}={text}" for name, text in pairs]))
+
+
+def test_a_setting_that_is_gone_is_refused_with_what_took_its_place():
+    with pytest.raises(ConfigError, match=r"no setting optimizer\.groups any more: .*bucket_mb"):
+        from_dict({"optimizer": {"groups": 1}})
+    with pytest.raises(ConfigError, match=r"no setting optimizer\.groups any more"):
+        load(None, ["optimizer.groups=0"])
+
+
+def test_a_checkpoint_with_a_setting_that_is_gone_still_serves():
+    before = to_dict(Config())
+    before["optimizer"] = {**before["optimizer"], "groups": 1}
+    del before["optimizer"]["bucket_mb"]
+    assert differences(before, to_dict(Config())) == []
+    assert from_dict(recorded(before)) == Config()
+    assert before["optimizer"]["groups"] == 1
