@@ -19,7 +19,7 @@ from ..checkpoint import run_folder
 from ..checkpoint.saver import Saver
 from ..config import Config, checked
 from ..data import input_pipeline, randomness
-from ..data.arrays import Arrays
+from ..data.arrays import Arrays, Samples
 from ..dist import environment
 from ..dist.preemption import StopRequest
 from ..dist.watchdog import Watchdog
@@ -47,8 +47,8 @@ def fit(
     resume: str = "auto",
     force: bool = False,
     on_epoch_end: Optional[OnEpochEnd] = None,
-    train: Union[Arrays, gluon.data.Dataset, None] = None,
-    test: Union[Arrays, gluon.data.Dataset, None] = None,
+    train: Union[Arrays, Samples, None] = None,
+    test: Union[Arrays, Samples, None] = None,
 ) -> Result:
     """Train ``net`` on every rank that the launcher started, or in this process alone.
 
@@ -68,9 +68,9 @@ def fit(
         on_epoch_end: called on every rank with an :class:`EpochEnd` after each epoch, and where
             ``train.max_steps`` ends the run within one, once its checkpoint is on its way. An
             exception ends the run, which resumes after that epoch. It must not change the net.
-        train, test: images, uint8 (N, H, W) or (N, H, W, C), and labels, integer (N,), from 0, as
-            NumPy arrays; or a Gluon dataset of such pairs, which is read into memory. Give the
-            whole set on every rank. Both None reads what ``config.data`` names.
+        train, test: images, uint8 (N, H, W[, C]), and labels, integers or texts (N,), as NumPy
+            arrays; or an object with ``__len__`` and ``__getitem__`` that gives such pairs. Give
+            the whole set on every rank. ``test`` may be left out; both None: ``config.data``'s.
 
     Raises:
         ConfigError, DataError, CheckpointError: bad input; nothing has been written yet.
@@ -87,11 +87,12 @@ def fit(
         stop = until_closed.enter_context(StopRequest())
         until_closed.enter_context(randomness.kept())
         watchdog.beat("the rendezvous of all ranks")
-        data = start.join(config, lambda: input_pipeline.read(config.data, train, test))
+        sets = config.data, train, test, config.seed
+        data = start.join(config, lambda: input_pipeline.read(*sets))
         watchdog.beat("the start of the run")
 
         def choose(own: start.Own) -> Optional[Path]:
-            return resuming.choose(config, resume, force, own.digests, len(own.train[1]))
+            return resuming.choose(config, resume, force, own.digests, len(own.sets.train))
 
         started = start.start(net, config, loss, data, choose, until_closed)
         result = _Run(started, on_epoch_end, watchdog, until_closed).go(stop)
@@ -138,6 +139,7 @@ class _Run:
         self.stopped_early = False  # last_step is then the one at which train.patience was out
         self._stop_early_if_due()
         self.evaluation: Optional[Evaluation] = None
+        self.test: Optional[Evaluation] = None  # besides a validation set
         self.throughput = Throughput()
         self.report = self._take_folder(started, until_closed)
         self.evaluator = Evaluator(started, self.report, watchdog)
@@ -159,10 +161,9 @@ class _Run:
             if dist.is_root():
                 until_closed.callback(run_folder.take_folder(config, started.path).release)
             steps = self.epoch_steps, self.step, started.last_step
-            report = Report(config, *steps, own.num_classes, complete)
+            report = Report(config, *steps, own.class_names, complete)
             until_closed.callback(report.close)
-        sizes = len(own.train[1]), len(own.test[1])
-        report.begin(*sizes, own.ctx, started.path, own.layers, self.net)
+        report.begin(own.sets.sizes, own.ctx, started.path, own.layers, self.net)
         return report
 
     def go(self, stop: StopRequest) -> Result:
@@ -170,8 +171,9 @@ class _Run:
         stopped = False
         try:
             stopped = self._train(stop)
-            if not stopped and self.evaluation is None:
-                self.evaluation = self.evaluator.evaluate(self.step, last=False)  # as saved
+            if not stopped:
+                self.evaluation = self.evaluation or self.evaluator.evaluate(self.step, last=False)
+                self.test = self.evaluator.test(self.step)
         except NonFiniteError as error:
             self.saver.wait()
             dist.shutdown()
@@ -296,5 +298,6 @@ class _Run:
         evaluation = None if stopped else self.evaluation
         speed = self.throughput.overall
         state = "stopped" if stopped else "stopped early" if self.stopped_early else "done"
-        self.report.end(self.step, state, evaluation, speed)
-        return Result(self.config.folder, self.step, evaluation, speed, stopped, self.stopped_early)
+        self.report.end(self.step, state, evaluation, speed, self.test)
+        how = stopped, self.stopped_early, self.test
+        return Result(self.config.folder, self.step, evaluation, speed, *how)
