@@ -68,22 +68,19 @@ def fit(
         on_epoch_end: called on every rank with an :class:`EpochEnd` after each epoch, and where
             ``train.max_steps`` ends the run within one, once its checkpoint is on its way. An
             exception ends the run, which resumes after that epoch. It must not change the net.
-        train, test: images, uint8 (N, H, W[, C]), and labels, integers or texts (N,), as NumPy
-            arrays; or an object with ``__len__`` and ``__getitem__`` that gives such pairs. Give
-            the whole set on every rank. ``test`` may be left out; both None: ``config.data``'s.
+        train, test: images, uint8 (N, H, W[, C]), and labels, integers or texts (N,), as arrays; or
+            a dataset of such pairs. All of it on every rank; both None: those of ``config.data``.
 
     Raises:
         ConfigError, DataError, CheckpointError: bad input; nothing has been written yet.
         PeerError: the same, on another rank.
-        TrainingError: the loss or the weights are not finite, or the last checkpoint could not be
-            written.
+        TrainingError: loss or weights are not finite, or the last checkpoint cannot be written.
         KeyboardInterrupt: after ctrl-C; a process that trains alone saves first.
     """
     config = _checked(net, config, loss, on_epoch_end, given=train is not None)
     with contextlib.ExitStack() as until_closed:  # a notebook goes on, however the run ends
-        watchdog = until_closed.enter_context(
-            Watchdog(config.train.watchdog_seconds, environment.where())
-        )
+        seconds = config.train.watchdog_seconds
+        watchdog = until_closed.enter_context(Watchdog(seconds, environment.where()))
         stop = until_closed.enter_context(StopRequest())
         until_closed.enter_context(randomness.kept())
         watchdog.beat("the rendezvous of all ranks")
@@ -113,7 +110,7 @@ def _checked(net: Any, config: Any, loss: Optional[Loss], on_epoch_end: Any, giv
         raise ConfigError("train.label_smoothing is for the default loss; leave it out, or loss=")
     if on_epoch_end is not None:
         outcome.check(on_epoch_end)
-    # The recorded config must not name a dataset that was not used.
+    # A recorded config names no dataset that was not used.
     return replace(config, data=replace(config.data, dataset="arrays")) if given else config
 
 
