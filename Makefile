@@ -21,7 +21,8 @@ INSTALL = $(PYTHON) launch/install.py $(if $(GPU),--gpu)
 .PHONY: train test chaos lint bench setup data clean python
 
 train: python
-	@$(INSTALL) $(if $(findstring data.,$(ARGS)),,--data)
+	@$(INSTALL) $(if $(findstring data.,$(ARGS))$(findstring folder-,$(CONFIG)),,--data)
+	@$(if $(findstring folder-example,$(CONFIG)),.venv/bin/python -m tests.make_folder build/folder-example)
 	@.venv/bin/python -m launch local -n $(RANKS) --quiet -- \
 		.venv/bin/python -m trainer train $(CONFIG) $(ARGS)
 

@@ -1,11 +1,15 @@
 """Compares the input pipeline with Gluon's DataLoader on the same transforms.
 
-    python -m benchmarks.loader [--rounds 5] [--images 6400]
+    python -m benchmarks.loader [--rounds 5] [--images 6400] [--pictures 400]
 
 One epoch's worth of batches from the real training set is made by this project's loader (one
 background thread, as in training) and by ``gluon.data.DataLoader`` with 0, 2 and 4 workers; at
 28 x 28 with padding, random crop and flip, and at 96 x 96 with resizing. Each round times all of
 them once; the results are medians over rounds.
+
+Then JPEGs of 500 x 375 in a record file, cut at random to 224 x 224 and mirrored: this project
+with two workers, MXNet's ``ImageRecordIter``, Gluon's ``DataLoader`` with two workers, PyTorch's
+with two and Pillow if it is installed, and the bare decoding by two threads.
 """
 
 from __future__ import annotations
@@ -15,22 +19,32 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
+import importlib.util
+import io
 import statistics
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Dict, Iterable, List
 
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
 from mxnet.gluon.data.vision import transforms
+from PIL import Image
 
 from benchmarks import report
 from trainer.config import Data
 from trainer.data import fashion_mnist
 from trainer.data.loader import TrainLoader
+from trainer.data.pictures import decode
+from trainer.data.sources import records
+from trainer.data.sources.base import ArraySource
 from trainer.dist.array_memory import on_device
 
 BATCH = 64
+SIDE = 224
 OURS = "this project"
 WORKERS = (0, 2, 4)
 
@@ -38,7 +52,11 @@ WORKERS = (0, 2, 4)
 def ours(images: np.ndarray, labels: np.ndarray, settings: Data) -> Iterable[Any]:
     """This project's batches on the device, for one epoch."""
     loader = TrainLoader(
-        images, labels, settings, global_batch_size=BATCH, seed=0, place=on_device(mx.cpu())
+        ArraySource(images, labels),
+        settings,
+        global_batch_size=BATCH,
+        seed=0,
+        place=on_device(mx.cpu()),
     )
     return loader.from_step(0, loader.steps_per_epoch)
 
@@ -91,11 +109,142 @@ def compare(
     return speeds
 
 
+def pictures(count: int, rounds: int) -> Dict[str, List[float]]:
+    """Images a second of each in each round, over ``count`` JPEGs in a record file."""
+    with tempfile.TemporaryDirectory() as folder:
+        content = make_records(Path(folder), count)
+        makers = {
+            "bare decoding, 2 threads": lambda: bare_decoding(content),
+            OURS: lambda: speed(our_pictures(Path(folder), count)),
+            "ImageRecordIter": lambda: speed(record_iter(Path(folder))),
+            "Gluon, 2 workers": lambda: speed(gluons_pictures(Path(folder))),
+        }
+        if importlib.util.find_spec("torch") and importlib.util.find_spec("torchvision"):
+            makers["PyTorch and Pillow, 2 workers"] = lambda: speed(torchs(content))
+        speeds: Dict[str, List[float]] = {name: [] for name in makers}
+        for _ in range(rounds):
+            for name, measure in makers.items():
+                speeds[name].append(measure())
+    return speeds
+
+
+def make_records(folder: Path, count: int) -> List[bytes]:
+    """Write JPEGs that are as detailed as photographs; returns them."""
+    draw = np.random.RandomState(0)
+    writer = mx.recordio.MXIndexedRecordIO(
+        str(folder / "train.idx"), str(folder / "train.rec"), "w"
+    )
+    made = []
+    for number in range(count):
+        shape = draw.randint(0, 256, (12, 16, 3)).astype(np.uint8)
+        image = np.asarray(Image.fromarray(shape).resize((500, 375), Image.Resampling.BICUBIC))
+        noisy = np.clip(image + draw.normal(0, 12, image.shape), 0, 255).astype(np.uint8)
+        content = io.BytesIO()
+        Image.fromarray(noisy).save(content, "JPEG", quality=85)
+        made.append(content.getvalue())
+        head = mx.recordio.IRHeader(0, number % 10, number, 0)
+        writer.write_idx(number, mx.recordio.pack(head, made[-1]))
+    writer.close()
+    return made
+
+
+def bare_decoding(content: List[bytes]) -> float:
+    """Images a second that two threads decode, at full size, and nothing else."""
+
+    def one(encoded: bytes) -> Any:
+        return decode.decode(encoded, decode.header(encoded), channels=3)
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(one, content))
+    return len(content) / (time.perf_counter() - began)
+
+
+def our_pictures(folder: Path, count: int) -> Iterable[Any]:
+    """This project's batches of one epoch."""
+    settings = Data(
+        "records", folder=str(folder), image_size=SIDE, random_crop=True, flip=True, workers=2
+    )
+    loader = TrainLoader(
+        records.find(settings)[0],
+        settings,
+        global_batch_size=BATCH,
+        seed=0,
+        place=on_device(mx.cpu()),
+    )
+    return loader.from_step(0, count // BATCH)
+
+
+def record_iter(folder: Path) -> Iterable[Any]:
+    """MXNet's own reader of record files."""
+    batches = mx.io.ImageRecordIter(
+        path_imgrec=str(folder / "train.rec"),
+        path_imgidx=str(folder / "train.idx"),
+        data_shape=(3, SIDE, SIDE),
+        batch_size=BATCH,
+        shuffle=True,
+        rand_mirror=True,
+        random_resized_crop=True,
+        min_random_area=0.08,
+        max_random_area=1.0,
+        max_aspect_ratio=4 / 3,
+        min_aspect_ratio=3 / 4,
+        preprocess_threads=2,
+    )
+    return (batch.data for batch in batches)
+
+
+def gluons_pictures(folder: Path) -> Iterable[Any]:
+    """Gluon's batches of the same records."""
+    steps = [
+        transforms.RandomResizedCrop(SIDE),
+        transforms.RandomFlipLeftRight(),
+        transforms.ToTensor(),
+        transforms.Normalize(Data().mean, Data().std),
+    ]
+    dataset = gluon.data.vision.ImageRecordDataset(str(folder / "train.rec"))
+    changed = dataset.transform_first(transforms.Compose(steps))
+    return gluon.data.DataLoader(changed, BATCH, shuffle=True, num_workers=2)
+
+
+def torchs(content: List[bytes]) -> Iterable[Any]:
+    """PyTorch's batches of the same pictures, decoded by Pillow."""
+    import torch.utils.data
+    from torchvision.transforms import v2
+
+    steps = v2.Compose(
+        [
+            v2.RandomResizedCrop(SIDE),
+            v2.RandomHorizontalFlip(),
+            v2.PILToTensor(),
+            v2.ConvertImageDtype(),
+            v2.Normalize([Data().mean] * 3, [Data().std] * 3),
+        ]
+    )
+
+    class Pictures(torch.utils.data.Dataset):  # type: ignore[misc]
+        def __len__(self) -> int:
+            return len(content)
+
+        def __getitem__(self, index: int) -> Any:
+            return steps(Image.open(io.BytesIO(content[index])).convert("RGB")), index % 10
+
+    class Ready(list):
+        """A batch with the method of MXNet's that :func:`speed` calls."""
+
+        def wait_to_read(self) -> None:
+            pass
+
+    batches = torch.utils.data.DataLoader(Pictures(), BATCH, shuffle=True, num_workers=2)
+    return ((Ready(data), label) for data, label in batches)
+
+
 def main() -> None:
     """Measure, print the table, write results/loader.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=6_400, help="that Gluon's is timed over")
+    parser.add_argument("--pictures", type=int, default=640, help="JPEGs; 0: none")
     args = parser.parse_args()
     before = report.machine()
     images, labels = fashion_mnist.load("train")
@@ -113,6 +262,14 @@ def main() -> None:
             "times_gluons_best": medians[OURS] / best,
         }
     print(report.table(("size", "loader", "images/s (median)", "times Gluon's best"), rows))
+    if args.pictures:
+        speeds = pictures(args.pictures, args.rounds)
+        medians = {name: statistics.median(values) for name, values in speeds.items()}
+        figures["jpegs of 500x375 to 224x224"] = {"images_per_second": speeds, "medians": medians}
+        pairs = [(n, f"{m:,.0f}", f"{medians[OURS] / m:.2f}") for n, m in medians.items()]
+        print(
+            report.table(("JPEGs to 224 x 224", "images/s (median)", "this project over it"), pairs)
+        )
     print(report.write("loader", figures, before))
 
 

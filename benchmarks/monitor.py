@@ -75,13 +75,13 @@ def once_an_epoch(work: Work, reporter: Report) -> Dict[str, float]:
     """Milliseconds for what is written once per epoch, with made-up values."""
     confusion, counts = np.ones((10, 10), np.int64), np.ones((2, 10, THRESHOLDS), np.int64)
     images, labels = np.zeros((32, 28, 28), np.uint8), np.zeros(32, int)
-    reporter.predictions(1, images, labels, labels)  # loads Matplotlib
+    reporter.predictions(1, "test", images, labels, labels)  # loads Matplotlib
     taken = {}
     seen = Evaluation(1.0, 1.0, confusion, 100, counts)
     for name, write in (
         ("histograms", lambda: reporter.parameters(work.step, work.net, work.trainer)),
-        ("test figures", lambda: reporter.evaluation(work.step, seen)),
-        ("test images", lambda: reporter.predictions(work.step, images, labels, labels)),
+        ("test figures", lambda: reporter.evaluation(work.step, seen, "test")),
+        ("test images", lambda: reporter.predictions(work.step, "test", images, labels, labels)),
     ):
         start = time.perf_counter()
         write()
@@ -102,7 +102,7 @@ def measure(
 ) -> Tuple[Dict[str, List[float]], Dict[str, float]]:
     """Milliseconds of each block, by kind, and of what is written once per epoch."""
     work = Work(config, samples)
-    reporter = Report(config, 10**6, 0, 10**9, 10)
+    reporter = Report(config, 10**6, 0, 10**9, [str(label) for label in range(10)])
     kinds = {
         "without": (Timing(None, 0), None),
         "with": (Timing(config.monitor.every_steps, 0), reporter),

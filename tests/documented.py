@@ -33,6 +33,8 @@ ELSEWHERE: Dict[str, Tuple[str, ...]] = {
     r"^horovodrun .*--host-discovery-script": (  # with other numbers, on hosts that come and go
         "test_elastic_horovodrun_takes_in_a_host_and_loses_rank_0",
     ),
+    r"data\.folder=pets|runs/pets": ("test_fine_tuning_on_folders_as_the_page_says",),
+    r"^make train CONFIG=configs/folder-example": ("test_the_example_of_folders_trains",),
     r"^python -m trainer\.config\.table": ("test_configuration_page_is_what_the_settings_say",),
 }
 

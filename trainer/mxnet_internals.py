@@ -266,3 +266,18 @@ def compilation_of(block: gluon.HybridBlock) -> Dict[str, Any]:
 def set_compilation(block: gluon.HybridBlock, before: Dict[str, Any]) -> None:
     """Hybridize it as it was; what it has compiled since stays until :func:`clear_graph`."""
     vars(block).update(before)
+
+
+# Of a dataset.
+
+
+def stored_parts(dataset: Any) -> Optional[List[Any]]:
+    """What one of Gluon's datasets holds and gives as it is; None if it reads or transforms."""
+    kind = type(dataset)
+    if kind is gluon.data.ArrayDataset:
+        return list(dataset._data)
+    if kind is gluon.data.SimpleDataset:
+        return [dataset._data]
+    if isinstance(dataset, gluon.data.dataset._DownloadedDataset) and dataset._transform is None:
+        return [dataset._data, dataset._label]  # MNIST, CIFAR10, ...
+    return None

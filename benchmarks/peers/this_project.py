@@ -72,14 +72,14 @@ def evaluate(args: argparse.Namespace, settings: config.Config) -> None:
 
     from trainer import model
     from trainer.data import fashion_mnist, input_pipeline
-    from trainer.data.transform import Transform
+    from trainer.data.sources.base import ArraySource
     from trainer.model import prepare
     from trainer.step import evaluation
 
     dist.init()
-    test = fashion_mnist.load("test", settings.data.folder)
+    test = ArraySource(*fashion_mnist.load("test", settings.data.folder))
     net = model.build(settings.model)
-    shape = Transform(test[0], settings.data, seed=0, training=False).shape
+    shape = test.filler(settings.data, seed=0, training=False).shape
     prepare.prepare_net(net, settings, shape, mx.cpu())
     with workload.timed(args, dist.rank()):
         batches = input_pipeline.test_loader(test, settings, mx.cpu())

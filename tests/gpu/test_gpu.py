@@ -20,6 +20,7 @@ from trainer.batch_norm import convert_sync_batch_norm, layers_of, running_stati
 from trainer.config import from_dict
 from trainer.config.schema import Config
 from trainer.data import input_pipeline
+from trainer.data.sources.base import ArraySource
 from trainer.run.loop import fit
 from trainer.step.optimizer import make_trainer
 from trainer.step.step import train_step
@@ -28,6 +29,7 @@ TOLERANCE = 1e-3  # of the largest number: cuDNN and oneDNN sum in other orders
 rng = np.random.default_rng(0)
 IMAGES = rng.integers(0, 256, (24, 28, 28), np.uint8)
 LABELS = rng.integers(0, 10, 24)
+SOURCE = ArraySource(IMAGES, LABELS)
 
 
 def configured(**settings: object) -> Config:
@@ -69,8 +71,8 @@ def assert_alike(found: dict, expected: dict) -> None:
 
 def test_batches_are_where_the_net_is(ctx):
     config = configured(data={"pad_crop": 2, "flip": True})
-    found = list(input_pipeline.train_loader((IMAGES, LABELS), config, ctx).from_step(0, 3))
-    expected = list(input_pipeline.train_loader((IMAGES, LABELS), config, mx.cpu()).from_step(0, 3))
+    found = list(input_pipeline.train_loader(SOURCE, config, ctx).from_step(0, 3))
+    expected = list(input_pipeline.train_loader(SOURCE, config, mx.cpu()).from_step(0, 3))
     assert [batch.data.context for batch in found] == [ctx] * 3
     for here, there in zip(found, expected):
         np.testing.assert_array_equal(here.data.asnumpy(), there.data.asnumpy())
@@ -85,7 +87,7 @@ def test_steps_make_the_weights_of_the_cpu(ctx, settings):
         net = drawn(where)
         net.hybridize(static_alloc=True)
         trainer = make_trainer(net, config.optimizer)
-        for batch in input_pipeline.train_loader((IMAGES, LABELS), config, where).from_step(0, 2):
+        for batch in input_pipeline.train_loader(SOURCE, config, where).from_step(0, 2):
             train_step(net, trainer, batch, config, want_norm=True)
         mx.nd.waitall()
         return weights(net)

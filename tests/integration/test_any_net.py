@@ -16,6 +16,7 @@ from mxnet.gluon import nn
 
 from trainer.batch_norm import running_statistics
 from trainer.config import from_dict
+from trainer.data.sources.base import ArraySource
 from trainer.errors import ConfigError
 from trainer.inference import export, predict, trained_model
 from trainer.inference.images import Images
@@ -25,6 +26,8 @@ from trainer.run.outcome import Result, TrainingError
 
 DRAW = np.random.RandomState(0)
 SET = DRAW.randint(0, 256, (12, 6, 6)).astype(np.uint8), np.arange(12) % 4
+
+KNOWN = (mx.cpu(), (6, 6), [*"0123"], None, None)  # of a saved net
 
 
 def trained(net: gluon.Block, folder: Path, loss: Any = None, **settings: Any) -> Result:
@@ -146,9 +149,11 @@ def test_what_cannot_be_exported_is_reported_in_one_line(
 ) -> None:
     net = make()
     trained(net, tmp_path / "runs")
-    model = trained_model.Saved(tmp_path, from_dict({}), net, mx.cpu(), (6, 6), 4)
+    model = trained_model.Saved(
+        tmp_path, from_dict({}), net, mx.cpu(), (6, 6), [*"0123"], None, None
+    )
     with pytest.raises(export.ExportError, match=expected) as raised:
-        export.export(model, SET, tmp_path / "exported")
+        export.export(model, ArraySource(*SET), tmp_path / "exported")
     assert "\n" not in str(raised.value)
 
 
@@ -220,7 +225,9 @@ def test_an_imported_net_can_be_trained_on(tmp_path: Path) -> None:
     for settings in ({"batch_norm": "sync"}, {"calibrate_samples": 4}):
         with pytest.raises(ConfigError, match="body_batchnorm0_running_mean belongs to a SymbolBl"):
             trained(net, tmp_path / "runs", name="refused", **settings)
-    model = trained_model.Saved(tmp_path, from_dict({}), net, mx.cpu(), (6, 6), 4)
+    model = trained_model.Saved(
+        tmp_path, from_dict({}), net, mx.cpu(), (6, 6), [*"0123"], None, None
+    )
     with pytest.raises(ConfigError, match="cannot be calibrated: .* belongs to a SymbolBlock"):
         trained_model.calibrate_saved(model, train=SET)
     with pytest.raises(ConfigError, match=r"net\.add"):
@@ -231,11 +238,13 @@ def prepared(*layers: gluon.HybridBlock) -> trained_model.Saved:
     net = nn.HybridSequential()
     net.add(*layers, nn.Dense(4))
     prepare.prepare_net(net, from_dict({}), (1, 6, 6), mx.cpu())
-    return trained_model.Saved(Path("run"), from_dict({}), net, mx.cpu(), (6, 6), 4)
+    return trained_model.Saved(
+        Path("run"), from_dict({}), net, mx.cpu(), (6, 6), [*"0123"], None, None
+    )
 
 
 def test_layer_norm_is_exported_without_a_word_of_onnx_runtimes(tmp_path: Path, capfd: Any) -> None:
-    files = export.export(prepared(nn.LayerNorm(), nn.GELU()), SET, tmp_path)
+    files = export.export(prepared(nn.LayerNorm(), nn.GELU()), ArraySource(*SET), tmp_path)
     assert [file.name for file in files] == [export.SYMBOL, export.ONNX]
     assert "".join(capfd.readouterr()) == ""
 
@@ -244,7 +253,7 @@ def test_what_mxnet_cannot_translate_is_told_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(
         export.ExportError, match="as ONNX: .* axis != 1 .*; use --no-onnx"
     ) as raised:
-        export.export(prepared(nn.BatchNorm(axis=3)), SET, tmp_path)
+        export.export(prepared(nn.BatchNorm(axis=3)), ArraySource(*SET), tmp_path)
     assert "\n" not in str(raised.value)
 
 

@@ -27,6 +27,7 @@ from trainer.batch_norm import SyncBatchNorm
 from trainer.checkpoint import CheckpointError
 from trainer.cli.main import main
 from trainer.data import fashion_mnist, idx_file, idx_folder
+from trainer.data.sources.base import ArraySource
 from trainer.inference import export, images, predict, trained_model
 from trainer.run.loop import fit
 
@@ -198,7 +199,7 @@ def test_without_the_test_set_files_are_compared_on_noise(coloured: str, tmp_pat
     card = (tmp_path / "model_card.md").read_text()
     assert "float32 (N, 3, 12, 16): 3 channels, 12 x 16 pixels" in card
     assert "| accuracy | not measured" in card and "shop photographs" not in card
-    checked = export.export(model, COLOURED, tmp_path / "again")
+    checked = export.export(model, ArraySource(*COLOURED), tmp_path / "again")
     assert [file.samples for file in checked] == [8, 8]
     assert "on 8 test images" in str(checked[1])
 

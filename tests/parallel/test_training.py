@@ -14,8 +14,10 @@ from mxnet.gluon import nn
 from tests.processor import needs_bfloat16
 from trainer import batch_norm, checkpoint, config, dist
 from trainer.checkpoint import resume
+from trainer.data import input_pipeline
 from trainer.data.idx_file import DataError
 from trainer.data.loader import Batch, EvalLoader, TrainLoader
+from trainer.data.sources.base import ArraySource
 from trainer.data.transform import Transform
 from trainer.dist.array_memory import on_device
 from trainer.errors import ConfigError
@@ -44,7 +46,7 @@ def _set(seed: int = 0) -> Tuple[np.ndarray, np.ndarray]:
 
 def _loader(settings: config.Config, rank: int, world_size: int) -> TrainLoader:
     return TrainLoader(
-        *_set(),
+        ArraySource(*_set()),
         settings.data,
         global_batch_size=settings.train.global_batch_size,
         seed=settings.seed,
@@ -244,9 +246,9 @@ def test_ranks_with_sets_of_their_own_are_refused_on_every_rank(what: str) -> No
     sets = {"training images": images, "training labels": labels, "test images": images.copy()}
 
     def check() -> None:
-        train = sets["training images"], sets["training labels"]
-        digests = agreement.of_data(train, (sets["test images"], labels))
-        agreement.check_sets(digests, len(labels), len(labels))
+        train = ArraySource(sets["training images"], sets["training labels"])
+        whole = input_pipeline.Sets(train, None, ArraySource(sets["test images"], labels))
+        agreement.check_sets(agreement.of_data(whole), whole.sizes)
 
     check()
     changed = sets[what].copy()
@@ -260,7 +262,7 @@ def test_ranks_with_other_losses_are_refused_on_every_rank() -> None:
     weight = float(dist.rank())
     digests = agreement.of_loss(gluon.loss.SoftmaxCrossEntropyLoss(weight=weight))
     with pytest.raises(DataError, match="have different loss"):
-        agreement.check_sets(digests, 1, 1)
+        agreement.check_sets(digests, {"training": 1})
 
 
 @pytest.mark.parametrize(
@@ -333,7 +335,7 @@ def test_evaluation_counts_each_sample_once() -> None:
 
     def run(rank: int, world_size: int) -> EvalLoader:
         return EvalLoader(
-            *_set(),
+            ArraySource(*_set()),
             settings.data,
             batch_size=7,
             rank=rank,

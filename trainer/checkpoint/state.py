@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -38,6 +38,9 @@ class RunState:
     config: Dict[str, Any] = field(default_factory=dict)
     image_shape: Optional[Sequence[int]] = None  # (H, W) or (H, W, C), before any resizing
     train_size: Optional[int] = None  # training images
+    # What the set calls classes 0, 1, ..., numbers or texts; None where it uses these numbers
+    classes: Optional[Sequence[Union[int, str]]] = None
+    class_names: Optional[Sequence[str]] = None  # of each score of the net
     launch: Optional[str] = None  # id of the launch that saved it
     made_of: Dict[str, str] = field(default_factory=dict)  # digests, see run/agreement.py
     weights: Optional[str] = None  # digest of the trained weights
@@ -94,8 +97,8 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(number, float) for number in value)
+def _is_list_of(value: Any, *types: type) -> bool:
+    return isinstance(value, list) and all(type(item) in types for item in value)
 
 
 def is_plateau(value: Any) -> bool:
@@ -116,9 +119,11 @@ _FITS: Dict[str, Callable[[Any], bool]] = {
     "train_size": lambda value: value is None or type(value) is int,  # None in older ones
     "optimizer": lambda value: isinstance(value, dict),
     "plateau": lambda value: value is None or is_plateau(value),  # None in older ones
+    "classes": lambda value: value is None or _is_list_of(value, int, str),
+    "class_names": lambda value: value is None or _is_list_of(value, str),
     "launch": lambda value: value is None or isinstance(value, str),
     "made_of": lambda value: value is None or _are_texts(value),  # None in older ones
     "weights": lambda value: value is None or isinstance(value, str),
     "given": lambda value: value is None or isinstance(value, bool),  # None in older ones
-    "answers": lambda value: value is None or _are_numbers(value),  # None in older ones
+    "answers": lambda value: value is None or _is_list_of(value, float),  # None in older ones
 }

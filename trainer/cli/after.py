@@ -109,7 +109,11 @@ def predict(
         saved = load_saved(checkpoint, overrides, params)
         from ..inference import images, predict
 
-        found = images.read(paths, saved.image_shape, invert, strict)
+        found = (
+            images.read_pictures(paths, saved.config.data, invert, strict)
+            if saved.config.data.of_pictures
+            else images.read(paths, saved.image_shape, invert, strict)
+        )
         for line in found.skipped:
             click.echo(f"skipped: {' '.join(line.split())}", err=True)
         _note_light_backgrounds(saved, found, invert)

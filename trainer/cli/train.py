@@ -103,8 +103,8 @@ def bench(
 @click.command()
 @configured
 @overridden
-@click.option("--channels", type=click.IntRange(min=1), default=1, show_default=True)
-def summary(config: str, overrides: Tuple[str, ...], channels: int) -> None:
+@click.option("--channels", type=click.IntRange(min=1), help="Default: 1; of pictures, as read.")
+def summary(config: str, overrides: Tuple[str, ...], channels: Optional[int]) -> None:
     """Show the net's layers, shapes, parameters and FLOPs."""
     alone("summary")
     settings = load_config(config, overrides)
@@ -117,6 +117,7 @@ def summary(config: str, overrides: Tuple[str, ...], channels: int) -> None:
 
     net = model.build(settings.model)
     side = settings.data.image_size
+    channels = channels or (settings.data.channels if settings.data.of_pictures else 1)
     height, width = (side, side) if side else input_pipeline.image_size(settings.data)
     answer(layers.as_text(prepare.prepare_net(net, settings, (channels, height, width), mx.cpu())))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
 from ..errors import ConfigError
+from .data_settings import Data
 from .settings import Checked, setting
 
 BUCKET_MB = 4.0  # python -m benchmarks.speed --only buckets_10gbit,buckets_1gbit
@@ -24,39 +25,6 @@ REMOVED = {
 
 
 @dataclass(frozen=True)
-class Data(Checked, section="data."):
-    """The images and their preprocessing."""
-
-    dataset: str = setting(
-        "fashion_mnist",
-        "fashion_mnist; fashion_mnist_sample (2,000 + 500 of its images, in the repository); "
-        "idx (any dataset in MNIST's four IDX files, in data.folder); arrays (set by fit when "
-        "given train= and test=)",
-        choices=("fashion_mnist", "fashion_mnist_sample", "idx", "arrays"),
-    )
-    folder: Optional[str] = setting(
-        None,
-        "folder of the IDX files (~ and ${VARIABLE} are expanded); null: the usual places",
-        path=True,
-    )
-    image_size: Optional[int] = setting(
-        None, "side in pixels that images are resized to (bilinear); null: not resized", minimum=1
-    )
-    pad_crop: int = setting(
-        0, "training: pad by so many pixels (before resizing), then crop at random", minimum=0
-    )
-    flip: bool = setting(False, "training: mirror half of the images horizontally")
-    erase: float = setting(
-        0.0, "training: share of images with a random rectangle blanked", minimum=0, maximum=1
-    )
-    mean: float = setting(
-        0.2860, "subtracted from pixels scaled to 0..1, in all channels; Fashion-MNIST's by default"
-    )
-    std: float = setting(0.3530, "pixels are divided by it; Fashion-MNIST's by default", above=0)
-    prefetch: int = setting(4, "batches prepared ahead by the background thread", minimum=1)
-
-
-@dataclass(frozen=True)
 class Model(Checked, section="model."):
     """The net."""
 
@@ -65,6 +33,11 @@ class Model(Checked, section="model."):
     )
     arguments: Dict[str, Any] = setting({}, "keyword arguments of the factory, e.g. {stem: small}")
     hybridize: bool = setting(True, "compile the net if it is a HybridBlock")
+    weights: Optional[str] = setting(
+        None,
+        "a .params file (net.save_parameters, gluon.model_zoo) that training starts from; "
+        "parameters of another shape, such as the last layer's for other classes, start anew",
+    )
 
 
 @dataclass(frozen=True)
@@ -232,9 +205,10 @@ class Config(Checked):
 
 # Settings that do not influence the result, and so may change when a run is resumed.
 _FREE_TO_CHANGE = re.compile(
-    r"(output|name|device|evaluate\..*|checkpoint\..*|monitor\..*|data\.(folder|prefetch)"
-    r"|train\.(max_steps|patience|watchdog_seconds)|optimizer\.(fp16_allreduce|shared_memory|bucket_mb)"
-    r"|model\.hybridize)"
+    r"(output|name|device|evaluate\..*|checkpoint\..*|monitor\..*"
+    r"|data\.(folder|class_names|bad_samples|workers|prefetch)"
+    r"|train\.(max_steps|patience|watchdog_seconds)"
+    r"|optimizer\.(fp16_allreduce|shared_memory|bucket_mb)|model\.hybridize)"
 )
 
 
@@ -245,7 +219,7 @@ def decides_result(name: str) -> bool:
 
 def _check_together(config: Config) -> None:
     """Checks that involve several settings."""
-    schedule, train, data = config.schedule, config.train, config.data
+    schedule, train = config.schedule, config.train
     if schedule.warmup_epochs > train.epochs:
         raise ConfigError(
             f"schedule.warmup_epochs is {schedule.warmup_epochs:g}; "
@@ -271,8 +245,6 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"optimizer.nesterov goes with optimizer.name=sgd, not {config.optimizer.name}"
         )
-    if data.dataset == "idx" and data.folder is None:
-        raise ConfigError("data.dataset is idx; data.folder must say where the four files are")
     if not re.fullmatch(r"\w+(\.\w+)*:\w+", config.model.factory):
         raise ConfigError(
             f"model.factory is {config.model.factory!r}; it must read package.module:function"

@@ -28,10 +28,13 @@ def setting(
     below: Optional[float] = None,
     choices: Sequence[str] = (),
     path: bool = False,
+    named: Optional[Mapping[str, Any]] = None,
 ) -> Any:
     """A dataclass field with its meaning and bounds as metadata; bounds hold for each element.
 
-    In a ``path``, ``~`` and environment variables are expanded.
+    Args:
+        path: ``~`` and environment variables are expanded.
+        named: values that may be given by name; the setting holds the value.
     """
     metadata = {
         "meaning": meaning,
@@ -41,6 +44,7 @@ def setting(
         "below": below,
         "choices": tuple(choices),
         "path": path,
+        "named": named or {},
     }
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -61,6 +65,8 @@ class Checked:
             name, kind = self._section + item.name, types[item.name]
             value = getattr(self, item.name)
             if not dataclasses.is_dataclass(kind):
+                if isinstance(value, str):
+                    value = item.metadata["named"].get(value, value)
                 value = _convert(name, kind, value)
                 _check_bounds(name, item.metadata, value)
                 if item.metadata["path"] and value is not None:
@@ -125,6 +131,8 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
         if value is None:
             return None
         kind = next(a for a in arguments if a is not type(None))
+    elif typing.get_origin(kind) is typing.Union:  # of one number and several
+        kind = arguments[isinstance(value, (list, tuple))]
     if typing.get_origin(kind) is tuple:
         if isinstance(value, str) and not _NUMBER.match(value):
             raise ConfigError(

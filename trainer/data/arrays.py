@@ -1,27 +1,32 @@
-"""Validates the images and labels that a user passes to ``fit``, before anything is started."""
+"""The arrays or datasets that a user passes to ``fit``, validated before anything is started."""
 
 from __future__ import annotations
 
-from typing import Any, List, Tuple
+from typing import Any, List, Tuple, Union
 
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from .. import console
+from .. import console, mxnet_internals
+from ..config import Data
 from ..dist import environment
 from .idx_file import DataError
+from .sources.dataset import DatasetSource, on_host
 
-# Images, uint8 (N, H, W[, C]); labels, integer (N,).
+# Images, uint8 (N, H, W[, C]); labels, integers or texts (N,).
 Arrays = Tuple[np.ndarray, np.ndarray]
+
+# A Gluon dataset, or any other object with a length and samples (image, label) at indices.
+Samples = Any
 
 _MOST_CHANNELS = 4  # a longer last axis is not taken for channels
 _LOOKED_AT = 1000  # images at most, for the range of their pixels
 _CORNER = 32  # of 255: a set whose pixels span no more is told of
 
 
-def checked(name: str, given: Any) -> Arrays:
-    """``given``, a pair of arrays or a Gluon dataset, as arrays.
+def given(name: str, value: Any, settings: Data) -> Union[Arrays, DatasetSource]:
+    """``value``, a pair of arrays or a dataset, as arrays or as a source that reads it.
 
     Args:
         name: ``train`` or ``test``, for messages.
@@ -29,31 +34,50 @@ def checked(name: str, given: Any) -> Arrays:
     Raises:
         DataError: a type, shape or dtype that training cannot use.
     """
-    if isinstance(given, gluon.data.Dataset):
-        given = _read(name, given)
-    if not isinstance(given, (tuple, list)) or len(given) != 2:
-        loads = isinstance(given, (gluon.data.DataLoader, mx.io.DataIter))
+    if _holds_samples(value):
+        value = _read(name, value)
+    elif _is_dataset(value):
+        return DatasetSource(name, value, settings)
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        loads = isinstance(value, (gluon.data.DataLoader, mx.io.DataIter))
         raise DataError(
-            f"{name} is a {type(given).__name__}; it must be (images, labels) as NumPy arrays, or "
-            "a Gluon dataset"
+            f"{name} is a {type(value).__name__}; it must be (images, labels) as NumPy arrays, or "
+            "a dataset: Gluon's, or any object with __len__ and __getitem__"
             + (": give what it reads, as fit makes batches and shards itself" if loads else "")
         )
-    for what, array in zip(("images", "labels"), given):
+    for what, array in zip(("images", "labels"), value):
         if not isinstance(array, np.ndarray):
             raise DataError(
                 f"{name} {what} are a {type(array).__name__}; they must be a NumPy array "
                 "(an MXNet array gives one by .asnumpy())"
             )
-    images, labels = given
+    images, labels = value
     _check_images(name, images)
-    _check_labels(name, labels, len(images))
+    labels = _check_labels(name, labels, len(images))
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
     return images, labels
 
 
+def _is_dataset(value: Any) -> bool:
+    arrays = (tuple, list, dict, str, np.ndarray, mx.nd.NDArray)
+    return (
+        hasattr(value, "__len__")
+        and hasattr(value, "__getitem__")
+        and not isinstance(value, (*arrays, gluon.data.DataLoader))
+    )
+
+
+def _holds_samples(value: Any) -> bool:
+    """Whether it is a Gluon dataset that is in memory, without transforms: reading it is final."""
+    parts = mxnet_internals.stored_parts(value)
+    return parts is not None and all(
+        isinstance(part, (list, tuple, np.ndarray, mx.nd.NDArray)) for part in parts
+    )
+
+
 def _read(name: str, dataset: gluon.data.Dataset) -> Arrays:
-    """Read all samples of a Gluon dataset of (image, label) into memory."""
+    """All samples of a dataset of (image, label) in memory, as arrays."""
     images: List[np.ndarray] = []
     labels: List[np.ndarray] = []
     for index in range(len(dataset)):
@@ -62,7 +86,7 @@ def _read(name: str, dataset: gluon.data.Dataset) -> Arrays:
             raise DataError(
                 f"{name}[{index}] is a {type(sample).__name__}; a dataset must give (image, label)"
             )
-        image, label = (_on_host(part) for part in sample)
+        image, label = (on_host(part) for part in sample)
         if images and image.shape != images[0].shape:
             raise DataError(
                 f"{name}[{index}] has an image of {image.shape}, those before are "
@@ -75,10 +99,6 @@ def _read(name: str, dataset: gluon.data.Dataset) -> Arrays:
     if classes.dtype.kind == "f" and (classes == np.rint(classes)).all():
         classes = classes.astype(np.int64)
     return np.array(images), classes
-
-
-def _on_host(value: Any) -> np.ndarray:
-    return value.asnumpy() if isinstance(value, mx.nd.NDArray) else np.asarray(value)
 
 
 def _check_images(name: str, images: np.ndarray) -> None:
@@ -142,16 +162,19 @@ def _tell_of_range(name: str, images: np.ndarray) -> None:
     )
 
 
-def _check_labels(name: str, labels: np.ndarray, count: int) -> None:
+def _check_labels(name: str, labels: np.ndarray, count: int) -> np.ndarray:
+    if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels.ravel()):
+        labels = labels.astype(str)
     way_out = "labels.astype(int)"
     if labels.ndim == 2 and len(labels) == count:
         way_out = "labels.ravel()" if labels.shape[1] == 1 else "labels.argmax(axis=1)"
     elif labels.shape != (count,):
         way_out = f"give {count}"
-    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+    if labels.dtype.kind not in "iuU" or labels.shape != (count,):
         raise DataError(
             f"{name} labels are {labels.dtype} {labels.shape}; they must be the class of each of "
-            f"the {count} images, a whole number: {way_out}"
+            f"the {count} images, a whole number or a text: {way_out}"
         )
-    if labels.min() < 0:
+    if labels.dtype.kind != "U" and labels.min() < 0:
         raise DataError(f"{name} labels hold {labels.min()}; classes are numbered from 0")
+    return labels

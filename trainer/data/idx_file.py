@@ -24,6 +24,10 @@ class DataError(UserError):
     """A dataset cannot be found, or one of its files is not as it should be; one line."""
 
 
+class BadSampleError(DataError):
+    """A single sample cannot be used; one line that names it."""
+
+
 def read(path: Path, kind: str) -> np.ndarray:
     """The array in the file at ``path``: uint8, (N, H, W) for images or (N,) for labels.
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import queue
 import threading
-from typing import Any, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ..config import Data
 from ..dist.array_memory import Place, on_host
 from . import sharding
-from .transform import Transform
+from .sources.base import Source
+from .sources.filler import Filler
 
 
 class Batch(NamedTuple):
@@ -25,33 +26,38 @@ class Batch(NamedTuple):
     micro_batches: Tuple[int, ...] = ()  # rows of each, to be processed in turn; (): all at once
 
 
-class _Arrays:
+class _Batches:
     """Makes (data, label) of given samples, on the device."""
 
-    def __init__(self, transform: Transform, labels: np.ndarray, place: Place):
-        self.transform = transform
-        self._labels = labels.astype(np.float32)
+    def __init__(self, filler: Filler, place: Place):
+        self.filler = filler
         self._place = place
 
-    def __call__(self, rows: np.ndarray, epoch: int = 0) -> Tuple[Any, Any]:
-        shape = (len(rows), *self.transform.shape)
-        data = self._place(shape, lambda out: self.transform(rows, epoch, out))
-        return data, self._place(rows.shape, lambda out: np.take(self._labels, rows, out=out))
+    def __call__(self, rows: np.ndarray, epoch: int = 0) -> Tuple[Any, Any, Sequence[int]]:
+        """(data, label, positions of samples that could not be read)."""
+        classes = np.empty(len(rows), np.float32)
+        bad: Sequence[int] = ()
+
+        def fill(out: np.ndarray) -> None:
+            nonlocal bad
+            bad = self.filler(rows, epoch, out, classes)
+
+        data = self._place((len(rows), *self.filler.shape), fill)
+        return data, self._place(rows.shape, lambda out: np.copyto(out, classes)), bad
 
 
 class TrainLoader:
     """This rank's shard of every global batch, epoch after epoch.
 
     Args:
-        images, labels: the whole training set, uint8 (N, H, W[, C]) and integer (N,).
+        source: the whole training set.
         parts: micro-batches of each global batch.
         place: allocates and fills the arrays, e.g. ``array_memory.on_device(ctx)``.
     """
 
     def __init__(
         self,
-        images: np.ndarray,
-        labels: np.ndarray,
+        source: Source,
         settings: Data,
         *,
         global_batch_size: int,
@@ -61,8 +67,8 @@ class TrainLoader:
         parts: int = 1,
         place: Place = on_host,
     ):
-        self._arrays = _Arrays(Transform(images, settings, seed, training=True), labels, place)
-        self._samples = len(labels)
+        self._make = _Batches(source.filler(settings, seed, training=True), place)
+        self._samples = len(source)
         self._global_batch_size = global_batch_size
         self._seed = seed
         self._rank, self._world_size, self._parts = rank, world_size, parts
@@ -76,7 +82,7 @@ class TrainLoader:
     @property
     def shape(self) -> Tuple[int, int, int]:
         """(channels, height, width) of a sample."""
-        return self._arrays.transform.shape
+        return self._make.filler.shape
 
     def from_step(self, step: int, last_step: int) -> Iterator[Batch]:
         """The batches of steps ``step`` to ``last_step - 1``, counted from the start of the run."""
@@ -94,19 +100,20 @@ class TrainLoader:
             # A rank with an empty shard still takes part in collectives: it runs a placeholder.
             rows = own if len(own) else indices[:1]
             sizes = tuple(map(len, shards))
-            yield Batch(*self._arrays(rows, epoch), len(own), len(indices), sizes)
+            data, label, _ = self._make(rows, epoch)
+            yield Batch(data, label, len(own), len(indices), sizes)
 
 
 class EvalLoader:
     """This rank's shard of a set, once, in order, without augmentation.
 
-    ``global_samples`` of a batch is its own size: evaluation has no global batches.
+    ``global_samples`` of a batch is its own size: evaluation has no global batches. Samples that
+    cannot be read are left out, where ``data.bad_samples`` is ``skip``.
     """
 
     def __init__(
         self,
-        images: np.ndarray,
-        labels: np.ndarray,
+        source: Source,
         settings: Data,
         *,
         batch_size: int,
@@ -114,10 +121,14 @@ class EvalLoader:
         world_size: int = 1,
         place: Place = on_host,
     ):
-        self._arrays = _Arrays(Transform(images, settings, 0, training=False), labels, place)
-        self._indices = sharding.shard(np.arange(len(labels)), rank, world_size)
+        self._make = _Batches(source.filler(settings, 0, training=False), place)
+        self._indices = sharding.shard(np.arange(len(source)), rank, world_size)
         self._batch_size = batch_size
         self._prefetch = settings.prefetch
+
+    def first(self) -> Optional[Batch]:
+        """The first batch alone; None if there is none."""
+        return next(self._batches(), None)
 
     def __iter__(self) -> Iterator[Batch]:
         return prefetched(self._batches(), self._prefetch)
@@ -125,7 +136,13 @@ class EvalLoader:
     def _batches(self) -> Iterator[Batch]:
         for start in range(0, len(self._indices), self._batch_size):
             rows = self._indices[start : start + self._batch_size]
-            yield Batch(*self._arrays(rows), len(rows), len(rows))
+            data, label, bad = self._make(rows)
+            if bad:  # left out, so that the others count as they are
+                rows = np.delete(rows, list(bad))
+                if not len(rows):
+                    continue
+                data, label, _ = self._make(rows)
+            yield Batch(data, label, len(rows), len(rows))
 
 
 def prefetched(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:

@@ -23,8 +23,8 @@ from mxnet import gluon
 from .. import batch_norm
 from ..checkpoint import CheckpointError, params_file
 from ..data import input_pipeline
-from ..data.arrays import Arrays
 from ..data.loader import Batch
+from ..data.sources.base import ArraySource, Source
 from ..errors import UserError, first_line
 from ..mxnet_internals import traced_symbol
 from ..step.evaluation import Evaluation
@@ -104,7 +104,7 @@ def check_possible(saved: Saved, onnx: bool) -> None:
         )
 
 
-def export(saved: Saved, test: Optional[Arrays], folder: Path, onnx: bool = True) -> List[Checked]:
+def export(saved: Saved, test: Optional[Source], folder: Path, onnx: bool = True) -> List[Checked]:
     """Write the files into ``folder`` and verify each on the whole of ``test``.
 
     Args:
@@ -116,8 +116,8 @@ def export(saved: Saved, test: Optional[Arrays], folder: Path, onnx: bool = True
     """
     check_possible(saved, onnx)
     folder.mkdir(parents=True, exist_ok=True)
-    labels = None if test is None else test[1]
-    shown = test or _noise(saved.image_shape)
+    shown = _noise(saved.image_shape) if test is None else test
+    labels = None if test is None else _labels(saved, test)
     original = _scores(saved, shown, _gluon(saved.net, saved.ctx))
     check_finite(saved, original)
     batch = next(_batches(saved, shown)).data
@@ -129,17 +129,22 @@ def export(saved: Saved, test: Optional[Arrays], folder: Path, onnx: bool = True
     return checked
 
 
-def _noise(shape: Tuple[int, ...]) -> Arrays:
+def _noise(shape: Tuple[int, ...]) -> Source:
     draw = np.random.RandomState(0)
     images = draw.randint(0, 256, (NOISE_IMAGES, *shape)).astype(np.uint8)
-    return images, np.zeros(NOISE_IMAGES, np.int32)
+    return ArraySource(images, np.zeros(NOISE_IMAGES, np.int32))
 
 
-def _batches(saved: Saved, test: Arrays) -> Iterator[Batch]:
+def _labels(saved: Saved, test: Source) -> np.ndarray:
+    """The label of each sample that can be read, int64 (N,)."""
+    return np.concatenate([batch.label.asnumpy() for batch in _batches(saved, test)]).astype(int)
+
+
+def _batches(saved: Saved, test: Source) -> Iterator[Batch]:
     return iter(input_pipeline.test_loader(test, saved.config, saved.ctx))
 
 
-def _scores(saved: Saved, test: Arrays, forward: Forward) -> np.ndarray:
+def _scores(saved: Saved, test: Source, forward: Forward) -> np.ndarray:
     """Logits of the whole set, float32 (N, K)."""
     return np.concatenate([forward(batch.data.asnumpy()) for batch in _batches(saved, test)])
 
@@ -233,8 +238,8 @@ def _properties(saved: Saved) -> dict[str, str]:
     """Metadata of the input and the output, for the ONNX file."""
     data = saved.config.data
     return {
-        "mean": str(data.mean),
-        "std": str(data.std),
+        "mean": data.mean_text,
+        "std": data.std_text,
         "input": f"{saved.pixels}, (pixel / 255 - mean) / std",
         "classes": json.dumps(saved.class_names),
     }

@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Callable, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..config import Data
 from ..data import idx_file
 from ..data.idx_file import DataError
+from ..data.pictures import crop
+from ..data.pictures.decode import SUFFIXES, UnreadableError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes
 _LIGHT = 128  # of 255
 _NAMED = 10  # files of unknown kinds at most
@@ -53,6 +55,51 @@ def read(
     """
     if shape[2:] not in ((), (3,)):
         raise DataError(f"the net takes {shape[2]} channels; files hold grey levels or 3 colours")
+    mode = "RGB" if shape[2:] else "L"
+
+    def each(path: Path) -> Iterator[Tuple[str, np.ndarray, bool]]:
+        for name, image in _images(path, invert, mode):
+            yield name, _fit(name, image, shape[:2]), _has_light_border(image)
+
+    return _gathered(paths, each, strict)
+
+
+def _has_light_border(image: Image.Image) -> bool:
+    pixels = np.asarray(image)
+    edges = (pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1])
+    return bool(np.median(np.concatenate([edge.ravel() for edge in edges])) >= _LIGHT)
+
+
+def read_pictures(
+    paths: Sequence[str], settings: Data, invert: bool = False, strict: bool = False
+) -> Images:
+    """The pictures in files and folders, cut and scaled as in the evaluation of a run on pictures.
+
+    Args:
+        invert, strict: as for :func:`read`.
+
+    Raises:
+        DataError: a path does not exist, or no picture can be read; one line.
+    """
+
+    def one(path: Path) -> Iterator[Tuple[str, np.ndarray, bool]]:
+        try:
+            pixels = crop.cut(path.read_bytes(), settings)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from None
+        except UnreadableError as error:
+            raise DataError(f"{_shown(path)} is a bad picture: {error}") from None
+        yield _shown(path), 255 - pixels if invert else pixels, False
+
+    return _gathered(paths, one, strict)
+
+
+def _gathered(
+    paths: Sequence[str],
+    images: Callable[[Path], Iterator[Tuple[str, np.ndarray, bool]]],
+    strict: bool,
+) -> Images:
+    """All (name, pixels, whether its border is light) that ``images`` gives of the files."""
     names: List[str] = []
     pixels: List[np.ndarray] = []
     light, skipped = 0, []
@@ -61,10 +108,10 @@ def read(
         try:
             if why:
                 raise DataError(why)
-            for name, image in _images(path, invert, "RGB" if shape[2:] else "L"):
-                pixels.append(_fit(name, image, shape[:2]))
+            for name, image, is_light in images(path):
+                pixels.append(image)
                 names.append(name)
-                light += _has_light_border(image)
+                light += is_light
         except DataError as error:
             if strict:
                 raise
@@ -73,12 +120,6 @@ def read(
         more = f" (and {len(skipped) - 1} more such lines)" if skipped[1:] else ""
         raise DataError(f"{skipped[0]}{more}")
     return Images(names, np.stack(pixels), light, skipped)
-
-
-def _has_light_border(image: Image.Image) -> bool:
-    pixels = np.asarray(image)
-    edges = (pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1])
-    return bool(np.median(np.concatenate([edge.ravel() for edge in edges])) >= _LIGHT)
 
 
 def _files(paths: Sequence[str]) -> Tuple[List[Path], List[Tuple[Path, str]]]:

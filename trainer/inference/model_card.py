@@ -13,6 +13,7 @@ import mxnet as mx
 import numpy as np
 
 from .. import config
+from ..data.pictures import crop
 from ..step.evaluation import Evaluation
 from .export import Checked
 from .trained_model import Saved
@@ -70,13 +71,15 @@ def _facts(saved: Saved, seen: Optional[Evaluation]) -> List[str]:
     channels = saved.image_shape[2] if saved.image_shape[2:] else 1
     side = data.image_size
     resized = "" if side in (None, height) else f", resized (bilinear) to {side} x {side}"
+    if data.of_pictures:
+        resized = f" cut from the middle, the shorter side {crop.shorter_side(data)} pixels"
     weights = f", weights of {saved.weights.name}" if saved.weights else ""
     return [
         "| | |",
         "| --- | --- |",
         f"| input | float32 (N, {channels}, {side or height}, {side or width}): "
         f"{saved.pixels}, {height} x {width} pixels{resized}, "
-        f"(pixel / 255 - {data.mean:g}) / {data.std:g} |",
+        f"(pixel / 255 - {_shown(data.mean_text)}) / {_shown(data.std_text)} |",
         f"| output | logits, float32 (N, {saved.num_classes}); softmax gives probabilities |",
         *_result_rows(seen),
         f"| checkpoint | {saved.path.name}{weights}; {train.epochs} epochs of global batch "
@@ -84,6 +87,10 @@ def _facts(saved: Saved, seen: Optional[Evaluation]) -> List[str]:
         f"| seed | {settings.seed} |",
         f"| versions | {_versions()} |",
     ]
+
+
+def _shown(numbers: str) -> str:
+    return f"({numbers})" if "," in numbers else numbers
 
 
 def _training(saved: Saved) -> List[str]:

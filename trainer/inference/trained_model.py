@@ -6,7 +6,7 @@ See also ``predict.py`` and ``export.py``.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import mxnet as mx
 import numpy as np
@@ -18,7 +18,10 @@ from ..checkpoint import params_file
 from ..config import Config
 from ..data import arrays, fashion_mnist, input_pipeline
 from ..data.arrays import Arrays
+from ..data.classes import Classes
+from ..data.classes import names as class_names
 from ..data.idx_file import DataError
+from ..data.sources.base import ArraySource, Source
 from ..data.transform import Transform
 from ..dist.device import choose
 from ..model import prepare
@@ -36,7 +39,8 @@ class Saved(NamedTuple):
     net: gluon.Block
     ctx: mx.Context
     image_shape: Tuple[int, ...]  # of the dataset, before any resizing: (H, W) or (H, W, C)
-    num_classes: int
+    class_names: List[str]  # one for each score
+    classes: Classes  # what the set calls classes 0, 1, ...; None for these numbers
     accuracy: Optional[float] = None  # as recorded with the checkpoint
     weights: Optional[Path] = None  # the file they are of instead, such as calibrate writes
 
@@ -46,9 +50,9 @@ class Saved(NamedTuple):
         return self.weights or self.path
 
     @property
-    def class_names(self) -> List[str]:
-        """A name for each class; its number where the dataset names none."""
-        return fashion_mnist.class_names(self.config.data.dataset, self.num_classes)
+    def num_classes(self) -> int:
+        """Scores of the net."""
+        return len(self.class_names)
 
     @property
     def on_given_images(self) -> bool:
@@ -90,7 +94,7 @@ def load(
         image_shape = tuple(state.image_shape or input_pipeline.image_size(settings.data))
         shape = _input_shape(image_shape, settings)
         prepare.prepare_net(net, settings, shape, ctx)
-        classes = prepare.class_scores(net, shape, ctx, classes=1).shape[1]
+        count = prepare.class_scores(net, shape, ctx, classes=1).shape[1]
         checkpoint.load_parameters(path, net)
         if shape == _input_shape(image_shape, config.from_dict(state.config)):
             _check_answers(path, state, prepare.answers(net, shape, ctx))
@@ -98,8 +102,10 @@ def load(
         if weights is not None:
             checkpoint.load_parameters(weights, net)
         _check_weights(weights or path, net)
+        classes = None if state.classes is None else tuple(state.classes)
+        names = list(state.class_names or class_names(settings.data, classes, count))
     accuracy = None if weights else state.accuracy
-    return Saved(path, settings, net, ctx, image_shape, classes, accuracy, weights)
+    return Saved(path, settings, net, ctx, image_shape, names, classes, accuracy, weights)
 
 
 def _check_weights(source: Path, net: gluon.Block) -> None:
@@ -140,26 +146,32 @@ def _check_answers(path: Path, state: checkpoint.RunState, found: List[float]) -
     )
 
 
-def test_set(saved: Saved, given: Optional[Arrays] = None) -> Arrays:
-    """``given``, or the test set that the config names.
+def test_set(saved: Saved, given: Any = None) -> Source:
+    """``given``, or the test set that the config names, or else its validation set.
 
-    Images are uint8 (N, H, W[, C]), labels integer (N,).
+    Args:
+        given: arrays or a dataset, as for ``fit``.
 
     Raises:
         DataError: it cannot be found, or does not fit the net.
     """
-    images, labels = _read(saved, "test", given)
-    if labels.max() >= saved.num_classes:
+    source = _read(saved, "test", given)
+    highest = -1 if source.labels is None else int(source.labels.max())
+    if highest >= saved.num_classes:
         raise DataError(
-            f"the test set has {1 + labels.max()} classes, the net of {saved.path} "
+            f"the test set has {1 + highest} classes, the net of {saved.path} "
             f"{saved.num_classes}; give the set it was trained on (data.dataset, data.folder)"
         )
-    return images, labels
+    source.expect(saved.num_classes)
+    return source
 
 
-def _read(saved: Saved, split: str, given: Optional[Arrays]) -> Arrays:
+def _read(saved: Saved, name: str, given: Any) -> Source:
+    data = saved.config.data
+    source: Optional[Source]
     if given is not None:
-        images, labels = arrays.checked(split, given)
+        found = {name: arrays.given(name, given, data)}
+        (source,) = input_pipeline.in_memory(found, saved.classes)
     elif saved.on_given_images:
         raise DataError(
             f"{saved.path} was trained on images given to fit(), which are not kept; give them "
@@ -167,18 +179,22 @@ def _read(saved: Saved, split: str, given: Optional[Arrays]) -> Arrays:
             f"evaluate_saved(load({str(saved.path)!r}), test=(images, labels)); calibrate_saved "
             "takes train=..."
         )
+    elif data.of_pictures or (data.validation and name == "train"):
+        sets = input_pipeline.read(data, seed=saved.config.seed, known=saved.classes)
+        source = sets.train if name == "train" else sets.test or sets.validation
     else:
-        images, labels = fashion_mnist.load(split, *_source(saved.config.data))
-    if images.shape[3:] != saved.image_shape[2:]:
+        loaded = {name: fashion_mnist.load(name, data.folder, data.dataset)}
+        (source,) = input_pipeline.in_memory(loaded, saved.classes)
+    if source is None:
         raise DataError(
-            f"the {split} set has images of {images.shape[1:]}, the net of {saved.path} takes "
+            f"{data.folder} holds no test set; name a folder that does, data.folder=FOLDER"
+        )
+    if source.image_shape[2:] != saved.image_shape[2:]:
+        raise DataError(
+            f"the {name} set has images of {source.image_shape}, the net of {saved.path} takes "
             f"{saved.image_shape} (height, width[, channels]); give the set it was trained on"
         )
-    return images, labels
-
-
-def _source(data: config.Data) -> Tuple[Optional[str], str]:
-    return data.folder, data.dataset
+    return source
 
 
 def _find(where: Path) -> Path:
@@ -198,7 +214,9 @@ def _find(where: Path) -> Path:
     return path
 
 
-def evaluate_saved(saved: Saved, test: Optional[Arrays] = None, finite: bool = True) -> Evaluation:
+def evaluate_saved(
+    saved: Saved, test: Union[Arrays, Source, None] = None, finite: bool = True
+) -> Evaluation:
     """Evaluate the model on the whole test set; collective.
 
     Args:
@@ -209,8 +227,8 @@ def evaluate_saved(saved: Saved, test: Optional[Arrays] = None, finite: bool = T
         CheckpointError: scores are not finite.
     """
     with dist.together():
-        test = test_set(saved, test)
-    batches = input_pipeline.test_loader(test, saved.config, saved.ctx)
+        source = test if isinstance(test, Source) else test_set(saved, test)
+    batches = input_pipeline.test_loader(source, saved.config, saved.ctx)
     seen = evaluate(saved.net, batches, saved.num_classes)
     if finite:
         check_finite(saved, np.array([[seen.loss]]))
@@ -240,8 +258,8 @@ def scores(saved: Saved, images: np.ndarray) -> np.ndarray:
     Raises:
         CheckpointError: they are not finite.
     """
-    labels = np.zeros(len(images), np.int32)
-    batches = input_pipeline.test_loader((images, labels), saved.config, saved.ctx)
+    source = ArraySource(images, np.zeros(len(images), np.int32))
+    batches = input_pipeline.test_loader(source, saved.config, saved.ctx)
     found = np.concatenate([saved.net(batch.data).asnumpy() for batch in batches])
     check_finite(saved, found)
     return found
@@ -258,8 +276,8 @@ def calibrate_saved(
     """
     settings = saved.config
     prepare.check_calibration(saved.net)
-    train = _read(saved, "train", train)
-    loader = input_pipeline.train_loader(train, settings, saved.ctx)
+    source = _read(saved, "train", train)
+    loader = input_pipeline.train_loader(source, settings, saved.ctx)
     steps = loader.steps_per_epoch
     if samples is not None:
         steps = min(steps, -(-samples // settings.train.global_batch_size))

@@ -15,7 +15,6 @@ from mxnet import gluon
 
 from .. import checkpoint, dist
 from ..config import Config
-from ..data import fashion_mnist
 from ..errors import describe_error
 from ..model import graph, summary
 from ..step import gradients
@@ -34,7 +33,7 @@ class Report:
         epoch_steps: steps per epoch.
         first_step, last_step: where this process begins, and where the run ends unless it stops
             early.
-        num_classes: scores of the net; classes without a name are shown by number.
+        class_names: one for each score of the net.
         complete: the run is complete already, and has reported everything but its end.
     """
 
@@ -44,14 +43,15 @@ class Report:
         epoch_steps: int,
         first_step: int,
         last_step: int,
-        num_classes: int,
+        class_names: Sequence[str],
         complete: bool = False,
     ):
         self._config = config
         self._epoch_steps, self._first_step, self._last_step = epoch_steps, first_step, last_step
         self._began, self._started = time.monotonic(), result.now()
-        self._names = fashion_mnist.class_names(config.data.dataset, num_classes)
+        self._names = class_names
         self._complete = complete
+        self._evaluated = ""  # the set that chooses: validation or test
         writes = dist.is_root() and config.monitor.tensorboard and not complete
         self._monitor = Monitor(config.folder / "events", first_step, writes)
         self._system = System() if writes else None
@@ -63,14 +63,13 @@ class Report:
 
     def begin(
         self,
-        training_size: int,
-        test_size: int,
+        sizes: Mapping[str, int],
         ctx: mx.Context,
         path: Optional[Path],
         layers: Sequence[summary.Row],
         net: gluon.Block,
     ) -> None:
-        """Report the data, the device and ``path``, the checkpoint it resumes from, if any."""
+        """Report images by set, the device and ``path``, the checkpoint to resume from, if any."""
         config = self._config
         if self._system:
             compiled = config.model.hybridize and isinstance(net, gluon.HybridBlock)
@@ -82,8 +81,9 @@ class Report:
         self._tell(
             "begin",
             folder=str(config.folder),
-            training_samples=training_size,
-            test_samples=test_size,
+            training_samples=sizes["training"],
+            validation_samples=sizes.get("validation"),
+            test_samples=sizes.get("test"),
             epochs=config.train.epochs,
             steps_per_epoch=self._epoch_steps,
             first_step=self._first_step,
@@ -165,16 +165,17 @@ class Report:
             self._monitor.histograms("weights", weights, step)
             self._monitor.histograms("gradients", gradients.mean_gradients(trainer), step)
 
-    def evaluation(self, step: int, seen: Evaluation) -> None:
-        """Report an evaluation on the test set after ``step`` steps."""
-        self._monitor.evaluation(seen, self._names, step)
-        self._tell("evaluation", step=step, samples=seen.samples, **seen.scalars())
+    def evaluation(self, step: int, seen: Evaluation, name: str) -> None:
+        """Report an evaluation on the ``validation`` or ``test`` set after ``step`` steps."""
+        self._evaluated = self._evaluated or name
+        self._monitor.evaluation(seen, self._names, step, name)
+        self._tell("evaluation", step=step, set=name, samples=seen.samples, **seen.scalars())
 
     def predictions(
-        self, step: int, images: np.ndarray, labels: np.ndarray, predicted: np.ndarray
+        self, step: int, name: str, images: np.ndarray, labels: np.ndarray, predicted: np.ndarray
     ) -> None:
-        """Show test images, uint8 (N, H, W[, C]), with labels and predicted classes, int (N,)."""
-        self._monitor.predictions(images, labels, predicted, self._names, step)
+        """Show images, uint8 (N, H, W[, C]), of a set with labels and predictions, int (N,)."""
+        self._monitor.predictions(images, labels, predicted, self._names, step, name)
 
     def drift(self, step: int, figures: Mapping[str, float]) -> None:
         """Report how far the ranks' running statistics have drifted apart (see replica.drift)."""
@@ -189,14 +190,19 @@ class Report:
         self._tell("warning", message=message)
 
     def end(
-        self, step: int, state: str, seen: Optional[Evaluation], speed: Optional[float]
+        self,
+        step: int,
+        state: str,
+        seen: Optional[Evaluation],
+        speed: Optional[float],
+        test: Optional[Evaluation] = None,
     ) -> None:
         """Report how the run ended.
 
         Args:
             state: done, stopped or stopped early, see :class:`trainer.report.result.Run`.
-            seen: the last evaluation; None where the run was stopped.
-            speed: images a second over the whole run.
+            seen: the last evaluation; None where the run was stopped, or has nothing to evaluate.
+            speed: images a second over the whole run; ``test`` comes with a validation set.
         """
         if self._display is None:
             return
@@ -206,6 +212,7 @@ class Report:
         figures: Dict[str, Any] = {
             "accuracy": seen and seen.accuracy,
             "loss": seen and seen.loss,
+            "test_accuracy": test and test.accuracy,
             "best_accuracy": checkpoint.read_state(best).accuracy if best else None,
             "images_per_second": speed,
             "seconds": round(time.monotonic() - self._began, 3),
@@ -224,6 +231,7 @@ class Report:
             step=step,
             last_step=self._last_step,
             **figures,
+            set=self._evaluated or None,
             checkpoint=str(saved[-1]) if saved else None,
             best_checkpoint=str(best) if best else None,
             events=str(config.folder / "events") if config.monitor.tensorboard else None,

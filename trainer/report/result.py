@@ -35,11 +35,12 @@ class Run(NamedTuple):
     last_step: Optional[int]  # where it ends, unless it stops early
     epochs: Optional[int]  # as configured
     ranks: Optional[int]
-    accuracy: Optional[float]  # of the last evaluation of the test set
+    accuracy: Optional[float]  # of the last evaluation, of the validation or else the test set
     loss: Optional[float]
     best_accuracy: Optional[float]
     images_per_second: Optional[float]
     seconds: Optional[float]  # of the process that ended it
+    test_accuracy: Optional[float] = None  # beside a validation set
 
 
 def write_result(folder: Path, **figures: Any) -> None:

@@ -25,8 +25,11 @@ HISTOGRAM_BINS = 64
 
 _LAYOUT = {
     "training and test": {
-        "loss": ["Multiline", ["train/loss", "epoch/loss", "test/loss"]],
-        "accuracy": ["Multiline", ["train/accuracy", "epoch/accuracy", "test/accuracy"]],
+        "loss": ["Multiline", ["train/loss", "epoch/loss", "validation/loss", "test/loss"]],
+        "accuracy": [
+            "Multiline",
+            ["train/accuracy", "epoch/accuracy", "validation/accuracy", "test/accuracy"],
+        ],
         "accuracy of each class": ["Multiline", ["class/.*"]],
     },
     "ranks": {
@@ -85,23 +88,29 @@ class Monitor:
                     self._file.summary(self._make.scalar(tag, value), step)
             self._file.flush()
 
-    def evaluation(self, evaluation: Evaluation, names: Sequence[str], step: int) -> None:
-        """Write the metrics on the test set, in total and by class, and the confusion matrix."""
+    def evaluation(
+        self, evaluation: Evaluation, names: Sequence[str], step: int, group: str = "test"
+    ) -> None:
+        """Write the metrics on the ``test`` or ``validation`` set, in total and by class, and the
+        confusion matrix.
+        """
         if not self._file:
             return
         if len(names) <= SHOWN_CLASSES:
             shares = zip(names, evaluation.class_accuracy)
             seen = {f"class/{name}": share for name, share in shares if not np.isnan(share)}
             self.scalars(seen, step)
-            self._curves(evaluation.score_counts, names, step)
-        self._picture("test/confusion", confusion_figure(evaluation.confusion, names), step)
-        self.scalars({f"test/{name}": v for name, v in evaluation.scalars().items()}, step)
+            self._curves(evaluation.score_counts, names, step, group)
+        self._picture(f"{group}/confusion", confusion_figure(evaluation.confusion, names), step)
+        self.scalars({f"{group}/{name}": v for name, v in evaluation.scalars().items()}, step)
 
-    def _curves(self, counts: Optional[np.ndarray], names: Sequence[str], step: int) -> None:
+    def _curves(
+        self, counts: Optional[np.ndarray], names: Sequence[str], step: int, group: str
+    ) -> None:
         if counts is not None:
             for label, name in enumerate(names):
                 figures = curve(counts, label)
-                self._file.summary(self._make.pr_curve_raw(f"test/{name}", *figures), step)
+                self._file.summary(self._make.pr_curve_raw(f"{group}/{name}", *figures), step)
 
     def _picture(self, tag: str, figure: Any, step: int) -> None:
         figure.canvas.draw()
@@ -125,11 +134,12 @@ class Monitor:
         predicted: np.ndarray,
         names: Sequence[str],
         step: int,
+        group: str = "test",
     ) -> None:
         """Write images, uint8 (N, H, W[, C]), with true and predicted names, errors in red."""
         if self._file:
             figure = prediction_figure(images, labels, predicted, names)
-            self._picture("test/predictions", figure, step)
+            self._picture(f"{group}/predictions", figure, step)
 
     def hyper_parameters(
         self, config: Config, ranks: int, metrics: Mapping[str, Optional[float]]

@@ -30,7 +30,7 @@ def minutes(seconds: float) -> str:
 def _begin(f: Figures) -> str:
     share = f["global_batch_size"] / f["ranks"]
     lines = [
-        f"{f['folder']}: {f['training_samples']} training and {f['test_samples']} test images, "
+        f"{f['folder']}: {_sets(f)} images, "
         f"{_counted(f['epochs'], 'epoch')} of {_counted(f['steps_per_epoch'], 'step')}",
         f"{of_ranks(f['ranks'])} on {f['device']}, global batch {f['global_batch_size']}, "
         f"{share:g} a rank, batch norm {f['batch_norm']}; MXNet {f['mxnet']}",
@@ -45,6 +45,14 @@ def _begin(f: Figures) -> str:
     return "\n".join(lines)
 
 
+def _sets(f: Figures) -> str:
+    """``900 training, 100 validation and 500 test``."""
+    names = ("training", "validation", "test")
+    counted = [(f.get(f"{name}_samples"), name) for name in names]
+    *first, last = [f"{count} {name}" for count, name in counted if count is not None]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def _step(f: Figures) -> str:
     figures = (
         f"epoch {f['epoch']}/{f['epochs']}  loss {f['loss']:.4f}  accuracy {f['accuracy']:.4f}"
@@ -57,25 +65,34 @@ def _epoch(f: Figures) -> str:
 
 
 def _evaluation(f: Figures) -> str:
-    return f"test loss {f['loss']:.4f}  accuracy {f['accuracy']:.4f}  ({f['samples']} images)"
+    return f"{f['set']} loss {f['loss']:.4f}  accuracy {f['accuracy']:.4f}  ({f['samples']} images)"
 
 
 def _end(f: Figures) -> str:
     if f["state"] == "stopped":
         lines = [f"stopped at step {f['step']} of {f['last_step']}, as asked; saved"]
     else:
-        best = f["best_accuracy"]
-        beside = "" if best is None else f" (best {best:.4f})"
         early = f"stopped early at step {f['step']} of {f['last_step']} (train.patience)"
         how = early if f["state"] == "stopped early" else "done"
         lines = [
-            f"{how}: test accuracy {f['accuracy']:.4f}{beside}, {minutes(f['seconds'])} minutes"
+            f"{how}: {_accuracy(f)}{minutes(f['seconds'])} minutes"
             + _speed(", ", f["images_per_second"])
         ]
     # A stopped run goes on from the newest; what is done with a model takes the best.
     kept = None if f["state"] == "stopped" else f["best_checkpoint"]
     places = {"checkpoint": kept or f["checkpoint"], "events": f["events"]}
     return "\n".join(lines + _aligned({**places, **f["next"]}))
+
+
+def _accuracy(f: Figures) -> str:
+    """How good the net is at the end; a best that the test set chose looks better than it is."""
+    if f["accuracy"] is None:
+        return ""
+    best, chosen = f["best_accuracy"], ", chosen on the test set" * (f.get("set") == "test")
+    beside = "" if best is None else f" (best {best:.4f}{chosen})"
+    test = f.get("test_accuracy")
+    after = "" if test is None else f"test accuracy {test:.4f}, "
+    return f"{f.get('set') or 'test'} accuracy {f['accuracy']:.4f}{beside}, {after}"
 
 
 def _speed(before: str, speed: Optional[float]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 import mxnet as mx
 import numpy as np
@@ -18,15 +18,15 @@ from mxnet import gluon
 from .. import dist, mxnet_internals
 from ..config import Config, to_dict
 from ..config.settings import flat
-from ..data.arrays import Arrays
 from ..data.idx_file import DataError
+from ..data.input_pipeline import Sets
 from ..dist import environment
 from ..errors import ConfigError, show
 from ..step.loss import Loss
 
 # A rank's own affair: where it reads and writes, and what changes neither results nor collectives.
 _OWN = re.compile(
-    r"output|name|device|data\.(folder|prefetch)|evaluate\.batch_size|train\.watchdog_seconds"
+    r"output|name|device|data\.(folder|workers|prefetch)|evaluate\.batch_size|train\.watchdog_seconds"
 )
 _SHOWN = 3
 
@@ -34,10 +34,13 @@ Digests = Dict[str, str]  # by what they are of, in words for a message
 Checksums = Dict[str, int]  # of arrays, by structural name
 
 
-def of_data(train: Arrays, test: Arrays) -> Digests:
-    """Digests of two sets of images, uint8 (N, H, W[, C]), and labels, integer (N,)."""
-    names = ("training images", "training labels", "test images", "test labels")
-    return {name: _digest(array) for name, array in zip(names, (*train, *test))}
+def of_data(sets: Sets) -> Digests:
+    """Digests of the images and the labels of each set."""
+    return {
+        f"{name} {what}": digest
+        for name, source in sets.named.items()
+        for what, digest in source.digests().items()
+    }
 
 
 def of_net(net: gluon.Block) -> Digests:
@@ -95,16 +98,19 @@ def check(config: Config) -> None:
             )
 
 
-def check_sets(own: Digests, train_size: int, test_size: int) -> None:
+def check_sets(own: Digests, sizes: Mapping[str, int]) -> None:
     """Refuse ranks that have other images, labels or losses; collective.
 
     Weights may differ: all ranks get those of rank 0. For nets see :func:`check_net`.
 
+    Args:
+        sizes: images in each set, for a message.
+
     Raises:
         DataError: on every rank.
     """
-    sizes = f"{train_size} training and {test_size} test images"
-    for (first, here), place, (other, there), elsewhere in _beside_the_first((own, sizes)):
+    held = f"{' and '.join(f'{size} {name}' for name, size in sizes.items())} images"
+    for (first, here), place, (other, there), elsewhere in _beside_the_first((own, held)):
         compared = [name for name in first if name not in ("net", "initial weights")]
         differing = [name for name in compared if first[name] != other.get(name)]
         if differing:
@@ -160,14 +166,6 @@ def _structure(net: gluon.Block) -> List[str]:
         f"{', trained' if parameter.grad_req != 'null' else ''}"
         for name, parameter in sorted(mxnet_internals.structural_parameters(net).items())
     ]
-
-
-def _digest(*arrays: np.ndarray) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for array in arrays:
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data.cast("B"))
-    return digest.hexdigest()
 
 
 def _checksum(array: np.ndarray) -> int:

@@ -75,7 +75,7 @@ def measure(config: Config, steps: int, warmup: int, traces: Optional[Path] = No
         seconds = config.train.watchdog_seconds
         watchdog = until_closed.enter_context(Watchdog(seconds, environment.where()))
         watchdog.beat("the rendezvous of all ranks")
-        data = start.join(config, lambda: input_pipeline.read(config.data))
+        data = start.join(config, lambda: input_pipeline.read(config.data, seed=config.seed))
         started = start.start(None, config, None, data, lambda own: None, until_closed)
         bench = _Bench(started, watchdog)
         times, images = bench.train(steps, warmup)
@@ -181,10 +181,11 @@ class _Bench:
         return float(sum(dist.gather_objects(own)))
 
     def evaluate(self, steps: int) -> float:
-        """Images a second of inference on the test set, or as much of it as ``steps`` batches."""
+        """Images a second of inference, on ``steps`` batches of the test set or what there is."""
+        source = self._own.sets.watched or self._own.sets.train
         with mixed_precision.computing_in(self._net, "float32"):
             for number in (1, steps):  # the first pass builds the graph
-                batches = input_pipeline.test_loader(self._own.test, self._config, self._own.ctx)
+                batches = input_pipeline.test_loader(source, self._config, self._own.ctx)
                 mx.nd.waitall()
                 dist.barrier()
                 began = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterable, Iterator, List
+from typing import Iterable, Iterator, List, Optional
 
 import mxnet as mx
 
@@ -10,6 +10,8 @@ from .. import dist
 from ..batch_norm import running_statistics
 from ..data import input_pipeline
 from ..data.loader import Batch, EvalLoader
+from ..data.sources.base import Source
+from ..data.transform import as_images
 from ..dist.watchdog import Watchdog
 from ..model import mixed_precision, prepare, replica
 from ..report.report import Report
@@ -28,22 +30,34 @@ class Evaluator:
         self._loss = run.loss or cross_entropy
         self._report, self._watchdog = report, watchdog
 
-    def evaluate(self, step: int, last: bool) -> Evaluation:
-        """Evaluate the net after ``step`` steps on the test set and report it; collective.
+    def evaluate(self, step: int, last: bool) -> Optional[Evaluation]:
+        """Evaluate the net after ``step`` steps on the validation set, or if the run has none on
+        the test set, and report it; None if it has neither; collective.
 
         The ``last`` evaluation of a run is preceded by the calibration that its config asks for.
         """
         if last and self._config.calibrate_samples:
             self._calibrate(step)
+        return self._evaluate(step, self._own.sets.watched)
+
+    def test(self, step: int) -> Optional[Evaluation]:
+        """The one look at the test set of a run that has a validation set; None without both."""
+        sets = self._own.sets
+        return None if sets.validation is None else self._evaluate(step, sets.test)
+
+    def _evaluate(self, step: int, source: Optional[Source]) -> Optional[Evaluation]:
+        if source is None:
+            return None
         own = self._own
-        batches = self._watched(input_pipeline.test_loader(own.test, self._config, own.ctx), step)
+        name = "test" if source is own.sets.test else "validation"
+        batches = self._watched(input_pipeline.test_loader(source, self._config, own.ctx), step)
         in_float32 = mixed_precision.computing_in(own.net, "float32")
         with in_float32, replica.as_one_model(own.net, self._config):
             found = evaluate(own.net, batches, own.num_classes, self._loss)
             self._watchdog.beat(f"the pictures of a pass after step {step}")
             if dist.is_root():
-                self._show_predictions(step)
-        self._report.evaluation(step, found)
+                self._show_predictions(step, source, name)
+        self._report.evaluation(step, found, name)
         return found
 
     def answers(self) -> List[float]:
@@ -63,10 +77,12 @@ class Evaluator:
             self._watchdog.beat(f"batch {number} of a pass after step {step}")
             yield batch
 
-    def _show_predictions(self, step: int) -> None:
-        images, labels = (array[:SHOWN_IMAGES] for array in self._own.test)
-        (batch,) = EvalLoader(images, labels, self._config.data, batch_size=SHOWN_IMAGES)
-        predicted = (
-            self._own.net(mx.nd.array(batch.data, ctx=self._own.ctx)).argmax(axis=-1).asnumpy()
-        )
-        self._report.predictions(step, images, labels, predicted.astype(int))
+    def _show_predictions(self, step: int, source: Source, name: str) -> None:
+        settings = self._config.data
+        batch = EvalLoader(source, settings, batch_size=SHOWN_IMAGES).first()
+        if batch is None:
+            return
+        data = mx.nd.array(batch.data, ctx=self._own.ctx)
+        predicted = self._own.net(data).argmax(axis=-1).asnumpy()
+        images, labels = as_images(batch.data, settings), batch.label.astype(int)
+        self._report.predictions(step, name, images, labels, predicted.astype(int))

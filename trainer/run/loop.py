@@ -19,7 +19,7 @@ from ..checkpoint import run_folder
 from ..checkpoint.saver import Saver
 from ..config import Config, checked
 from ..data import input_pipeline, randomness
-from ..data.arrays import Arrays
+from ..data.arrays import Arrays, Samples
 from ..dist import environment
 from ..dist.preemption import StopRequest
 from ..dist.watchdog import Watchdog
@@ -47,8 +47,8 @@ def fit(
     resume: str = "auto",
     force: bool = False,
     on_epoch_end: Optional[OnEpochEnd] = None,
-    train: Union[Arrays, gluon.data.Dataset, None] = None,
-    test: Union[Arrays, gluon.data.Dataset, None] = None,
+    train: Union[Arrays, Samples, None] = None,
+    test: Union[Arrays, Samples, None] = None,
 ) -> Result:
     """Train ``net`` on every rank that the launcher started, or in this process alone.
 
@@ -68,30 +68,28 @@ def fit(
         on_epoch_end: called on every rank with an :class:`EpochEnd` after each epoch, and where
             ``train.max_steps`` ends the run within one, once its checkpoint is on its way. An
             exception ends the run, which resumes after that epoch. It must not change the net.
-        train, test: images, uint8 (N, H, W) or (N, H, W, C), and labels, integer (N,), from 0, as
-            NumPy arrays; or a Gluon dataset of such pairs, which is read into memory. Give the
-            whole set on every rank. Both None reads what ``config.data`` names.
+        train, test: images, uint8 (N, H, W[, C]), and labels, integers or texts (N,), as arrays; or
+            a dataset of such pairs. All of it on every rank; both None: those of ``config.data``.
 
     Raises:
         ConfigError, DataError, CheckpointError: bad input; nothing has been written yet.
         PeerError: the same, on another rank.
-        TrainingError: the loss or the weights are not finite, or the last checkpoint could not be
-            written.
+        TrainingError: loss or weights are not finite, or the last checkpoint cannot be written.
         KeyboardInterrupt: after ctrl-C; a process that trains alone saves first.
     """
     config = _checked(net, config, loss, on_epoch_end, given=train is not None)
     with contextlib.ExitStack() as until_closed:  # a notebook goes on, however the run ends
-        watchdog = until_closed.enter_context(
-            Watchdog(config.train.watchdog_seconds, environment.where())
-        )
+        seconds = config.train.watchdog_seconds
+        watchdog = until_closed.enter_context(Watchdog(seconds, environment.where()))
         stop = until_closed.enter_context(StopRequest())
         until_closed.enter_context(randomness.kept())
         watchdog.beat("the rendezvous of all ranks")
-        data = start.join(config, lambda: input_pipeline.read(config.data, train, test))
+        sets = config.data, train, test, config.seed
+        data = start.join(config, lambda: input_pipeline.read(*sets))
         watchdog.beat("the start of the run")
 
         def choose(own: start.Own) -> Optional[Path]:
-            return resuming.choose(config, resume, force, own.digests, len(own.train[1]))
+            return resuming.choose(config, resume, force, own.digests, len(own.sets.train))
 
         started = start.start(net, config, loss, data, choose, until_closed)
         result = _Run(started, on_epoch_end, watchdog, until_closed).go(stop)
@@ -112,7 +110,7 @@ def _checked(net: Any, config: Any, loss: Optional[Loss], on_epoch_end: Any, giv
         raise ConfigError("train.label_smoothing is for the default loss; leave it out, or loss=")
     if on_epoch_end is not None:
         outcome.check(on_epoch_end)
-    # The recorded config must not name a dataset that was not used.
+    # A recorded config names no dataset that was not used.
     return replace(config, data=replace(config.data, dataset="arrays")) if given else config
 
 
@@ -138,6 +136,7 @@ class _Run:
         self.stopped_early = False  # last_step is then the one at which train.patience was out
         self._stop_early_if_due()
         self.evaluation: Optional[Evaluation] = None
+        self.test: Optional[Evaluation] = None  # besides a validation set
         self.throughput = Throughput()
         self.report = self._take_folder(started, until_closed)
         self.evaluator = Evaluator(started, self.report, watchdog)
@@ -159,10 +158,9 @@ class _Run:
             if dist.is_root():
                 until_closed.callback(run_folder.take_folder(config, started.path).release)
             steps = self.epoch_steps, self.step, started.last_step
-            report = Report(config, *steps, own.num_classes, complete)
+            report = Report(config, *steps, own.class_names, complete)
             until_closed.callback(report.close)
-        sizes = len(own.train[1]), len(own.test[1])
-        report.begin(*sizes, own.ctx, started.path, own.layers, self.net)
+        report.begin(own.sets.sizes, own.ctx, started.path, own.layers, self.net)
         return report
 
     def go(self, stop: StopRequest) -> Result:
@@ -170,8 +168,9 @@ class _Run:
         stopped = False
         try:
             stopped = self._train(stop)
-            if not stopped and self.evaluation is None:
-                self.evaluation = self.evaluator.evaluate(self.step, last=False)  # as saved
+            if not stopped:
+                self.evaluation = self.evaluation or self.evaluator.evaluate(self.step, last=False)
+                self.test = self.evaluator.test(self.step)
         except NonFiniteError as error:
             self.saver.wait()
             dist.shutdown()
@@ -296,5 +295,6 @@ class _Run:
         evaluation = None if stopped else self.evaluation
         speed = self.throughput.overall
         state = "stopped" if stopped else "stopped early" if self.stopped_early else "done"
-        self.report.end(self.step, state, evaluation, speed)
-        return Result(self.config.folder, self.step, evaluation, speed, stopped, self.stopped_early)
+        self.report.end(self.step, state, evaluation, speed, self.test)
+        how = stopped, self.stopped_early, self.test
+        return Result(self.config.folder, self.step, evaluation, speed, *how)

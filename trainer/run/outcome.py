@@ -19,7 +19,8 @@ class EpochEnd(NamedTuple):
     epoch: int  # from 1
     step: int  # steps made since the beginning of the run
     training: Means  # over the epoch's samples
-    evaluation: Optional[Evaluation]  # on the test set; None where evaluate.every_epochs skips it
+    # On the validation set, or else the test set; None where evaluate.every_epochs skips it
+    evaluation: Optional[Evaluation]
 
 
 OnEpochEnd = Callable[[EpochEnd], Any]
@@ -82,7 +83,9 @@ class Result(NamedTuple):
 
     folder: Path
     steps: int
-    evaluation: Optional[Evaluation]  # on the test set; None if the run was stopped before its end
+    # On the validation set, or else the test set; None if there is neither, or the run was stopped
+    evaluation: Optional[Evaluation]
     images_per_second: Optional[float]  # over all ranks, without warm-up and pauses
     stopped: bool  # by a signal, before its end; it can be resumed from its checkpoint
     stopped_early: bool = False  # by train.patience
+    test: Optional[Evaluation] = None  # on the test set, once, beside a validation set

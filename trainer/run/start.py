@@ -7,22 +7,25 @@ and take the weights of rank 0 or of a checkpoint.
 from __future__ import annotations
 
 import contextlib
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, List, NamedTuple, Optional, Tuple
+from typing import Callable, List, NamedTuple, Optional
 
 import mxnet as mx
 from mxnet import gluon
 
 from .. import batch_norm, dist, model
-from ..checkpoint import RunState, resume
+from ..checkpoint import RunState, pretrained, resume
 from ..config import Config, to_dict
-from ..data import input_pipeline
-from ..data.arrays import Arrays
+from ..console import print_line
+from ..data import classes, input_pipeline
+from ..data.input_pipeline import Sets
 from ..data.loader import TrainLoader
 from ..dist import environment
 from ..dist.device import choose
+from ..errors import ConfigError
 from ..model import compiled_check, mixed_precision, prepare, replica, summary, users_net
 from ..step import shared_gradients
 from ..step.loss import Loss, check_loss, cross_entropy, warn_of_second_softmax
@@ -30,26 +33,22 @@ from ..step.optimizer import make_trainer
 from . import agreement
 
 
-class Sets(NamedTuple):
-    """What is trained and tested on."""
-
-    train: Arrays
-    test: Arrays
-    digests: agreement.Digests
-
-
 class Own(NamedTuple):
     """What a rank makes without the others."""
 
     ctx: mx.Context
-    train: Arrays
-    test: Arrays
+    sets: Sets
     loader: TrainLoader
     net: gluon.Block  # initialised, but not yet with the weights of all ranks
     layers: List[summary.Row]
-    num_classes: int
+    class_names: List[str]  # one for each score of the net
     digests: agreement.Digests  # of what the run is made of
     given: bool  # the net, instead of what config.model names
+
+    @property
+    def num_classes(self) -> int:
+        """Scores of the net."""
+        return len(self.class_names)
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,10 @@ class Started:
         """What each of the run's checkpoints says of where it comes from."""
         return RunState(
             config=to_dict(self.config),
-            image_shape=self.own.train[0].shape[1:],
-            train_size=len(self.own.train[1]),
+            image_shape=self.own.sets.train.image_shape,
+            train_size=len(self.own.sets.train),
+            classes=self.own.sets.train.classes,
+            class_names=self.own.class_names,
             launch=environment.launch_id(),
             made_of=self.own.digests,
             given=self.own.given,
@@ -92,15 +93,10 @@ class Started:
         return steps if train.max_steps is None else min(steps, train.max_steps)
 
 
-def join(config: Config, read: Callable[[], Tuple[Arrays, Arrays]]) -> Future[Sets]:
+def join(config: Config, read: Callable[[], Sets]) -> Future[Sets]:
     """Join the other ranks, and meanwhile ``read`` the data; every rank's first call."""
-
-    def work() -> Sets:
-        train, test = read()
-        return Sets(train, test, agreement.of_data(train, test))
-
     with ThreadPoolExecutor(1) as reader:
-        data = reader.submit(work)
+        data = reader.submit(read)
         dist.init(shared_gradients.wanted(config.optimizer))
     return data
 
@@ -131,7 +127,7 @@ def start(
         own = _prepare(net, config, loss, data, until_closed)
     with dist.together():
         agreement.check(config)
-        agreement.check_sets(own.digests, len(own.train[1]), len(own.test[1]))
+        agreement.check_sets(own.digests, own.sets.sizes)
         agreement.check_net(own.net)
     path: Optional[Path] = None
     with dist.together():
@@ -139,6 +135,10 @@ def start(
         # Only rank 0 looks for checkpoints: all ranks use the same one, without a shared disk.
         if dist.is_root():
             path = choose_checkpoint(own)
+            if path is None and config.model.weights is not None:
+                print_line(
+                    "; ".join(pretrained.load(Path(config.model.weights), own.net)), sys.stderr
+                )
     batch_norm.connect(own.net)
     state, statistics = resume.restore(path, own.net, trainer)
     replica.take_statistics(own.net, statistics)
@@ -153,8 +153,15 @@ def _prepare(
     until_closed: contextlib.ExitStack,
 ) -> Own:
     ctx = choose(config.device, dist.local_rank())
-    train, test, digests = data.result()
-    loader = input_pipeline.train_loader(train, config, ctx)
+    sets = data.result()
+    until_closed.callback(sets.close)
+    if config.train.patience is not None and sets.watched is None:
+        raise ConfigError(
+            f"train.patience is {config.train.patience}, and there is nothing to evaluate; set "
+            "data.validation=0.1, give a test set, or set train.patience=null"
+        )
+    input_pipeline.check_shapes(sets, config.data)
+    loader = input_pipeline.train_loader(sets.train, config, ctx)
     given_net = net is not None
     net = net if net is not None else model.build(config.model)
     mixed_precision.check(net, config.train.precision, ctx)
@@ -162,12 +169,13 @@ def _prepare(
     until_closed.enter_context(users_net.restored(net))
     until_closed.enter_context(mixed_precision.computing_in(net, config.train.precision))
     layers = prepare.prepare_net(net, config, loader.shape, ctx)
-    labels = 1 + int(max(train[1].max(), test[1].max()))
-    scores = prepare.class_scores(net, loader.shape, ctx, labels)
+    scores = prepare.class_scores(net, loader.shape, ctx, sets.num_classes)
+    sets.expect(scores.shape[1])
     compiled_check.check(net, lambda: next(iter(loader.from_step(0, 1))).data)
     if loss is not None:
         check_loss(loss, scores.shape[1], ctx)
     if environment.rank() == 0:
         warn_of_second_softmax(loss or cross_entropy, scores)
-    digests = {**digests, **own, **agreement.of_net(net)}
-    return Own(ctx, train, test, loader, net, layers, scores.shape[1], digests, given_net)
+    names = classes.names(config.data, sets.train.classes, scores.shape[1])
+    digests = {**agreement.of_data(sets), **own, **agreement.of_net(net)}
+    return Own(ctx, sets, loader, net, layers, names, digests, given_net)

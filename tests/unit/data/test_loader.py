@@ -15,6 +15,7 @@ from tests.waiting import wait_until
 from trainer.config import Data
 from trainer.data import sharding
 from trainer.data.loader import EvalLoader, TrainLoader, prefetched
+from trainer.data.sources.base import ArraySource
 from trainer.data.transform import Transform
 from trainer.dist.array_memory import on_device
 
@@ -27,8 +28,7 @@ BUSY = Data(pad_crop=2, flip=True, erase=0.5, mean=0.3, std=0.4)
 
 def train_loader(settings, rank=0, world_size=1, global_batch_size=8, seed=5, **kwargs):
     return TrainLoader(
-        IMAGES,
-        LABELS,
+        ArraySource(IMAGES, LABELS),
         settings,
         global_batch_size=global_batch_size,
         seed=seed,
@@ -224,8 +224,7 @@ def test_an_epoch_holds_each_sample_once(world_size, global_batch_size, epoch):
     seen, labels = [], []
     for rank in range(world_size):
         loader = TrainLoader(
-            images,
-            np.arange(23),
+            ArraySource(images, np.arange(23)),
             PLAIN,
             global_batch_size=global_batch_size,
             seed=1,
@@ -277,7 +276,11 @@ def test_evaluation_visits_each_sample_once_in_order(size, world_size, batch_siz
     seen = []
     for rank in range(world_size):
         loader = EvalLoader(
-            images, np.arange(size), PLAIN, batch_size=batch_size, rank=rank, world_size=world_size
+            ArraySource(images, np.arange(size)),
+            PLAIN,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
         )
         for batch in loader:
             assert 0 < len(batch.data) == len(batch.label) == batch.samples <= batch_size
@@ -287,7 +290,7 @@ def test_evaluation_visits_each_sample_once_in_order(size, world_size, batch_siz
 
 
 def test_evaluation_can_be_repeated():
-    loader = EvalLoader(IMAGES, LABELS, BUSY, batch_size=5)
+    loader = EvalLoader(ArraySource(IMAGES, LABELS), BUSY, batch_size=5)
     first, second = list(loader), list(loader)
     assert len(first) == len(second) == 5
     assert all((a.data == b.data).all() for a, b in zip(first, second))

@@ -151,6 +151,7 @@ END = {
     "last_step": 40,
     "accuracy": 0.8,
     "best_accuracy": 0.9,
+    "set": "test",
     "seconds": 125.4,
     "images_per_second": 99.6,
     "checkpoint": "runs/a/step-40",
@@ -162,10 +163,22 @@ END = {
 
 def test_the_end_says_how_well_how_long_where_and_what_next():
     assert wording.text("end", END).splitlines() == [
-        "done: test accuracy 0.8000 (best 0.9000), 2:05 minutes, 100 images/s",
+        "done: test accuracy 0.8000 (best 0.9000, chosen on the test set), 2:05 minutes, "
+        "100 images/s",
         "checkpoint: runs/a/step-20",
         "resume:     type this",
     ]
+
+
+def test_the_end_of_a_run_that_was_validated_says_what_the_test_set_says():
+    first, *_ = wording.text("end", {**END, "set": "validation", "test_accuracy": 0.7}).splitlines()
+    assert first.startswith("done: validation accuracy 0.8000 (best 0.9000), test accuracy 0.7000,")
+
+
+def test_the_end_of_a_run_without_a_test_set_claims_nothing():
+    nothing = dict.fromkeys(("accuracy", "best_accuracy", "set"))
+    first, *_ = wording.text("end", {**END, **nothing}).splitlines()
+    assert first == "done: 2:05 minutes, 100 images/s"
 
 
 def test_a_run_that_stopped_early_says_where_and_why():

@@ -10,6 +10,8 @@ import pytest
 from mxnet import gluon
 from mxnet.gluon import nn
 
+from trainer.data.input_pipeline import Sets
+from trainer.data.sources.base import ArraySource
 from trainer.run import agreement
 from trainer.step.loss import cross_entropy
 
@@ -53,9 +55,8 @@ def test_one_pixel_more_is_another_set(name):
     sets = {"train": np.zeros((3, 2, 2), np.uint8), "test": np.zeros((2, 2, 2), np.uint8)}
 
     def digests():
-        return agreement.of_data(
-            *((sets[k], np.zeros(len(sets[k]), int)) for k in ("train", "test"))
-        )
+        train, test = (ArraySource(sets[k], np.zeros(len(sets[k]), int)) for k in sets)
+        return agreement.of_data(Sets(train, None, test))
 
     before = digests()
     assert digests() == before

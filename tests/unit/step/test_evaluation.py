@@ -11,6 +11,7 @@ from mxnet.gluon import nn
 
 from trainer.config import Data
 from trainer.data.loader import EvalLoader
+from trainer.data.sources.base import ArraySource
 from trainer.dist.array_memory import on_device
 from trainer.step.evaluation import evaluate
 
@@ -31,7 +32,9 @@ def net():
 
 def loader(batch_size: int, **kwargs) -> EvalLoader:
     place = on_device(mx.cpu())
-    return EvalLoader(IMAGES, LABELS, Data(), batch_size=batch_size, place=place, **kwargs)
+    return EvalLoader(
+        ArraySource(IMAGES, LABELS), Data(), batch_size=batch_size, place=place, **kwargs
+    )
 
 
 def reference(net) -> tuple:

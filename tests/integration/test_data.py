@@ -1,0 +1,150 @@
+"""Runs on pictures: the page's commands, any number of ranks, a resume, a skipped picture."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any, Dict, List
+
+import mxnet as mx
+import pytest
+from mxnet.gluon.model_zoo import vision
+
+from tests.documents import ROOT, typed
+from tests.make_folder import make
+from tests.unit.data.pictures import encoded, make_folder, make_records, smooth
+
+from .commands import run, trainer
+from .test_docs_commands import shell
+
+PICTURES = [
+    "data.dataset=folder",
+    "data.image_size=24",
+    "data.random_crop=true",
+    "data.flip=true",
+    "data.validation=0.2",
+    "data.bad_samples=skip",
+    "train.global_batch_size=7",
+    "train.epochs=2",
+    "model.factory=tests.integration.nets:Steady",
+    "optimizer.lr=0.01",
+    "batch_norm=sync",
+    "monitor.every_steps=1",
+    "monitor.tensorboard=false",
+]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    root = tmp_path / "pictures"
+    make_folder(root / "train", (9, 8, 10))
+    make_folder(root / "test", (2, 2, 2))
+    (root / "train" / "dog" / "05.jpeg").write_bytes(encoded(smooth(30, 30))[:300])
+    return root
+
+
+def events(*arguments: str, ranks: int = 1) -> Dict[str, List[Dict[str, Any]]]:
+    """What a run says as JSON, by event."""
+    done = run(trainer("train", *arguments, "--log-format=json", ranks=ranks))
+    assert done.code == 0, done.out + done.err
+    found: Dict[str, List[Dict[str, Any]]] = {"err": [{"text": done.err}]}
+    for line in re.findall(r"\{.*\}", done.out):
+        event = json.loads(line)
+        found.setdefault(event["event"], []).append(event)
+    return found
+
+
+def test_ranks_and_a_resume_in_mid_epoch_change_nothing(pictures: Path, tmp_path: Path) -> None:
+    fixed = [*PICTURES, f"data.folder={pictures}", f"output={tmp_path / 'runs'}"]
+    alone = events(*fixed, "name=alone", "data.workers=0")
+    losses = [step["loss"] for step in alone["step"]]
+    assert alone["begin"][0]["validation_samples"] == 6  # of 9, 8 and 10 a fifth each
+    assert "dog/05.jpeg is a bad picture" in alone["err"][0]["text"]
+    several = events(*fixed, "name=several", "data.workers=2", ranks=2)
+    assert [step["loss"] for step in several["step"]] == pytest.approx(losses, rel=1e-4)
+    events(*fixed, "name=parts", "train.max_steps=4")
+    rest = events(*fixed, "name=parts", ranks=2)
+    assert [step["loss"] for step in rest["step"]] == pytest.approx(losses[4:], rel=1e-4)
+    for found in (alone, several, rest):
+        chosen, last = found["evaluation"][-2:]
+        assert chosen["set"] == "validation" and last["set"] == "test" and last["samples"] == 6
+        assert found["end"][0]["test_accuracy"] == last["accuracy"]
+        assert sum(evaluation["set"] == "test" for evaluation in found["evaluation"]) == 1
+
+
+def test_a_bad_picture_stops_a_run_in_one_line(pictures: Path, tmp_path: Path) -> None:
+    fixed = [*PICTURES, f"data.folder={pictures}", f"output={tmp_path / 'runs'}"]
+    done = run(trainer("train", *fixed, "data.bad_samples=stop", "data.validation=0"))
+    assert done.code == 2 and re.search(r"^error: .*05\.jpeg is a bad picture", done.err, re.M)
+
+
+def test_records_without_a_test_set_train_and_predict(tmp_path: Path) -> None:
+    root = tmp_path / "records"
+    root.mkdir()
+    samples = [(float(n % 3), encoded(smooth(30, 40, n % 3))) for n in range(24)]
+    make_records(root / "train.rec", samples)
+    fixed = [*PICTURES, "data.dataset=records", f"data.folder={root}", f"output={tmp_path}"]
+    found = events(*fixed, "name=none", "data.validation=0")
+    assert "evaluation" not in found and found["end"][0]["accuracy"] is None
+    assert found["begin"][0]["test_samples"] is None
+    done = run(trainer("train", *fixed, "data.validation=0", "train.patience=1", "name=other"))
+    assert done.code == 2 and "there is nothing to evaluate" in done.err
+    done = run(trainer("evaluate", str(tmp_path / "none")))
+    assert done.code == 2 and "holds no test set" in done.err
+    picture = tmp_path / "one.jpg"
+    picture.write_bytes(encoded(smooth(30, 40)))
+    done = run(trainer("predict", str(tmp_path / "none"), str(picture)))
+    assert done.code == 0 and done.out.startswith("image,class,probability,0,1,2")
+
+
+def test_fine_tuning_on_folders_as_the_page_says(tmp_path: Path) -> None:
+    (tmp_path / "trainer").symlink_to(ROOT / "trainer")
+    for split, count in (("train", 10), ("test", 3)):
+        make_folder(tmp_path / "pets" / split, (count, count))
+    shutil.copytree(tmp_path / "pets" / "test" / "cat", tmp_path / "holiday")
+    zoo = vision.resnet18_v2()
+    zoo.initialize()
+    zoo(mx.nd.zeros((1, 3, 32, 32)))
+    zoo.save_parameters(str(tmp_path / "resnet18_v2.params"))
+    lines = [line for line in typed(ROOT / "docs" / "data.md") if "pets" in line]
+    for line in lines:
+        line = line.replace("image_size=224", "image_size=32").replace(".jpg", ".jpeg")
+        if "train data" in line:
+            line += " train.epochs=1 train.global_batch_size=6"
+        said = shell(line, tmp_path)
+        if " predict " in line:
+            assert said.splitlines()[0] == "image,class,probability,cat,dog"
+            assert len(said.splitlines()) == 3
+        elif " export " in line:
+            assert "wrote pets-model" in said
+        else:
+            assert re.search(r"model\.weights: \d+ of \d+ parameters are from", said)
+            assert "so drawn anew: output.weight (1000, 512) -> (2, 512)" in said
+    card = (tmp_path / "pets-model" / "model_card.md").read_text()
+    assert "| cat | 3 |" in card and "cut from the middle, the shorter side 37 pixels" in card
+    import onnx
+
+    model = onnx.load(str(tmp_path / "pets-model" / "model.onnx"))
+    found = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(found["classes"]) == ["cat", "dog"] and found["mean"] == "0.485, 0.456, 0.406"
+
+
+def test_the_example_of_folders_trains(tmp_path: Path) -> None:
+    """What `make train CONFIG=configs/folder-example.yaml` does after the set-up."""
+    make(tmp_path / "pictures")
+    assert sum(path.is_file() for path in (tmp_path / "pictures").rglob("*")) == 400
+    rule = (ROOT / "Makefile").read_text()
+    assert "python -m tests.make_folder build/folder-example" in rule
+    found = events(
+        "configs/folder-example.yaml",
+        f"data.folder={tmp_path / 'pictures'}",
+        f"output={tmp_path}",
+        "train.epochs=1",
+        ranks=2,
+    )
+    assert found["end"][0]["test_accuracy"] is not None
+    done = run(shlex.split(f"make -n train CONFIG=configs/folder-example.yaml RANKS=2 -C {ROOT}"))
+    assert "tests.make_folder build/folder-example" in done.out and "--data" not in done.out

@@ -1,0 +1,200 @@
+"""A user's dataset, read by processes: its transforms drawn anew, from (seed, epoch, sample)."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet.gluon.data import ArrayDataset, Dataset
+from mxnet.gluon.data.vision import transforms
+
+from trainer.config import Data
+from trainer.data import input_pipeline
+from trainer.data.idx_file import BadSampleError, DataError
+from trainer.data.loader import EvalLoader, TrainLoader
+from trainer.data.sources.dataset import DatasetSource
+
+COUNT = 11
+IMAGES = np.random.RandomState(0).randint(0, 256, (COUNT, 6, 5, 3)).astype(np.uint8)
+LABELS = np.arange(COUNT) % 4
+PLAIN = Data("arrays", mean=0.0, std=1 / 255, workers=1)
+
+
+class Noisy(Dataset):
+    """Draws from all three generators; keeps the place and the epoch of a sample apart."""
+
+    def __len__(self):
+        return COUNT
+
+    def __getitem__(self, index):
+        drawn = (random.random(), np.random.rand(), float(mx.nd.random.uniform().asscalar()))
+        return np.array([[[int(255 * number) for number in drawn]]], np.uint8), LABELS[index]
+
+
+class Given:
+    """No Gluon dataset at all: a length and indices."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
+def batches(dataset, rank=0, world_size=1, start=0, stop=6, **values):
+    settings = Data("arrays", **{"mean": 0.0, "std": 1 / 255, "workers": 1, **values})
+    source = input_pipeline.read(settings, dataset).train
+    assert isinstance(source, DatasetSource)
+    loader = TrainLoader(
+        source, settings, global_batch_size=4, seed=3, rank=rank, world_size=world_size
+    )
+    found = list(loader.from_step(start, stop))
+    source.close()
+    return found
+
+
+def rows(found):
+    return np.concatenate([batch.data[: batch.samples] for batch in found])
+
+
+def test_transforms_are_drawn_anew_in_each_epoch_for_each_sample():
+    found = rows(batches(Noisy()))
+    assert len(np.unique(found.reshape(2 * COUNT, 3), axis=0)) == 2 * COUNT
+    assert (rows(batches(Noisy())) == found).all()
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_any_number_of_processes_gives_the_same(workers):
+    assert (rows(batches(Noisy(), workers=workers)) == rows(batches(Noisy()))).all()
+
+
+def test_ranks_share_the_batches_of_one_and_resume_in_the_middle():
+    alone = batches(Noisy())
+    ranks = [batches(Noisy(), rank, 2) for rank in range(2)]
+    for step, whole in enumerate(alone):
+        assert (rows([found[step] for found in ranks]) == whole.data).all()
+    assert (rows(batches(Noisy(), start=4)) == rows(alone[4:])).all()
+
+
+def test_gluons_own_transforms_are_not_frozen():
+    images = IMAGES[:, :, :4]  # MXNet forgets the middle of an odd width
+    dataset = ArrayDataset(mx.nd.array(images, dtype="uint8"), LABELS)
+    flipped = dataset.transform_first(transforms.RandomFlipLeftRight())
+    first, second = (rows(batches(flipped, start=start, stop=start + 3)) for start in (0, 3))
+    epochs = [{row.tobytes() for row in found} for found in (first, second)]
+    both = [image[:, ::side] for image in images for side in (1, -1)]
+    allowed = {np.moveaxis(image, -1, 0).astype(np.float32).tobytes() for image in both}
+    assert epochs[0] <= allowed and epochs[1] <= allowed and epochs[0] != epochs[1]
+
+
+def test_the_users_own_generators_stay_as_they_were():
+    random.seed(7)
+    np.random.seed(7)
+    mx.random.seed(7)
+    batches(Noisy())
+    drawn = (random.random(), np.random.rand(), float(mx.nd.random.uniform().asscalar()))
+    random.seed(7)
+    np.random.seed(7)
+    mx.random.seed(7)
+    assert drawn == (random.random(), np.random.rand(), float(mx.nd.random.uniform().asscalar()))
+
+
+def test_any_object_with_a_length_and_indices_will_do():
+    found = batches(Given(list(zip(IMAGES[..., 0], LABELS))))
+    assert found[0].data.shape == (4, 1, 6, 5)
+    labels = np.concatenate([batch.label for batch in found[:3]])
+    assert sorted(labels) == sorted(LABELS)
+
+
+def test_a_subset_names_samples_as_the_user_does():
+    source = DatasetSource("train", Noisy(), PLAIN).subset(np.array([4, 9]))
+    assert len(source) == 2 and source.name(1) == "train[9]"
+    assert [sample.label for sample in source.samples([0, 1], 0, 0)] == [0, 1]
+    source.close()
+
+
+@pytest.mark.parametrize(
+    ("sample", "says"),
+    [
+        (IMAGES[0], r"train\[1\] is a ndarray; a dataset must give \(image, label\)"),
+        ((IMAGES[0] / 255, 1), r"train\[1\] has an image of float64 .*: leave ToTensor and"),
+        ((IMAGES[0, 1:], 1), r"train\[1\] has an image of \(5, 5, 3\), the first one is \(6, 5, 3"),
+        ((IMAGES[0], 7), r"train\[1\] has the label 7; .* from 0 to 3"),
+        ((IMAGES[0], "cat"), r"train\[1\] has the label cat"),
+        ((IMAGES[0], np.array([1.0, 0.0])), r"train\[1\] has the label \[1\. 0\.\]"),
+    ],
+)
+def test_a_sample_that_cannot_be_used_is_named(sample, says):
+    source = DatasetSource("train", Given([(IMAGES[0], 0), sample]), PLAIN)
+    assert source.image_shape == (6, 5, 3)
+    source.expect(4)
+    with pytest.raises(BadSampleError, match=says):
+        source.samples([0, 1], 0, 0)
+    source.close()
+
+
+class Failing(Noisy):
+    def __getitem__(self, index):
+        if index == 5:
+            raise KeyError("no such picture")
+        return super().__getitem__(index)
+
+
+def test_an_error_of_the_users_own_names_the_sample_and_its_place():
+    with pytest.raises(BadSampleError, match=r"train\[5\] cannot be read: KeyError: 'no such pic"):
+        batches(Failing())
+
+
+def test_a_skipped_sample_is_told_once_and_left_out_of_evaluation(capfd):
+    found = batches(Failing(), bad_samples="skip")
+    assert sum(batch.samples for batch in found) == 2 * COUNT
+    assert capfd.readouterr().err.count("train[5] cannot be read") == 1
+    settings = Data("arrays", bad_samples="skip", workers=1)
+    source = DatasetSource("test", Failing(), settings)
+    assert sum(batch.samples for batch in EvalLoader(source, settings, batch_size=3)) == COUNT - 1
+    source.close()
+
+
+class Killed(Noisy):
+    def __getitem__(self, index):
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_process_that_dies_is_told():
+    with pytest.raises(DataError, match="a process that reads the dataset has died"):
+        batches(Killed())
+
+
+def test_processes_end_with_their_source():
+    source = DatasetSource("train", Noisy(), PLAIN)
+    source.samples([0], 0, 0)
+    process = source._readers._processes[0]
+    source.close()
+    assert not process.is_alive()
+
+
+def test_digests_cover_images_and_repeat():
+    def digests(dataset):
+        source = DatasetSource("train", dataset, PLAIN)
+        found = source.digests()
+        source.close()
+        return found
+
+    samples = list(zip(IMAGES, LABELS))
+    assert digests(Given(samples)) == digests(Given(samples))
+    assert digests(Noisy()) == digests(Noisy())
+    assert digests(Given([(IMAGES[0] ^ 1, 0), *samples[1:]])) != digests(Given(samples))
+
+
+def test_an_empty_dataset_is_refused():
+    with pytest.raises(DataError, match="train holds no image"):
+        DatasetSource("train", Given([]), PLAIN)

@@ -1,0 +1,182 @@
+"""The settings of ``data.``: which images, and what is done to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Tuple, Union
+
+from ..errors import ConfigError
+from .settings import Checked, setting
+
+PICTURES = ("folder", "records")  # encoded pictures of any size, decoded as they are needed
+
+# Of the pictures in ImageNet, over red, green and blue, as all model zoos use them.
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# One number for all channels, or one for each.
+PerChannel = Union[float, Tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Data(Checked, section="data."):
+    """The images and their preprocessing."""
+
+    dataset: str = setting(
+        "fashion_mnist",
+        "fashion_mnist; fashion_mnist_sample (2,000 + 500 of its images, in the repository); "
+        "idx (any dataset in MNIST's four IDX files, in data.folder); folder (pictures in "
+        "data.folder/train/CLASS and test/CLASS, or in data.folder/CLASS); records (data.folder's "
+        "train*.rec and test*.rec, with .idx, as MXNet's im2rec makes them); arrays (set by fit "
+        "when given train=)",
+        choices=("fashion_mnist", "fashion_mnist_sample", "idx", "folder", "records", "arrays"),
+    )
+    folder: Optional[str] = setting(
+        None,
+        "folder of the set (~ and ${VARIABLE} are expanded); null: Fashion-MNIST's usual places",
+        path=True,
+    )
+    class_names: Optional[str] = setting(
+        None,
+        "file that names a class in each line; null: folders' names, or as the set does",
+        path=True,
+    )
+    validation: float = setting(
+        0.0,
+        "share of the training set that is kept out of training, alike in all classes and drawn "
+        "from the seed: it is evaluated after each epoch, chooses the best checkpoint and stops "
+        "early, and the test set is evaluated once, at the end. 0: no share; folders and records "
+        "may hold a set `val` of their own",
+        minimum=0,
+        below=1,
+    )
+    bad_samples: str = setting(
+        "stop",
+        "what a picture that cannot be read does: stop the run and name it; or skip: name it, and "
+        "train on the next one in its place (an evaluation leaves it out)",
+        choices=("stop", "skip"),
+    )
+    image_size: Optional[int] = setting(
+        None, "side in pixels that images are resized to (bilinear); null: not resized", minimum=1
+    )
+    channels: int = setting(
+        3, "folder, records: 3 reads pictures in colour, 1 in grey", minimum=1, maximum=3
+    )
+    resize: Optional[int] = setting(
+        None,
+        "folder, records: the shorter side is brought to so many pixels, and the middle cut out; "
+        "null: image_size / 0.875",
+        minimum=1,
+    )
+    random_crop: bool = setting(
+        False,
+        "folder, records, training: cut out a random part of crop_area (a share of the picture) "
+        "and an aspect of 3/4 to 4/3 instead of the middle",
+    )
+    crop_area: Tuple[float, ...] = setting(
+        (0.08, 1.0), "smallest and largest share for random_crop", above=0, maximum=1
+    )
+    pad_crop: int = setting(
+        0,
+        "training: pad by so many pixels (before resizing; of pictures, after), then crop at "
+        "random",
+        minimum=0,
+    )
+    flip: bool = setting(False, "training: mirror half of the images horizontally")
+    color_jitter: float = setting(
+        0.0,
+        "folder, records, training: change brightness, contrast and saturation by up to this share",
+        minimum=0,
+        maximum=1,
+    )
+    erase: float = setting(
+        0.0, "training: share of images with a random rectangle blanked", minimum=0, maximum=1
+    )
+    mean: PerChannel = setting(
+        0.2860,
+        "subtracted from pixels scaled to 0..1: one number, or one for each channel, or imagenet; "
+        "Fashion-MNIST's by default",
+        named={"imagenet": _IMAGENET_MEAN},
+    )
+    std: PerChannel = setting(
+        0.3530,
+        "pixels are divided by it, as for data.mean",
+        above=0,
+        named={"imagenet": _IMAGENET_STD},
+    )
+    workers: Optional[int] = setting(
+        None,
+        "threads that decode pictures, and processes that read a dataset given to fit; null: as "
+        "many as the rank has cores; 0: the background thread does it alone",
+        minimum=0,
+    )
+    prefetch: int = setting(4, "batches prepared ahead by the background thread", minimum=1)
+
+    @property
+    def of_pictures(self) -> bool:
+        """Whether samples are encoded pictures of any size."""
+        return self.dataset in PICTURES
+
+    @property
+    def mean_text(self) -> str:
+        """``mean`` for people: 0.286, or 0.485, 0.456, 0.406."""
+        return _text(self.mean)
+
+    @property
+    def std_text(self) -> str:
+        """``std`` for people."""
+        return _text(self.std)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataset == "idx" and self.folder is None:
+            raise ConfigError("data.dataset is idx; data.folder must say where the four files are")
+        if self.of_pictures:
+            self._check_pictures()
+        else:
+            self._refuse_what_is_for_pictures()
+        if len(self.crop_area) != 2 or self.crop_area[0] > self.crop_area[1]:
+            raise ConfigError(
+                f"data.crop_area is {list(self.crop_area)}; it must be two shares that rise, "
+                "e.g. [0.25, 1]"
+            )
+        lengths = {len(value) for value in (self.mean, self.std) if isinstance(value, tuple)}
+        if len(lengths) > 1 or 0 in lengths:
+            raise ConfigError(
+                f"data.mean is {self.mean_text} and data.std {self.std_text}; give one number "
+                "for each channel, or one for all"
+            )
+        if self.of_pictures and lengths and lengths != {self.channels}:
+            raise ConfigError(
+                f"data.mean and data.std hold {lengths.pop()} numbers; pictures are read in "
+                f"{self.channels} channels (data.channels)"
+            )
+
+    def _check_pictures(self) -> None:
+        kind = f"data.dataset is {self.dataset}"
+        if self.folder is None:
+            raise ConfigError(f"{kind}; data.folder must say where it is")
+        if self.image_size is None:
+            raise ConfigError(
+                f"{kind}; pictures have many sizes: data.image_size must say which one the net "
+                "takes, e.g. 224"
+            )
+        if self.channels == 2:
+            raise ConfigError("data.channels is 2; it must be 3 (colour) or 1 (grey)")
+        if self.resize is not None and self.resize < self.image_size:
+            raise ConfigError(
+                f"data.resize is {self.resize}; it must be at least data.image_size, "
+                f"{self.image_size}, which is cut out of it"
+            )
+
+    def _refuse_what_is_for_pictures(self) -> None:
+        for name in ("resize", "random_crop", "color_jitter"):
+            if getattr(self, name):
+                raise ConfigError(
+                    f"data.{name} goes with data.dataset={' or '.join(PICTURES)}, not "
+                    f"{self.dataset}; leave it out"
+                )
+
+
+def _text(value: PerChannel) -> str:
+    numbers = value if isinstance(value, tuple) else (value,)
+    return ", ".join(f"{number:g}" for number in numbers)

@@ -1,0 +1,90 @@
+"""Numbers for classes: labels that begin at 1, or are words, and the names of classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+from ..config import Data
+from . import fashion_mnist
+from .idx_file import DataError
+
+# What a set itself calls a class: a number other than its index, a folder, a word.
+ClassLabel = Union[int, str]
+Classes = Optional[Tuple[ClassLabel, ...]]
+
+
+def of_labels(train: np.ndarray, test: Optional[np.ndarray]) -> Classes:
+    """What the labels of a set call classes 0, 1, ...; None where they are these numbers.
+
+    Args:
+        train, test: integers or texts, (N,).
+    """
+    if train.dtype.kind == "U":
+        return tuple(np.unique(train).tolist())
+    both = [train] if test is None or test.dtype.kind == "U" else [train, test]
+    if min(int(labels.min()) for labels in both) != 1:  # EMNIST's letters are 1 to 26
+        return None
+    most = max(int(labels.max()) for labels in both)
+    return tuple(range(1, most + 1))
+
+
+def numbered(name: str, labels: np.ndarray, classes: Classes) -> np.ndarray:
+    """``labels`` as indices of ``classes``, int64 (N,); as they are where ``classes`` is None.
+
+    Raises:
+        DataError: one is none of them.
+    """
+    if classes is None:
+        if labels.dtype.kind == "U":
+            raise DataError(f"{name} labels are texts, and those of the training set numbers")
+        return labels
+    known = np.array(classes)
+    if (known.dtype.kind == "U") != (labels.dtype.kind == "U"):
+        raise DataError(f"{name} labels are {labels.dtype}, and those of the training set are not")
+    order = np.argsort(known)
+    places = np.minimum(np.searchsorted(known, labels, sorter=order), len(known) - 1)
+    found = order[places]
+    wrong = np.flatnonzero(known[found] != labels)
+    if len(wrong):
+        raise DataError(
+            f"{name} label {wrong[0]} is {labels[wrong[0]]!r}, which the training set has not: it "
+            f"has {known[0]} to {known[-1]}"
+        )
+    return found.astype(np.int64)
+
+
+def names(settings: Data, classes: Classes, num_classes: int) -> List[str]:
+    """A name for each class: from ``data.class_names``, or from the set, or its number.
+
+    Raises:
+        DataError: the file cannot be read, or does not name each class of the set once.
+    """
+    if settings.class_names is not None:
+        return _padded(_read(Path(settings.class_names).expanduser(), classes), num_classes)
+    if classes is not None:
+        return _padded([str(label) for label in classes], num_classes)
+    return fashion_mnist.class_names(settings.dataset, num_classes)
+
+
+def _padded(named: Sequence[str], num_classes: int) -> List[str]:
+    return [*named[:num_classes], *map(str, range(len(named), num_classes))]
+
+
+def _read(path: Path, classes: Classes) -> List[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise DataError(f"data.class_names is {path}, which cannot be read: {reason}") from None
+    found = [line.strip() for line in lines if line.strip()]
+    if len(set(found)) < len(found) or not found:
+        raise DataError(f"data.class_names is {path}; it must name each class in a line, once")
+    if classes is not None and len(found) != len(classes):
+        raise DataError(
+            f"data.class_names is {path}, which names {len(found)} classes; the set has "
+            f"{len(classes)}"
+        )
+    return found

@@ -1,0 +1,1 @@
+"""From encoded pictures (JPEG, PNG, ...) to pixels of one size."""

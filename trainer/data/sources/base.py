@@ -1,0 +1,155 @@
+"""The interface between the loader and a set of samples, and the set that is in memory."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+from typing import Any, Dict, Optional, Sequence, Tuple
+
+import numpy as np
+
+from ...config import Data
+from ..classes import Classes
+from ..idx_file import BadSampleError
+from ..transform import Transform
+from .filler import Filler
+
+_DIGESTED = 1 << 28  # bytes of images that a digest reads at most
+_PROBES = 16  # samples that a digest reads of a set on disk
+
+
+class Source(abc.ABC):
+    """A set of labelled images."""
+
+    #: The class of each sample, int64 (N,); None where only reading a sample tells it.
+    labels: Optional[np.ndarray] = None
+    #: What the set calls classes 0, 1, ...; None where it uses these numbers.
+    classes: Classes = None
+    #: Scores of the net; None until :meth:`expect` tells. Labels that are read are held to it.
+    num_classes: Optional[int] = None
+
+    @property
+    @abc.abstractmethod
+    def image_shape(self) -> Tuple[int, ...]:
+        """(height, width) or (height, width, channels) of what the pixel transforms take."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """The number of samples."""
+
+    @abc.abstractmethod
+    def filler(self, settings: Data, seed: int, training: bool) -> Filler:
+        """What makes batches; augmented from ``seed`` if ``training``."""
+
+    @abc.abstractmethod
+    def subset(self, indices: np.ndarray) -> Source:
+        """The samples ``indices``, in this order."""
+
+    @abc.abstractmethod
+    def images_digest(self) -> str:
+        """Equal for equal images. Of a large set it covers the listing, and some of them."""
+
+    def digests(self) -> Dict[str, str]:
+        """Digests of the ``images`` and, where they are known, the ``labels``."""
+        found = {"images": self.images_digest()}
+        if self.labels is not None:
+            found["labels"] = digest_of(repr(self.classes), self.labels.astype(np.int64))
+        return found
+
+    def all_labels(self) -> Optional[np.ndarray]:
+        """``labels``, read from every sample if that is cheap; None where it is not."""
+        return self.labels
+
+    def expect(self, num_classes: int) -> None:
+        """Tell the scores of the net: a sample of another class is a bad one from now on."""
+        self.num_classes = num_classes
+
+    def close(self) -> None:  # noqa: B027 (most have nothing to stop)
+        """Stop threads and processes; they start again when needed."""
+
+
+class ArraySource(Source):
+    """Images in memory.
+
+    Args:
+        images: uint8 (N, H, W), or (N, H, W, C) of C channels; kept, not copied.
+        labels: integer (N,), from 0.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        classes: Classes = None,
+    ):
+        self.images = images
+        self.labels: np.ndarray = labels
+        self.classes = classes
+
+    @property
+    def image_shape(self) -> Tuple[int, ...]:
+        """(height, width) or (height, width, channels)."""
+        return self.images.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def filler(self, settings: Data, seed: int, training: bool) -> Filler:
+        """See :class:`Source`."""
+        return _ArrayFiller(Transform(self.images, settings, seed, training), self.labels)
+
+    def subset(self, indices: np.ndarray) -> Source:
+        """A copy of some samples."""
+        return ArraySource(self.images[indices], self.labels[indices], self.classes)
+
+    def images_digest(self) -> str:
+        """Of all images or, of a large set, some."""
+        every = max(1, self.images.nbytes // _DIGESTED)
+        return digest_of(str(self.images.shape), np.ascontiguousarray(self.images[::every]))
+
+
+class _ArrayFiller(Filler):
+    def __init__(self, transform: Transform, labels: np.ndarray):
+        self._transform = transform
+        self._labels = labels.astype(np.float32)
+        self.shape = transform.shape
+
+    def __call__(
+        self, rows: np.ndarray, epoch: int, data: np.ndarray, label: np.ndarray
+    ) -> Sequence[int]:
+        self._transform(rows, epoch, data)
+        np.take(self._labels, rows, out=label)
+        return ()
+
+
+def digest_of(*parts: Any) -> str:
+    """Of texts and contiguous arrays."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        content = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+        content = memoryview(content).cast("B")
+        found.update(len(content).to_bytes(8, "little"))
+        found.update(content)
+    return found.hexdigest()
+
+
+def probes(size: int) -> Sequence[int]:
+    """Indices of a few samples, spread evenly, whose content a digest covers."""
+    return np.unique(np.linspace(0, size - 1, min(size, _PROBES)).astype(int)).tolist()
+
+
+def check_label(value: Any, num_classes: Optional[int], name: str) -> int:
+    """``value`` as a class.
+
+    Raises:
+        BadSampleError: it is no whole number from 0, or the net has no such class.
+    """
+    number = np.asarray(value).reshape(-1)
+    label = float(number[0]) if len(number) == 1 and number.dtype.kind in "iufb" else -1.0
+    known = num_classes is None or label < num_classes
+    if label < 0 or not label.is_integer() or not known:
+        allowed = "up" if num_classes is None else f"to {num_classes - 1}"
+        raise BadSampleError(
+            f"{name} has the label {value}; it must be a whole number from 0 {allowed}"
+        )
+    return int(label)

@@ -1,0 +1,199 @@
+"""A set as record files, .rec with .idx, as MXNet's im2rec makes them.
+
+A record file is a row of records: a magic number, the length, the content, padded to four bytes; a
+content that holds the magic number itself is split there. The content of an image record is a
+header (a flag, the label, two numbers; if the flag is not 0, so many labels follow) and an encoded
+picture. The index holds a line for each record: its number and where it begins.
+
+Records are read where the index says (``pread``), never a whole file; any number of threads may do
+so at once.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from ...config import Data
+from ..classes import Classes
+from ..idx_file import BadSampleError, DataError
+from .base import check_label, digest_of, probes
+from .folder import TEST, TRAIN, VALIDATION
+from .pictures import Pictures
+
+_MAGIC = 0xCED7230A
+_HEAD = struct.Struct("<II")  # magic number; length in the lower 29 bits, above it which part
+_IMAGE = struct.Struct("<IfQQ")  # flag, label, two numbers
+_LENGTH = (1 << 29) - 1
+_WHOLE, _LAST = 0, 3  # parts of a record
+
+
+class _File(NamedTuple):
+    path: Path
+    descriptor: int
+    size: int
+    keeper: object  # closes the file when nothing uses it any more
+
+
+class RecordSource(Pictures):
+    """Encoded pictures in record files.
+
+    Args:
+        files: the record files.
+        which, keys, offsets: integer (N,): the file of each record, its number in the index, and
+            where it begins.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[_File],
+        which: np.ndarray,
+        keys: np.ndarray,
+        offsets: np.ndarray,
+        settings: Data,
+    ):
+        super().__init__(settings)
+        self._files, self._which, self._keys, self._offsets = files, which, keys, offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def name(self, index: int) -> str:
+        """The file and the number of the record, as its index has it."""
+        return f"record {self._keys[index]} of {self._files[self._which[index]].path}"
+
+    def read(self, index: int) -> Tuple[bytes, int]:
+        """See :class:`Pictures`."""
+        content = self._record(index)
+        label, start = self._label(index, content)
+        return content[start:], label
+
+    def subset(self, indices: np.ndarray) -> RecordSource:
+        """See :class:`Source`."""
+        which, keys, offsets = self._which[indices], self._keys[indices], self._offsets[indices]
+        return RecordSource(self._files, which, keys, offsets, self._settings)
+
+    def all_labels(self) -> Optional[np.ndarray]:
+        """The label of each record, int64 (N,), read from its beginning; -1 of a bad one."""
+        found = np.empty(len(self), np.int64)
+        for index in range(len(self)):
+            try:
+                found[index], _ = self._label(index, self._record(index, most=_IMAGE.size + 4))
+            except BadSampleError:  # told when it is trained on
+                found[index] = -1
+        return found
+
+    def images_digest(self) -> str:
+        """Of the index, and of the content of a few records."""
+        content = []
+        for index in probes(len(self)):
+            try:
+                content.append(self._record(index))
+            except BadSampleError:
+                content.append(b"")
+        sizes = repr([file.size for file in self._files])
+        return digest_of(sizes, self._which.tobytes(), self._offsets.tobytes(), *content)
+
+    def _label(self, index: int, content: bytes) -> Tuple[int, int]:
+        """(class, where the picture begins in the record)."""
+        if len(content) < _IMAGE.size:
+            raise BadSampleError(f"{self.name(index)} is too short to hold a picture")
+        flag, label, _, _ = _IMAGE.unpack_from(content)
+        if flag == 1 and len(content) >= _IMAGE.size + 4:
+            (label,) = struct.unpack_from("<f", content, _IMAGE.size)
+        if flag > 1:
+            raise BadSampleError(f"{self.name(index)} has {flag} labels; it must have one")
+        return check_label(label, self.num_classes, self.name(index)), _IMAGE.size + 4 * flag
+
+    def _record(self, index: int, most: int = _LENGTH) -> bytes:
+        """The content of a record, or the first ``most`` bytes of it."""
+        file, position = self._files[self._which[index]], int(self._offsets[index])
+        parts: List[bytes] = []
+        while True:
+            head = self._bytes(index, file, position, _HEAD.size)
+            magic, length = _HEAD.unpack(head)
+            part, length = length >> 29, length & _LENGTH
+            if magic != _MAGIC:
+                raise BadSampleError(
+                    f"{self.name(index)} does not begin where its index says, at byte {position}"
+                )
+            position += _HEAD.size
+            parts.append(self._bytes(index, file, position, min(length, most)))
+            if part in (_WHOLE, _LAST) or length >= most:
+                return _HEAD.pack(_MAGIC, 0)[:4].join(parts)
+            position += -(-length // 4) * 4
+
+    def _bytes(self, index: int, file: _File, position: int, count: int) -> bytes:
+        try:
+            content = os.pread(file.descriptor, count, position)
+        except OSError as error:
+            raise BadSampleError(f"{self.name(index)} cannot be read: {error.strerror}") from None
+        if len(content) < count:
+            raise BadSampleError(
+                f"{self.name(index)} is cut short: the file ends after {file.size} bytes"
+            )
+        return content
+
+
+def find(
+    settings: Data, known: Classes = None
+) -> Tuple[RecordSource, Optional[RecordSource], Optional[RecordSource]]:
+    """The training set in ``data.folder``; and the validation and the test set, if there.
+
+    Each is all files of a name: ``train.rec``, ``train_0.rec``, ``train-a.rec``, sorted.
+
+    Raises:
+        DataError: there is none, or an index is missing or damaged.
+    """
+    assert settings.folder is not None  # checked by the settings
+    root = Path(settings.folder).expanduser()
+    found = []
+    for name in (TRAIN, VALIDATION, TEST):
+        paths = sorted(root.glob(f"{name}*.rec"))
+        found.append(_opened(paths, settings) if paths else None)
+    train, validation, test = found
+    if train is None:
+        raise DataError(f"folder {root} holds no {TRAIN}*.rec; make it by MXNet's tools/im2rec.py")
+    return train, validation, test
+
+
+def _opened(paths: Sequence[Path], settings: Data) -> RecordSource:
+    files, which, keys, offsets = [], [], [], []
+    for number, path in enumerate(paths):
+        index = _index(path.with_suffix(".idx"))
+        try:
+            keeper = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with the source)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from None
+        files.append(_File(path, keeper.fileno(), os.fstat(keeper.fileno()).st_size, keeper))
+        which.append(np.full(len(index), number, np.int32))
+        keys.append(index[:, 0])
+        offsets.append(index[:, 1])
+    return RecordSource(
+        files, np.concatenate(which), np.concatenate(keys), np.concatenate(offsets), settings
+    )
+
+
+def _index(path: Path) -> np.ndarray:
+    """int64 (N, 2): number and beginning of each record, in the order of the index."""
+    try:
+        text = path.read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}; a record file needs its index, which "
+            "im2rec.py writes, or rec2idx.py of a file that has none"
+        ) from None
+    lines = text.count("\n") + (not text.endswith("\n"))
+    with np.testing.suppress_warnings() as warnings:
+        warnings.filter(DeprecationWarning)  # of text that is no number, told below
+        numbers = np.fromstring(text, np.int64, sep=" ")
+    if not len(numbers) or len(numbers) != 2 * lines or numbers.min() < 0:
+        raise DataError(
+            f"{path} is no index of records, or is cut short; it must hold a number and an offset "
+            "in each line: make it anew by rec2idx.py"
+        )
+    return numbers.reshape(-1, 2)
