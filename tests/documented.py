@@ -16,6 +16,7 @@ from tests.documents import DOCUMENTS, mentioned, typed
 CANNOT: Dict[str, str] = {
     r"^(docker|apptainer) ": "needs an image with MXNet and Horovod, and GPUs",
     r"^make .*GPU=1": "installs MXNet for GPUs; tests/unit/launch/test_install.py has its steps",
+    r"^make lint": "continuous integration runs it: two minutes",
     r"benchmarks\.minimal_debian": "sets up a Debian: root, the network, minutes",
     r"benchmarks\.fresh_clone": "sets up and runs all tests: the network, a quarter of an hour",
 }
@@ -35,6 +36,10 @@ ELSEWHERE: Dict[str, Tuple[str, ...]] = {
     ),
     r"data\.folder=pets|runs/pets": ("test_fine_tuning_on_folders_as_the_page_says",),
     r"^make train CONFIG=configs/folder-example": ("test_the_example_of_folders_trains",),
+    r"^pip install (\.|'\.)": (
+        "test_the_wheel_holds_all_that_is_needed_and_nothing_of_a_site",
+    ),
+    r"benchmarks\.channel": ("test_sums_between_hosts_are_measured",),
     r"^python -m trainer\.config\.table": ("test_configuration_page_is_what_the_settings_say",),
 }
 

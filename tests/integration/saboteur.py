@@ -102,15 +102,15 @@ def main() -> None:
     """Be the trainer, with hooks."""
     saboteur = Saboteur(Path(sys.argv[1]))
     sys.argv = ["trainer", *sys.argv[2:]]
-    from trainer import checkpoint
+    from trainer.checkpoint import files
     from trainer.cli.main import run
-    from trainer.report.report import report
+    from trainer.report.report import Report
     from trainer.run import evaluator, loop
 
     _before(loop, "set_lr", lambda trainer, config, step, length: saboteur.reach("step", step))
     _before(evaluator, "evaluate", lambda *_: saboteur.reach("evaluation"))
-    _before(checkpoint, "_put_in_place", lambda *_: saboteur.reach("save"))
-    _before(report.Report, "step", lambda self, step: saboteur.done(step))
+    _before(files, "_put_in_place", lambda *_: saboteur.reach("save"))
+    _before(Report, "step", lambda self, step: saboteur.done(step))
     run()
 
 

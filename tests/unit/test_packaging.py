@@ -23,7 +23,12 @@ from launch import install
 from tests.documents import ROOT
 
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "tensorboardX": "tensorboardx"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "tensorboardX": "tensorboardx",
+    "yaml": "pyyaml",
+}
 
 
 def declared(key: str) -> Dict[str, Requirement]:

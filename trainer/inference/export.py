@@ -104,17 +104,21 @@ def check_possible(saved: Saved, onnx: bool) -> None:
         )
 
 
-def export(saved: Saved, test: Optional[Source], folder: Path, onnx: bool = True) -> List[Checked]:
+def export(
+    saved: Saved, test: Union[Arrays, Source, None], folder: Path, onnx: bool = True
+) -> List[Checked]:
     """Write the files into ``folder`` and verify each on the whole of ``test``.
 
     Args:
-        test: None compares on noise instead, which gives no accuracy.
+        test: images and labels; None compares on noise instead, which gives no accuracy.
 
     Raises:
         ExportError: the net or one of its operators cannot be exported, or a file's results differ
             from the checkpoint's.
     """
     check_possible(saved, onnx)
+    if test is not None and not isinstance(test, Source):
+        test = test_set(saved, test)
     folder.mkdir(parents=True, exist_ok=True)
     shown = _noise(saved.image_shape) if test is None else test
     labels = None if test is None else _labels(saved, test)
