@@ -23,7 +23,12 @@ from launch import install
 from tests.documents import ROOT
 
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "tensorboardX": "tensorboardx"}
+DISTRIBUTIONS = {
+    "yaml": "pyyaml",
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "tensorboardX": "tensorboardx",
+}
 
 
 def declared(key: str) -> Dict[str, Requirement]:
