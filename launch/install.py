@@ -40,7 +40,7 @@ STAMP = VENV / "installed.json"
 # MXNet 1.9.1 needs a NumPy below 1.24, which has no wheels for other Pythons.
 PYTHON_VERSIONS = ((3, 11), (3, 10), (3, 9), (3, 8))
 MAX_GXX = 13  # Horovod 0.28.1 does not compile with g++ 14
-BUILD_TOOLS = ("setuptools", "wheel", "packaging")  # installed first: builds of others need them
+BUILD_TOOLS = ("pip", "setuptools", "wheel", "packaging")  # first: other builds need them
 
 HOROVOD_BUILD = {
     "HOROVOD_WITH_MXNET": "1",

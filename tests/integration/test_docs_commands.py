@@ -169,6 +169,7 @@ def test_the_set_up_commands_succeed(folder: Path) -> None:
 # write into docs/ and results/, so into those of a copy.
 LEAST = {
     "batch_norm": "--rounds 1 --batch 2 --forms hybridized",
+    "channel": "",
     "chaos": "--trials 1 --first 2",
     "invariance": "--steps 1 --ranks 1",
     "layer_times": "--rounds 1 --images 1",
@@ -195,7 +196,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("line", lines("benchmark"))
 def test_benchmarks_run_and_keep_what_they_measure(line: str, copy: Path) -> None:
     (name,) = re.findall(r"benchmarks\.(\w+)", line)
-    if name == "scaling_validation" and hosts.why_not() is not None:
+    if name in ("scaling_validation", "channel") and hosts.why_not() is not None:
         pytest.skip(str(hosts.why_not()))
     if name in ("loader", "step_choices") and not fashion_mnist.DEBIAN_FOLDER.is_dir():
         pytest.skip("it reads the whole set: apt-get install dataset-fashion-mnist")

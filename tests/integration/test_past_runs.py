@@ -12,15 +12,15 @@ from .conftest import PastRuns
 
 # As docs/monitoring.md has them.
 KEYS = {
-    "begin": "folder training_samples validation_samples test_samples epochs steps_per_epoch first_step last_step "
-    "ranks device global_batch_size batch_norm mxnet resumed_from",
+    "begin": "folder training_samples validation_samples test_samples epochs steps_per_epoch "
+    "first_step last_step ranks device global_batch_size batch_norm mxnet resumed_from",
     "step": "step epoch epochs loss accuracy lr images_per_second seconds_left",
     "epoch": "step epoch loss accuracy",
-    "evaluation": "step samples loss accuracy",
+    "evaluation": "step set samples loss accuracy",
     "checkpoint": "step path",
     "warning": "message",
-    "end": "state step last_step accuracy loss best_accuracy images_per_second seconds checkpoint "
-    "best_checkpoint events next",
+    "end": "state step last_step accuracy loss test_accuracy best_accuracy images_per_second seconds "
+    "set checkpoint best_checkpoint events next",
 }
 
 

@@ -34,7 +34,14 @@ def test_each_reading_changes_the_picture_and_prints_nothing(pictures, capsys):
     curves = LiveCurves()
     for number, loss in ((1, 2.0), (2, None), (3, 1.0)):  # a loss that is not finite is null
         curves(step(number, loss))
-    evaluation = {"event": "evaluation", "step": 3, "set": "test", "samples": 9, "loss": 1.1, "accuracy": 0.4}
+    evaluation = {
+        "event": "evaluation",
+        "step": 3,
+        "set": "test",
+        "samples": 9,
+        "loss": 1.1,
+        "accuracy": 0.4,
+    }
     assert capsys.readouterr().out == ""
     curves(json.dumps(evaluation))
     assert len(set(pictures)) == 4 and all(p.startswith(b"\x89PNG") for p in pictures)

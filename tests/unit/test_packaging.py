@@ -24,10 +24,10 @@ from tests.documents import ROOT
 
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 DISTRIBUTIONS = {
-    "PIL": "pillow",
-    "cv2": "opencv-python-headless",
-    "tensorboardX": "tensorboardx",
     "yaml": "pyyaml",
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "tensorboardX": "tensorboardx",
 }
 
 

@@ -14,7 +14,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import mxnet as mx
 import numpy as np
@@ -23,12 +23,13 @@ from mxnet import gluon
 from .. import batch_norm
 from ..checkpoint import CheckpointError, params_file
 from ..data import input_pipeline
+from ..data.arrays import Arrays
 from ..data.loader import Batch
 from ..data.sources.base import ArraySource, Source
 from ..errors import UserError, first_line
 from ..mxnet_internals import traced_symbol
 from ..step.evaluation import Evaluation
-from .trained_model import Saved, check_finite
+from .trained_model import Saved, check_finite, test_set
 
 SYMBOL, PARAMETERS, ONNX = "model-symbol.json", "model-0000.params", "model.onnx"
 INPUT = "data"
