@@ -19,8 +19,8 @@ KEYS = {
     "evaluation": "step set samples loss accuracy",
     "checkpoint": "step path",
     "warning": "message",
-    "end": "state step last_step accuracy loss test_accuracy best_accuracy images_per_second seconds "
-    "set checkpoint best_checkpoint events next",
+    "end": "state step last_step accuracy loss test_accuracy best_accuracy images_per_second "
+    "seconds set checkpoint best_checkpoint events next",
 }
 
 
