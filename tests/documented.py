@@ -36,7 +36,9 @@ ELSEWHERE: Dict[str, Tuple[str, ...]] = {
     ),
     r"data\.folder=pets|runs/pets": ("test_fine_tuning_on_folders_as_the_page_says",),
     r"^make train CONFIG=configs/folder-example": ("test_the_example_of_folders_trains",),
-    r"^pip install (\.|'\.)": ("test_the_wheel_holds_all_that_is_needed_and_nothing_of_a_site",),
+    r'^pip install "?(\.|CLONE)': (
+        "test_the_wheel_holds_all_that_is_needed_and_nothing_of_a_site",
+    ),
     r"^python -m trainer\.config\.table": ("test_configuration_page_is_what_the_settings_say",),
 }
 
