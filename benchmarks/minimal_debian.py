@@ -121,9 +121,9 @@ class Chroot:
                 self.folder = argument
                 (self.root / argument[1:]).mkdir(parents=True, exist_ok=True)
             else:
-                self._copy_project(argument.split()[1])
+                self.copy_project(argument.split()[1])
 
-    def _copy_project(self, folder: str) -> None:
+    def copy_project(self, folder: str) -> None:
         """The committed files: what is left of a clone's by .dockerignore."""
         target = self.root / folder[1:]
         target.mkdir(parents=True)

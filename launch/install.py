@@ -14,6 +14,7 @@ the one module of the project that it imports.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import functools
 import hashlib
 import json
@@ -39,7 +40,7 @@ STAMP = VENV / "installed.json"
 
 # MXNet 1.9.1 needs a NumPy below 1.24, which has no wheels for other Pythons.
 PYTHON_VERSIONS = ((3, 11), (3, 10), (3, 9), (3, 8))
-MAX_GXX = 13  # Horovod 0.28.1 does not compile with g++ 14
+MAX_GXX, MAX_GXX_CUDA = 13, 11  # Horovod 0.28.1 compiles with no later one, nor nvcc 11
 BUILD_TOOLS = ("pip", "setuptools", "wheel", "packaging")  # first: other builds need them
 
 HOROVOD_BUILD = {
@@ -51,6 +52,8 @@ HOROVOD_BUILD = {
 }
 # Not `horovodrun --check-build`, which reports PyTorch as built in when it is not.
 HOROVOD_CHECK = "import sys, horovod.mxnet as hvd; sys.exit(not hvd.gloo_built())"
+NCCL_CHECK = HOROVOD_CHECK.replace("gloo_built()", "nccl_built()")
+CUDA_CODE = "70,75,80,86"  # V100, T4, A100, RTX 30: what MXNet's wheel runs on and is in use
 
 DATA_PACKAGE = "dataset-fashion-mnist"
 # For the integration tests: Slurm, network namespaces, a browser for TensorBoard, the real data.
@@ -59,8 +62,8 @@ TEST_PACKAGES = (
     *("chromium", "chromium-driver", DATA_PACKAGE),
 )
 
-# Pattern in a log -> its meaning and the way out.
-KNOWN_FAILURES = {
+# Pattern in a log -> its meaning and the way out; none for lines that say it themselves.
+KNOWN_FAILURES: Dict[str, Optional[str]] = {
     # All pins exist, so an index without any version of one is unreachable, or no index.
     r"NewConnectionError|[Nn]ame resolution|Read timed out|\(from versions: none\)": (
         "no network: pip cannot reach its package index. Connect this machine, or set PIP_INDEX_URL"
@@ -69,6 +72,13 @@ KNOWN_FAILURES = {
     r"No space left on device": "the disk is full: free 3 GB and run the command again",
     r"Killed signal terminated program": (
         "the compiler ran out of memory: free 2 GB and run the command again"
+    ),
+    r"libcuda\.so\.1: cannot open": (
+        "no NVIDIA driver: libmxnet needs its libcuda.so.1. Set up on a GPU node, or install the"
+        " driver (Debian: libcuda1 of non-free)"
+    ),
+    **dict.fromkeys(
+        (r".*#error .*", r".*OSError: .*", r".*Could NOT find .*", r".*:\d+: (fatal )?error: .*")
     ),
 }
 
@@ -147,12 +157,16 @@ def steps(gpu: bool, dev: bool, version: Tuple[int, int]) -> List[Step]:
     def install_packages() -> None:
         pip_install(*tools)
         pip_install(*others)
+        link_cuda_libraries()
+        failure = run_logged([str(PYTHON), "-c", "import mxnet"])
+        if failure:
+            raise SetupError(f"MXNet is installed but does not load: {failure} (log: {LOG})")
 
     result = [
         Step("packages", "installing the pinned packages", key(*tools, *others), install_packages),
         Step(
             "horovod",
-            "building Horovod with MXNet and Gloo (2-3 minutes on 2 cores)",
+            f"building Horovod with MXNet and {'NCCL' if gpu else 'Gloo'} (minutes on 2 cores)",
             key(horovod, mxnet, *HOROVOD_BUILD),
             lambda: build_horovod(horovod, gpu),
         ),
@@ -206,9 +220,9 @@ def make_venv(gpu: bool) -> Tuple[int, int]:
     dotted = "{}.{}".format(*version)
     if output_of([command, "-c", "import venv, ensurepip"]) is None:
         raise SetupError(f"Python {dotted} has no venv: `{apt_get(f'python{dotted}-venv')}`")
-    find_compiler()
+    find_compiler(gpu)
     if gpu:
-        check_nvcc()
+        check_cuda()
     say(f"making .venv with Python {dotted}")
     VENV.mkdir(exist_ok=True)
     failure = run_logged([command, "-m", "venv", "--clear", str(VENV)])
@@ -240,58 +254,107 @@ def python_version(command: str) -> Optional[Tuple[int, int]]:
     return int(major), int(minor)
 
 
-def find_compiler() -> Dict[str, str]:
+def find_compiler(gpu: bool = False) -> Dict[str, str]:
     """Return CC and CXX for Horovod's build: none if $CXX is set, else the first suitable g++."""
     if shutil.which("make") is None:
         raise SetupError(f"no make: `{apt_get('make')}`")
+    newest, user = (MAX_GXX_CUDA, "nvcc 11") if gpu else (MAX_GXX, "Horovod")
     compiler = os.environ.get("CXX")
     if compiler:
-        if output_of([*shlex.split(compiler), "--version"]) is None:
+        printed = output_of([*shlex.split(compiler), "--version"])
+        if printed is None:
             raise SetupError(f"CXX is {compiler}, which does not run: unset it, or correct it")
+        gnu = re.match(r"\S*g\+\+\S* \(.*\) (\d+)", printed)
+        if gnu and int(gnu[1]) > newest:
+            raise SetupError(
+                f"CXX is {compiler}, g++ {gnu[1]}, {user} needs {newest} or older: unset CXX"
+            )
         return {}
     too_new = None
     for gxx in ("g++", "g++-13", "g++-12", "g++-11", "g++-10", "g++-9"):
         version = output_of([gxx, "-dumpversion"])
-        if version and int(version.split(".")[0]) <= MAX_GXX:
+        if version and int(version.split(".")[0]) <= newest:
             return {"CXX": gxx, "CC": gxx.replace("g++", "gcc")}
         too_new = too_new or version
     if too_new:
         raise SetupError(
-            f"g++ is version {too_new}, Horovod needs 13 or older: `{apt_get('g++-12')}`"
+            f"g++ is version {too_new}, {user} needs {newest} or older:"
+            f" `{apt_get('g++-11' if gpu else 'g++-12')}`"
         )
-    raise SetupError(f"no C++ compiler: `{apt_get('g++')}`")
+    raise SetupError(f"no C++ compiler: `{apt_get('g++-11' if gpu else 'g++')}`")
 
 
-def check_nvcc() -> None:
-    """Raise SetupError unless CUDA's compiler is where Horovod's build looks for it."""
-    cuda_home = os.environ.get("HOROVOD_CUDA_HOME")
-    if shutil.which("nvcc", path=f"{cuda_home}/bin" if cuda_home else None) is None:
+def check_cuda() -> None:
+    """Raise SetupError without CUDA 11's compiler where Horovod's build looks, and a driver."""
+    home = os.environ.get("HOROVOD_CUDA_HOME")
+    printed = output_of([f"{home}/bin/nvcc" if home else "nvcc", "--version"])
+    release = re.search(r"release (\d+)\.(\d+)", printed or "")
+    if release is None or release[1] != "11":
+        found = f"nvcc is CUDA {release[1]}.{release[2]}'s" if release else "no nvcc"
         raise SetupError(
-            "no nvcc on PATH: install NVIDIA's CUDA toolkit 11.7 or 11.8, cuDNN 8 and NCCL 2, and"
-            " set HOROVOD_CUDA_HOME to the toolkit's folder"
+            f"{found} {'in HOROVOD_CUDA_HOME' if home else 'on PATH'}: Horovod's build takes CUDA"
+            " 11's. Install NVIDIA's CUDA toolkit 11.7 or 11.8 (Debian 12: nvidia-cuda-toolkit"
+            " of non-free) and set HOROVOD_CUDA_HOME to its folder, which has bin/nvcc"
         )
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise SetupError(explain(str(error))) from None
+
+
+def link_cuda_libraries() -> None:
+    """Link those of NVIDIA's wheels beside libmxnet, which looks there first ($ORIGIN)."""
+    for library in VENV.glob("lib/python3*/site-packages/nvidia/*/lib/lib*.so.*"):
+        mxnet = library.parents[3] / "mxnet"
+        names = (library.name, "libnccl.so") if "libnccl" in library.name else (library.name,)
+        for name in names:  # by the latter Horovod's build finds it
+            link = mxnet / name
+            if link.is_symlink():
+                link.unlink()
+            link.symlink_to(os.path.relpath(str(library), str(mxnet)))
+
+
+def gpu_build() -> Dict[str, str]:
+    """Return what Horovod's build needs beyond HOROVOD_BUILD on GPUs."""
+    answer = output_of(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]) or ""
+    found = sorted(set(re.findall(r"^\d+\.\d$", answer, re.MULTILINE)), key=float)
+    here = ",".join(found).replace(".", "") or CUDA_CODE
+    wheels = next(VENV.glob("lib/python3*/site-packages"), VENV)
+    headers = [str(wheels / "nvidia" / name / "include") for name in ("cudnn", "nccl")]
+    return {
+        "HOROVOD_GPU_OPERATIONS": "NCCL",
+        "HOROVOD_BUILD_CUDA_CC_LIST": os.environ.get("HOROVOD_BUILD_CUDA_CC_LIST", here),
+        "HOROVOD_NCCL_LINK": "SHARED",
+        "HOROVOD_NCCL_INCLUDE": headers[1],
+        "HOROVOD_NCCL_LIB": str(wheels / "mxnet"),
+        "CPATH": os.pathsep.join(filter(None, [os.environ.get("CPATH"), *headers])),
+    }
 
 
 def build_horovod(pin: str, gpu: bool) -> None:
     """Install Horovod, built with MXNet and Gloo, and NCCL on GPUs, and check that it loads."""
-    env = {**HOROVOD_BUILD, **find_compiler()}
+    env = {**HOROVOD_BUILD, **find_compiler(gpu)}
     env["HOROVOD_CMAKE"] = str(VENV / "bin" / "cmake")  # PATH may have cmake 4, or none
     # Not inherited from the make that runs this script, which would serialize the build.
     env["MAKEFLAGS"] = f"-j{min(os.cpu_count() or 1, 8)}"
+    check = NCCL_CHECK if gpu else HOROVOD_CHECK
     if gpu:
-        env["HOROVOD_GPU_OPERATIONS"] = "NCCL"
+        check_cuda()
+        env.update(gpu_build())
     else:
         pip_install(pin, env=env)
-    if gpu or not horovod_works():
+    if gpu or not horovod_works(check):
         # pip's cache may hold a wheel of this version built for another framework.
         pip_install("--force-reinstall", "--no-cache-dir", pin, env=env)
-    if not horovod_works():
-        raise SetupError(f"Horovod is built but does not work: see `{PYTHON} -c '{HOROVOD_CHECK}'`")
+    if not horovod_works(check):
+        raise SetupError(f"Horovod is built but does not work: see `{PYTHON} -c '{check}'`")
+    if gpu:
+        write_stamp(cuda_code=env["HOROVOD_BUILD_CUDA_CC_LIST"])
 
 
-def horovod_works() -> bool:
-    """Whether .venv's Horovod loads and was built with MXNet and Gloo."""
-    return output_of([str(PYTHON), "-c", HOROVOD_CHECK]) is not None
+def horovod_works(check: str) -> bool:
+    """Whether .venv's Horovod loads and was built with MXNet and Gloo, or NCCL."""
+    return output_of([str(PYTHON), "-c", check]) is not None
 
 
 def compile_native() -> None:
@@ -385,8 +448,9 @@ def run_logged(command: List[str], env: Optional[Dict[str, str]] = None) -> Opti
 def explain(text: str) -> str:
     """Condense the output of a failed command to one line."""
     for pattern, meaning in KNOWN_FAILURES.items():
-        if re.search(pattern, text):
-            return meaning
+        found = re.search(pattern, text)
+        if found:
+            return meaning or found[0].strip()
     lines = text.strip().splitlines() or ["it failed without a word"]
     errors = [line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)]
     return (errors or lines)[-1].strip()

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Set
 
 from ..core.cpu_quota import quota_cores
 
@@ -127,6 +127,7 @@ def gpu_rows(libraries: Dict[str, Any]) -> List[Row]:
     rows.append(_kernel_row(names, libraries.get("gpus", {})))
     if len(gpus) > 1:
         rows.append(_nccl_row(libraries["horovod"]))
+    rows += _horovod_code_row({cap.replace(".", "") for _, cap, _ in gpus})
     return rows
 
 
@@ -137,7 +138,9 @@ def _kernel_row(names: str, tried: Dict[str, Any]) -> Row:
         if error:
             return Row("GPU", FAIL, f"{names}: MXNet cannot compute on gpu({number}): {error}", NGC)
     if errors:
-        return Row("GPU", OK, f"{names}; MXNet computes on {len(errors)} of them")
+        count = len(errors)
+        each = f"one rank on each: python -m launch local -n {count}"
+        return Row("GPU", OK, f"{names}; MXNet computes on {count} of them; {each}")
     found = tried.get("error", "MXNet sees none of them" if tried else "MXNet crashed there")
     fix = "CUDA_VISIBLE_DEVICES must name them, and for GPUs from sm_90 on " + NGC
     return Row("GPU", FAIL, f"{names}: {found}", fix)
@@ -153,6 +156,25 @@ def _nccl_row(horovod: Dict[str, Any]) -> Row:
         return Row("NCCL", OK, "built in")
     fix = "gradients cross the host's memory: build Horovod with HOROVOD_GPU_OPERATIONS=NCCL"
     return Row("NCCL", WARN, "not built into Horovod", fix)
+
+
+def _horovod_code_row(here: Set[str]) -> List[Row]:
+    """Whether set-up has built Horovod's own kernels for the GPUs ``here`` (``80``), if known."""
+    try:
+        stamp = json.loads((Path(sys.prefix) / "installed.json").read_text(encoding="utf-8"))
+        built = str(stamp["cuda_code"])
+    except (OSError, ValueError, KeyError):
+        return []
+    # Machine code of 8.0 runs on 8.6 too, not that of 7.5 on 8.0, nor that of 8.6 on 8.0.
+    runs = {
+        cap for cap in here for code in built.split(",") if code[:-1] == cap[:-1] and code <= cap
+    }
+    missing = ", ".join(f"sm_{cap}" for cap in sorted(here - runs))
+    fix = f"rm -r .venv, then HOROVOD_BUILD_CUDA_CC_LIST={','.join(sorted(here))} make setup GPU=1"
+    found = f"Horovod's kernels are for sm_{', sm_'.join(built.split(','))}"
+    if missing:
+        return [Row("CUDA code", FAIL, f"{found}, not {missing}", fix)]
+    return [Row("CUDA code", OK, found)]
 
 
 def cores_row() -> Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # A100 and later would round to 10 bits
 
 import mxnet as mx
 import pytest
@@ -17,6 +18,6 @@ from trainer.errors import ConfigError
 def ctx(request: pytest.FixtureRequest) -> mx.Context:
     """The context to compute on."""
     try:
-        return device.choose(request.param, local_rank=0)
+        return device.choose(request.param, local_rank=0)  # also where that one alone is visible
     except ConfigError as error:
         pytest.skip(str(error))

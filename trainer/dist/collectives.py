@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional
 
 import numpy as np
 
+from ..errors import ConfigError
 from . import environment, shared_memory
+from .device import visible_gpus
 from .ranks import horovod, is_root, local_size, rank, world_size
 from .small_sums import (
     allreduce_by_horovod,
@@ -43,11 +45,12 @@ class NotJoinedError(ValueError):
         )
 
 
-def init(steps_in_memory: bool = False) -> None:
+def init(steps_in_memory: bool = False, on_cpu: bool = False) -> None:
     """Join the other ranks; the first call of every rank. Calling it again is harmless.
 
     Args:
         steps_in_memory: if the ranks can share memory, training steps make no Horovod collective.
+        on_cpu: the ranks will not compute on GPUs, although there may be some.
 
     Raises:
         NotJoinedError: the launcher started several processes, but Horovod joins only some.
@@ -62,7 +65,11 @@ def init(steps_in_memory: bool = False) -> None:
     # ranks or more.
     os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
     one_node = environment.local_size() == environment.size()
-    if one_node and not hvd.cuda_built() and shared_memory.possible():
+    gpus = 0
+    if one_node and not on_cpu:
+        with contextlib.suppress(ConfigError):  # the start says so, once for all ranks
+            gpus = visible_gpus()
+    if one_node and gpus == 0 and shared_memory.possible():
         # Horovod's background threads synchronise once a cycle, by default every millisecond, even
         # with nothing to do, on the cores that compute.
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "100" if steps_in_memory else "10")

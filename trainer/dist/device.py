@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 from typing import Any, Optional, Set, Tuple
 
 from launch.core.cpu_quota import quota_cores
 
+from ..console import warn
 from ..errors import ConfigError
 from . import environment
 from .ranks import local_size
+
+# Where one is set, each rank may have been given GPUs of its own.
+_VISIBLE = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 
 
 def share_cores() -> None:
@@ -60,30 +65,31 @@ def choose(device: str, local_rank: int, gpus: Optional[int] = None) -> Any:
     """The MXNet context for ``device``: ``auto``, ``cpu`` or ``gpu``.
 
     Args:
-        local_rank: selects the GPU; always GPU 0 where the launcher makes only one visible.
+        local_rank: selects among the visible GPUs: those of all ranks of the node, in turn, or
+            this rank's own, where its launcher has made only these visible (Slurm's
+            ``--gpus-per-task``). :func:`pci_address` tells whether ranks share one.
         gpus: number of visible GPUs; None asks the driver.
 
     Raises:
-        ConfigError: no GPU is visible although one was asked for, there are fewer than ranks, or
-            this MXNet cannot compute on it.
+        ConfigError: no GPU is visible although one was asked for, there are fewer than ranks, this
+            MXNet cannot compute on it, or its driver is broken, which CPUs do not survive either.
     """
     import mxnet as mx
 
+    if gpus is None:
+        gpus = visible_gpus()
     if device == "cpu":
         return mx.cpu()
-    if gpus is None:
-        try:
-            gpus = mx.context.num_gpus()
-        except mx.MXNetError:  # a CUDA build on a machine without a driver
-            gpus = 0
     if gpus == 0:
         if device == "auto":
+            if environment.rank() == 0 and mx.runtime.Features().is_enabled("CUDA"):
+                warn("MXNet is a CUDA build and sees no GPU: training on the CPU")
             return mx.cpu()
         raise ConfigError(
             "device is gpu; MXNet sees none. Install requirements-gpu.txt (`make setup GPU=1`) and "
             "look at `python -m launch doctor`, or set device=cpu"
         )
-    if local_size() > gpus > 1:
+    if local_size() > gpus and not any(os.environ.get(name) for name in _VISIBLE):
         raise ConfigError(
             f"{local_size()} ranks on this node, {gpus} GPUs; start at most one rank a GPU"
         )
@@ -91,9 +97,41 @@ def choose(device: str, local_rank: int, gpus: Optional[int] = None) -> Any:
     try:
         mx.nd.ones((1,), ctx=context).wait_to_read()
     except mx.MXNetError as error:
-        reason = str(error).strip().splitlines()[-1]
         raise ConfigError(
-            f"{context} cannot be used by this MXNet ({reason}); builds of 1.9.1 from PyPI run "
-            "on compute capability 5.0 to 8.9, for newer GPUs use NVIDIA's NGC container"
+            f"{context} cannot be used by this MXNet ({_last_line(error)}); builds of 1.9.1 from "
+            "PyPI run on compute capability 5.0 to 8.9, for newer GPUs use NVIDIA's NGC container"
         ) from error
     return context
+
+
+def visible_gpus() -> int:
+    """The number of GPUs that this process sees; 0 without a driver's device, or without CUDA.
+
+    Raises:
+        ConfigError: the driver is broken.
+    """
+    import mxnet as mx
+
+    try:
+        return int(mx.context.num_gpus())
+    except mx.MXNetError as error:
+        raise ConfigError(
+            f"NVIDIA's driver does not work ({_last_line(error).split(' : ')[-1]}), and this MXNet "
+            "needs it even on the CPU; `nvidia-smi` must answer, or install the CPU build"
+        ) from error
+
+
+def pci_address(context: Any) -> str:
+    """The PCI address of a GPU, by which NCCL tells GPUs apart; empty for a CPU, or if unknown."""
+    if context.device_type != "gpu":
+        return ""
+    address = ctypes.create_string_buffer(32)
+    try:
+        failed = ctypes.CDLL("libcuda.so.1").cuDeviceGetPCIBusId(address, 32, context.device_id)
+    except (OSError, AttributeError):
+        return ""
+    return "" if failed else address.value.decode()
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]

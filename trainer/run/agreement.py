@@ -21,6 +21,7 @@ from ..config.settings import flat
 from ..data.idx_file import DataError
 from ..data.input_pipeline import Sets
 from ..dist import environment
+from ..dist.device import pci_address
 from ..errors import ConfigError, show
 from ..step.loss import Loss
 
@@ -95,6 +96,30 @@ def check(config: Config) -> None:
             raise ConfigError(
                 f"the ranks have different settings: {'; '.join(differing[:_SHOWN])}; give each "
                 "the same config: samples, augmentation and dropout differ between ranks as it is"
+            )
+
+
+def check_devices(context: mx.Context) -> None:
+    """Refuse ranks that are on one GPU, and those of which some are on CPUs; collective.
+
+    Raises:
+        ConfigError: on every rank.
+    """
+    told = dist.gather_objects(
+        (context.device_type, environment.hostname(), pci_address(context), environment.where())
+    )
+    on: Dict[Any, str] = {}
+    for kind, host, gpu, where in told:
+        if kind != told[0][0]:
+            raise ConfigError(
+                f"{told[0][3]} is on the {told[0][0]} and {where} on the {kind}; make a GPU "
+                "visible to each rank, or set device=cpu"
+            )
+        other = on.setdefault((host, gpu), where) if gpu else where
+        if other != where:
+            raise ConfigError(
+                f"{other} and {where} are on the same GPU, {gpu}, which NCCL refuses, also for two "
+                "MIG slices of it; start one rank a GPU, and look at CUDA_VISIBLE_DEVICES"
             )
 
 

@@ -97,7 +97,7 @@ def join(config: Config, read: Callable[[], Sets]) -> Future[Sets]:
     """Join the other ranks, and meanwhile ``read`` the data; every rank's first call."""
     with ThreadPoolExecutor(1) as reader:
         data = reader.submit(read)
-        dist.init(shared_gradients.wanted(config.optimizer))
+        dist.init(shared_gradients.wanted(config.optimizer), config.device == "cpu")
     return data
 
 
@@ -127,6 +127,7 @@ def start(
         own = _prepare(net, config, loss, data, until_closed)
     with dist.together():
         agreement.check(config)
+        agreement.check_devices(own.ctx)
         agreement.check_sets(own.digests, own.sets.sizes)
         agreement.check_net(own.net)
     path: Optional[Path] = None

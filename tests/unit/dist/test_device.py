@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import mxnet as mx
 import pytest
 
 from trainer.dist import device
 from trainer.errors import ConfigError
+
+from tests.documents import ROOT
 
 
 @pytest.fixture
@@ -55,15 +59,50 @@ def test_ranks_of_a_node_take_its_gpus_in_turn(usable, asked):
     assert [device.choose(asked, rank, 4) for rank in range(4)] == [mx.gpu(i) for i in range(4)]
 
 
-def test_rank_that_is_shown_one_gpu_takes_it(usable, monkeypatch):
+@pytest.mark.parametrize(
+    ("visible", "gpus", "chosen"),
+    [
+        ("0", 1, [0, 0, 0, 0]),  # Slurm's --gpus-per-task=1, each task in a cgroup of its own
+        ("0,1", 2, [0, 1, 0, 1]),  # --gpus-per-task=2
+        ("MIG-0ba1c2d3-7e4f-5a6b-8c9d-0e1f2a3b4c5d", 1, [0, 0, 0, 0]),
+        ("GPU-8f3c2a1b-1c2d-3e4f-5a6b-7c8d9e0f1a2b,GPU-1a", 2, [0, 1, 0, 1]),
+        ("0,1,2,3", 4, [0, 1, 2, 3]),
+    ],
+)
+def test_ranks_that_are_shown_gpus_of_their_own_take_these(
+    usable, monkeypatch, visible, gpus, chosen
+):
     monkeypatch.setattr(device, "local_size", lambda: 4)
-    assert [device.choose("auto", rank, 1) for rank in range(4)] == [mx.gpu(0)] * 4
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [device.choose("auto", rank, gpus) for rank in range(4)] == list(map(mx.gpu, chosen))
 
 
-def test_more_ranks_than_gpus_are_refused(usable, monkeypatch):
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_more_ranks_than_gpus_are_refused(usable, monkeypatch, gpus):
     monkeypatch.setattr(device, "local_size", lambda: 3)
-    with pytest.raises(ConfigError, match="3 ranks on this node, 2 GPUs"):
-        device.choose("auto", 0, 2)
+    for name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match=f"3 ranks on this node, {gpus} GPUs"):
+        device.choose("auto", 0, gpus)
+
+
+PLACES = """
+import mxnet as mx
+from trainer.dist import device
+print([device.pci_address(c) for c in (mx.cpu(), mx.gpu(0), mx.gpu(1))])
+"""
+
+
+def test_a_gpu_is_known_by_its_pci_address(tmp_path):
+    """As its driver gives it: here tests/gpu/libcuda.c, through the real call."""
+    library = tmp_path / "libcuda.so.1"
+    source = ROOT / "tests" / "gpu" / "libcuda.c"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    env = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "CUDA_PLACES": "1Ab3"}
+    done = subprocess.run(
+        [sys.executable, "-c", PLACES], env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "['', '0000:1A:00.0', '0000:b3:00.0']"
 
 
 @pytest.mark.parametrize("asked", ["auto", "gpu"])
@@ -75,12 +114,32 @@ def test_gpu_that_cannot_compute_is_named_with_the_way_out(asked):
     assert "gpu(1)" in text and "NGC" in text and "compute capability" in text
 
 
-def test_cuda_build_without_a_driver_has_no_gpus(monkeypatch):
+BROKEN = """Traceback (most recent call last):
+  File "/work/mxnet/include/mxnet/base.h", line 458
+CUDA: Check failed: e == cudaSuccess (803 vs. 0) : system has unsupported display driver"""
+
+
+@pytest.mark.parametrize("asked", ["auto", "gpu", "cpu"])
+def test_a_broken_driver_is_said_at_once(monkeypatch, asked):
+    """In the words of a CUDA build on one. Its CPU ranks would die in their first backward."""
+
     def fail():
-        raise mx.MXNetError("no CUDA-capable device is detected")
+        raise mx.MXNetError(BROKEN)
 
     monkeypatch.setattr(mx.context, "num_gpus", fail)
-    assert device.choose("auto", 0) == mx.cpu()
+    with pytest.raises(ConfigError) as error:
+        device.choose(asked, 0)
+    assert "driver does not work (system has unsupported display driver)" in line(error)
+
+
+@pytest.mark.parametrize(("rank", "cuda", "said"), [(0, True, 1), (1, True, 0), (0, False, 0)])
+def test_a_cuda_build_without_gpus_says_that_it_goes_on_on_the_cpu(
+    monkeypatch, capsys, rank, cuda, said
+):
+    monkeypatch.setenv("HOROVOD_RANK", str(rank))
+    monkeypatch.setattr(mx.runtime.Features, "is_enabled", lambda *_: cuda)
+    assert device.choose("auto", 0, 0) == mx.cpu()
+    assert capsys.readouterr().err.count("sees no GPU: training on the CPU") == said
 
 
 @pytest.fixture

@@ -75,9 +75,11 @@ def pip(tree, monkeypatch):
     calls = []
     monkeypatch.setattr(install, "usable_venv", lambda gpu: (3, 11))
     monkeypatch.setattr(install, "pip_install", lambda *args, env=None: calls.append((args, env)))
-    monkeypatch.setattr(install, "horovod_works", lambda: True)
+    monkeypatch.setattr(install, "horovod_works", lambda check: True)
     monkeypatch.setattr(install, "compile_native", lambda: None)
-    monkeypatch.setattr(install, "find_compiler", lambda: {"CXX": "g++", "CC": "gcc"})
+    monkeypatch.setattr(install, "run_logged", lambda command: None)  # MXNet loads
+    monkeypatch.setattr(install, "check_cuda", lambda: None)
+    monkeypatch.setattr(install, "find_compiler", lambda gpu=False: {"CXX": "g++", "CC": "gcc"})
     return calls
 
 
@@ -173,14 +175,106 @@ def test_other_machines(tree, monkeypatch, system, machine):
         install.make_venv(gpu=False)
 
 
-def test_no_nvcc(programs, tmp_path, monkeypatch):
+@pytest.fixture
+def driver(monkeypatch):
+    """A machine that has one."""
+    monkeypatch.setattr(install.ctypes, "CDLL", lambda name: None)
+
+
+def nvcc(release):
+    return f"echo 'Cuda compilation tools, release {release}, V{release}.89'"
+
+
+def test_no_nvcc(programs, driver, tmp_path, monkeypatch):
     with pytest.raises(SetupError, match="^no nvcc on PATH: .*CUDA toolkit 11.7 or 11.8"):
-        install.check_nvcc()
-    programs("nvcc")
-    install.check_nvcc()
+        install.check_cuda()
+    programs("nvcc", nvcc("11.8"))
+    install.check_cuda()
     monkeypatch.setenv("HOROVOD_CUDA_HOME", str(tmp_path / "cuda"))
-    with pytest.raises(SetupError, match="^no nvcc"):
-        install.check_nvcc()
+    with pytest.raises(SetupError, match="^no nvcc in HOROVOD_CUDA_HOME"):
+        install.check_cuda()
+
+
+@pytest.mark.parametrize("release", ["13.0", "12.4", "10.2"])
+def test_nvcc_of_another_cuda(programs, driver, release):
+    programs("nvcc", nvcc(release))
+    with pytest.raises(SetupError, match=f"^nvcc is CUDA {release}'s on PATH.* CUDA 11's"):
+        install.check_cuda()
+
+
+def test_no_driver(programs, monkeypatch):
+    programs("nvcc", nvcc("11.7"))
+
+    def fail(name):
+        raise OSError(f"{name}: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(install.ctypes, "CDLL", fail)
+    with pytest.raises(SetupError, match="^no NVIDIA driver: libmxnet needs its libcuda.so.1"):
+        install.check_cuda()
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_nvcc_11_takes_no_gxx_above_11(programs, monkeypatch, gpu):
+    programs("make")
+    programs("g++", "case $1 in --version) echo 'g++ (Debian 12.2.0-14) 12.2.0';; *) echo 12; esac")
+    if gpu:
+        with pytest.raises(SetupError, match=r"g\+\+ is version 12, nvcc 11 needs 11 .*g\+\+-11`$"):
+            install.find_compiler(gpu)
+    programs("g++-11", "echo 11")
+    assert install.find_compiler(gpu)["CXX"] == ("g++-11" if gpu else "g++")
+    monkeypatch.setenv("CXX", "g++")
+    if gpu:
+        with pytest.raises(SetupError, match=r"^CXX is g\+\+, g\+\+ 12, nvcc 11 needs 11 or older"):
+            install.find_compiler(gpu)
+    else:
+        assert install.find_compiler(gpu) == {}
+
+
+def test_libraries_of_the_wheels_lie_beside_libmxnet(tree):
+    packages = tree / ".venv/lib/python3.11/site-packages"
+    for folder in ("mxnet", "nvidia/cudnn/lib", "nvidia/nccl/lib"):
+        (packages / folder).mkdir(parents=True)
+    for name in ("cudnn/lib/libcudnn.so.8", "nccl/lib/libnccl.so.2"):
+        (packages / "nvidia" / name).write_text(name)
+    for _ in range(2):  # again after another version was installed
+        install.link_cuda_libraries()
+    found = {path.name: path.read_text() for path in (packages / "mxnet").iterdir()}
+    assert found["libcudnn.so.8"] == "cudnn/lib/libcudnn.so.8"
+    assert found["libnccl.so.2"] == found["libnccl.so"] == "nccl/lib/libnccl.so.2"
+    shutil.move(str(tree), str(tree.with_name("moved")))  # a container copies it elsewhere
+    assert (
+        tree.with_name("moved") / ".venv/lib/python3.11/site-packages/mxnet/libnccl.so"
+    ).exists()
+
+
+def test_mxnet_that_does_not_load_stops_before_horovod_is_built(pip, monkeypatch):
+    monkeypatch.setattr(install, "run_logged", lambda command: "OSError: libfoo.so.1: gone")
+    with pytest.raises(SetupError, match="MXNet is installed but does not load: OSError: libfoo"):
+        install.install(gpu=True, dev=False)
+    assert "horovod==0.28.1" not in installed_by(pip)
+
+
+@pytest.mark.parametrize(
+    ("answer", "given", "built_for"),
+    [
+        ("exit 9", None, "70,75,80,86"),
+        ("printf '8.0\\n8.0\\n7.0\\n'", None, "70,80"),
+        ("printf '8.0\\n'", "60,80", "60,80"),
+    ],
+)
+def test_horovod_is_built_for_the_gpus_of_the_machine(
+    pip, programs, driver, monkeypatch, answer, given, built_for
+):
+    programs("nvidia-smi", answer)
+    programs("nvcc", nvcc("11.8"))
+    programs("printf", 'exec /usr/bin/printf "$@"')
+    if given:
+        monkeypatch.setenv("HOROVOD_BUILD_CUDA_CC_LIST", given)
+    install.build_horovod("horovod==0.28.1", gpu=True)
+    ((_, env),) = pip
+    assert env["HOROVOD_BUILD_CUDA_CC_LIST"] == built_for
+    assert install.read_stamp()["cuda_code"] == built_for
+    assert env["CPATH"].endswith("nvidia/nccl/include")
 
 
 def test_no_network_is_one_line(tree):
@@ -209,10 +303,22 @@ def test_no_network_is_one_line(tree):
         ("WARNING: ...\nERROR: [Errno 28] No space left on device\n", "the disk is full"),
         ("c++: fatal error: Killed signal terminated program cc1plus\n", "ran out of memory"),
         ("socket.gaierror: Temporary failure in name resolution\nERROR: None\n", "no network"),
-        (
-            "a.cc:3:1: error: expected ';'\nmake: *** [a.o] Error 1\n",
-            r"make: \*\*\* \[a.o\] Error 1",
+        ("a.cc:3:1: error: expected ';'\nmake: *** [a.o] Error 1\n", "^a.cc:3:1: error: expected"),
+        (  # what set-up's log holds of an nvcc 11 with g++ 12, of nvcc 13, and of a lost library
+            "/usr/include/crt/host_config.h:132:2: error: #error -- unsupported GNU version!\n"
+            "ERROR: Failed building wheel for horovod\n",
+            "#error -- unsupported GNU version",
         ),
+        (
+            "CMake Error:\n  Could NOT find CUDAToolkit (missing: CUDA_CUDART)\n"
+            "ERROR: Could not build wheels for horovod\n",
+            r"^Could NOT find CUDAToolkit \(missing: CUDA_CUDART\)$",
+        ),
+        (
+            "OSError: libcudnn.so.8: cannot open\nCould NOT find Mxnet\nerror: metadata\n",
+            "^OSError: libcudnn.so.8: cannot open$",
+        ),
+        ("OSError: libcuda.so.1: cannot open shared object file", "^no NVIDIA driver"),
         ("something went wrong\nhere\n\n", "here"),
         ("", "it failed without a word"),
     ],
@@ -319,7 +425,7 @@ def test_horovod_build_ignores_cmake_and_flags_outside(pip, monkeypatch):
 
 def test_a_cached_wheel_for_another_framework_is_rebuilt(pip, monkeypatch):
     works = iter([False, True])
-    monkeypatch.setattr(install, "horovod_works", lambda: next(works))
+    monkeypatch.setattr(install, "horovod_works", lambda check: next(works))
     install.build_horovod("horovod==0.28.1", gpu=False)
     assert [arguments for arguments, _ in pip] == [
         ("horovod==0.28.1",),
@@ -328,7 +434,7 @@ def test_a_cached_wheel_for_another_framework_is_rebuilt(pip, monkeypatch):
 
 
 def test_horovod_that_does_not_work_is_reported(pip, monkeypatch):
-    monkeypatch.setattr(install, "horovod_works", lambda: False)
+    monkeypatch.setattr(install, "horovod_works", lambda check: False)
     with pytest.raises(SetupError, match="^Horovod is built but does not work: see `.*python -c"):
         install.build_horovod("horovod==0.28.1", gpu=False)
 

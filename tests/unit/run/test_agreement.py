@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import mxnet as mx
@@ -12,6 +13,7 @@ from mxnet.gluon import nn
 
 from trainer.data.input_pipeline import Sets
 from trainer.data.sources.base import ArraySource
+from trainer.errors import ConfigError
 from trainer.run import agreement
 from trainer.step.loss import cross_entropy
 
@@ -92,3 +94,20 @@ def test_weights_count_once_they_are_all_there():
     assert agreement.of_initial_weights(made) == before, "running statistics are not weights"
     made[0].bias.set_data(mx.nd.array([0, 0, 1e-30]))
     assert agreement.of_initial_weights(made) != before
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said"),
+    [
+        ([("cpu", "a", ""), ("cpu", "a", "")], None),
+        ([("gpu", "a", "1"), ("gpu", "a", "2"), ("gpu", "b", "1")], None),
+        ([("gpu", "a", ""), ("gpu", "a", "")], None),  # unknown
+        ([("gpu", "a", "1"), ("gpu", "a", "2"), ("gpu", "a", "1")], "rank 0 and rank 2 .*same GPU"),
+        ([("gpu", "a", "1"), ("cpu", "a", "")], "rank 0 is on the gpu and rank 1 on the cpu"),
+    ],
+)
+def test_ranks_of_a_node_have_each_a_gpu_of_its_own(monkeypatch, ranks, said):
+    told = [(*where, f"rank {rank}") for rank, where in enumerate(ranks)]
+    monkeypatch.setattr(agreement.dist, "gather_objects", lambda own: told)
+    with pytest.raises(ConfigError, match=said) if said else contextlib.nullcontext():
+        agreement.check_devices(mx.cpu())

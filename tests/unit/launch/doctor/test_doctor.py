@@ -3,6 +3,7 @@
 There is no GPU here: the GPU rows are tested on what a driver and MXNet would say.
 """
 
+import json
 import os
 import subprocess
 
@@ -81,7 +82,8 @@ def test_gpus_that_this_build_can_use(nvidia_smi):
     rows = rows_with()
     assert [row.status for row in rows.values()] == [OK] * 3
     assert rows["GPU"].found == (
-        "Tesla V100-SXM2-32GB (sm_70), NVIDIA A10 (sm_86); MXNet computes on 2 of them"
+        "Tesla V100-SXM2-32GB (sm_70), NVIDIA A10 (sm_86); MXNet computes on 2 of them; "
+        "one rank on each: python -m launch local -n 2"
     )
     assert rows["NCCL"].found == "2.10.3"
     assert rows["driver"].found == "470.82.01"
@@ -105,6 +107,25 @@ def test_nccl(nvidia_smi, nccl, status):
     assert row.status == status
     if nccl == 2708:
         assert row.found == "2.7.8"
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said"),
+    [
+        ("70,86", FAIL, "Horovod's kernels are for sm_70, sm_86, not sm_80"),
+        ("70,75,80", OK, "Horovod's kernels are for sm_70, sm_75, sm_80"),
+        (None, None, None),  # built by other hands
+    ],
+)
+def test_the_gpus_that_horovod_was_built_for(nvidia_smi, tmp_path, monkeypatch, code, status, said):
+    nvidia_smi("Tesla T4, 7.5, 535.1\nNVIDIA A100, 8.0, 535.1")
+    monkeypatch.setattr(checks.sys, "prefix", str(tmp_path))
+    if code:
+        (tmp_path / "installed.json").write_text(json.dumps({"cuda_code": code}))
+    row = rows_with().get("CUDA code")
+    assert (row and row.status, row and row.found) == (status, said)
+    if status == FAIL:
+        assert "HOROVOD_BUILD_CUDA_CC_LIST=75,80 make setup GPU=1" in row.fix
 
 
 def test_gpu_with_a_cpu_build(nvidia_smi):
