@@ -104,7 +104,7 @@ def test_synced_batch_norm_is_plain_batch_norm_on_one_rank(ctx, hybridize):
         if synced:
             convert_sync_batch_norm(net)
             for layer in layers_of(net):
-                layer.rank_sum.collected = np.zeros(1)
+                layer.rank_sum.collected = mx.nd.zeros(1, ctx=ctx, dtype="float64")
         if hybridize:
             net.hybridize(static_alloc=True)
         data = mx.nd.array(IMAGES[:, None] / 255.0, ctx=ctx)

@@ -183,13 +183,15 @@ FORMS: Dict[str, Dict[str, bool]] = {  # what hybridize is told, if it is called
     "hybridized": {"active": True},
     "static": {"static_alloc": True, "static_shape": True},
 }
-OPERATORS = {"0": "Python", "1": "C++"}  # by what the environment says: see coefficients_native.py
+# By what the environment says: see rank_sum.py.
+OPERATORS = {"0": "Python", "1": "C++", "device": "Python, as on GPUs"}
 SHARDS_AND_FORMS = [(unequal, "imperative"), (equal, "static"), (with_empty, "hybridized")]
 
 
 @pytest.mark.parametrize(
     ("sizes", "form", "native"),
-    [*((*pair, "1") for pair in SHARDS_AND_FORMS), (unequal, "static", "0")],
+    [*((*pair, "1") for pair in SHARDS_AND_FORMS), (unequal, "static", "0")]
+    + [(*pair, "device") for pair in SHARDS_AND_FORMS],
 )
 def test_seed_net_is_exact_in_float64(
     sizes: Any, form: str, native: str, monkeypatch: pytest.MonkeyPatch
@@ -503,6 +505,7 @@ def reference_of_both(steps: int) -> List[Dict[str, np.ndarray]]:
         ("static", "1", "shared memory"),
         ("hybridized", "0", "shared memory"),
         ("static", "1", "horovod"),
+        ("static", "device", "horovod"),
     ],
 )
 def test_engine_may_take_layers_in_any_order_and_ends_exact(

@@ -2,7 +2,7 @@
 
 It computes the same sums and writes the same outputs, but runs no Python in a step. On GPUs,
 without a compiler and with ``BATCH_NORM_NATIVE=0`` in the environment the Python operator is used;
-ranks may differ in that.
+ranks may differ in that. With ``BATCH_NORM_NATIVE=device`` on all ranks it works as on GPUs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from ..dist.shared_memory import LostPeerError, SharedMemorySum
 from ..mxnet_internals import C_LIBRARY
 from ..native import compile
 from . import coefficients
-from .rank_sum import RankSum, registry
+from .rank_sum import SWITCH, RankSum, registry
 
-_OP_TYPE = "sync_batch_norm_coefficients_native"
+OP_TYPE = "sync_batch_norm_coefficients_native"
 
 _PythonSum = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_int, ctypes.POINTER(ctypes.c_double), ctypes.c_int
@@ -56,9 +56,9 @@ def seconds_of_sums() -> float:
 def operator_type(rank_sum: RankSum, device: mx.Context) -> str:
     """The ``op_type`` of the Custom operator for a layer's ``rank_sum``; it never changes."""
     if rank_sum.operator_type is None:
-        wanted = os.environ.get("BATCH_NORM_NATIVE", "1") != "0" and rank_sum.collected is None
+        wanted = os.environ.get(SWITCH, "1") == "1" and rank_sum.collected is None
         native = wanted and device.device_type == "cpu" and _load() is not None
-        rank_sum.operator_type = _OP_TYPE if native else coefficients.OP_TYPE
+        rank_sum.operator_type = OP_TYPE if native else coefficients.OP_TYPE
         if native:
             registry.kept[rank_sum.serial] = rank_sum
     return rank_sum.operator_type
@@ -77,7 +77,7 @@ def _load() -> Optional[ctypes.CDLL]:
     numbers = registry.batch_is_empty, registry.nanoseconds
     interface = _Interface(*functions, _python_sum, _look, *map(ctypes.addressof, numbers))
     creator = library.load(ctypes.byref(interface))
-    mx.base.check_call(C_LIBRARY.MXCustomOpRegister(_OP_TYPE.encode(), ctypes.c_void_p(creator)))
+    mx.base.check_call(C_LIBRARY.MXCustomOpRegister(OP_TYPE.encode(), ctypes.c_void_p(creator)))
     return library
 
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import itertools
+import os
 import time
 import weakref
 from typing import Any, Callable, Dict, Iterator, Optional
@@ -18,6 +19,9 @@ from .. import dist
 from ..dist import shared_memory
 
 Sum = Callable[[np.ndarray], np.ndarray]
+
+# In the environment: 1, C++ on CPUs; 0, Python; device, on CPUs too all that GPUs do.
+SWITCH = "BATCH_NORM_NATIVE"
 
 
 class _Registry:
@@ -92,7 +96,7 @@ class RankSum:
         self.serial = self.number = registry.enter(self)
         self.process_set = process_set
         self.operator_type: Optional[str] = None
-        self.collected: Optional[np.ndarray] = None
+        self.collected: Optional[nd.NDArray] = None
         self.shared: Optional[shared_memory.SharedMemorySum] = None
         self._connected = False
 
@@ -116,6 +120,14 @@ class RankSum:
             raise
         registry.seconds += time.perf_counter() - start
         return total
+
+    def on_device(self, array: nd.NDArray) -> nd.NDArray:
+        """The sum of a float64 array over ranks, on its device; on GPUs the host waits for none."""
+        if array.context.device_type == "cpu" and os.environ.get(SWITCH) != "device":
+            return nd.array(self(array.asnumpy()), dtype=array.dtype)
+        if not self._connected:
+            self.connect(array.size, self._allreduce)
+        return dist.allreduce_sum_(array, f"batch_norm.{self.number}", self.process_set)
 
     def connect(self, capacity: int, meet: Sum) -> None:
         """Set up shared memory, and the way to other nodes, if all ranks have it; collective.

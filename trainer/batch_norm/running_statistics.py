@@ -122,10 +122,11 @@ def calibrate(net: gluon.Block, batches: Iterable[Tuple[mx.nd.NDArray, int]]) ->
         convert_sync_batch_norm(net)
         connect(net)
         for layer in moving:
-            layer.rank_sum.collected = np.zeros(1)
+            device = layer.running_mean.list_ctx()[0]
+            layer.rank_sum.collected = nd.zeros(1, ctx=device, dtype="float64")
         for data, count in batches:
             _run_in_train_mode(net, data, count)
-        sums = [layer.rank_sum.collected for layer in moving]
+        sums = [layer.rank_sum.collected.asnumpy() for layer in moving]
     if any(s[-1] == 0 for s in sums):
         raise ValueError("calibration saw no sample on any rank; give it at least one batch")
     for layer, s in zip(moving, sums):
