@@ -11,11 +11,12 @@ import re
 import shlex
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 _NOTHING = ("", "~", "null")  # values in a site file that mean the default
 MAX_NUMBER = 99999
 CONTAINER_RUNTIMES = ("apptainer", "pyxis")
+_GPUS = re.compile(r"([\w.-]+:)?\d{1,5}")
 _TIME = re.compile(r"(\d+-)?\d{1,2}(:\d{2}){0,2}|\d+(:\d{2}){0,2}|UNLIMITED|infinite")
 
 
@@ -29,9 +30,13 @@ class JobOptions:
     """What the job asks Slurm for. Every field can be set in the site file."""
 
     nodes: int = 1
-    gpus_per_node: int = 0
+    gpus_per_node: Union[int, str] = 0  # or with their type: a100:4
+    gpus_per_task: Union[int, str, None] = None  # each rank sees its own, and uses the first
     ranks_per_node: Optional[int] = None  # default: one for each GPU, or one
     cpus_per_rank: Optional[int] = None
+    mem: Optional[str] = None  # of each node: 64G
+    constraint: Optional[str] = None  # features of the nodes: a100&nvlink
+    exclusive: bool = False  # whole nodes
     time: Optional[str] = None  # D-HH:MM:SS, or minutes; default: the partition's
     partition: Optional[str] = None
     account: Optional[str] = None
@@ -51,12 +56,15 @@ class JobOptions:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, str):
+            if field.name.startswith("gpus_per"):
+                good = value is None or _GPUS.fullmatch(str(value))
+                self._check(field.name, bool(good), "a number, or a type and a number: a100:4")
+            elif isinstance(value, str):
                 self._check(field.name, _is_line(value), "a text on one line")
             elif isinstance(value, tuple):
                 self._check(field.name, all(map(_is_line, value)), "texts on one line each")
-            elif value is not None:
-                least = 0 if field.name in ("gpus_per_node", "max_requeues") else 1
+            elif value is not None and value is not False:
+                least = 0 if field.name == "max_requeues" else 1
                 self._check(
                     field.name,
                     least <= value <= MAX_NUMBER,
@@ -76,7 +84,7 @@ class JobOptions:
 
     @property
     def tasks_per_node(self) -> int:
-        return self.ranks_per_node or self.gpus_per_node or 1
+        return self.ranks_per_node or int(str(self.gpus_per_node).split(":")[-1]) or 1
 
 
 def read_site(path: Path) -> Dict[str, Any]:
@@ -111,7 +119,11 @@ def _site_value(name: str, kind: str, value: Any) -> Any:
         return tuple(value)
     if not isinstance(value, str) or not value.isprintable():
         raise ValueError(f"{name} must be a text on one line, not {value!r}")
-    if "int" in kind:
+    if "bool" in kind:
+        if value.lower() not in ("true", "false"):
+            raise ValueError(f"{name} must be true or false, not {value!r}")
+        return value.lower() == "true"
+    if "int" in kind and ("str" not in kind or value.isdigit()):
         try:
             return int(value)
         except ValueError:
@@ -154,7 +166,10 @@ def _sbatch_options(options: JobOptions, folder: Path) -> List[str]:
         "nodes": options.nodes,
         "ntasks-per-node": options.tasks_per_node,
         "gpus-per-node": options.gpus_per_node or None,
+        "gpus-per-task": options.gpus_per_task,
         "cpus-per-task": options.cpus_per_rank,
+        "mem": options.mem,
+        "constraint": options.constraint,
         "time": options.time,
         "partition": options.partition,
         "account": options.account,
@@ -164,7 +179,8 @@ def _sbatch_options(options: JobOptions, folder: Path) -> List[str]:
         "signal": f"USR1@{options.save_seconds}",  # seconds before the time limit
     }
     rendered = [f"--{name}={value}" for name, value in wanted.items() if value is not None]
-    return [*rendered, "--requeue", *options.sbatch]
+    whole = ["--exclusive"] if options.exclusive else []
+    return [*rendered, *whole, "--requeue", *options.sbatch]
 
 
 def _job_lines(options: JobOptions, command: Sequence[str], folder: Path, python: str) -> List[str]:
@@ -198,5 +214,5 @@ def _container_words(options: JobOptions, image: str, folder: Path) -> List[str]
             f"--container-mounts={','.join(mounts)}",
             f"--container-workdir={folder}",
         ]
-    nv = ["--nv"] if options.gpus_per_node else []
+    nv = ["--nv"] if options.gpus_per_node or options.gpus_per_task else []
     return ["apptainer", "exec", *nv, f"--bind={','.join(mounts)}", f"--pwd={folder}", image]

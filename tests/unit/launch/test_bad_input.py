@@ -48,7 +48,7 @@ OPTIONS = {
     "--discover-every",
     "slurm": "--nodes --gpus-per-node --ranks-per-node --cpus-per-rank --time --partition "
     "--account --qos --name --log --container --container-runtime --save-seconds --max-requeues "
-    "--site",
+    "--site --gpus-per-task --mem --constraint",
     "slurm-rank": "--start-timeout",
     "slurm-job": "--save-seconds --max-requeues",
     "elastic-rank": "-n",

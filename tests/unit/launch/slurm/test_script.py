@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.__main__ import main
 from launch.slurm.script import JobOptions, job_options, read_site, render
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -104,7 +105,7 @@ def test_wrong_site_file_is_one_line(tmp_path, text, message):
     ("options", "message"),
     [
         ({"nodes": 0}, "nodes: 0 is given, allowed is a number from 1 to 99999"),
-        ({"gpus_per_node": -1}, "gpus_per_node: -1 is given, allowed is a number from 0 to 99999"),
+        ({"gpus_per_node": -1}, "gpus_per_node: -1 is given, allowed is a number, or a type"),
         ({"ranks_per_node": 0}, "ranks_per_node: 0 is given"),
         ({"name": "a\nrm -rf b"}, "name: 'a\\nrm -rf b' is given, allowed is a text on one line"),
         ({"partition": ""}, "partition: '' is given"),
@@ -122,3 +123,32 @@ def test_wrong_option_is_named(options, message):
 @pytest.mark.parametrize("time", ["30", "90:00", "02:00:00", "1-12:00:00", "2-0", "UNLIMITED"])
 def test_slurms_time_formats(time):
     assert JobOptions(time=time).time == time
+
+
+@pytest.mark.parametrize(
+    ("given", "lines"),
+    [
+        (["--gpus-per-node", "a100:4"], ["--ntasks-per-node=4", "--gpus-per-node=a100:4"]),
+        (
+            ["--gpus-per-task", "1", "--ranks-per-node", "4"],
+            ["--ntasks-per-node=4", "--gpus-per-task=1"],
+        ),
+        (["--mem", "64G", "--exclusive"], ["--mem=64G", "--exclusive"]),
+        (["--constraint", "a100&nvlink"], ["'--constraint=a100&nvlink'"]),
+    ],
+)
+def test_what_gpu_jobs_ask_for_on_the_command_line(capsys, tmp_path, monkeypatch, given, lines):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LAUNCH_SITE", raising=False)
+    assert main(["slurm", "--dry-run", *given, "--", "true"]) == 0
+    script = capsys.readouterr().out.splitlines()
+    assert not {f"#SBATCH {line}" for line in lines} - set(script)
+
+
+def test_a_site_may_ask_for_them_too(tmp_path):
+    site = tmp_path / "site.yaml"
+    site.write_text("gpus_per_node: a100:4\nexclusive: true\nmem: 64G\n")
+    assert read_site(site) == {"gpus_per_node": "a100:4", "exclusive": True, "mem": "64G"}
+    site.write_text("exclusive: perhaps\n")
+    with pytest.raises(ValueError, match="exclusive must be true or false"):
+        read_site(site)
