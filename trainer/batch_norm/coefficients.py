@@ -84,7 +84,9 @@ class Coefficients(mx.operator.CustomOp):
         """The moments over all ranks; this rank's own where no rank has a sample."""
         n, (mean, variance, _) = self._samples, local
         count = nd.full((1,), n, ctx=mean.context, dtype="float64")
-        total = self._rank_sum.on_device(nd.concat(n * mean, n * (variance + mean**2), count, dim=0))
+        total = self._rank_sum.on_device(
+            nd.concat(n * mean, n * (variance + mean**2), count, dim=0)
+        )
         if self._rank_sum.collected is not None:
             self._rank_sum.collected = self._rank_sum.collected + total
         count, channels = total[-1:], mean.size

@@ -19,8 +19,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from . import environment, shared_memory
-from .device import visible_gpus
-from .ranks import horovod, is_root, local_size, rank, world_size
+from .ranks import horovod, is_root, local_size, rank, visible_gpus, world_size
 from .small_sums import (
     allreduce_by_horovod,
     gather,

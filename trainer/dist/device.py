@@ -12,7 +12,7 @@ from launch.core.cpu_quota import quota_cores
 from ..console import warn
 from ..errors import ConfigError
 from . import environment
-from .ranks import local_size
+from .ranks import last_line, local_size, visible_gpus
 
 # Where one is set, each rank may have been given GPUs of its own.
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
@@ -98,27 +98,10 @@ def choose(device: str, local_rank: int, gpus: Optional[int] = None) -> Any:
         mx.nd.ones((1,), ctx=context).wait_to_read()
     except mx.MXNetError as error:
         raise ConfigError(
-            f"{context} cannot be used by this MXNet ({_last_line(error)}); builds of 1.9.1 from "
+            f"{context} cannot be used by this MXNet ({last_line(error)}); builds of 1.9.1 from "
             "PyPI run on compute capability 5.0 to 8.9, for newer GPUs use NVIDIA's NGC container"
         ) from error
     return context
-
-
-def visible_gpus() -> int:
-    """The number of GPUs that this process sees; 0 without a driver's device, or without CUDA.
-
-    Raises:
-        ConfigError: the driver is broken.
-    """
-    import mxnet as mx
-
-    try:
-        return int(mx.context.num_gpus())
-    except mx.MXNetError as error:
-        raise ConfigError(
-            f"NVIDIA's driver does not work ({_last_line(error).split(' : ')[-1]}), and this MXNet "
-            "needs it even on the CPU; `nvidia-smi` must answer, or install the CPU build"
-        ) from error
 
 
 def pci_address(context: Any) -> str:
@@ -131,7 +114,3 @@ def pci_address(context: Any) -> str:
     except (OSError, AttributeError):
         return ""
     return "" if failed else address.value.decode()
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]

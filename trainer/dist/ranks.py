@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from ..errors import ConfigError
 from . import environment
 
 BUILD_HOROVOD = (  # as launch/core/rendezvous.py says it too
@@ -61,3 +62,25 @@ def local_size() -> int:
 def is_root() -> bool:
     """Whether this is rank 0, the only one that writes files and prints."""
     return rank() == 0
+
+
+def visible_gpus() -> int:
+    """The number of GPUs that this process sees; 0 without a driver's device, or without CUDA.
+
+    Raises:
+        ConfigError: the driver is broken.
+    """
+    import mxnet as mx
+
+    try:
+        return int(mx.context.num_gpus())
+    except mx.MXNetError as error:
+        raise ConfigError(
+            f"NVIDIA's driver does not work ({last_line(error).split(' : ')[-1]}), and this MXNet "
+            "needs it even on the CPU; `nvidia-smi` must answer, or install the CPU build"
+        ) from error
+
+
+def last_line(error: Exception) -> str:
+    """Of MXNet's message, which begins with a traceback."""
+    return str(error).strip().splitlines()[-1]

@@ -33,7 +33,7 @@ def as_cudnn(x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, **options:
         for running, now in ((mean, values.mean(others)), (variance, unbiased)):
             moved = old * running.asnumpy() + (1 - old) * now
             running._sync_copyfrom(moved.astype(running.dtype))
-    return REAL(x, gamma, beta, mean.copy(), variance.copy(), **options)  # backward moves the copies
+    return REAL(x, gamma, beta, mean.copy(), variance.copy(), **options)  # moved in backward
 
 
 def trained(monkeypatch: pytest.MonkeyPatch, switch: str, kernel: Any) -> Dict[str, np.ndarray]:
