@@ -18,8 +18,8 @@ _SECONDS_TO_WRITE = 10.0  # for another process that has just made the file, ove
 _TRUSTED = (0, 65534)  # root; and who the kernel shows for root in a container of a user's
 
 
-def check(path: Path) -> None:
-    """Raises PermissionError where a user other than this one and root could replace `path`.
+def check(path: Path) -> Path:
+    """Returns `path`, resolved; raises PermissionError where users but this and root may replace it.
 
     As OpenSSH's StrictModes has it: neither it nor a folder above belongs to, or can be written by,
     others; a folder above may be as /tmp is. A group of the user's own number is the user.
@@ -33,13 +33,13 @@ def check(path: Path) -> None:
         sticky = place != path and found.st_mode & stat.S_ISVTX
         if (found.st_mode & stat.S_IWOTH or open_to_group) and not sticky:
             raise PermissionError(f"{place} can be written by others: chmod go-w {place}")
+    return path
 
 
 def folder(path: Path) -> Path:
     """Makes a folder of mode 0700 unless it is there; raises OSError, also as `check` does."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    check(path)
-    return path
+    return check(path)
 
 
 def user_secret() -> bytes:
