@@ -19,7 +19,7 @@ _TRUSTED = (0, 65534)  # root; and who the kernel shows for root in a container 
 
 
 def check(path: Path) -> Path:
-    """Returns `path`, resolved; raises PermissionError where users but this and root may replace it.
+    """Returns `path`, resolved; raises PermissionError where other users could replace it.
 
     As OpenSSH's StrictModes has it: neither it nor a folder above belongs to, or can be written by,
     others; a folder above may be as /tmp is. A group of the user's own number is the user.
