@@ -15,8 +15,10 @@ from launch.core.streams import (
     answer,
     check_current_folder,
     leave,
+    one_line,
     open_standard_streams,
     print_line,
+    printable,
     run,
 )
 
@@ -27,8 +29,10 @@ __all__ = [
     "check_current_folder",
     "escape_what_is_missing",
     "leave",
+    "one_line",
     "open_standard_streams",
     "print_line",
+    "printable",
     "run",
     "warn",
 ]
@@ -41,5 +45,5 @@ def escape_what_is_missing(stream: TextIO) -> None:
 
 
 def warn(message: str) -> None:
-    """Print a line that begins with ``warning:`` to the standard error."""
-    print_line(f"warning: {message}", sys.stderr)
+    """Print one line that begins with ``warning:`` to the standard error."""
+    print_line(f"warning: {one_line(message)}", sys.stderr)

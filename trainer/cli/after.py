@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Optional, Tuple
 import click
 
 from .. import dist
-from ..console import answer, print_line
+from ..console import answer, one_line, print_line
 from ..dist import environment
 from .common import (
     alone,
@@ -49,7 +49,7 @@ def evaluate(
     dist.shutdown()
     if environment.rank() == 0:
         lines = [f"{saved.source}: loss {seen.loss:.4f}  accuracy {seen.accuracy:.4f}"]
-        pairs = zip(saved.class_names, seen.class_accuracy)
+        pairs = zip(map(one_line, saved.class_names), seen.class_accuracy)
         answer("\n".join([*lines, *(f"  {name:12} {share:.4f}" for name, share in pairs)]))
 
 
@@ -128,7 +128,7 @@ def predict(
             else images.read(paths, saved.image_shape, invert, strict)
         )
         for line in found.skipped:
-            click.echo(f"skipped: {' '.join(line.split())}", err=True)
+            print_line(f"skipped: {' '.join(line.split())}", sys.stderr)
         _note_light_backgrounds(saved, found, invert)
         answers = predict.predict(saved, found)
         as_json = format_ == "json" or (format_ is None and str(output).endswith(".json"))

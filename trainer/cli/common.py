@@ -65,7 +65,7 @@ def show(what: Any) -> None:
     from rich.table import Table
 
     if isinstance(what, Table):
-        console = Console(width=table_width())
+        console = Console(width=table_width(), color_system=None, markup=False, emoji=False)
         with console.capture() as shown:
             console.print(what, highlight=False)
         answer(shown.get().rstrip("\n"))
