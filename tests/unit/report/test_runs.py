@@ -163,7 +163,7 @@ def test_names_and_values_of_strangers_control_no_table(tmp_path: Path) -> None:
     """Nor are they taken for the markup or the lines of one."""
     name = "\x1b]0;owned\x07[red]x[bold] :smile:\nfake"
     shown = "\\x1b]0;owned\\x07[red]x[bold] :smile:\\nfake"
-    make(tmp_path / name, Config(name="a\x1b[8m"), **{**DONE, "state": "do\x1b[8mne\n[b]"})
+    make(tmp_path / name, Config(output="a\x1b[8m"), **{**DONE, "state": "do\x1b[8mne\n[b]"})
     make(tmp_path / "other", Config(name="b"), **DONE)
     done = CliRunner().invoke(main, ["runs", str(tmp_path)], catch_exceptions=False)
     lines = done.output.splitlines()
