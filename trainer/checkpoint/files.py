@@ -203,9 +203,13 @@ def _check_arrays(path: Path) -> None:
 
 def problem(path: Path) -> Optional[str]:
     """What is wrong with the checkpoint at ``path``; None if it is complete and undamaged."""
+    files = PARAMETERS, OPTIMIZER, STATE
     try:
+        for name in (MANIFEST, *files):
+            if not (path / name).is_file():  # nor a pipe, or a device, of which there is no end
+                return f"{path / name} is missing"
         sums = json.loads((path / MANIFEST).read_text())
-        if not isinstance(sums, dict) or sorted(sums) != sorted((PARAMETERS, OPTIMIZER, STATE)):
+        if not isinstance(sums, dict) or sorted(sums) != sorted(files):
             return f"{path / MANIFEST} does not list its files"
         for name, expected in sums.items():
             if _sha256(path / name) != expected:
@@ -215,8 +219,6 @@ def problem(path: Path) -> Optional[str]:
             _check_arrays(path / name)
     except CheckpointError as error:
         return str(error)
-    except FileNotFoundError as error:
-        return f"{error.filename} is missing"
     except (OSError, ValueError, RecursionError) as error:
         return f"{path} cannot be read: {error}"
     return None

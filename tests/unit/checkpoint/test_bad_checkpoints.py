@@ -12,6 +12,7 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,6 +160,20 @@ def test_file_that_would_end_the_process_is_refused(run, newest):
     seal(newest)
     with pytest.raises(checkpoint.CheckpointError, match="cannot be used"):
         checkpoint.load_parameters(newest, run.net)
+
+
+@pytest.mark.parametrize("name", [checkpoint.PARAMETERS, checkpoint.STATE, checkpoint.MANIFEST])
+@pytest.mark.parametrize("how", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_read(newest, name, how):
+    """Reading it would never end."""
+    (newest / name).unlink()
+    how(newest / name)
+    code = "import sys, pathlib; from trainer import checkpoint as c\n"
+    code += "print(c.problem(pathlib.Path(sys.argv[1])))"
+    limited = ["bash", "-c", 'ulimit -v 8000000; exec "$@"', "bash"]
+    command = [*limited, sys.executable, "-c", code, newest]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{newest / name} is missing\n", done.stderr
 
 
 def test_a_folder_without_a_model_to_evaluate_is_reported_in_one_line(newest, tmp_path):
