@@ -15,7 +15,7 @@ from trainer.checkpoint import CheckpointError
 from trainer.cli.main import main
 from trainer.data import fashion_mnist
 from trainer.errors import ConfigError
-from trainer.inference import trained_model
+from trainer.inference import model_card, trained_model
 from trainer.run.loop import fit
 
 from .commands import SMALL
@@ -102,3 +102,14 @@ def test_a_config_of_the_users_own_resumes_nothing_of_the_checkpoints(
         fit(config=config.from_dict({}, [*SMALL, *settings]), resume=str(path))
     assert fit(config=config.from_dict({}, [*SMALL, *settings]), resume=str(path), force=True)
     assert not (tmp_path / "ran").exists()
+
+
+def test_names_of_classes_are_text_in_a_model_card(trained: Path) -> None:
+    saved = trained_model.load(str(trained), [NET])
+    seen = trained_model.evaluate_saved(saved)
+    hostile = ["<script>x()</script>", "a|b\n# c", "![x](http://h/)", "\x1b[8m", *"456789"]
+    saved = saved._replace(class_names=hostile)
+    card = model_card.as_markdown(saved, seen, "", [])
+    for shown in (r"&lt;script&gt;x()&lt;/script&gt;", r"a\|b\\n# c", r"!\[x\](", r"\\x1b\[8m"):
+        assert f"| {shown}" in card
+    assert "<script" not in card and "\x1b" not in card
