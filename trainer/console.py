@@ -22,21 +22,6 @@ from launch.core.streams import (
     run,
 )
 
-__all__ = [
-    "USER_ERROR",
-    "LostAnswerError",
-    "answer",
-    "check_current_folder",
-    "escape_what_is_missing",
-    "leave",
-    "one_line",
-    "open_standard_streams",
-    "print_line",
-    "printable",
-    "run",
-    "warn",
-]
-
 
 def escape_what_is_missing(stream: TextIO) -> None:
     """Escape characters that the stream's encoding (``LC_ALL=C``) lacks, as ``\\u4e2d``."""

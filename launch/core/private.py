@@ -47,8 +47,10 @@ def user_secret() -> bytes:
 
     It is made at the first call. Raises OSError where it cannot be, or is not the user's alone.
     """
-    place = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    path = folder(place / "gluon-horovod-trainer") / "launch-secret"
+    place = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    if not os.path.isabs(place):
+        raise OSError(f"this user has no home folder ({place})")
+    path = folder(Path(place, "gluon-horovod-trainer")) / "launch-secret"
     with suppress(FileExistsError):
         made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:

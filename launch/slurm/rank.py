@@ -82,7 +82,7 @@ def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
 def _token(env: Mapping[str, str]) -> str:
     try:
         return step_token(env, user_secret)
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+    except OSError as error:
         raise ValueError(
             f"the ranks have no secret to know each other by: {error}; {_OWN_TOKEN}"
         ) from None

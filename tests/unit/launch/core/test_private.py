@@ -99,6 +99,13 @@ def test_all_processes_of_a_home_have_one_secret(tmp_path: Path) -> None:
     assert ask(tmp_path / "another") != secret
 
 
+def test_without_a_home_there_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as Python where none is known
+    with pytest.raises(OSError, match="no home folder"):
+        private.user_secret()
+
+
 @pytest.fixture
 def secret(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of a secret that was made."""
