@@ -5,6 +5,7 @@ The streams themselves are those of the launchers, launch/core/streams.py.
 
 from __future__ import annotations
 
+import functools
 import io
 import sys
 from typing import TextIO
@@ -31,6 +32,7 @@ __all__ = [
     "print_line",
     "run",
     "warn",
+    "warn_once",
 ]
 
 
@@ -43,3 +45,6 @@ def escape_what_is_missing(stream: TextIO) -> None:
 def warn(message: str) -> None:
     """Print a line that begins with ``warning:`` to the standard error."""
     print_line(f"warning: {message}", sys.stderr)
+
+
+warn_once = functools.lru_cache(maxsize=None)(warn)  # in a process, of the same words
