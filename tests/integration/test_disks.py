@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_until
 from trainer import checkpoint
+from trainer.report import result
 
 from . import disks
-from .commands import SMALL, run, trainer
+from .commands import SMALL, curves, read_until, run, start, trainer
 
 
 def saved(output: Path) -> Path:
@@ -59,3 +63,29 @@ def test_a_save_slower_than_the_watchdog_is_waited_for_by_all_ranks(tmp_path: Pa
     done = run([*command, *trainer("train", *settings)])
     assert done.code == 0, done.err
     assert checkpoint.step_of(saved(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed"])
+def test_a_folder_that_goes_in_mid_run_is_told_and_made_again(tmp_path: Path, how: str) -> None:
+    folder = tmp_path / "runs" / "default"
+    settings = [*SMALL, "train.epochs=500", "checkpoint.every_steps=4", f"output={folder.parent}"]
+    process = start(trainer("train", *settings))
+    try:
+        wait_until(lambda: checkpoint.listing(folder / "checkpoints"), lambda: "no checkpoint")
+        folder.rename(tmp_path / "elsewhere")
+        if how == "removed":
+            shutil.rmtree(tmp_path / "elsewhere")
+        said = read_until(process, "removed or renamed in mid-run")
+        read_until(process, "test loss")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 85
+    assert said.count("mid-run") == 1 and str(folder) in said.splitlines()[-1]
+    step = checkpoint.step_of(saved(folder.parent))
+    points = [point for point, _ in curves(folder)["train/loss"]]
+    assert points == list(range(4, step + 1, 4))
+    assert result.read(folder).step == step
+    again = run(trainer("train", *settings, f"train.max_steps={step + 2}"))
+    assert again.code == 0 and "resumes from" in again.out, again.err

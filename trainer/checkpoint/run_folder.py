@@ -98,6 +98,20 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
 
 
+def remade(settings: Config) -> bool:
+    """Whether the run's folder was removed or renamed in mid-run; its config is there again then.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    path = settings.folder / "config.yaml"
+    if path.exists():
+        return False
+    settings.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+    _keep_config(path, config.as_yaml(settings))
+    return True
+
+
 def set_aside(folder: Path) -> None:
     """Rename ``folder``, if it exists, to the next free name beside it."""
     if folder.exists():

@@ -258,7 +258,7 @@ class _Run:
         statistics = replica.gather_statistics(self.net, self.config)
         if statistics is not None and self._due(self.epoch_steps):
             self.report.drift(self.step, replica.drift(self.net, statistics))
-        self.report.flush()
+        self.report.flush(self.step)
         self._await_save()  # before copying: memory holds one copy at most
         with replica.as_one_model(self.net, self.config):
             if dist.is_root():
