@@ -5,6 +5,7 @@ The streams themselves are those of the launchers, launch/core/streams.py.
 
 from __future__ import annotations
 
+import functools
 import io
 import sys
 from typing import TextIO
@@ -22,6 +23,20 @@ from launch.core.streams import (
     run,
 )
 
+__all__ = [
+    "USER_ERROR",
+    "LostAnswerError",
+    "answer",
+    "check_current_folder",
+    "escape_what_is_missing",
+    "leave",
+    "open_standard_streams",
+    "print_line",
+    "run",
+    "warn",
+    "warn_once",
+]
+
 
 def escape_what_is_missing(stream: TextIO) -> None:
     """Escape characters that the stream's encoding (``LC_ALL=C``) lacks, as ``\\u4e2d``."""
@@ -32,3 +47,6 @@ def escape_what_is_missing(stream: TextIO) -> None:
 def warn(message: str) -> None:
     """Print one line that begins with ``warning:`` to the standard error."""
     print_line(f"warning: {one_line(message)}", sys.stderr)
+
+
+warn_once = functools.lru_cache(maxsize=None)(warn)  # in a process, of the same words

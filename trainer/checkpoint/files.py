@@ -27,6 +27,7 @@ import numpy as np
 from mxnet import gluon
 
 from ..batch_norm import running_statistics
+from ..console import warn_once
 from ..errors import first_line
 from ..mxnet_internals import structural_parameters
 from . import optimizer_state, params_file
@@ -41,6 +42,8 @@ from .state import (
 )
 
 _NOTHING, _STATISTICS = "none", "statistics"
+
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # as on CIFS, and some of FUSE and 9p
 
 _ANEW = "give the run another name=..., or start it anew with --resume none"
 
@@ -233,9 +236,17 @@ def _sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Sync a file or folder to disk."""
+    """Sync a file or folder to disk, where the file system can."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+        kind = "files" if path.is_file() else "folders"
+        warn_once(
+            f"the file system of the checkpoints cannot sync {kind} to disk ({error.strerror}): "
+            "a power cut may cost the newest one"
+        )
     finally:
         os.close(descriptor)

@@ -19,7 +19,6 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import filelock
 import numpy as np
 import pytest
 from hypothesis import given
@@ -29,6 +28,7 @@ from trainer.data import download, fashion_mnist
 from trainer.data.fashion_mnist import SAMPLE_FOLDER, find_or_download, load
 from trainer.data.idx_file import DataError
 from trainer.data.idx_folder import FILES
+from trainer.dist import file_lock
 
 NAMES = [name for names in FILES.values() for name in names]
 UNREACHABLE = "http://127.0.0.1:9/"
@@ -432,7 +432,7 @@ def test_one_process_of_a_node_downloads(places, serve):
 def test_waiting_for_the_lock_ends(places, monkeypatch):
     monkeypatch.setattr(download, "LOCK_SECONDS", 0.1)
     places.cache.mkdir(parents=True)
-    with filelock.FileLock(str(places.cache / ".lock")), pytest.raises(
+    with file_lock.held(places.cache / ".lock"), pytest.raises(
         DataError, match="another process has been downloading into"
     ):
         load("train")
