@@ -9,6 +9,7 @@ from typing import Iterator, List, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS.append(ROOT / "SECURITY.md")
 
 # The first words of command lines.
 PROGRAMS = (

@@ -5,6 +5,7 @@ The streams themselves are those of the launchers, launch/core/streams.py.
 
 from __future__ import annotations
 
+import functools
 import io
 import sys
 from typing import TextIO
@@ -15,8 +16,10 @@ from launch.core.streams import (
     answer,
     check_current_folder,
     leave,
+    one_line,
     open_standard_streams,
     print_line,
+    printable,
     run,
 )
 
@@ -31,6 +34,7 @@ __all__ = [
     "print_line",
     "run",
     "warn",
+    "warn_once",
 ]
 
 
@@ -41,5 +45,8 @@ def escape_what_is_missing(stream: TextIO) -> None:
 
 
 def warn(message: str) -> None:
-    """Print a line that begins with ``warning:`` to the standard error."""
-    print_line(f"warning: {message}", sys.stderr)
+    """Print one line that begins with ``warning:`` to the standard error."""
+    print_line(f"warning: {one_line(message)}", sys.stderr)
+
+
+warn_once = functools.lru_cache(maxsize=None)(warn)  # in a process, of the same words

@@ -29,7 +29,7 @@ class LiveCurves:
         """Handle one line of a rank's output, without its newline."""
         event = _event_in(line)
         if event is None:
-            print_line(line)
+            print_line(line, raw=True)
             return
         kind = event["event"]
         text = wording.text(kind, event)

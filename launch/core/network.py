@@ -1,15 +1,26 @@
-"""Finds the address and the network interface on the route to another host.
+"""Addresses: of this machine on the route to another host, and of a job's store.
 
 By default Gloo uses the address to which the host's own name resolves; with Debian's
 `127.0.1.1 <host>` line in /etc/hosts no other host can reach that.
+
+Horovod's client does not support tokens, but builds its URLs as `http://ADDR:PORT/scope/key`. With
+`ADDR = 10.0.0.1:29400/TOKEN` that reads `http://10.0.0.1:29400/TOKEN:29400/scope/key`, so the
+token travels as the first part of the path.
 """
 
 from __future__ import annotations
 
+import hmac
+import http.client
+import secrets
 import socket
-from typing import Dict, List
+from dataclasses import dataclass, replace
+from typing import Dict, List, Optional, Tuple
 
 import psutil
+
+PROVE = "prove"
+"""In place of the token, in requests for a proof that the server knows it."""
 
 
 def address_towards(host: str) -> str:
@@ -53,3 +64,52 @@ def check_interface(name: str) -> str:
             f"IPv4 address, only {choices}; name one of these, or unset it to follow the route"
         )
     return name
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """The address of a job's store, and its token."""
+
+    address: str
+    port: int
+    token: str
+
+    def environment(self) -> Dict[str, str]:
+        """The environment variables that lead Horovod to the store."""
+        return {
+            "HOROVOD_GLOO_RENDEZVOUS_ADDR": f"{self.address}:{self.port}/{self.token}",
+            "HOROVOD_GLOO_RENDEZVOUS_PORT": str(self.port),
+        }
+
+    @property
+    def path_prefix(self) -> str:
+        return f"/{self.token}:{self.port}"
+
+    def request(
+        self, method: str, scope: str, key: str, value: bytes = b"", timeout: Optional[float] = 5.0
+    ) -> Tuple[int, bytes]:
+        """Status and body of one request; raises OSError or HTTPException without an answer.
+
+        Not by urllib, which would send the request through the site's HTTP proxy.
+        """
+        connection = http.client.HTTPConnection(self.address, self.port, timeout=timeout)
+        try:
+            connection.request(method, f"{self.path_prefix}/{scope}/{key}", body=value)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def knows_token(self, timeout: float) -> bool:
+        """Whether it is this job's store that answers, which is not told the token by asking.
+
+        Raises OSError or HTTPException without an answer.
+        """
+        nonce = secrets.token_hex(16)
+        _, proof = replace(self, token=PROVE).request("GET", nonce, "", timeout=timeout)
+        return hmac.compare_digest(proof, self.proof(nonce))
+
+    def proof(self, nonce: str) -> bytes:
+        """What shows to who knows the token that this port's server does too."""
+        text = f"{self.address} {self.port} {nonce}"
+        return hmac.new(self.token.encode(), text.encode(), "sha256").hexdigest().encode()

@@ -82,7 +82,7 @@ class RankProcess:
         """Whether the process is stopped (SIGSTOP)."""
         try:
             return bool(psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED)
-        except psutil.NoSuchProcess:
+        except (psutil.Error, OSError):  # it is gone; or /proc cannot be read now
             return False
 
     def signal(self, signum: int) -> None:

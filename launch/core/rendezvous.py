@@ -4,22 +4,17 @@ It is horovodrun's key-value store over HTTP with three additions: it binds a si
 accepts only requests with the job's token, and holds early ranks until the last one has arrived. It
 stays open as long as the job: a program whose run has failed on all ranks may meet again, hours
 later, for another. It is plain HTTP: the network must be trusted.
-
-Horovod's client does not support tokens, but builds its URLs as `http://ADDR:PORT/scope/key`. With
-`ADDR = 10.0.0.1:29400/TOKEN` that reads `http://10.0.0.1:29400/TOKEN:29400/scope/key`, so the
-token travels as the first part of the path.
 """
 
 from __future__ import annotations
 
-import http.client
 import secrets
 import socket
 import sys
 import threading
+import time
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Callable, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 try:
     from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
@@ -32,6 +27,7 @@ except ModuleNotFoundError as _missing:
     ) from None
 
 from .arrivals import CHECK_IN, HELD_KEYS, Arrivals, MissingRanksError
+from .network import PROVE, Endpoint
 
 START_TIMEOUT_SECONDS = 600.0
 
@@ -42,44 +38,15 @@ CONNECT_SECONDS = 10.0
 """How long ranks that know each other's addresses may take to connect before a warning. Gloo
 itself gives up after HOROVOD_GLOO_TIMEOUT_SECONDS (30)."""
 
+MOST_SILENT = 128
+"""Connections that have not shown the token yet; of more, the first are closed."""
+
+SECONDS_TO_SPEAK = 5.0
+"""Time for a connection to show the token."""
+
 ALIVE = "alive"
 """Scope of requests that are answered when all ranks have called `hvd.init()`. The kernel closes
 the connection of a rank that ends before."""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """The address of a job's store, and its token."""
-
-    address: str
-    port: int
-    token: str
-
-    def environment(self) -> Dict[str, str]:
-        """The environment variables that lead Horovod to the store."""
-        return {
-            "HOROVOD_GLOO_RENDEZVOUS_ADDR": f"{self.address}:{self.port}/{self.token}",
-            "HOROVOD_GLOO_RENDEZVOUS_PORT": str(self.port),
-        }
-
-    @property
-    def path_prefix(self) -> str:
-        return f"/{self.token}:{self.port}"
-
-    def request(
-        self, method: str, scope: str, key: str, value: bytes = b"", timeout: Optional[float] = 5.0
-    ) -> Tuple[int, bytes]:
-        """Status and body of one request; raises OSError or HTTPException without an answer.
-
-        Not by urllib, which would send the request through the site's HTTP proxy.
-        """
-        connection = http.client.HTTPConnection(self.address, self.port, timeout=timeout)
-        try:
-            connection.request(method, f"{self.path_prefix}/{scope}/{key}", body=value)
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
 
 
 class _Server(RendezvousHTTPServer):
@@ -98,11 +65,39 @@ class _Server(RendezvousHTTPServer):
         self.connected: Set[str] = set()  # ranks that have connected the global context
         self._watched: List[socket.socket] = []
         self._strangers: Set[str] = set()
+        self._silent: Dict[socket.socket, float] = {}  # connections, and until when they may be so
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """A connection has been accepted; closes the first ones of too many silent ones."""
+        self._silent[request] = time.monotonic() + SECONDS_TO_SPEAK
+        for late in list(self._silent)[:-MOST_SILENT]:
+            self._drop(late)
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        now = time.monotonic()
+        for silent, until in list(self._silent.items()):
+            if now > until:
+                self._drop(silent)
+
+    def _drop(self, connection: socket.socket) -> None:
+        self.admit(connection)
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)  # which ends its thread
+
+    def admit(self, connection: socket.socket) -> None:
+        """It has shown the token, or is closed."""
+        self._silent.pop(connection, None)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.admit(request)
+        super().shutdown_request(request)
 
     def watch(self, rank: int, connection: socket.socket) -> None:
         """Returns when all ranks have called `hvd.init()`, or this one has closed `connection`."""
         self._watched.append(connection)
         if self.arrivals.missing("global"):
+            connection.settimeout(None)
             connection.recv(1)
         self.arrivals.end(rank)
 
@@ -170,12 +165,16 @@ class _Handler(RendezvousHandler):
     def _admitted(self) -> bool:
         """Strips the token from the path; answers 403 if it is wrong."""
         prefix = self.server.endpoint.path_prefix
+        if self.path.startswith(f"/{PROVE}:") and self.command == "GET":
+            self._answer(200, self.server.endpoint.proof(self.path.split("/")[-2]))
+            return False
         given = self.path[: len(prefix)]
         if not secrets.compare_digest(given.encode(), prefix.encode()):
             self.server.turn_away(self.client_address[0])
             self._answer(403, b"wrong token")
             return False
         self.path = self.path[len(prefix) :]
+        self.server.admit(self.connection)
         return True
 
     def _answer(self, status: int, body: bytes) -> None:
@@ -231,6 +230,7 @@ class Rendezvous:
         """
         while not self._closed.is_set():
             self._server.handle_request()
+            self._server.service_actions()
             if self.arrivals.overdue(CHECK_IN, NOTICE_SECONDS):
                 late = self.arrivals.explain(CHECK_IN, NOTICE_SECONDS)
                 self._say_once("late", f"{late}; waiting up to {self._start_timeout:g} s")

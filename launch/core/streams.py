@@ -12,12 +12,16 @@ import contextlib
 import errno
 import io
 import os
+import re
 import select
 import stat
 import sys
 from typing import Any, Callable, NoReturn, Optional, TextIO, Type, Union
 
 USER_ERROR = 2
+
+# All but line ends and tabs: C0, C1, and what turns the direction of a text around.
+_CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class LostAnswerError(OSError):
@@ -66,10 +70,23 @@ def check_current_folder(error: Type[Exception] = ValueError) -> None:
         raise error("the current folder was removed; cd to one that is there") from None
 
 
-def print_line(text: str, stream: Optional[TextIO] = None) -> None:
-    """Prints a line at once, to `stream` or stdout; dropped if it cannot be written."""
+def printable(text: str) -> str:
+    """`text` without power over a terminal: names in it may be of strangers."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """The same, on one line."""
+    return printable(text).replace("\n", "\\n")
+
+
+def print_line(text: str, stream: Optional[TextIO] = None, raw: bool = False) -> None:
+    """Prints a line at once, to `stream` or stdout; dropped if it cannot be written.
+
+    It is made `printable`, unless it is `raw`: what a program of the user's has printed.
+    """
     with contextlib.suppress(OSError):
-        print(text, file=stream or sys.stdout, flush=True)
+        print(text if raw else printable(text), file=stream or sys.stdout, flush=True)
 
 
 def write(data: Union[str, bytes]) -> None:
@@ -87,10 +104,11 @@ def write(data: Union[str, bytes]) -> None:
 def answer(text: str) -> None:
     """Prints what the command was asked for; LostAnswerError if it is lost, say on a full disk.
 
-    A reader or a terminal that has gone does not want it: that is no error.
+    For a terminal it is made `printable`; a file or a program gets names as they are. A reader or a
+    terminal that has gone does not want it: that is no error.
     """
     try:
-        write(f"{text}\n")
+        write(f"{printable(text) if sys.stdout.isatty() else text}\n")
     except OSError as error:
         if not _has_gone(error):
             raise LostAnswerError(error.errno, error.strerror) from error

@@ -142,4 +142,4 @@ def _listen(supervisor: subprocess.Popen[bytes], on_line: Callable[[str], Any]) 
 
 
 def _show(line: str) -> None:
-    print_line(line)  # in a notebook nothing but `print` reaches the cell
+    print_line(line, raw=True)  # in a notebook nothing but `print` reaches the cell

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import hmac
 import random
 import re
-from typing import List, Mapping
+from typing import Callable, List, Mapping
 
 from ..core.ranks import RankFacts
 
@@ -113,23 +113,23 @@ def step_launch_id(env: Mapping[str, str]) -> str:
     return f"{env.get('SLURM_CLUSTER_NAME', 'slurm')}.{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}"
 
 
-def step_token(env: Mapping[str, str]) -> str:
-    """The token that all tasks of one step share.
+def step_token(env: Mapping[str, str], secret: Callable[[], bytes]) -> str:
+    """The token that all tasks of one step share, and that nobody else can know.
 
-    A job script made by `python -m launch slurm` passes a secret one to its tasks. Without it the
-    token is derived from the job's ids: it keeps jobs apart, but is not secret.
+    A job script made by `python -m launch slurm` passes one to its tasks. Without it the token is
+    derived from the step's name, which anybody can list, and the user's `secret`.
     """
-    return env.get("LAUNCH_TOKEN") or hashlib.sha256(_step_name(env).encode()).hexdigest()[:32]
+    if env.get("LAUNCH_TOKEN"):
+        return env["LAUNCH_TOKEN"]
+    restart = env.get("SLURM_RESTART_COUNT", "0")
+    step = f"{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}.{restart}"
+    return hmac.new(secret(), step.encode(), "sha256").hexdigest()[:32]
 
 
-def rendezvous_ports(env: Mapping[str, str]) -> List[int]:
+def rendezvous_ports(token: str) -> List[int]:
     """The ports that task 0 tries in turn, and on which the other tasks look for it.
 
-    They are drawn from the step's name, so that jobs on the same node rarely collide.
+    They are drawn from the step's token, so that jobs on the same node rarely collide, and that
+    nobody can take them before.
     """
-    return random.Random(_step_name(env)).sample(PORT_RANGE, PORT_TRIES)
-
-
-def _step_name(env: Mapping[str, str]) -> str:
-    restart = env.get("SLURM_RESTART_COUNT", "0")
-    return f"{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}.{restart}"
+    return random.Random(f"ports of {token}").sample(PORT_RANGE, PORT_TRIES)

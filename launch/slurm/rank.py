@@ -20,6 +20,7 @@ from typing import Callable, Dict, List, Mapping, NoReturn, Sequence, Tuple
 from ..core.arrivals import CHECK_IN
 from ..core.hostname import address_of_own_name, take_hostname
 from ..core.network import address_towards, addresses_by_interface, check_interface, interface_of
+from ..core.private import user_secret
 from ..core.process import die_with_parent, say
 from ..core.ranks import RankFacts, cores_of_task, rank_environment
 from ..core.rendezvous import ALIVE, NOTICE_SECONDS, Endpoint, Rendezvous
@@ -33,6 +34,9 @@ from .environment import (
 )
 
 LOOPBACK = "127.0.0.1"
+_OWN_TOKEN = (
+    "before srun, `export LAUNCH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(16))')`"
+)
 
 
 def become_rank(command: Sequence[str], start_timeout: float) -> NoReturn:
@@ -54,7 +58,8 @@ def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
     nodes = expand_nodes(env["SLURM_STEP_NODELIST"])
     deadline = time.monotonic() + start_timeout
     address = _store_address(nodes, int(env["SLURM_NODEID"]), env)
-    ports, token = rendezvous_ports(env), step_token(env)
+    token = _token(env)
+    ports = rendezvous_ports(token)
     if facts.rank == 0:
         store = Rendezvous(address, facts.world_size, token, say, ports, start_timeout)
         _in_child(store.serve)
@@ -72,6 +77,15 @@ def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
         step_launch_id(env),
     )
     return facts, endpoint, environment
+
+
+def _token(env: Mapping[str, str]) -> str:
+    try:
+        return step_token(env, user_secret)
+    except OSError as error:
+        raise ValueError(
+            f"the ranks have no secret to know each other by: {error}; {_OWN_TOKEN}"
+        ) from None
 
 
 def _store_address(nodes: List[str], node: int, env: Mapping[str, str]) -> str:
@@ -139,19 +153,22 @@ def _find_store(
 ) -> Endpoint:
     """The endpoint at which task 0 accepts this step's token."""
     place = f"store of rank 0 at {address}, ports {_span(ports)}"
-    notice = time.monotonic() + NOTICE_SECONDS
+    notice, others = time.monotonic() + NOTICE_SECONDS, ""
     while True:
         for port in ports:
             endpoint = Endpoint(address, port, token)
             try:
-                status, _ = endpoint.request("GET", CHECK_IN, "hello", timeout=2.0)
+                if endpoint.knows_token(timeout=2.0):
+                    return endpoint
             except (OSError, http.client.HTTPException):
                 continue
-            if status != 403:
-                return endpoint
+            others = (
+                f"what answers at port {port} has another token: if that is rank 0, the nodes have "
+                f"no common home folder: {_OWN_TOKEN}"
+            )
         now = time.monotonic()
         if now > deadline:
-            _give_up(facts, f"found no {place}; {NOT_BY_SRUN}")
+            _give_up(facts, f"found no {place}; {others or NOT_BY_SRUN}")
         if now > notice and facts.local_rank == 0:
             say(f"{_name(facts)}: waiting for the {place}, for up to {deadline - now:.0f} s more")
             notice = deadline

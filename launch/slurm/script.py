@@ -142,7 +142,16 @@ def render(
     """The job script that runs `command` as ranks, from `folder`.
 
     `python` runs the launcher on the nodes; `made_by` is the command line to quote at the top.
+    Raises ValueError where one of the names would be a line of the script, or a mount of its own.
     """
+    for what, name in (("the working folder", str(folder)), ("Python", python)):
+        if not name.isprintable():
+            raise ValueError(f"{what} is {name!r}; give it a name of printable characters alone")
+    if options.container and set(":,") & set(str(folder)):
+        raise ValueError(
+            f"the working folder, {folder}, is mounted in the container; give it a name without : "
+            "and ,"
+        )
     return "\n".join(
         [
             "#!/bin/bash",

@@ -92,7 +92,8 @@ def _option(script: str, name: str) -> Optional[str]:
 
 def _options(script: str) -> List[Tuple[str, str]]:
     """Name and value of each option in the script's #SBATCH lines."""
-    lines = re.findall(r"^#SBATCH (.+)$", script, re.MULTILINE)
+    header, _, _ = script.partition("\n\n")  # as Slurm, which stops at the first command
+    lines = re.findall(r"^#SBATCH (.+)$", header, re.MULTILINE)
     words = [shlex.split(line)[0].partition("=") for line in lines]
     return [(option.lstrip("-"), value) for option, _, value in words]
 

@@ -207,12 +207,12 @@ def test_two_runs_in_one_folder_are_kept_apart(tmp_path: Path) -> None:
 
 
 def test_a_saved_model_is_evaluated_and_calibrated_on_ranks(straight: Path) -> None:
-    done = run(trainer("evaluate", str(straight), ranks=2))
+    done = run(trainer("evaluate", str(straight), "--trust", ranks=2))
     said = re.search(r"accuracy (0\.\d+)", done.out)
     path = checkpoint.find_best(straight / "checkpoints")
     assert said and path, done.err
     assert float(said[1]) == round(checkpoint.read_state(path).accuracy, 4)
-    done = run(trainer("calibrate", str(straight), "--samples", "500", ranks=2))
+    done = run(trainer("calibrate", str(straight), "--trust", "--samples", "500", ranks=2))
     assert done.code == 0 and "wrote" in done.out, done.err
     nets.small().load_parameters(str(straight / "calibrated.params"))
 

@@ -143,6 +143,8 @@ def _small(line: str) -> str:
         return f"{line} --steps 2 --warmup 1 {SMALL}"
     if "model.factory" in line:
         return f"{line} {FEW}"
+    if re.search(" (evaluate|predict|export|calibrate) ", line):
+        return f"{line} --trust"
     return f"{line} {SMALL}" if " train " in line else line
 
 

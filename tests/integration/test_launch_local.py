@@ -285,3 +285,28 @@ def test_a_limit_that_is_too_low_is_named():
     done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 2
     assert "Too many open files: raise the limit" in done.stderr
+
+
+CROWD = """
+import os, resource, socket, time
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+place = "127.0.0.1", int(os.environ["HOROVOD_GLOO_RENDEZVOUS_PORT"])
+silent = [socket.create_connection(place, 30) for _ in range(600)]
+time.sleep(2)
+print("through")
+"""
+
+
+def test_a_crowd_of_silent_strangers_ends_no_job(tmp_path):
+    """Any user of the machine can connect; here there are more than the launcher may have files."""
+    (tmp_path / "crowd.py").write_text(CROWD)
+    words = [sys.executable, "-m", "launch", "local", "-n", "1", "--", "python"]
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -Sn 300; exec "$@"', "bash", *words, tmp_path / "crowd.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, "[0] through\n"), done.stderr

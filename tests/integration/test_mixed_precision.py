@@ -67,7 +67,7 @@ def test_the_saved_model_is_evaluated_in_float32_and_trained_on_in_its_precision
     run = config(tmp_path, "bfloat16")
     evaluation = fit(config=run, train=SET, test=SET).evaluation
     last = checkpoint.listing(run.folder / "checkpoints")[-1]
-    seen = trained_model.evaluate_saved(trained_model.load(str(last)), test=SET)
+    seen = trained_model.evaluate_saved(trained_model.load(str(last), trust=True), test=SET)
     assert evaluation is not None and seen.loss == pytest.approx(evaluation.loss, rel=1e-6)
     other = replace(run, train=replace(run.train, precision="float32"))
     with pytest.raises(

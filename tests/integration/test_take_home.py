@@ -48,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def _ask(trained: str, *arguments: str) -> Result:
     return CliRunner(mix_stderr=False).invoke(
-        main, ["predict", trained, *arguments], catch_exceptions=False
+        main, ["predict", trained, "--trust", *arguments], catch_exceptions=False
     )
 
 
@@ -67,7 +67,8 @@ def test_answers_for_the_test_set_are_what_evaluation_counted(trained: str) -> N
     answers = _answers(trained, IDX)
     right = [a["class"] == fashion_mnist.CLASS_NAMES[n] for a, n in zip(answers, LABELS)]
     assert len(answers) == 500
-    assert np.mean(right) == trained_model.evaluate_saved(trained_model.load(trained)).accuracy
+    model = trained_model.load(trained, trust=True)
+    assert np.mean(right) == trained_model.evaluate_saved(model).accuracy
     assert answers[17]["image"] == f"{IDX}[17]"
     for answer in answers:
         shares = {name: float(answer[name]) for name in fashion_mnist.CLASS_NAMES}
@@ -158,7 +159,7 @@ def test_a_net_of_given_images_is_asked_in_their_size_and_colours(
     coloured: str, tmp_path: Path
 ) -> None:
     """The checkpoint says how large they were; nobody knows that they were dark."""
-    assert trained_model.load(coloured).image_shape == (12, 16, 3)
+    assert trained_model.load(coloured, trust=True).image_shape == (12, 16, 3)
     Image.new("RGB", (16, 12), (250, 240, 230)).save(tmp_path / "light.png")
     done = _ask(coloured, str(tmp_path / "light.png"))
     (answer,) = csv.DictReader(io.StringIO(done.stdout))
@@ -169,10 +170,10 @@ def test_a_net_of_given_images_is_asked_in_their_size_and_colours(
 def test_images_that_are_not_kept_can_be_given_again(coloured: str) -> None:
     for command in ("evaluate", "calibrate"):
         with pytest.raises(idx_file.DataError, match="given to fit") as caught:
-            main([command, coloured], standalone_mode=False)
+            main([command, coloured, "--trust"], standalone_mode=False)
         code = str(caught.value).split("in Python: ")[1].split("; calibrate_saved")[0]
         exec(code, {"images": COLOURED[0], "labels": COLOURED[1]})
-    model, (images, labels) = trained_model.load(coloured), COLOURED
+    model, (images, labels) = trained_model.load(coloured, trust=True), COLOURED
     right = trained_model.scores(model, images).argmax(axis=1) == labels
     assert trained_model.evaluate_saved(model, test=COLOURED).accuracy == right.mean()
     before = model.net[1].running_mean.data().asnumpy()
@@ -185,10 +186,10 @@ def test_images_that_are_not_kept_can_be_given_again(coloured: str) -> None:
 @pytest.mark.filterwarnings("ignore:Cannot decide type")  # MXNet's, of a symbol's input
 def test_without_the_test_set_files_are_compared_on_noise(coloured: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(
-        main, ["export", coloured, "--output", str(tmp_path)], catch_exceptions=False
+        main, ["export", coloured, "--trust", "--output", str(tmp_path)], catch_exceptions=False
     )
     assert done.exit_code == 0 and done.output.count("on 64 images of noise") == 2, done.output
-    model = trained_model.load(coloured)
+    model = trained_model.load(coloured, trust=True)
     session = onnxruntime.InferenceSession(f"{tmp_path}/model.onnx")
     data = COLOURED[0].transpose(0, 3, 1, 2) / 255 - model.config.data.mean
     (found,) = session.run(None, {"data": (data / model.config.data.std).astype(np.float32)})
@@ -345,7 +346,7 @@ def test_files_with_odd_names_are_answered_for_and_hidden_ones_left_out(
 
 
 def test_by_the_real_command_line(trained: str) -> None:
-    done = run(trainer("predict", trained, "missing.png"))
+    done = run(trainer("predict", trained, "--trust", "missing.png"))
     assert (done.code, done.err) == (2, "error: there is no file or folder missing.png\n")
     quoted = shlex.join(trainer("config"))
     done = run(["bash", "-c", f"{quoted} > /dev/full"])
@@ -362,14 +363,14 @@ def test_what_cannot_be_written_is_reported_in_one_line_and_nothing_is_lost(
     kept.write_text("as it was")
     for options in (["--output", nowhere], ["--output", kept, "--picture", nowhere]):
         with pytest.raises(click.UsageError, match=f"^{nowhere} cannot be written: No such file"):
-            main(["predict", trained, IDX, *map(str, options)], standalone_mode=False)
+            main(["predict", trained, "--trust", IDX, *map(str, options)], standalone_mode=False)
     assert kept.read_text() == "as it was" and list(tmp_path.iterdir()) == [kept]
 
 
 def test_what_calibrate_writes_is_read_by_the_other_commands(trained: str, tmp_path: Path) -> None:
     """Broken statistics are mended by it, and refused before."""
     broken, mended, bad = (str(tmp_path / f"{name}.params") for name in ("broken", "mended", "bad"))
-    model = trained_model.load(trained)
+    model = trained_model.load(trained, trust=True)
     weights = dict(model.net.collect_params())
     (mean,) = [n for n in weights if n.endswith("running_mean")][-1:]
     model.net.save_parameters(mended)
@@ -381,7 +382,7 @@ def test_what_calibrate_writes_is_read_by_the_other_commands(trained: str, tmp_p
         weights[name].set_data(keep)
 
     def accuracy(params: str) -> float:
-        done = CliRunner().invoke(main, ["evaluate", trained, "--params", params])
+        done = CliRunner().invoke(main, ["evaluate", trained, "--trust", "--params", params])
         assert done.exit_code == 0, done
         assert done.output.startswith(f"{params}: loss ")
         return float(done.output.split("accuracy ")[1].split()[0])
@@ -390,7 +391,7 @@ def test_what_calibrate_writes_is_read_by_the_other_commands(trained: str, tmp_p
     wrong = _shares(_answers(trained, IDX, "--params", broken))
     assert np.abs(wrong - _shares(_answers(trained, IDX))).max() > 0.1
     exported = tmp_path / "exported"
-    words = ["export", trained, "--no-onnx", "--output", str(exported), "--params", mended]
+    words = ["export", trained, "--trust", "--no-onnx", f"--output={exported}", "--params", mended]
     CliRunner().invoke(main, words, catch_exceptions=False)
     assert "weights of mended.params" in (exported / "model_card.md").read_text()
     for params, said in (
@@ -399,7 +400,7 @@ def test_what_calibrate_writes_is_read_by_the_other_commands(trained: str, tmp_p
         (str(ROOT / "Makefile"), "Makefile cannot be used: it is no file of MX"),
     ):
         with pytest.raises(CheckpointError, match=said):
-            main(["evaluate", trained, "--params", params], standalone_mode=False)
+            main(["evaluate", trained, "--trust", "--params", params], standalone_mode=False)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict", "export"])
@@ -424,7 +425,7 @@ def test_calibrate_finds_an_unwritable_file_before_it_measures(
     monkeypatch.setattr(trained_model, "evaluate_saved", lambda *_: pytest.fail("it has measured"))
     nowhere = tmp_path / "no" / "where"
     with pytest.raises(click.UsageError, match=f"^{nowhere} cannot be written: No such file"):
-        main(["calibrate", trained, "--out", str(nowhere)], standalone_mode=False)
+        main(["calibrate", trained, "--trust", "--out", str(nowhere)], standalone_mode=False)
 
 
 @pytest.fixture(scope="module")
@@ -432,7 +433,7 @@ def exported(trained: str, tmp_path_factory: pytest.TempPathFactory) -> Tuple[Pa
     """The folder of an export, and what the command said."""
     folder = tmp_path_factory.mktemp("exported")
     done = CliRunner().invoke(
-        main, ["export", trained, "--output", str(folder)], catch_exceptions=False
+        main, ["export", trained, "--trust", "--output", str(folder)], catch_exceptions=False
     )
     assert done.exit_code == 0, done.output
     return folder, done.output
@@ -442,7 +443,7 @@ def exported(trained: str, tmp_path_factory: pytest.TempPathFactory) -> Tuple[Pa
 def test_what_is_exported_computes_the_same(trained: str, exported: Tuple[Path, str]) -> None:
     """Looked at with the other tools alone: nothing of this project reads the files."""
     folder, said = exported
-    model = trained_model.load(trained)
+    model = trained_model.load(trained, trust=True)
     assert any(isinstance(p, SyncBatchNorm) for p in model.net._children.values())
     expected = trained_model.scores(model, IMAGES)
     data = (IMAGES[:, None] / 255 - model.config.data.mean) / model.config.data.std
@@ -473,7 +474,8 @@ def test_without_onnx_nothing_of_it_is_needed(
     monkeypatch.setitem(sys.modules, "onnx", None)  # importing it fails
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     (tmp_path / "mine.txt").touch()
-    done = CliRunner().invoke(main, ["export", trained, "--output", str(tmp_path), "--no-onnx"])
+    words = ["export", trained, "--trust", "--output", str(tmp_path), "--no-onnx"]
+    done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
     left = ["model-0000.params", "model-symbol.json", "model_card.md"]
     assert done.output.endswith(f"wrote {tmp_path}: {', '.join(left)}\n")
@@ -482,7 +484,7 @@ def test_without_onnx_nothing_of_it_is_needed(
 
 def test_a_model_card_stands_beside_it(trained: str, exported: Tuple[Path, str]) -> None:
     card = (exported[0] / "model_card.md").read_text()
-    seen = trained_model.evaluate_saved(trained_model.load(trained))
+    seen = trained_model.evaluate_saved(trained_model.load(trained, trust=True))
     for words in (
         f"**{seen.accuracy:.4f}** on the 500 images",
         "`fashion_mnist_sample`",
@@ -498,13 +500,13 @@ def test_a_model_card_stands_beside_it(trained: str, exported: Tuple[Path, str])
     settings = card.split("```yaml\n")[1].split("```")[0]
     path = exported[0] / "again.yaml"
     path.write_text(settings)
-    assert config.load(str(path)) == trained_model.load(trained).config
+    assert config.load(str(path)) == trained_model.load(trained, trust=True).config
 
 
 def test_what_cannot_be_exported_is_reported_in_one_line(
     trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, output = trained_model.load(trained), tmp_path / "exported"
+    model, output = trained_model.load(trained, trust=True), tmp_path / "exported"
     imperative = model._replace(net=nets.imperative())
     looking = nets.LooksAtItsShape()
     looking.initialize()
@@ -537,7 +539,7 @@ def test_a_file_that_computes_something_else_is_refused(
     with pytest.raises(
         export.ExportError, match="model-symbol.json: .* difference of a score 1.0e"
     ):
-        main(["export", trained, "--output", str(tmp_path / "new")], standalone_mode=False)
+        main(["export", trained, "--trust", f"--output={tmp_path}/new"], standalone_mode=False)
     assert not (tmp_path / "new").exists()
 
 
@@ -548,6 +550,6 @@ def test_a_run_keeps_its_class_names_with_other_files(trained: str, tmp_path: Pa
     for name in idx_folder.FILES["test"]:
         content = gzip.decompress((fashion_mnist.SAMPLE_FOLDER / f"{name}.gz").read_bytes())
         (tmp_path / name).write_bytes(content[:-1] + b"\x0b" if "labels" in name else content)
-    model = trained_model.load(trained, ["data.dataset=idx", f"data.folder={tmp_path}"])
+    model = trained_model.load(trained, ["data.dataset=idx", f"data.folder={tmp_path}"], trust=True)
     with pytest.raises(idx_file.DataError, match="has 12 classes, the net of .* 10; give the"):
         trained_model.evaluate_saved(model)

@@ -239,7 +239,7 @@ def test_all_ranks_and_runs_have_the_same_bits(
     for _ in range(2):
         net = batch_norm.convert_sync_batch_norm(build(small(), data, "float32"))
         trained = train(net, data, "float32", unequal(), 5)
-        results += dist.gather_objects({name: trained[name].tobytes() for name in trained})
+        results += dist.gather_objects({name: trained[name].tobytes().hex() for name in trained})
     assert all(result == results[0] for result in results)
 
 

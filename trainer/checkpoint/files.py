@@ -27,6 +27,7 @@ import numpy as np
 from mxnet import gluon
 
 from ..batch_norm import running_statistics
+from ..console import warn_once
 from ..errors import first_line
 from ..mxnet_internals import structural_parameters
 from . import optimizer_state, params_file
@@ -41,6 +42,8 @@ from .state import (
 )
 
 _NOTHING, _STATISTICS = "none", "statistics"
+
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # as on CIFS, and some of FUSE and 9p
 
 _ANEW = "give the run another name=..., or start it anew with --resume none"
 
@@ -203,9 +206,13 @@ def _check_arrays(path: Path) -> None:
 
 def problem(path: Path) -> Optional[str]:
     """What is wrong with the checkpoint at ``path``; None if it is complete and undamaged."""
+    files = PARAMETERS, OPTIMIZER, STATE
     try:
+        for name in (MANIFEST, *files):
+            if not (path / name).is_file():  # nor a pipe, or a device, of which there is no end
+                return f"{path / name} is missing"
         sums = json.loads((path / MANIFEST).read_text())
-        if not isinstance(sums, dict) or sorted(sums) != sorted((PARAMETERS, OPTIMIZER, STATE)):
+        if not isinstance(sums, dict) or sorted(sums) != sorted(files):
             return f"{path / MANIFEST} does not list its files"
         for name, expected in sums.items():
             if _sha256(path / name) != expected:
@@ -215,8 +222,6 @@ def problem(path: Path) -> Optional[str]:
             _check_arrays(path / name)
     except CheckpointError as error:
         return str(error)
-    except FileNotFoundError as error:
-        return f"{error.filename} is missing"
     except (OSError, ValueError, RecursionError) as error:
         return f"{path} cannot be read: {error}"
     return None
@@ -231,9 +236,17 @@ def _sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Sync a file or folder to disk."""
+    """Sync a file or folder to disk, where the file system can."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+        kind = "files" if path.is_file() else "folders"
+        warn_once(
+            f"the file system of the checkpoints cannot sync {kind} to disk ({error.strerror}): "
+            "a power cut may cost the newest one"
+        )
     finally:
         os.close(descriptor)

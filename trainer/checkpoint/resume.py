@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
@@ -108,11 +109,11 @@ def restore(
     Raises:
         CheckpointError: the checkpoint does not fit the net or the optimizer.
     """
-    found: Tuple[RunState, Optional[np.ndarray]] = RunState(), None
+    state, statistics = RunState(), None
     with dist.together():
         if path is not None:
-            found = files.restore(path, net, trainer)
+            state, statistics = files.restore(path, net, trainer)
     dist.broadcast_parameters(ordered_parameters(net))
     optimizer_state.broadcast(net, trainer)
-    state, statistics = dist.broadcast_object(found)
-    return state, statistics
+    told, statistics = dist.broadcast_object((dataclasses.asdict(state), statistics))
+    return RunState(**told), statistics

@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 from typing import Iterator, Optional, Set
 
-import filelock
-
 from .. import config
 from ..config import Config
 from ..console import print_line
+from ..dist import file_lock
 from ..errors import ConfigError
 from . import whole_file
 from .listing import listing
@@ -21,30 +20,28 @@ from .listing import listing
 taken: Set[Path] = set()  # checkpoint folders of the runs that this process has begun
 
 
-def take_folder(settings: Config, start: Optional[Path]) -> filelock.BaseFileLock:
-    """Prepare the run's folder, with its config in it, and lock it.
+@contextlib.contextmanager
+def taken_folder(settings: Config, start: Optional[Path]) -> Iterator[None]:
+    """Prepare the run's folder, with its config in it, and lock it within the block.
 
     Args:
         start: the checkpoint that the run resumes from; None to start anew. Checkpoints in the
             folder that are not its ancestors are set aside.
 
-    Returns:
-        The lock; see :func:`claim`.
-
     Raises:
         ConfigError: another run holds the lock.
     """
     folder = settings.folder
-    lock = claim(folder)
-    own = {folder.resolve(), settings.checkpoint_folder.resolve()}
-    if start is None or own.isdisjoint(start.resolve().parents):
-        _begin(folder, config.as_yaml(settings))
-    else:
-        _set_newer_aside(settings.checkpoint_folder, start)
-        settings.checkpoint_folder.mkdir(parents=True, exist_ok=True)
-        _keep_config(folder / "config.yaml", config.as_yaml(settings))
-    taken.add(settings.checkpoint_folder.resolve())
-    return lock
+    with claimed(folder):
+        own = {folder.resolve(), settings.checkpoint_folder.resolve()}
+        if start is None or own.isdisjoint(start.resolve().parents):
+            _begin(folder, config.as_yaml(settings))
+        else:
+            _set_newer_aside(settings.checkpoint_folder, start)
+            settings.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+            _keep_config(folder / "config.yaml", config.as_yaml(settings))
+        taken.add(settings.checkpoint_folder.resolve())
+        yield
 
 
 def _begin(folder: Path, config_text: str) -> None:
@@ -81,23 +78,38 @@ def _keep_config(path: Path, text: str) -> None:
         partial.write_text(text)
 
 
-def claim(folder: Path) -> filelock.BaseFileLock:
-    """Lock ``folder`` against other runs, until the lock is released or this process ends.
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Lock ``folder`` against other runs within the block.
 
     Raises:
         ConfigError: another run holds the lock.
     """
     place = folder.resolve()  # one lock, through whatever symlinks
     place.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(str(place.parent / f".{place.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise ConfigError(
-            f"another run is using {folder}; give this one another name=... (ranks of one run "
-            "must be started by horovodrun or `python -m launch`)"
-        ) from None
-    return lock
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(file_lock.held(place.parent / f".{place.name}.lock"))
+        except TimeoutError:
+            raise ConfigError(
+                f"another run is using {folder}; give this one another name=... (ranks of one run "
+                "must be started by horovodrun or `python -m launch`)"
+            ) from None
+        yield
+
+
+def remade(settings: Config) -> bool:
+    """Whether the run's folder was removed or renamed in mid-run; its config is there again then.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    path = settings.folder / "config.yaml"
+    if path.exists():
+        return False
+    settings.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+    _keep_config(path, config.as_yaml(settings))
+    return True
 
 
 def set_aside(folder: Path) -> None:

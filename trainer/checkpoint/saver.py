@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Callable, Optional
 
 from .files import SaveError, Snapshot, write
 from .listing import prune
+
+HANGS_AFTER = 3600.0  # seconds in which a save counts as progress, however slow the disk
+_MOMENT = 0.2
 
 # nice(1) value of the writing thread: it gets only the CPU time that training leaves.
 _NICENESS = 19
@@ -26,6 +30,7 @@ class Saver:
         keep: number of newest checkpoints to keep, besides the best.
         report: called with one line for each save that failed.
         saved: called with each checkpoint that was written, in the caller's thread.
+        beat: called again and again while the caller waits for a save that does not hang.
     """
 
     def __init__(
@@ -34,8 +39,10 @@ class Saver:
         keep: int,
         report: Callable[[str], None],
         saved: Callable[[Path], None] = lambda path: None,
+        beat: Callable[[], None] = lambda: None,
     ):
         self._folder, self._keep, self._report, self._saved = folder, keep, report, saved
+        self._beat, self._began = beat, 0.0
         self._thread = ThreadPoolExecutor(1, "checkpoint", _lower_priority)
         self._under_way: Optional[Future] = None
         self._failure: Optional[str] = None
@@ -43,6 +50,7 @@ class Saver:
     def begin(self, content: Snapshot) -> None:
         """Start writing a checkpoint in the background; none may be under way."""
         assert self._under_way is None
+        self._began = time.monotonic()
         self._under_way = self._thread.submit(self._write, content)
 
     def _write(self, content: Snapshot) -> Path:
@@ -50,18 +58,23 @@ class Saver:
         prune(self._folder, self._keep)
         return path
 
-    @property
-    def under_way(self) -> bool:
-        """Whether a checkpoint is being written now."""
-        return self._under_way is not None and not self._under_way.done()
-
     def poll(self) -> None:
         """Report a save that has ended, if any, without waiting."""
-        if not self.under_way:
+        if self._under_way is not None and self._under_way.done():
             self.wait()
+
+    def ends_soon(self) -> bool:
+        """Whether no save is under way, now or in a moment."""
+        if self._under_way is None or wait([self._under_way], _MOMENT).done:
+            return True
+        if time.monotonic() - self._began < HANGS_AFTER:
+            self._beat()
+        return False
 
     def wait(self) -> Optional[str]:
         """Wait for the save under way, if any; returns why the last save failed, or None."""
+        while not self.ends_soon():
+            pass
         if self._under_way is not None:
             finished, self._under_way = self._under_way, None
             self._failure = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Optional, Tuple
 import click
 
 from .. import dist
-from ..console import answer, print_line
+from ..console import answer, one_line, print_line
 from ..dist import environment
 from .common import (
     alone,
@@ -21,6 +21,7 @@ from .common import (
     overridden,
     show,
     table_width,
+    trusting,
     writing,
     written,
 )
@@ -36,16 +37,19 @@ FILE = click.Path(dir_okay=False, writable=True)
 @click.argument("checkpoint", type=click.Path())
 @overridden
 @other_weights
-def evaluate(checkpoint: str, overrides: Tuple[str, ...], params: Optional[str]) -> None:
+@trusting
+def evaluate(
+    checkpoint: str, overrides: Tuple[str, ...], params: Optional[str], trust: bool
+) -> None:
     """Evaluate CHECKPOINT (of a run's folder, its best) on the whole test set."""
-    saved = load_saved(checkpoint, overrides, params)
+    saved = load_saved(checkpoint, overrides, trust, params)
     from ..inference.trained_model import evaluate_saved
 
     seen = evaluate_saved(saved)
     dist.shutdown()
     if environment.rank() == 0:
         lines = [f"{saved.source}: loss {seen.loss:.4f}  accuracy {seen.accuracy:.4f}"]
-        pairs = zip(saved.class_names, seen.class_accuracy)
+        pairs = zip(map(one_line, saved.class_names), seen.class_accuracy)
         answer("\n".join([*lines, *(f"  {name:12} {share:.4f}" for name, share in pairs)]))
 
 
@@ -54,15 +58,21 @@ def evaluate(checkpoint: str, overrides: Tuple[str, ...], params: Optional[str])
 @overridden
 @click.option("--samples", type=click.IntRange(min=1), help="Of the training set; default: all.")
 @click.option("--out", type=click.Path(), help="Default: calibrated.params in the run's folder.")
+@trusting
 def calibrate(
-    checkpoint: str, overrides: Tuple[str, ...], samples: Optional[int], out: Optional[str]
+    checkpoint: str,
+    overrides: Tuple[str, ...],
+    samples: Optional[int],
+    out: Optional[str],
+    trust: bool,
 ) -> None:
     """Recompute the running statistics of CHECKPOINT's model and write its parameters.
 
     evaluate, predict and export take the file by --params.
     """
-    saved = load_saved(checkpoint, overrides)
-    from ..inference.trained_model import calibrate_saved, evaluate_saved, write_parameters
+    saved = load_saved(checkpoint, overrides, trust)
+    from ..checkpoint import params_file
+    from ..inference.trained_model import calibrate_saved, evaluate_saved
 
     path = out or str(saved.path.resolve().parents[1] / "calibrated.params")
     with contextlib.ExitStack() as stack:
@@ -72,7 +82,8 @@ def calibrate(
         calibrate_saved(saved, samples)
         after = evaluate_saved(saved)
         if file is not None:
-            write_parameters(saved, file)
+            with params_file.whole(file):
+                saved.net.save_parameters(str(file))
     if dist.is_root():
         print_line(f"accuracy {before.accuracy:.4f} -> {after.accuracy:.4f}; wrote {path}")
     dist.shutdown()
@@ -86,6 +97,7 @@ def calibrate(
 @click.option("--picture", type=FILE, help="PNG of images and predictions.")
 @click.option("--invert", is_flag=True, help="Images are dark on light.")
 @other_weights
+@trusting
 @click.option("--strict", is_flag=True, help="Stop at a file that cannot be read.")
 def predict(
     checkpoint: str,
@@ -95,6 +107,7 @@ def predict(
     picture: Optional[str],
     invert: bool,
     params: Optional[str],
+    trust: bool,
     strict: bool,
 ) -> None:
     """Predict the classes of images with CHECKPOINT's model.
@@ -106,7 +119,7 @@ def predict(
     overrides = tuple(word for word in inputs if "=" in word and not os.path.exists(word))
     paths = [word for word in inputs if word not in overrides]
     with written(output) as answers_file, written(picture) as picture_file:
-        saved = load_saved(checkpoint, overrides, params)
+        saved = load_saved(checkpoint, overrides, trust, params)
         from ..inference import images, predict
 
         found = (
@@ -115,7 +128,7 @@ def predict(
             else images.read(paths, saved.image_shape, invert, strict)
         )
         for line in found.skipped:
-            click.echo(f"skipped: {' '.join(line.split())}", err=True)
+            print_line(f"skipped: {' '.join(line.split())}", sys.stderr)
         _note_light_backgrounds(saved, found, invert)
         answers = predict.predict(saved, found)
         as_json = format_ == "json" or (format_ is None and str(output).endswith(".json"))
@@ -143,12 +156,14 @@ def _note_light_backgrounds(saved: Saved, found: Images, invert: bool) -> None:
 @click.option("--output", type=click.Path(file_okay=False), required=True, help="The folder.")
 @click.option("--no-onnx", is_flag=True, help="MXNet's own files alone.")
 @other_weights
+@trusting
 def export(
     checkpoint: str,
     overrides: Tuple[str, ...],
     output: str,
     no_onnx: bool,
     params: Optional[str],
+    trust: bool,
 ) -> None:
     """Export CHECKPOINT's model for MXNet and ONNX, check both, and write a model card."""
     alone("export")
@@ -156,7 +171,7 @@ def export(
     from ..checkpoint import whole_file  # late: that room loads MXNet
 
     with writing(folder), whole_file.filled(folder) as partial:
-        saved = load_saved(checkpoint, overrides, params)
+        saved = load_saved(checkpoint, overrides, trust, params)
         from ..inference import export, model_card
         from ..inference.trained_model import evaluate_saved, test_set
 

@@ -20,6 +20,9 @@ overridden = click.argument("overrides", nargs=-1)
 other_weights = click.option(
     "--params", type=click.Path(dir_okay=False), help="Take the weights of this file (calibrate's)."
 )
+trusting = click.option(
+    "--trust", is_flag=True, help="Run the function, of whatever code, that makes CHECKPOINT's net."
+)
 
 
 def alone(command: str) -> None:
@@ -62,7 +65,7 @@ def show(what: Any) -> None:
     from rich.table import Table
 
     if isinstance(what, Table):
-        console = Console(width=table_width())
+        console = Console(width=table_width(), color_system=None, markup=False, emoji=False)
         with console.capture() as shown:
             console.print(what, highlight=False)
         answer(shown.get().rstrip("\n"))
@@ -82,9 +85,11 @@ def load_config(config: Any, overrides: Tuple[str, ...]) -> Config:
     return settings
 
 
-def load_saved(checkpoint: str, overrides: Tuple[str, ...], params: Optional[str] = None) -> Any:
+def load_saved(
+    checkpoint: str, overrides: Tuple[str, ...], trust: bool, params: Optional[str] = None
+) -> Any:
     """The model of a checkpoint, a ``saved.Saved``; assigns cores first."""
     device.share_cores()
     from ..inference import trained_model
 
-    return trained_model.load(checkpoint, overrides, params=params)
+    return trained_model.load(checkpoint, overrides, params=params, trust=trust)

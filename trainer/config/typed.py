@@ -9,6 +9,7 @@ import yaml
 
 from ..errors import ConfigError
 
+_MOST_VALUES = 100_000  # a page of aliases of aliases can stand for billions
 _WHOLE = re.compile(r"[-+]?(0|[1-9][\d_]*)")
 
 
@@ -55,10 +56,26 @@ _Loader.yaml_implicit_resolvers = {
 
 def parse(text: str, what: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is not None and _values(node, {}) > _MOST_VALUES:
+            raise ConfigError(f"{what} stands for more than {_MOST_VALUES:,} values")
+        return None if node is None else loader.construct_document(node)
     # PyYAML leaks other errors where a value does not fit its tag, or is nested too deeply.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{what} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _values(node: yaml.Node, known: Dict[int, int]) -> int:
+    """How many values a node stands for, each alias as what it repeats."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 1  # of one that holds itself, which plain() refuses
+        pairs = isinstance(node, yaml.MappingNode)
+        inner = [part for pair in node.value for part in pair] if pairs else node.value
+        known[id(node)] += sum(_values(part, known) for part in inner)
+    return known[id(node)]
 
 
 def plain(value: Any, name: str) -> Any:

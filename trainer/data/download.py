@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Dict
 from urllib.parse import urlsplit
 
+from ..dist import file_lock
 from .idx_file import DataError
 from .idx_folder import locate, read_file
 
@@ -35,15 +36,13 @@ WAYS_OUT = (
 
 def download_once(cache: Path, sums: Dict[str, str]) -> None:
     """Download what the cache lacks, unless another process of this node does so meanwhile."""
-    import filelock
-
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(str(cache / ".lock"), timeout=LOCK_SECONDS):
+        with file_lock.held(cache / ".lock", LOCK_SECONDS):
             for name in sums:
                 if not _is_verified(cache, name, sums):
                     _download(name, cache, sums)
-    except filelock.Timeout:
+    except TimeoutError:
         raise DataError(
             f"another process has been downloading into {cache} for {LOCK_SECONDS:.0f} s:"
             " end it, or wait and start again"

@@ -46,8 +46,9 @@ def locate(place: Path, name: str) -> Optional[Path]:
 
 def read_file(path: Path, name: str, sums: Dict[str, str]) -> np.ndarray:
     """The array in an IDX file that must be the file ``name`` of a set with these ``sums``."""
-    content = idx_file.decompressed(path)
-    values = idx_file.parsed(content, "images" if "images" in name else "labels", path)
+    kind = "images" if "images" in name else "labels"
+    content = idx_file.decompressed(path, kind)
+    values = idx_file.parsed(content, kind)
     if name in sums:
         _check_sum(path, name, hashlib.sha256(content).hexdigest(), sums)
     return values

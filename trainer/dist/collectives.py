@@ -216,12 +216,12 @@ def barrier() -> None:
 
 
 def gather_objects(value: Any) -> List[Any]:
-    """Every rank's ``value``, picklable, in rank order; collective."""
+    """Every rank's ``value``, see :func:`small_sums.gather`, in rank order; collective."""
     return gather(value, allreduce_sum)
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's ``value``, picklable, on every rank; collective."""
+    """Rank 0's ``value``, see :func:`small_sums.gather`, on every rank; collective."""
     return gather_objects(value if is_root() else None)[0]
 
 

@@ -214,8 +214,8 @@ class SharedMemorySum:
 def _is_stopped(pid: int) -> bool:
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
-    except psutil.Error:
-        return False  # in another container, or gone
+    except (psutil.Error, OSError):
+        return False  # in another container, or gone; or /proc cannot be read now
 
 
 def possible() -> bool:

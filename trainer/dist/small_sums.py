@@ -7,14 +7,15 @@ impossible, Horovod makes small sums.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
-import pickle
+import json
 import secrets
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -65,7 +66,7 @@ class _Hello(NamedTuple):
     local_rank: int
     local_size: int
     address: Address  # at which a leader listens
-    token: bytes  # rank 0's counts
+    token: str  # hexadecimal; rank 0's counts
     problem: Optional[str]
 
 
@@ -77,9 +78,9 @@ def _meet() -> Tuple[Optional[Nodes], str]:
     """
     listener, problem = _listen() if local_rank() == 0 else (None, None)
     address = ("", 0) if listener is None else listener.address
-    token = secrets.token_bytes(channel.TOKEN_BYTES if rank() == 0 else 0)
+    token = secrets.token_hex(channel.TOKEN_BYTES if rank() == 0 else 0)
     own = _Hello(environment.hostname(), local_rank(), local_size(), address, token, problem)
-    told = gather(own, allreduce_by_horovod)
+    told = [_Hello(*hello) for hello in gather(own, allreduce_by_horovod)]
     leaders = _leaders(told)
     problem = _first(hello.problem for hello in told) or (None if leaders else _ODD)
     index = [leader.host for leader in leaders].index(own.host) if leaders else 0
@@ -88,9 +89,8 @@ def _meet() -> Tuple[Optional[Nodes], str]:
         with contextlib.closing(listener):
             if problem is None:
                 try:
-                    opened = listener.meet(
-                        index, [leader.address for leader in leaders], told[0].token
-                    )
+                    shown = bytes.fromhex(told[0].token)
+                    opened = listener.meet(index, [leader.address for leader in leaders], shown)
                 except OSError as error:
                     problem = f"{environment.where()}: {error}"
     problem = _first(gather(problem, allreduce_by_horovod))
@@ -200,15 +200,42 @@ def allreduce_by_horovod(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def gather(value: Any, allreduce: Callable[[np.ndarray, str], np.ndarray]) -> List[Any]:
-    """Every rank's ``value``, picklable, in rank order, by sums of int64; collective."""
-    # Not horovod.allgather_object: it names tensors by type(value), so mixed types never match.
-    pickled = pickle.dumps(value)
-    # Eight bytes a number, as sums are of int64 anyway; pickle ignores what follows its end.
-    words = np.frombuffer(pickled + bytes(-len(pickled) % 8), np.int64)
+    """Every rank's ``value`` in rank order, by sums of int64; collective.
+
+    It is sent as JSON, which runs nothing where it arrives, so it may hold what JSON knows, and
+    arrays of numbers; tuples arrive as lists.
+
+    Raises:
+        TypeError: it holds something else.
+        ValueError: another rank has sent something else.
+    """
+    # Not horovod.allgather_object: it unpickles, and names tensors by type(value).
+    told = json.dumps(value, default=_tagged).encode()
+    # Eight bytes a number, as sums are of int64 anyway; JSON may end with blanks.
+    words = np.frombuffer(told + b" " * (-len(told) % 8), np.int64)
     sizes = np.zeros(world_size(), np.int64)
     sizes[rank()] = words.size
     ends = np.cumsum(allreduce(sizes, "object.sizes"))
     together = np.zeros(ends[-1], np.int64)
     together[ends[rank()] - words.size : ends[rank()]] = words
     parts = np.split(allreduce(together, "object"), ends[:-1])
-    return [pickle.loads(part.tobytes()) for part in parts]
+    return [json.loads(part.tobytes(), object_hook=_untagged) for part in parts]
+
+
+_ARRAY = "\0array"
+
+
+def _tagged(value: Any) -> Any:
+    """An array, or a number of NumPy's, in what JSON knows."""
+    if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.hasobject:
+        raise TypeError(f"a {type(value).__name__} cannot be sent to other ranks")
+    if isinstance(value, np.generic):
+        return value.item()
+    return {_ARRAY: [value.dtype.str, value.shape, base64.b64encode(value.tobytes()).decode()]}
+
+
+def _untagged(values: Dict[str, Any]) -> Any:
+    if values.keys() != {_ARRAY}:
+        return values
+    dtype, shape, content = values[_ARRAY]
+    return np.frombuffer(base64.b64decode(content), dtype).reshape(shape).copy()

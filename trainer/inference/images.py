@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from ..config import Data
 from ..data import idx_file
 from ..data.idx_file import DataError
-from ..data.pictures import crop
+from ..data.pictures import crop, decode
 from ..data.pictures.decode import SUFFIXES, UnreadableError
 
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes
@@ -206,7 +206,7 @@ def _kind(path: Path) -> str:
 def _open(path: Path, invert: bool, mode: str) -> Image.Image:
     """Read an image file, composited on black."""
     try:
-        with Image.open(path) as file:
+        with decode.opened(path) as file:
             file.load()
             image = ImageOps.exif_transpose(file)
             assert image is not None  # only with in_place=True

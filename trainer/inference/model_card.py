@@ -5,14 +5,17 @@ After Mitchell et al., "Model cards for model reporting", FAT* 2019.
 
 from __future__ import annotations
 
+import html
 import importlib.metadata
 import platform
+import re
 from typing import Any, List, Optional, Sequence
 
 import mxnet as mx
 import numpy as np
 
 from .. import config
+from ..console import one_line
 from ..data.pictures import crop
 from ..step.evaluation import Evaluation
 from .export import Checked
@@ -39,7 +42,7 @@ def as_markdown(
         else "Valid only for images like those it was trained on."
     )
     lines = [
-        f"# {settings.name}",
+        f"# {_plain(settings.name)}",
         "",
         f"`{settings.model.factory}`{_arguments(settings.model.arguments)}, "
         f"{_parameters(saved):,} parameters, trained on `{settings.data.dataset}`.",
@@ -48,7 +51,7 @@ def as_markdown(
         "",
         f"**Limits.** {limits} Nothing else was measured: no other data, no robustness, no bias.",
         "",
-        *_class_table(seen, saved.class_names),
+        *_class_table(seen, [_plain(name) for name in saved.class_names]),
         "## Files",
         "",
         "Each file was compared with the checkpoint, on the whole test set if there is one:",
@@ -150,6 +153,11 @@ def _class_table(seen: Optional[Evaluation], names: Sequence[str]) -> List[str]:
             f"| {_percent(hits, named[label])} | {other} |"
         )
     return [*lines, ""]
+
+
+def _plain(name: str) -> str:
+    """A name as text of one line, whatever Markdown or HTML it holds."""
+    return html.escape(re.sub(r"([\\`*\[\]|])", r"\\\1", one_line(name)), quote=False)
 
 
 def _percent(part: int, whole: int) -> str:

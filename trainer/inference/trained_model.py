@@ -5,6 +5,7 @@ See also ``predict.py`` and ``export.py``.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -14,7 +15,6 @@ from mxnet import gluon
 
 from .. import checkpoint, config, dist, model
 from ..batch_norm import running_statistics
-from ..checkpoint import params_file
 from ..config import Config
 from ..data import arrays, fashion_mnist, input_pipeline
 from ..data.arrays import Arrays
@@ -29,6 +29,8 @@ from ..step.evaluation import Evaluation, evaluate
 
 # Of the largest score: the same net on another device, or by other kernels, differs by less.
 _TOLERANCE = 0.02
+
+_NAMES_A_NET = re.compile(r"\s*model(\.factory)?\s*=")  # an override
 
 
 class Saved(NamedTuple):
@@ -72,6 +74,7 @@ def load(
     overrides: Sequence[str] = (),
     net: Optional[gluon.Block] = None,
     params: Optional[str] = None,
+    trust: bool = False,
 ) -> Saved:
     """Load the model at ``where``, a checkpoint or a run's folder (its best one); collective.
 
@@ -79,10 +82,13 @@ def load(
         overrides: ``setting=value``, replacing settings of the checkpoint.
         net: the net that was given to ``fit``; None for what ``model.factory`` makes.
         params: a file of weights for the same net, which replace the checkpoint's.
+        trust: run any function that the checkpoint names as its ``model.factory``; otherwise one
+            that is not the project's own must be among ``overrides``.
 
     Raises:
         CheckpointError: there is no valid checkpoint, or it is of another net; or weights are not
             finite.
+        ConfigError: its net cannot be made, or would run what nobody has named.
     """
     dist.init()
     with dist.together():
@@ -90,7 +96,8 @@ def load(
         state = checkpoint.read_state(path)
         settings = config.from_dict(config.recorded(state.config), overrides)
         ctx = choose(settings.device, dist.local_rank())
-        net = model.build(settings.model) if net is None else net
+        named = trust or any(_NAMES_A_NET.match(text) for text in overrides)
+        net = model.build(settings.model, None if named else path) if net is None else net
         image_shape = tuple(state.image_shape or input_pipeline.image_size(settings.data))
         shape = _input_shape(image_shape, settings)
         prepare.prepare_net(net, settings, shape, ctx)
@@ -173,11 +180,12 @@ def _read(saved: Saved, name: str, given: Any) -> Source:
         found = {name: arrays.given(name, given, data)}
         (source,) = input_pipeline.in_memory(found, saved.classes)
     elif saved.on_given_images:
+        trust = "" if saved.config.model.factory == model.OWN else ", trust=True"
         raise DataError(
             f"{saved.path} was trained on images given to fit(), which are not kept; give them "
             "again in Python: from trainer.inference.trained_model import evaluate_saved, load; "
-            f"evaluate_saved(load({str(saved.path)!r}), test=(images, labels)); calibrate_saved "
-            "takes train=..."
+            f"evaluate_saved(load({str(saved.path)!r}{trust}), test=(images, labels)); "
+            "calibrate_saved takes train=..."
         )
     elif data.of_pictures or (data.validation and name == "train"):
         sets = input_pipeline.read(data, seed=saved.config.seed, known=saved.classes)
@@ -285,13 +293,3 @@ def calibrate_saved(
     first = settings.train.epochs * loader.steps_per_epoch
     batches = loader.from_step(first, first + steps)
     running_statistics.calibrate(saved.net, ((batch.data, batch.samples) for batch in batches))
-
-
-def write_parameters(saved: Saved, path: Path) -> None:
-    """Write the model's parameters to ``path``, for ``net.load_parameters``.
-
-    Raises:
-        OSError: the disk is full, ...
-    """
-    with params_file.whole(path):
-        saved.net.save_parameters(str(path))

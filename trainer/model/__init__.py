@@ -1,4 +1,4 @@
 """The net: the seed's ResNet, any other by its dotted path, and a rank's replica of it."""
 
-from .factory import build
+from .factory import OWN, build
 from .resnet import Residual, resnet18, resnet_block

@@ -6,21 +6,34 @@ import importlib
 import inspect
 import os
 import sys
-from typing import Any, Callable
+from pathlib import Path
+from typing import Any, Callable, Optional
 
 from mxnet.gluon import Block
 
 from ..config import Model
 from ..errors import ConfigError, describe_error, nearest
 
+OWN = Model().factory
 
-def build(settings: Model) -> Block:
+
+def build(settings: Model, found_in: Optional[Path] = None) -> Block:
     """The net that ``model.factory`` and ``model.arguments`` describe, not yet initialised.
+
+    Args:
+        found_in: the file or folder that names the function, unless the user does; anybody may
+            have made that, and of what it names only the project's own net is run.
 
     Raises:
         ConfigError: the module or function is not there, refuses the arguments, fails, or
             returns something other than a Gluon Block.
     """
+    if found_in is not None and settings.factory != OWN:
+        raise ConfigError(
+            f"{found_in} has its net made by {settings.factory}, which may be any code; if you "
+            f"trust it, name it yourself by model.factory={settings.factory}, or add --trust (in "
+            "Python trust=True)"
+        )
     module_name, function_name = settings.factory.split(":")
     if os.getcwd() not in sys.path:  # the user's own modules are in the current folder
         sys.path.insert(0, os.getcwd())

@@ -24,6 +24,8 @@ from typing import Dict, Optional, Tuple
 import mxnet as mx
 import platformdirs
 
+from launch.core import private
+
 _SOURCES = Path(__file__).parent
 # No -march: nodes with different CPUs may share a library.
 _FLAGS = ("-std=c++14", "-O3", "-shared", "-fPIC", "-fvisibility=hidden")
@@ -40,11 +42,12 @@ _ENVIRONMENT = Path(sys.prefix, "lib")
 def load(library: str, without: str, speaks: bool) -> Optional[ctypes.CDLL]:
     """A library of native/, by name; compiled if it has not been.
 
-    Where that is impossible (no compiler, no place to write), None, and a process that ``speaks``
-    says ``without``: what happens without it.
+    Where that is impossible (no compiler, no place to write that is the user's alone), None, and a
+    process that ``speaks`` says ``without``: what happens without it.
     """
     try:
-        return ctypes.CDLL(str(_find(library) or compile_into(_cache(), library)))
+        found = _find(library) or compile_into(private.folder(_cache()), library)
+        return ctypes.CDLL(str(found))
     except (OSError, subprocess.CalledProcessError) as error:
         if speaks:
             why = str(getattr(error, "stderr", None) or error).strip().splitlines()[0]
@@ -65,8 +68,14 @@ def _file_name(library: str) -> str:
 
 
 def _find(library: str) -> Optional[Path]:
-    candidates = (folder / _file_name(library) for folder in (_ENVIRONMENT, _cache()))
-    return next((path for path in candidates if path.exists()), None)
+    """A library that was compiled; raises PermissionError where others can have put one there."""
+    path = _ENVIRONMENT / _file_name(library)  # as trusted as this Python is
+    if path.exists():
+        return path
+    path = _cache() / path.name
+    if not path.exists():
+        return None
+    return private.check(path)
 
 
 def compile_into(folder: Path, library: str) -> Path:

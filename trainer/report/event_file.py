@@ -28,14 +28,17 @@ class EventFile:
     """
 
     def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
         now = time.time_ns()  # TensorBoard reads a folder's files in the order of their names
         name = f"events.out.tfevents.{now // 10**9:010d}.{socket.gethostname()}.{now}"
         self._path = folder / name
-        self._file = open(self._path, "xb", buffering=0)  # noqa: SIM115
+        self._open()
         self._pending = bytearray()
         self._warned = False
         self.event(Event(file_version="brain.Event:2"))
+
+    def _open(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self._path, "x+b", buffering=0)  # noqa: SIM115
 
     def summary(self, summary: Any, step: Optional[int] = None) -> None:
         """Add a ``Summary``, which holds a point; as :meth:`event` does."""
@@ -53,6 +56,11 @@ class EventFile:
     def flush(self) -> None:
         """Write what is pending; warn once where there is no room, and keep it."""
         try:
+            if not self._path.exists():  # removed or renamed, but still open: written once more
+                self._file.seek(0)
+                written = self._file.read()
+                self._open()
+                self._pending[:0] = written
             while self._pending:
                 del self._pending[: self._file.write(self._pending)]
             self._warned = False

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Mapping, Optional, TextIO, Union
 
-from ..console import escape_what_is_missing, print_line
+from ..console import escape_what_is_missing, print_line, printable
 from . import wording
 
 if TYPE_CHECKING:
@@ -141,7 +141,8 @@ class _LiveBar:
 
     def print(self, text: str) -> None:
         """Print lines above the bar, not wrapped by us, so that they can be copied."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        shown = printable(text)
+        self._console.print(shown, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave both rows as they are."""

@@ -5,6 +5,7 @@ On other ranks every call is a no-op.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from mxnet import gluon
 
 from .. import checkpoint, dist
+from ..checkpoint import run_folder
 from ..config import Config
 from ..errors import describe_error
 from ..model import graph, summary
@@ -24,6 +26,7 @@ from . import result
 from .progress import make_display
 from .system import System
 from .tensorboard import Monitor
+from .wording import next_commands
 
 
 class Report:
@@ -206,6 +209,7 @@ class Report:
         """
         if self._display is None:
             return
+        self.flush(step)
         config = self._config
         saved = checkpoint.listing(config.checkpoint_folder)
         best = checkpoint.find_best(config.checkpoint_folder)
@@ -235,7 +239,7 @@ class Report:
             checkpoint=str(saved[-1]) if saved else None,
             best_checkpoint=str(best) if best else None,
             events=str(config.folder / "events") if config.monitor.tensorboard else None,
-            next=_next_commands(config, state),
+            next=next_commands(config, state),
         )
 
     def _end_is_recorded(self) -> bool:
@@ -257,8 +261,15 @@ class Report:
             self._system.close()
         self._monitor.close()
 
-    def flush(self) -> None:
-        """Write all pending points to the event files."""
+    def flush(self, step: int) -> None:
+        """Write all pending points to the event files, and what of the run's folder has gone."""
+        with contextlib.suppress(OSError):  # the save that follows, or precedes, says why
+            if self._display and run_folder.remade(self._config):
+                self.warning(
+                    f"{self._config.folder} was removed or renamed in mid-run; it is there again "
+                    "with its config and points, without what was saved before"
+                )
+                self._write_result("unfinished", step)
         self._monitor.flush()
 
     def _epoch(self, step: int) -> int:
@@ -284,17 +295,3 @@ class Report:
             )
         except OSError as error:  # a full disk: the run itself can continue
             self.warning(f"{self._config.folder / result.RESULT} cannot be written: {error}")
-
-
-def _next_commands(config: Config, state: str) -> Dict[str, str]:
-    """Commands that the user may want next, by purpose."""
-    commands = {"look at it": f"tensorboard --logdir {config.output}"}
-    if state == "stopped":
-        commands["resume"] = "the same command"
-    elif state == "stopped early":
-        commands["continue"] = "the same command with train.patience=null, or a larger one"
-    if state != "stopped":
-        commands["compare"] = f"python -m trainer runs {config.output}"
-        if config.name != "fashion_mnist" and config.data.dataset.startswith("fashion_mnist"):
-            commands["higher accuracy"] = "the same command with the preset fashion_mnist"
-    return commands

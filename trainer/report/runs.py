@@ -71,9 +71,9 @@ _BETWEEN = 2  # blanks between columns
 
 def _cells(run: Run) -> Dict[str, str]:
     return {
-        "run": run.name,
+        "run": console.one_line(run.name),
         "started (UTC)": _shown(run.started and run.started[:16].replace("T", " ")),
-        "state": run.state,
+        "state": console.one_line(run.state),
         "steps": f"{run.step}/{_shown(run.last_step)}",
         "epochs": _shown(run.epochs),
         "ranks": _shown(run.ranks),
@@ -109,9 +109,12 @@ def comparison_table(comparison: Comparison, first: Path, second: Path) -> Table
     table = Table(box=None, pad_edge=False)
     table.add_column(no_wrap=True)
     for folder in (first, second):
-        table.add_column(str(folder), overflow="fold")
+        table.add_column(console.one_line(str(folder)), overflow="fold")
     for name, values in {**comparison.settings, **comparison.results}.items():
-        table.add_row(name, *(_shown(v, ".4g" if isinstance(v, float) else "") for v in values))
+        table.add_row(
+            console.one_line(name),
+            *(_shown(v, ".4g" if isinstance(v, float) else "") for v in values),
+        )
     return table
 
 
@@ -128,4 +131,4 @@ def _settings(folder: Path) -> Dict[str, Any]:
 
 
 def _shown(value: Any, form: str = "") -> str:
-    return "" if value is None else format(value, form) if form else str(value)
+    return "" if value is None else format(value, form) if form else console.one_line(str(value))

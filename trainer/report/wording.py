@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
+from ..config import Config
+
 Figures = Mapping[str, Any]
 
 
@@ -25,6 +27,20 @@ def minutes(seconds: float) -> str:
     """``6:05`` for 365 seconds, ``60:00`` for an hour."""
     whole = round(seconds)
     return f"{whole // 60}:{whole % 60:02}"
+
+
+def next_commands(config: Config, state: str) -> Dict[str, str]:
+    """Commands that the user may want next, by purpose."""
+    commands = {"look at it": f"tensorboard --logdir {config.output}"}
+    if state == "stopped":
+        commands["resume"] = "the same command"
+    elif state == "stopped early":
+        commands["continue"] = "the same command with train.patience=null, or a larger one"
+    if state != "stopped":
+        commands["compare"] = f"python -m trainer runs {config.output}"
+        if config.name != "fashion_mnist" and config.data.dataset.startswith("fashion_mnist"):
+            commands["higher accuracy"] = "the same command with the preset fashion_mnist"
+    return commands
 
 
 def _begin(f: Figures) -> str:

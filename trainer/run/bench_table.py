@@ -72,7 +72,7 @@ def memory(figures: Figures) -> Tuple[Columns, Rows]:
 
 def _drawn(*parts: Union[str, Table]) -> str:
     """At the standard output's width; at a fixed one where it is no terminal."""
-    console = Console()
+    console = Console(color_system=None)
     console = console if console.is_terminal else Console(width=WIDTH)
     with console.capture() as drawn:
         for part in parts:

@@ -6,9 +6,10 @@ config -> ranks -> device -> data -> net -> checkpoint -> steps -> evaluation ->
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import mxnet as mx
 from mxnet import gluon
@@ -17,13 +18,12 @@ from .. import checkpoint, dist
 from ..checkpoint import resume as resuming
 from ..checkpoint import run_folder
 from ..checkpoint.saver import Saver
-from ..config import Config, checked
+from ..config import Config
 from ..data import input_pipeline, randomness
 from ..data.arrays import Arrays, Samples
 from ..dist import environment
 from ..dist.preemption import StopRequest
 from ..dist.watchdog import Watchdog
-from ..errors import ConfigError
 from ..model import replica
 from ..report.report import Report
 from ..step import shared_gradients
@@ -77,7 +77,7 @@ def fit(
         TrainingError: loss or weights are not finite, or the last checkpoint cannot be written.
         KeyboardInterrupt: after ctrl-C; a process that trains alone saves first.
     """
-    config = _checked(net, config, loss, on_epoch_end, given=train is not None)
+    config = start.checked(net, config, loss, on_epoch_end, given=train is not None)
     with contextlib.ExitStack() as until_closed:  # a notebook goes on, however the run ends
         seconds = config.train.watchdog_seconds
         watchdog = until_closed.enter_context(Watchdog(seconds, environment.where()))
@@ -96,22 +96,6 @@ def fit(
     if result.stopped and stop.interrupted:
         raise KeyboardInterrupt
     return result
-
-
-def _checked(net: Any, config: Any, loss: Optional[Loss], on_epoch_end: Any, given: bool) -> Config:
-    """The config of a run on images that are ``given`` or not; refuses other arguments of fit."""
-    if net is not None and not isinstance(net, gluon.Block):
-        raise ConfigError(
-            f"the net is a {type(net).__name__}; it must be a Gluon Block (a config alone goes as "
-            "config=...)"
-        )
-    config = Config() if config is None else checked(config)
-    if loss is not None and config.train.label_smoothing:
-        raise ConfigError("train.label_smoothing is for the default loss; leave it out, or loss=")
-    if on_epoch_end is not None:
-        outcome.check(on_epoch_end)
-    # A recorded config names no dataset that was not used.
-    return replace(config, data=replace(config.data, dataset="arrays")) if given else config
 
 
 class _Run:
@@ -140,12 +124,9 @@ class _Run:
         self.throughput = Throughput()
         self.report = self._take_folder(started, until_closed)
         self.evaluator = Evaluator(started, self.report, watchdog)
-        self.saver = Saver(
-            self.config.checkpoint_folder,
-            self.config.checkpoint.keep,
-            self.report.warning,
-            self.report.checkpoint,
-        )
+        beat = functools.partial(watchdog.beat, "a save under way")
+        told, keep = (self.report.warning, self.report.checkpoint), self.config.checkpoint.keep
+        self.saver = Saver(self.config.checkpoint_folder, keep, *told, beat)
         self.timing = Timing(
             monitor.every_steps if monitor.tensorboard else None, self.step + WARMUP_STEPS
         )
@@ -156,7 +137,7 @@ class _Run:
         complete = self.step >= self.last_step
         with dist.together(), run_folder.usable(config.folder):
             if dist.is_root():
-                until_closed.callback(run_folder.take_folder(config, started.path).release)
+                until_closed.enter_context(run_folder.taken_folder(config, started.path))
             steps = self.epoch_steps, self.step, started.last_step
             report = Report(config, *steps, own.class_names, complete)
             until_closed.callback(report.close)
@@ -171,8 +152,9 @@ class _Run:
             if not stopped:
                 self.evaluation = self.evaluation or self.evaluator.evaluate(self.step, last=False)
                 self.test = self.evaluator.test(self.step)
+            self._await_save()
         except NonFiniteError as error:
-            self.saver.wait()
+            self._await_save()
             dist.shutdown()
             shared_gradients.release(self.trainer)
             raise outcome.not_finite(self.config, error) from error
@@ -276,12 +258,18 @@ class _Run:
         statistics = replica.gather_statistics(self.net, self.config)
         if statistics is not None and self._due(self.epoch_steps):
             self.report.drift(self.step, replica.drift(self.net, statistics))
-        self.report.flush()
+        self.report.flush(self.step)
+        self._await_save()  # before copying: memory holds one copy at most
         with replica.as_one_model(self.net, self.config):
             if dist.is_root():
-                self.saver.wait()  # before copying: memory holds one copy at most
                 state = replace(state, answers=self.evaluator.answers())
                 self.saver.begin(checkpoint.snapshot(self.net, self.trainer, state, statistics))
+
+    def _await_save(self) -> None:
+        """Wait for the save under way, if any, and have other watchdogs hear of it; collective."""
+        while dist.any_rank(not self.saver.ends_soon(), "save"):
+            self.watchdog.beat("a save of rank 0's under way")
+        self.saver.wait()
 
     def _finish(self, stopped: bool) -> Result:
         self.watchdog.beat("the end of the run")

@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, List, NamedTuple, Optional
+from typing import Any, Callable, List, NamedTuple, Optional
 
 import mxnet as mx
 from mxnet import gluon
 
 from .. import batch_norm, dist, model
+from .. import config as config_module
 from ..checkpoint import RunState, pretrained, resume
 from ..config import Config, to_dict
 from ..console import print_line
@@ -30,7 +31,23 @@ from ..model import compiled_check, mixed_precision, prepare, replica, summary, 
 from ..step import shared_gradients
 from ..step.loss import Loss, check_loss, cross_entropy, warn_of_second_softmax
 from ..step.optimizer import make_trainer
-from . import agreement
+from . import agreement, outcome
+
+
+def checked(net: Any, config: Any, loss: Optional[Loss], on_epoch_end: Any, given: bool) -> Config:
+    """The config of a run on images that are ``given`` or not; refuses other arguments of fit."""
+    if net is not None and not isinstance(net, gluon.Block):
+        raise ConfigError(
+            f"the net is a {type(net).__name__}; it must be a Gluon Block (a config alone goes as "
+            "config=...)"
+        )
+    config = Config() if config is None else config_module.checked(config)
+    if loss is not None and config.train.label_smoothing:
+        raise ConfigError("train.label_smoothing is for the default loss; leave it out, or loss=")
+    if on_epoch_end is not None:
+        outcome.check(on_epoch_end)
+    # A recorded config names no dataset that was not used.
+    return replace(config, data=replace(config.data, dataset="arrays")) if given else config
 
 
 class Own(NamedTuple):

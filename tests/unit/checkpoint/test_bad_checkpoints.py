@@ -12,6 +12,7 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,6 +162,20 @@ def test_file_that_would_end_the_process_is_refused(run, newest):
         checkpoint.load_parameters(newest, run.net)
 
 
+@pytest.mark.parametrize("name", [checkpoint.PARAMETERS, checkpoint.STATE, checkpoint.MANIFEST])
+@pytest.mark.parametrize("how", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_read(newest, name, how):
+    """Reading it would never end."""
+    (newest / name).unlink()
+    how(newest / name)
+    code = "import sys, pathlib; from trainer import checkpoint as c\n"
+    code += "print(c.problem(pathlib.Path(sys.argv[1])))"
+    limited = ["bash", "-c", 'ulimit -v 8000000; exec "$@"', "bash"]
+    command = [*limited, sys.executable, "-c", code, newest]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{newest / name} is missing\n", done.stderr
+
+
 def test_a_folder_without_a_model_to_evaluate_is_reported_in_one_line(newest, tmp_path):
     (tmp_path / "new" / "checkpoints").mkdir(parents=True)
     (newest / checkpoint.PARAMETERS).write_bytes(b"")
@@ -205,8 +220,9 @@ def test_strange_things_in_the_run_folder(tmp_path, place):
         strange.write_text("mine")
     settings_ = Config(output=str(output), name="run")
     start = settings_.checkpoint_folder / "step-00000001"
-    with pytest.raises(ConfigError) as error, run_folder.usable(settings_.folder):
-        run_folder.take_folder(settings_, start)
+    with pytest.raises(ConfigError) as error, run_folder.usable(settings_.folder), (
+        run_folder.taken_folder(settings_, start)
+    ):
         Monitor(settings_.folder / "events", 0, enabled=True)
     assert str(tmp_path) in one_line(error.value)
     assert (strange / "mine").is_dir() if strange.is_dir() else strange.read_text() == "mine"
@@ -232,7 +248,8 @@ def disk(tmp_path):
 def test_read_only_folder(run, disk):
     """Nothing is begun there; a run that is under way goes on, and has what it had."""
     settings_ = Config(output=str(disk.folder), name="run")
-    run_folder.take_folder(settings_, None).release()
+    with run_folder.taken_folder(settings_, None):
+        pass
     folder, told = settings_.checkpoint_folder, []
     saver = Saver(folder, 1, told.append)
     content = checkpoint.snapshot(run.net, run.trainer, replace(STATE, step=1))
@@ -243,8 +260,10 @@ def test_read_only_folder(run, disk):
     failure = saver.wait()
     assert failure and "Read-only file system" in failure and told == [f"{failure}; " + KEPT]
     assert checkpoint.find_latest(folder, pytest.fail).name == "step-00000001"
-    with pytest.raises(ConfigError, match="Read-only file system"), run_folder.usable(folder):
-        run_folder.take_folder(settings_, folder / "step-00000001")
+    with pytest.raises(ConfigError, match="Read-only file system"), run_folder.usable(folder), (
+        run_folder.taken_folder(settings_, folder / "step-00000001")
+    ):
+        pass
 
 
 def test_folders_on_other_devices(run, disk, tmp_path):
@@ -253,13 +272,16 @@ def test_folders_on_other_devices(run, disk, tmp_path):
     (tmp_path / "runs" / "linked" / "checkpoints").symlink_to(disk.folder)
     settings_ = Config(output=str(tmp_path / "runs"), name="linked")
     start = settings_.checkpoint_folder / "step-00000001"
-    run_folder.take_folder(settings_, start).release()
+    with run_folder.taken_folder(settings_, start):
+        pass
     content = checkpoint.snapshot(run.net, run.trainer, replace(STATE, step=1))
     path = checkpoint.write(settings_.checkpoint_folder, content)
     assert checkpoint.problem(path) is None and (disk.folder / path.name).is_dir()
     mounted = Config(output=str(tmp_path), name="disk")
-    with pytest.raises(ConfigError) as error, run_folder.usable(mounted.folder):
-        run_folder.take_folder(mounted, None)
+    with pytest.raises(ConfigError) as error, run_folder.usable(mounted.folder), (
+        run_folder.taken_folder(mounted, None)
+    ):
+        pass
     assert "busy" in one_line(error.value) and (disk.folder / path.name).is_dir()
 
 

@@ -253,7 +253,7 @@ def test_a_second_run_of_one_process_is_not_taken_for_one_started_again(
 ):
     settings = Config(output=str(tmp_path))
     monkeypatch.setenv("LAUNCH_ID", "ours")
-    with run_folder.take_folder(settings, None):
+    with run_folder.taken_folder(settings, None):
         folder = settings.checkpoint_folder
         trained.save(folder, 6, launch="ours", config=to_dict(settings))
     assert resume.choose(settings, "none", force=False) is None

@@ -13,6 +13,7 @@ import pytest
 from mxnet.gluon import nn
 
 from trainer import checkpoint
+from trainer.checkpoint import saver as saver_module
 from trainer.checkpoint.saver import Saver
 from trainer.config import Config, Optimizer
 from trainer.data.loader import Batch
@@ -143,6 +144,20 @@ def test_polling_does_not_wait_and_reports_a_failure(tmp_path, held):
     assert told == []
     saver.poll()
     assert len(told) == 1 and "step-00000001 could not be written" in told[0]
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_slow_save_is_progress_and_one_that_hangs_is_none(tmp_path, held, monkeypatch, hangs):
+    beats = []
+    if hangs:
+        monkeypatch.setattr(saver_module, "HANGS_AFTER", 0.0)
+    saver = Saver(tmp_path, 1, pytest.fail, beat=lambda: beats.append(None))
+    assert saver.ends_soon() and not beats
+    saver.begin(Run().snapshot(1))
+    assert held.wait() and not saver.ends_soon()
+    assert len(beats) == (0 if hangs else 1)
+    held.release()
+    assert saver.wait() is None and saver.ends_soon()
 
 
 def test_an_unexpected_error_is_raised_unchanged(tmp_path):

@@ -239,6 +239,23 @@ def test_arguments_that_hold_themselves_are_refused(tmp_path):
         load(str(path))
 
 
+@pytest.mark.parametrize("level", ["[{}]", "{{<<: [{}]}}"])
+def test_a_small_file_cannot_stand_for_a_million_values(tmp_path, level):
+    """Six times ten of what was before: a page of YAML would fill the memory."""
+    lines = ["a0: &a0 {k: x}"]
+    lines += [f"a{n + 1}: &a{n + 1} {level.format(', '.join([f'*a{n}'] * 10))}" for n in range(6)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="stands for more than 100,000 values"):
+        load(str(path))
+
+
+def test_aliases_are_read(tmp_path):
+    path = tmp_path / "aliases.yaml"
+    path.write_text("model: {arguments: {a: &a [1, 2], b: *a}}")
+    assert load(str(path)).model.arguments == {"a": [1, 2], "b": [1, 2]}
+
+
 def test_empty_file_and_empty_sections_are_defaults(tmp_path):
     path = tmp_path / "empty.yaml"
     path.write_text("")

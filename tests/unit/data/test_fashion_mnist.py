@@ -19,7 +19,6 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import filelock
 import numpy as np
 import pytest
 from hypothesis import given
@@ -29,6 +28,7 @@ from trainer.data import download, fashion_mnist
 from trainer.data.fashion_mnist import SAMPLE_FOLDER, find_or_download, load
 from trainer.data.idx_file import DataError
 from trainer.data.idx_folder import FILES
+from trainer.dist import file_lock
 
 NAMES = [name for names in FILES.values() for name in names]
 UNREACHABLE = "http://127.0.0.1:9/"
@@ -234,6 +234,39 @@ def test_no_truncation_goes_unnoticed(tmp_path_factory, length):
         load("train", str(folder), dataset="idx")
 
 
+READ = """
+import resource, sys
+from pathlib import Path
+from trainer.data import idx_file
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    idx_file.read(Path(sys.argv[1]), "images")
+except idx_file.DataError as error:
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        (1, "truncated or corrupt: more than 784 bytes of images, expected 1 x 28 x 28"),
+        (2_000_000, r"says 2000000 x 28 x 28, \d+ MiB of \d+ KiB: at most 1024 MiB, or 100 times"),
+        (2**32 - 1, "at most 1024 MiB, or 100 times"),
+    ],
+)
+def test_a_small_file_cannot_fill_the_memory(tmp_path, images, says):
+    """Of 300 MB of zeros in 300 KB, whatever its header says."""
+    path = tmp_path / "bomb.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(struct.pack(">4B3I", 0, 0, 8, 3, images, 28, 28))
+        for _ in range(300):
+            file.write(bytes(10**6))
+    command = [sys.executable, "-c", READ, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    mebibytes, told = done.stdout.split(" ", 1)
+    assert re.search(says, told) and int(mebibytes) < 100
+
+
 def test_idx_refuses_unequal_counts(tmp_path):
     write_set(tmp_path, np.zeros((3, 5, 7)), np.zeros(2))
     with pytest.raises(DataError, match=r"images-idx3-ubyte holds 3 images, but .* 2 labels"):
@@ -399,7 +432,7 @@ def test_one_process_of_a_node_downloads(places, serve):
 def test_waiting_for_the_lock_ends(places, monkeypatch):
     monkeypatch.setattr(download, "LOCK_SECONDS", 0.1)
     places.cache.mkdir(parents=True)
-    with filelock.FileLock(str(places.cache / ".lock")), pytest.raises(
+    with file_lock.held(places.cache / ".lock"), pytest.raises(
         DataError, match="another process has been downloading into"
     ):
         load("train")

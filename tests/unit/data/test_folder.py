@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -300,6 +301,20 @@ def test_a_record_cut_short_is_named(tmp_path):
     with pytest.raises(BadSampleError, match=r"record 1 of .*train\.rec is cut short: the file"):
         source.read(1)
     assert len(source.digests()["images"]) == 32
+
+
+def test_a_record_is_not_given_the_memory_that_it_claims(tmp_path, monkeypatch):
+    path = tmp_path / "train.rec"
+    make_records(path, [(0.0, b"x")])
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<I", content, 4, (1 << 29) - 1)
+    path.write_bytes(content)
+    read, asked = os.pread, []
+    monkeypatch.setattr(os, "pread", lambda *words: asked.append(words[1]) or read(*words))
+    source = source_of(tmp_path)
+    with pytest.raises(BadSampleError, match="is cut short"):
+        source.read(0)
+    assert sum(asked) <= len(content)
 
 
 @pytest.mark.parametrize("text", ["", "0\t0\n1\n", "zero\tone\n", "0\t-5\n", "0 0 1 2\n"])

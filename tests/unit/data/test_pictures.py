@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import zlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.unit.data.pictures import encoded, smooth
 from trainer.config import Data
+from trainer.data.idx_file import DataError
 from trainer.data.pictures import crop, decode
 from trainer.data.pictures.decode import UnreadableError
+from trainer.inference import images
 
 PIXELS = smooth(40, 60)
 GREY = np.asarray(Image.fromarray(PIXELS).convert("L"))
@@ -90,6 +97,7 @@ def test_parts_are_never_smaller_than_needed():
     assert decode.part_for(decode.header(encoded(PIXELS, "PNG")), 9) == 1
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP"])
 def test_a_file_cut_short_anywhere_is_refused_in_one_line(kind):
     content = encoded(PIXELS, kind)
@@ -106,6 +114,65 @@ def test_what_is_no_picture_is_refused():
     with pytest.raises(UnreadableError, match="mode F"):
         content = encoded(GREY.astype(np.float32), "TIFF")
         decode.decode(content, decode.header(content), 3)
+
+
+# ---------------------------------------------------------------- what strangers send
+
+
+def with_size(content: bytes, width: int, height: int) -> bytes:
+    """The small GIF, JPEG, PNG or BMP ``content`` with another size in its header."""
+    if content[:2] == b"\xff\xd8":
+        place = content.index(b"\xff\xc0") + 5
+        return content[:place] + struct.pack(">HH", height, width) + content[place + 4 :]
+    if content[:4] == b"GIF8":
+        size = struct.pack("<HH", width, height)
+        frame = content.index(b"\x2c\0\0\0\0") + 5
+        return content[:6] + size + content[10:frame] + size + content[frame + 4 :]
+    if content[:2] == b"BM":
+        return content[:18] + struct.pack("<II", width, height) + content[26:]
+    chunk = b"IHDR" + struct.pack(">II", width, height) + content[24:29]
+    return content[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[33:]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP"])
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+@pytest.mark.parametrize(("width", "height"), [(12_300, 12_300), (50_000, 50_000)])
+def test_pictures_of_too_many_pixels_are_refused_by_their_headers(
+    kind: str, mode: str, width: int, height: int, tmp_path: Path
+) -> None:
+    image = Image.fromarray(PIXELS).convert("RGB" if kind == "JPEG" else mode)
+    content = with_size(encoded(image, kind), width, height)
+    with pytest.raises(
+        UnreadableError, match=r"more than .*150 million .*make it smaller"
+    ) as error:
+        decode.header(content)
+    assert "\n" not in str(error.value)
+    (tmp_path / "huge").write_bytes(content)
+    with pytest.raises(DataError, match="150 million"):
+        images.read([str(tmp_path / "huge")], (28, 28))
+
+
+def test_photographs_of_a_hundred_megapixels_are_not() -> None:
+    content = with_size(encoded(PIXELS, "PNG"), 12_000, 9_000)
+    assert decode.header(content).width == 12_000
+
+
+def test_no_program_is_run_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow has PostScript drawn by Ghostscript, whatever the file is called."""
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    content = encoded(PIXELS, "EPS")
+    with pytest.raises(UnreadableError, match="no picture"):
+        decode.decode(content, decode.header(content), 3)
+    (tmp_path / "photo.png").write_bytes(content)
+    with pytest.raises(DataError, match="neither an image"):
+        images.read([str(tmp_path / "photo.png")], (28, 28))
+    assert not (tmp_path / "ran").exists()
 
 
 # ---------------------------------------------------------------- parts

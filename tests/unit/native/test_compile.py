@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import ctypes
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,49 @@ def test_without_a_place_to_write_it_says_so(
     assert compile.load(LIBRARY, "it is done in Python", speaks=True) is None
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("it is done in Python, which is slower: ") and str(fresh) in said
+
+
+PLANTED = '__attribute__((constructor)) void run() { mkdir("RAN", 0700); }'
+
+
+@pytest.fixture
+def planted(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where loading what lies in the cache under the library's name would make a folder."""
+    fresh.mkdir(mode=0o700)
+    source = tmp_path / "planted.cc"
+    source.write_text("#include <sys/stat.h>\n" + PLANTED.replace("RAN", str(tmp_path / "ran")))
+    path = fresh / compile._file_name(LIBRARY)
+    subprocess.run(["g++", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
+    return tmp_path / "ran"
+
+
+@pytest.mark.parametrize("whose", ["another's folder", "everybody's folder", "another's file"])
+def test_a_library_that_others_may_have_planted_is_not_loaded(
+    whose: str,
+    planted: Path,
+    fresh: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (library,) = fresh.iterdir()
+    if whose == "everybody's folder":
+        fresh.chmod(0o777)
+    elif os.geteuid() == 0:
+        os.chown(library if "file" in whose else fresh, 12345, 12345)
+    else:
+        other = os.geteuid() + 1
+        monkeypatch.setattr(os, "geteuid", lambda: other)
+    assert compile.load(LIBRARY, "it is done in Python", speaks=True) is None
+    assert not planted.exists()
+    (said,) = capsys.readouterr().err.splitlines()
+    assert str(fresh) in said and ("another user" in said or "chmod go-w" in said)
+
+
+def test_the_cache_is_the_users_alone(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["-O0" if flag == "-O3" else flag for flag in compile._FLAGS]
+    monkeypatch.setattr(compile, "_FLAGS", flags)
+    assert compile.load(LIBRARY, "it is done in Python", speaks=True) is not None
+    assert fresh.stat().st_mode & 0o777 == 0o700
 
 
 def test_two_may_compile_at_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:

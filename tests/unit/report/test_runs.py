@@ -157,3 +157,18 @@ def test_a_damaged_config_is_reported_in_one_line(tmp_path, content):
     with pytest.raises(result.RunsError, match="config.yaml") as raised:
         runs.compare(tmp_path, tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def test_names_and_values_of_strangers_control_no_table(tmp_path: Path) -> None:
+    """Nor are they taken for the markup or the lines of one."""
+    name = "\x1b]0;owned\x07[red]x[bold] :smile:\nfake"
+    shown = "\\x1b]0;owned\\x07[red]x[bold] :smile:\\nfake"
+    make(tmp_path / name, Config(output="a\x1b[8m"), **{**DONE, "state": "do\x1b[8mne\n[b]"})
+    make(tmp_path / "other", Config(name="b"), **DONE)
+    done = CliRunner().invoke(main, ["runs", str(tmp_path)], catch_exceptions=False)
+    lines = done.output.splitlines()
+    assert len(lines) == 3 and "\x1b" not in done.output
+    assert any(shown in line and "do\\x1b[8mne\\n[b]" in line for line in lines)
+    words = ["compare", str(tmp_path / name), str(tmp_path / "other")]
+    done = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert "\x1b" not in done.output and "a\\x1b[8m" in done.output

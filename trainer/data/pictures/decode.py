@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import struct
+import warnings
 from typing import Any, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -22,6 +24,22 @@ _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 _ORIENTATION = 0x0112  # the tag in Exif
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "La", "RGBa", "LAB", "HSV")
 _SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+# Those of Pillow's that are decoded. EPS is not among them: it runs Ghostscript.
+_KINDS = (
+    "BMP",
+    "DIB",
+    "GIF",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "PNG",
+    "PPM",
+    "PSD",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)
+_MOST_MILLIONS = 150  # of pixels: half a gigabyte; no common camera makes more
 _PARTS = {1: 0, 2: 16, 4: 32, 8: 64}  # of IMREAD_REDUCED_GRAYSCALE_2 and so on
 
 
@@ -62,6 +80,7 @@ def header(content: bytes) -> Header:
     except (struct.error, IndexError):
         pass  # cut short: Pillow says how
     if found is not None:
+        _check_size(found.width, found.height)
         return found
     image = _opened(content)
     width, height = image.size
@@ -143,14 +162,47 @@ def _by_pillow(content: bytes, mode: str) -> np.ndarray:
         raise UnreadableError(f"it cannot be decoded: {_one_line(error)}") from None
 
 
-def _opened(content: bytes) -> Any:
+def opened(file: Any) -> Any:
+    """The picture in a file, or at a path, by Pillow, not decoded yet.
+
+    Raises:
+        UnreadableError: it has too many pixels.
+        Exception: Pillow's, where it is no picture.
+    """
+    pillow = _pillow()
+    try:
+        image = pillow.open(file, formats=_KINDS)
+    except pillow.DecompressionBombError:  # twice the size of which Pillow warns
+        _check_size()
+    _check_size(*image.size)
+    return image
+
+
+@functools.lru_cache(maxsize=1)
+def _pillow() -> Any:
     from PIL import Image
 
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # see opened()
+    return Image
+
+
+def _check_size(width: float = math.inf, height: float = math.inf) -> None:
+    if width * height > _MOST_MILLIONS * 1e6:
+        size = f" ({width} x {height})" if width < math.inf else ""
+        raise UnreadableError(
+            f"it has more than the {_MOST_MILLIONS} million pixels that are decoded{size}; make it "
+            "smaller"
+        )
+
+
+def _opened(content: bytes) -> Any:
     if not content:
         raise UnreadableError("it is empty")
     try:
-        return Image.open(io.BytesIO(content))
-    except Image.UnidentifiedImageError:
+        return opened(io.BytesIO(content))
+    except UnreadableError:
+        raise
+    except _pillow().UnidentifiedImageError:
         raise UnreadableError("it is no picture that Pillow knows") from None
     except Exception as error:
         raise UnreadableError(f"it cannot be decoded: {_one_line(error)}") from None

@@ -129,7 +129,8 @@ class RecordSource(Pictures):
 
     def _bytes(self, index: int, file: _File, position: int, count: int) -> bytes:
         try:
-            content = os.pread(file.descriptor, count, position)
+            left = max(0, file.size - position)
+            content = os.pread(file.descriptor, min(count, left), position)
         except OSError as error:
             raise BadSampleError(f"{self.name(index)} cannot be read: {error.strerror}") from None
         if len(content) < count:

@@ -1,7 +1,11 @@
 """The rendezvous store: its token, waiting for late ranks, strangers, shutdown."""
 
+import contextlib
+import http.client
+import http.server
 import socket
 import threading
+import time
 
 import pytest
 
@@ -78,6 +82,87 @@ def test_other_protocols_do_no_harm(store, noise, capfd):
 def test_a_silent_stranger_keeps_nobody_waiting(store):
     with socket.create_connection(("127.0.0.1", store.endpoint.port)):
         assert store.get("global", "0") == (404, b"")
+
+
+def watching(store):
+    return store.endpoint.request("GET", ALIVE, "1", timeout=None)
+
+
+def closed(connection, seconds=10):
+    """Whether the other end closes the connection in time."""
+    connection.settimeout(seconds)
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+    except OSError:
+        return False
+
+
+def test_of_many_silent_strangers_the_first_are_turned_out(store, monkeypatch):
+    monkeypatch.setattr(rendezvous, "MOST_SILENT", 4)
+    place = (store.endpoint.address, store.endpoint.port)
+    with contextlib.ExitStack() as stack:
+        watch, _ = in_background(watching, store)  # has shown the token, so it stays
+        silent = [stack.enter_context(socket.create_connection(place)) for _ in range(12)]
+        assert all(closed(stranger) for stranger in silent[:8])
+        assert not closed(silent[-1], 0.1)
+        assert store.put("global", "0", b"x") == (200, b"")
+        assert watch.is_alive()
+
+
+def test_a_stranger_who_never_ends_a_request_is_turned_out(store, monkeypatch):
+    monkeypatch.setattr(rendezvous, "SECONDS_TO_SPEAK", 0.5)
+    with socket.create_connection((store.endpoint.address, store.endpoint.port)) as stranger:
+
+        def speak():
+            with contextlib.suppress(OSError):
+                while True:
+                    stranger.sendall(b"G")
+                    time.sleep(0.05)
+
+        threading.Thread(target=speak, daemon=True).start()
+        assert closed(stranger)
+
+
+def test_a_rank_is_watched_for_longer_than_a_request_may_take(store, monkeypatch):
+    monkeypatch.setattr(rendezvous._Handler, "timeout", 0.2)
+    watch, answers = in_background(watching, store)
+    watch.join(1)
+    assert watch.is_alive() and not answers
+
+
+class Relay(http.server.BaseHTTPRequestHandler):
+    """A store of somebody who knows no token, and passes all that is asked on to the real one."""
+
+    def do_GET(self):
+        self.server.heard.append(self.path)
+        status, body = self.server.real(self.path)
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_store_that_does_not_know_the_token_never_hears_it(store):
+    def real(path):
+        connection = http.client.HTTPConnection("127.0.0.1", store.endpoint.port)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Relay) as server:
+        server.heard, server.real = [], real
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        asked = Endpoint("127.0.0.1", server.server_address[1], "token")
+        assert not asked.knows_token(timeout=5)
+        server.shutdown()
+    assert server.heard and not any("token" in path for path in server.heard)
+    assert store.endpoint.knows_token(timeout=5)
+    assert not Endpoint("127.0.0.1", store.endpoint.port, "other").knows_token(timeout=5)
+    assert store.said == []
 
 
 @pytest.mark.parametrize(("scope", "key"), [(CHECK_IN, "{}"), ("global", "rank_{}")])

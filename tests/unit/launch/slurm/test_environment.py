@@ -101,19 +101,18 @@ def test_variables_of_several_jobs_are_told_apart(name, value):
         facts_from_slurm({**task_environment([2, 1], 0, 1, 1), name: value})
 
 
-def test_steps_and_restarts_differ_in_ports_and_token():
-    first = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
-    others = [
-        {**first, "SLURM_STEP_ID": "1"},
-        {**first, "SLURM_JOB_ID": "8"},
-        {**first, "SLURM_RESTART_COUNT": "1"},
-    ]
-    ports = rendezvous_ports(first)
-    assert len(set(ports)) == PORT_TRIES
-    assert set(ports) <= set(PORT_RANGE)
-    assert rendezvous_ports(dict(first)) == ports
-    assert all(rendezvous_ports(other) != ports for other in others)
-    assert len({step_token(env) for env in [first, *others]}) == 4
+FIRST = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
+
+
+def test_steps_restarts_and_users_differ_in_ports_and_token():
+    others = [{"SLURM_STEP_ID": "1"}, {"SLURM_JOB_ID": "8"}, {"SLURM_RESTART_COUNT": "1"}]
+    tokens = [step_token({**FIRST, **other}, lambda: b"secret") for other in [{}, *others]]
+    tokens.append(step_token(FIRST, lambda: b"another's"))
+    assert len(set(tokens)) == 5
+    ports = [rendezvous_ports(token) for token in tokens]
+    assert len({tuple(of_step) for of_step in ports}) == 5
+    assert ports[0] == rendezvous_ports(tokens[0])
+    assert len(set(ports[0])) == PORT_TRIES and set(ports[0]) <= set(PORT_RANGE)
 
 
 def test_a_requeued_step_is_of_the_same_launch():
@@ -124,4 +123,7 @@ def test_a_requeued_step_is_of_the_same_launch():
 
 
 def test_a_job_scripts_secret_token_wins():
-    assert step_token({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "LAUNCH_TOKEN": "s"}) == "s"
+    def secret():
+        raise AssertionError("not needed")
+
+    assert step_token({**FIRST, "LAUNCH_TOKEN": "s"}, secret) == "s"

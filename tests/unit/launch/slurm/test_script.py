@@ -11,6 +11,7 @@ import pytest
 
 from launch.__main__ import main
 from launch.slurm.script import JobOptions, job_options, read_site, render
+from launch.slurm.submit import check_followable
 
 GOLDEN = Path(__file__).with_name("golden")
 ROOT = Path(__file__).parents[4]
@@ -48,6 +49,29 @@ def test_script_is_the_golden_one(name):
         golden.write_text(script)
     assert script == golden.read_text()
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.parametrize("name", ["x\n#SBATCH --uid=0", "x\ntouch ran\n", "x\x1b[8m", "x\udcff"])
+def test_no_folders_name_becomes_a_line_of_the_script(name):
+    with pytest.raises(ValueError, match="working folder is .*printable"):
+        render(JobOptions(), ["true"], Path("/home/me") / name, "python", [])
+    with pytest.raises(ValueError, match="Python is .*printable"):
+        render(JobOptions(), ["true"], Path("/home/me"), f"/opt/{name}/python", [])
+
+
+@pytest.mark.parametrize("runtime", ["apptainer", "pyxis"])
+@pytest.mark.parametrize("name", ["x:/etc", "x,/home:/mnt"])
+def test_nor_a_mount_of_a_container(name, runtime):
+    options = JobOptions(container="x.sif", container_runtime=runtime)
+    with pytest.raises(ValueError, match="mounted .* without : and ,"):
+        render(options, ["true"], Path("/home/me") / name, "python", [])
+    assert name in render(JobOptions(), ["true"], Path("/home/me") / name, "python", [])
+
+
+def test_a_word_of_the_command_is_no_option_of_the_job(tmp_path):
+    """Slurm takes options from the lines before the first command alone."""
+    script = render(JobOptions(), ["echo", "x\n#SBATCH --array=1-9"], tmp_path, "python", [])
+    check_followable(script)
 
 
 def test_words_survive_the_shell(tmp_path):
