@@ -215,6 +215,7 @@ LEAST_OF_MAKE = {
     "test": 'ARGS="-n 0 tests/unit/data/test_sharding.py"',
     "chaos": "TRIALS=1",
     "bench": 'ARGS="--only first_step --rounds 1"',
+    "prove-gpu": "ARGS=--help",  # all of it takes root, 4 GB and 20 minutes
     "setup": "",
 }
 
@@ -232,6 +233,7 @@ def test_make_does_what_it_says(line: str, copy: Path) -> None:
         "test": r"\d+ passed",
         "chaos": r"trials: 1\n",
         "bench": r"first_step, round 1, Horovod \+ Gluon: {.*'first_step': ",
+        "prove-gpu": r"usage: prove_gpu\.py",
         "setup": r"^(make.*\n)*$",  # nothing but make's own words
     }
     assert re.search(written[goal], said), said
