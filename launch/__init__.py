@@ -20,15 +20,7 @@ def __getattr__(name: str) -> Any:
 
         return run
     if name == "__version__":
-        return _version()
+        from .core import streams
+
+        return streams.version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _version() -> str:
-    """The version that pip installed, which is pyproject.toml's."""
-    from importlib import metadata  # late: it takes a tenth of a second
-
-    try:
-        return metadata.version("gluon-horovod-trainer")
-    except metadata.PackageNotFoundError:  # a folder on PYTHONPATH
-        return "0+unknown"

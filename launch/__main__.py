@@ -15,9 +15,8 @@ from typing import Any, List, Optional, Sequence, Tuple
 import launch
 
 from .core import streams
-from .core.process import say
-from .doctor.commands import add_doctor
 from .local.commands import add_elastic_rank, add_local
+from .options import Parser
 from .slurm.commands import add_slurm, add_slurm_job, add_slurm_rank
 
 _LIMITS = {
@@ -49,19 +48,17 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         streams.check_current_folder()
         return int(args.run(args, command))
     except ModuleNotFoundError as error:
-        say(f"{error}; or type `make setup` in a clone and use .venv/bin/python")
-        return 2
+        wrong = f"{error}; or type `make setup` in a clone and use .venv/bin/python"
     except OSError as error:
-        say(f"{error}{_LIMITS.get(error.errno or 0, '')}")
-        return 2
+        wrong = f"{error}{_LIMITS.get(error.errno or 0, '')}"
     except RuntimeError as error:
         if str(error) != "can't start new thread":
             raise
-        say(f"{error}{_LIMITS[errno.EAGAIN]}")
-        return 2
+        wrong = f"{error}{_LIMITS[errno.EAGAIN]}"
     except ValueError as error:
-        say(str(error))
-        return 2
+        wrong = str(error)
+    streams.print_error(wrong)
+    return streams.USER_ERROR
 
 
 def _split_command(arguments: List[str]) -> Tuple[List[str], List[str]]:
@@ -81,18 +78,29 @@ class _ShowVersion(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m launch", description="Run any command as the ranks of one Horovod job."
     )
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", title="actions")
     add_local(actions)
     add_elastic_rank(actions)
     add_slurm(actions)
     add_slurm_rank(actions)
     add_slurm_job(actions)
-    add_doctor(actions)
+    doctor = actions.add_parser(
+        "doctor",
+        help="check whether this machine can train, and how to fix it if not",
+        usage="[srun --ntasks-per-node=1] python -m launch doctor",
+    )
+    doctor.set_defaults(run=_run_doctor, needs_command=False)
     return parser
+
+
+def _run_doctor(args: argparse.Namespace, command: List[str]) -> int:
+    from .doctor.doctor import examine
+
+    return examine()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import functools
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
@@ -150,9 +150,11 @@ def steps(gpu: bool, dev: bool, version: Tuple[int, int]) -> List[Step]:
     others = [pin for pin in pins if pin != horovod and pin not in tools]
     dev_pins = read_pins("requirements-export.txt") + read_pins("requirements-dev.txt")
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    sources = sorted((ROOT / "trainer" / "native").glob("*.[ch]*"))
-    native = [path.read_text(encoding="utf-8") for path in sources]
-    key = functools.partial(digest, str(version))
+    places = sorted((ROOT / "trainer" / "native").glob("*.[ch]*"))
+    sources = [path.read_text(encoding="utf-8") for path in places]
+
+    def key(*parts: str) -> str:
+        return hashlib.sha256("\n".join((str(version), *parts)).encode()).hexdigest()
 
     def install_packages() -> None:
         pip_install(*tools)
@@ -162,32 +164,17 @@ def steps(gpu: bool, dev: bool, version: Tuple[int, int]) -> List[Step]:
         if failure:
             raise SetupError(f"MXNet is installed but does not load: {failure} (log: {LOG})")
 
+    label = f"building Horovod with MXNet and {'NCCL' if gpu else 'Gloo'} (minutes on 2 cores)"
+    build = key(horovod, mxnet, *HOROVOD_BUILD), partial(build_horovod, horovod, gpu)
+    project = key(pyproject), partial(pip_install, "-e", str(ROOT))
+    native = key(mxnet, *sources), compile_native
+    of_dev = key(*dev_pins), partial(pip_install, *dev_pins)
     result = [
         Step("packages", "installing the pinned packages", key(*tools, *others), install_packages),
-        Step(
-            "horovod",
-            f"building Horovod with MXNet and {'NCCL' if gpu else 'Gloo'} (minutes on 2 cores)",
-            key(horovod, mxnet, *HOROVOD_BUILD),
-            lambda: build_horovod(horovod, gpu),
-        ),
-        Step(
-            "project",
-            "installing this project into .venv, editable",
-            key(pyproject),
-            lambda: pip_install("-e", str(ROOT)),
-        ),
-        Step(
-            "native",
-            "compiling the C++ of batch norm and updates",
-            key(mxnet, *native),
-            compile_native,
-        ),
-        Step(
-            "dev",
-            "installing the packages of tests and lint",
-            key(*dev_pins),
-            lambda: pip_install(*dev_pins),
-        ),
+        Step("horovod", label, *build),
+        Step("project", "installing this project into .venv, editable", *project),
+        Step("native", "compiling the C++ of batch norm and updates", *native),
+        Step("dev", "installing the packages of tests and lint", *of_dev),
     ]
     return result if dev else result[:-1]
 
@@ -210,6 +197,11 @@ def make_venv(gpu: bool) -> Tuple[int, int]:
         raise SetupError(
             f"this is {sys.platform} on {platform.machine()}, and MXNet 1.9.1 is built for Linux on"
             " x86_64 alone: use such a machine or container"
+        )
+    if VENV.is_symlink():  # it would be emptied where it is, for whoever else uses it
+        raise SetupError(
+            f"{VENV} is a link to {VENV.resolve()}, and an environment serves one folder, the path"
+            " in its scripts: remove the link"
         )
     if PYTHON.exists() and not read_stamp():
         raise SetupError(
@@ -370,13 +362,8 @@ def find_data() -> None:
     if isinstance(known, str) and len(list(Path(known).glob("*-ubyte*"))) >= 4:
         return
     say("looking for Fashion-MNIST")
-    search = functools.partial(
-        subprocess.run,
-        [str(PYTHON), "-m", "trainer.data.fashion_mnist"],
-        cwd=str(ROOT),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command = [str(PYTHON), "-m", "trainer.data.fashion_mnist"]
+    search = partial(subprocess.run, command, cwd=str(ROOT), stdout=subprocess.PIPE, text=True)
     done = search()
     if done.returncode and can_apt_get():
         say(f"no mirror can be reached: installing Debian's package {DATA_PACKAGE}")
@@ -469,11 +456,6 @@ def read_pins(name: str) -> List[str]:
     """Return the lines of a requirement file without comments, sorted."""
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     return sorted(filter(None, (line.split("#")[0].strip() for line in lines)))
-
-
-def digest(*parts: str) -> str:
-    """Return the SHA-256 of the parts, in hexadecimal."""
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def read_stamp() -> Dict[str, object]:

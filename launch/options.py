@@ -4,36 +4,55 @@ from __future__ import annotations
 
 import argparse
 import re
+from typing import Any, Callable, NoReturn
+
+from .core.streams import USER_ERROR, print_error
+
+
+class _Help(argparse.HelpFormatter):
+    """As `python -m trainer --help` looks, which click makes."""
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
+        super().add_usage(usage, actions, groups, prefix or "Usage: ")
+
+    def start_section(self, heading: Any) -> None:
+        super().start_section(heading and heading.capitalize())
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose help and errors look like those of `python -m trainer`."""
+
+    def __init__(self, **options: Any):
+        super().__init__(formatter_class=_Help, **options)
+
+    def error(self, message: str) -> NoReturn:
+        print_error(message)
+        raise SystemExit(USER_ERROR)
 
 
 def add_start_timeout(parser: argparse.ArgumentParser) -> None:
     """Add --start-timeout, in seconds."""
-    parser.add_argument(
-        "--start-timeout",
-        type=seconds,
-        default=600.0,
-        metavar="SECONDS",
-        help="how long ranks wait for the last one to arrive (default 600)",
-    )
+    add_seconds(parser, "--start-timeout", 600, "how long ranks wait for the last one to arrive")
 
 
-def positive(text: str) -> int:
-    """The type of an option that is a whole number from 1."""
-    return _whole_number(text, 1)
+def add_seconds(parser: Any, name: str, default: int, meaning: str) -> None:
+    """Add an option that is a duration in seconds."""
+    how = f"{meaning} (default {default})"
+    parser.add_argument(name, type=_seconds, default=float(default), metavar="SECONDS", help=how)
 
 
-def natural(text: str) -> int:
-    """The type of an option that is a whole number from 0."""
-    return _whole_number(text, 0)
+def whole_number(least: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number, of `least` or more."""
+
+    def convert(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,4}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to 9999")
+        return int(text)
+
+    return convert
 
 
-def _whole_number(text: str, least: int) -> int:
-    if not re.fullmatch("[0-9]{1,4}", text) or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to 9999")
-    return int(text)
-
-
-def seconds(text: str) -> float:
+def _seconds(text: str) -> float:
     """The type of an option that is a duration in seconds."""
     if not re.fullmatch(r"[0-9]{1,7}(\.[0-9]+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, such as 10 or 0.5")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Dict, Iterable, List, Optional, Set
+from typing import Dict, Iterable, List, Set
 
 CHECK_IN = "check_in"  # scope of launch's own check-in, before the command starts
 HELD_KEYS = {CHECK_IN: "{rank}", "global": "rank_{rank}"}
@@ -37,9 +37,8 @@ class Arrivals:
     def missing(self, scope: str) -> List[int]:
         return sorted(set(range(self._world_size)) - self._arrived[scope])
 
-    def overdue(self, scope: str, seconds: Optional[float] = None) -> bool:
-        """Whether some ranks are waiting in `scope` after so many seconds (None: the timeout)."""
-        seconds = self._timeout if seconds is None else seconds
+    def overdue(self, scope: str, seconds: float) -> bool:
+        """Whether some ranks are waiting in `scope` after so many seconds."""
         with self._changed:
             some = 0 < len(self._arrived[scope]) < self._world_size
             return some and time.monotonic() > self._start + seconds
@@ -83,16 +82,15 @@ class Arrivals:
                 lambda: self._closed or not self.missing(scope) or self.absent(), remaining
             )
             if self.missing(scope):
-                raise MissingRanksError(self.absent() or self.explain(scope))
+                raise MissingRanksError(self.absent() or self.explain(scope, self._timeout))
 
-    def explain(self, scope: str, seconds: Optional[float] = None) -> str:
-        """Which ranks have not arrived after so many seconds (None: the timeout)."""
+    def explain(self, scope: str, seconds: float) -> str:
+        """Which ranks have not arrived after so many seconds."""
         done = "checked in" if scope == CHECK_IN else "called hvd.init()"
         missing = self.missing(scope)
-        within = self._timeout if seconds is None else seconds
         return (
             f"{self._world_size - len(missing)} of {self._world_size} ranks {done} within "
-            f"{within:g} s; missing: {ranks_text(missing)}"
+            f"{seconds:g} s; missing: {ranks_text(missing)}"
         )
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import queue
-import re
 import signal
 import time
 from types import FrameType
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
-from .blame import first_cause
-from .process import describe_exit, say, shell_exit_code
+from .arrivals import ranks_text
+from .process import describe_exit, first_cause, found_no_peer, say, shell_exit_code
 from .rank_process import RankProcess
-from .ranks import EXIT_SAVED
+from .ranks import EXIT_SAVED, count_of
 
 SETTLE_SECONDS = 3.0
 """Time for the rank at fault to exit, if the first to fail shows no cause, before all are ended."""
@@ -45,17 +44,6 @@ def report_failure(failure: Failure, then: str = "all other ranks have been ende
     say(f"rank {failure.rank} {failure.cause}; {then}")
 
 
-def _gloo_timeout() -> float:
-    """How long ranks wait for a peer that fell silent, in seconds."""
-    given = os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", "30")
-    if not re.fullmatch("[0-9]{1,7}", given):
-        raise ValueError(
-            f"HOROVOD_GLOO_TIMEOUT_SECONDS is {given!r}; it must be a whole number of seconds, "
-            "such as 30: correct it, or `unset HOROVOD_GLOO_TIMEOUT_SECONDS`"
-        )
-    return float(given)
-
-
 class Outcome(NamedTuple):
     """How the ranks of one start ended."""
 
@@ -63,6 +51,7 @@ class Outcome(NamedTuple):
     failure: Optional[Failure] = None
     terminated: bool = False  # by ctrl-C or a signal to the launcher
     outdated: bool = False  # ended because the number of ranks should change
+    unconnected: bool = False  # a rank that failed could not connect to one that was there
 
 
 class Job:
@@ -80,7 +69,8 @@ class Job:
         self._events = events
         self._kill_after = kill_after
         self._outdated = outdated
-        self._stop_limit = _gloo_timeout()
+        # How long ranks wait for a peer that fell silent, in seconds.
+        self._stop_limit = float(count_of(os.environ, "HOROVOD_GLOO_TIMEOUT_SECONDS", 30))
         self._failed: List[RankProcess] = []  # in the order of their ends
         self._unresponsive: List[RankProcess] = []
         self._stopped_since: Dict[RankProcess, float] = {}
@@ -168,7 +158,7 @@ class Job:
             for rank in self.ranks:
                 rank.signal(signum)
         elif self._interrupted:
-            self.kill()
+            self._kill_the_rest()
         else:
             self._interrupted = True
             say(
@@ -184,28 +174,28 @@ class Job:
         self._after(self._kill_after, self._kill_the_rest)
 
     def _kill_the_rest(self) -> None:
-        self._unresponsive += self._running()
+        late = self._running()
+        if late and not self._failed:  # a failure's report says it
+            say(
+                f"{ranks_text(rank.rank for rank in late)} had not ended and got SIGKILL: what "
+                "was not saved by then is lost (--kill-after gives ranks longer)"
+            )
+        self._unresponsive += late
         self.kill()
 
     def _outcome(self) -> Outcome:
         terminated = self._interrupted or self._warned
         if self._interrupted:
             return Outcome(128 + signal.SIGINT, terminated=terminated)
-        rank = self._first_cause()
+        without_cause = [rank for rank in self._failed if rank.lacks_cause()]
+        unresponsive = self._unresponsive if self._failed else []
+        rank = first_cause(self._failed, without_cause, unresponsive)
         if rank is None:
             code = max(shell_exit_code(rank.process.returncode) for rank in self.ranks)
             return Outcome(code, terminated=terminated, outdated=self._resizing)
         code = shell_exit_code(rank.process.returncode) or 1  # an absent rank may end with 0
-        return Outcome(code, self._failure(rank), terminated)
-
-    def _first_cause(self) -> Optional[RankProcess]:
-        without_cause = [rank.rank for rank in self._failed if rank.lacks_cause()]
-        number = first_cause(
-            [rank.rank for rank in self._failed],
-            without_cause,
-            [rank.rank for rank in self._unresponsive] if self._failed else [],
-        )
-        return next((rank for rank in self.ranks if rank.rank == number), None)
+        unconnected = any(found_no_peer(failed.last_lines()) for failed in self._failed)
+        return Outcome(code, self._failure(rank), terminated, unconnected=unconnected)
 
     def _failure(self, rank: RankProcess) -> Failure:
         if rank in self._absent:

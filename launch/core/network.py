@@ -1,7 +1,10 @@
 """Addresses: of this machine on the route to another host, and of a job's store.
 
 By default Gloo uses the address to which the host's own name resolves; with Debian's
-`127.0.1.1 <host>` line in /etc/hosts no other host can reach that.
+`127.0.1.1 <host>` line in /etc/hosts no other host can reach that. Horovod 0.28.1 honours
+HOROVOD_GLOO_IFACE only for the first connections of `hvd.init()`, not for those of process sets
+(the global one included). A host name may be an address, so a rank can be given one that resolves
+correctly, in its own UTS namespace, without affecting the host.
 
 Horovod's client does not support tokens, but builds its URLs as `http://ADDR:PORT/scope/key`. With
 `ADDR = 10.0.0.1:29400/TOKEN` that reads `http://10.0.0.1:29400/TOKEN:29400/scope/key`, so the
@@ -10,14 +13,21 @@ token travels as the first part of the path.
 
 from __future__ import annotations
 
+import ctypes
 import hmac
 import http.client
+import os
 import secrets
 import socket
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 import psutil
+
+_CLONE_NEWUTS = 0x04000000  # <linux/sched.h>
+_CLONE_NEWUSER = 0x10000000
+_libc = ctypes.CDLL(None, use_errno=True)
 
 PROVE = "prove"
 """In place of the token, in requests for a proof that the server knows it."""
@@ -50,7 +60,11 @@ def interface_of(address: str) -> str:
             return name
     if address.startswith("127.") and address != "127.0.0.1":
         return interface_of("127.0.0.1")  # all of 127.0.0.0/8 belongs to the loopback interface
-    hint = "; turn it on: `ip link set lo up`" if address == "127.0.0.1" else ""
+    hint = ""
+    if address == "127.0.0.1":
+        loopback = psutil.net_if_stats().get("lo")
+        missing = "addr add 127.0.0.1/8 dev lo" if loopback and loopback.isup else "link set lo up"
+        hint = f", by which ranks find each other: `ip {missing}`"
     raise ValueError(f"no interface of this machine has the address {address}{hint}")
 
 
@@ -64,6 +78,42 @@ def check_interface(name: str) -> str:
             f"IPv4 address, only {choices}; name one of these, or unset it to follow the route"
         )
     return name
+
+
+def address_of_own_name() -> Optional[str]:
+    """The address that Gloo uses for this host's name: the first resolved one that can be bound.
+
+    None if there is none.
+    """
+    try:
+        found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError):  # Linux allows a label longer than DNS does
+        return None
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.bind(address)
+        except OSError:
+            continue
+        return str(address[0])
+    return None
+
+
+def take_hostname(name: str) -> None:
+    """Sets the host name seen by this process and its children; the host keeps its own.
+
+    Raises OSError where unprivileged users cannot create namespaces. The process must not have
+    started threads yet.
+    """
+    user, group = os.getuid(), os.getgid()
+    if _libc.unshare(_CLONE_NEWUTS | (_CLONE_NEWUSER if user else 0)):
+        error = ctypes.get_errno()
+        raise OSError(error, f"no namespace for a host name of its own: {os.strerror(error)}")
+    if user:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+    socket.sethostname(name)
 
 
 @dataclass(frozen=True)

@@ -5,29 +5,24 @@ from __future__ import annotations
 import os
 import queue
 import subprocess
-import sys
 import threading
 from collections import deque
 from contextlib import suppress
-from typing import IO, Any, Callable, Deque, Dict, List, Optional, Sequence
+from typing import Any, Callable, Deque, Dict, List, Optional, Sequence
 
 import psutil
 
-from .blame import lacks_cause
+from .process import drain, lacks_cause
 
 TAIL_LINES = 20
-MAX_LINE = 2**16
-"""Bytes after which a line is broken, so that output without newlines does not fill the memory."""
-
-_terminal = threading.Lock()
 
 
 class RankProcess:
     """A rank that runs `command`, in its own session.
 
     With `inherit` it writes to the launcher's terminal; otherwise its last lines are kept, and each
-    line is printed after `prefix`, or not at all if that is None. `prepare` runs in the child
-    before the command.
+    line is printed after `prefix`, or not at all if that is None. `prepare`, if any, runs in
+    the child before the command.
     """
 
     def __init__(
@@ -35,7 +30,7 @@ class RankProcess:
         rank: int,
         command: Sequence[str],
         env: Dict[str, str],
-        prepare: Callable[[], None],
+        prepare: Optional[Callable[[], None]],
         prefix: Optional[str],
         inherit: bool = False,
     ) -> None:
@@ -56,12 +51,7 @@ class RankProcess:
 
     def watch(self, events: queue.SimpleQueue[Any]) -> None:
         """Starts threads that drain the rank's output and put it into `events` when it ends."""
-        streams = [(self.process.stdout, sys.stdout), (self.process.stderr, sys.stderr)]
-        drains = [
-            threading.Thread(target=self._drain, args=(source, target.buffer), daemon=True)
-            for source, target in streams
-            if source is not None
-        ]
+        drains = drain(self.process, self._note)
 
         def wait() -> None:
             self.process.wait()
@@ -69,8 +59,7 @@ class RankProcess:
                 thread.join(timeout=1.0)  # a grandchild may hold the pipe open
             events.put(self)
 
-        for thread in [*drains, threading.Thread(target=wait, daemon=True)]:
-            thread.start()
+        threading.Thread(target=wait, daemon=True).start()
 
     def last_lines(self) -> List[str]:
         return [line.decode(errors="replace").rstrip("\n") for line in self._tail]
@@ -90,14 +79,8 @@ class RankProcess:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signum)
 
-    def _drain(self, source: IO[bytes], target: IO[bytes]) -> None:
-        for line in iter(lambda: source.readline(MAX_LINE), b""):
-            self._tail.append(line)
-            # Checked now, because a traceback longer than the kept lines may follow.
-            self._lost_a_peer = self._lost_a_peer or lacks_cause(False, [line.decode("latin-1")])
-            if self._prefix is None:
-                continue
-            # A reader that went away (`| head`) or a full disk must not stop the ranks.
-            with _terminal, suppress(OSError, ValueError):
-                target.write(self._prefix + line.rstrip(b"\n") + b"\n")
-                target.flush()
+    def _note(self, line: bytes) -> Optional[bytes]:
+        self._tail.append(line)
+        # Checked now, because a traceback longer than the kept lines may follow.
+        self._lost_a_peer = self._lost_a_peer or lacks_cause(False, [line.decode("latin-1")])
+        return None if self._prefix is None else self._prefix + line.rstrip(b"\n") + b"\n"

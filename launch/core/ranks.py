@@ -7,10 +7,10 @@ Slurm) fills in a `RankFacts` and starts it with `rank_environment(...)`.
 from __future__ import annotations
 
 import os
+import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Mapping, Optional, Tuple
+from typing import Dict, Mapping, NamedTuple, Optional, Tuple
 
 from .cpu_quota import quota_cores
 
@@ -18,8 +18,7 @@ EXIT_SAVED = 85
 """Exit code of a rank that was warned (SIGTERM, SIGUSR1), has saved, and should be restarted."""
 
 
-@dataclass(frozen=True)
-class RankFacts:
+class RankFacts(NamedTuple):
     """The place of a rank among all (`world_size`) and among those of its host (`local_size`).
 
     `cross_size` is the number of hosts with more than `local_rank` ranks, and `cross_rank` the
@@ -72,8 +71,20 @@ def rank_environment(
     if sys.prefix != sys.base_prefix:
         # In a virtual environment `python` must mean the interpreter that runs the launcher,
         # activated or not.
-        env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', os.defpath)}"
+        env["LAUNCH_PATH"] = env.get("PATH", os.defpath)  # the user's own
+        env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['LAUNCH_PATH']}"
     return env
+
+
+def count_of(env: Mapping[str, str], name: str, default: int) -> int:
+    """The number, from 1, in a variable of the environment; raises ValueError if it is none."""
+    given = env.get(name, str(default))
+    if not re.fullmatch("0*[1-9][0-9]{0,5}", given):
+        raise ValueError(
+            f"{name} is {given!r}; it must be a whole number from 1 to 999999, such as {default}: "
+            f"correct it, or `unset {name}`"
+        )
+    return int(given)
 
 
 def cores_per_rank(ranks: int, env: Optional[Mapping[str, str]] = None) -> int:
@@ -94,7 +105,7 @@ def cores_of_task(local_size: int, env: Optional[Mapping[str, str]] = None) -> i
     """
     env = os.environ if env is None else env
     if "SLURM_CPUS_PER_TASK" in env:
-        return int(env["SLURM_CPUS_PER_TASK"])
+        return count_of(env, "SLURM_CPUS_PER_TASK", 1)
     bound, on_node = _cores(env)
     return max(1, min(bound, on_node // local_size))
 
@@ -105,10 +116,10 @@ def _cores(env: Mapping[str, str]) -> Tuple[int, int]:
     The latter is the least of its Slurm allocation and its container's CPU quota.
     """
     bound = len(os.sched_getaffinity(0))
-    on_node = int(env.get("SLURM_CPUS_ON_NODE", bound))
+    on_node = count_of(env, "SLURM_CPUS_ON_NODE", bound)
     return bound, min(on_node, quota_cores() or on_node)
 
 
 def tasks_of_srun(env: Mapping[str, str]) -> int:
     """How many tasks srun has started along with this process; 1 outside of srun."""
-    return int(env.get("SLURM_STEP_NUM_TASKS", "1")) if "SLURM_PROCID" in env else 1
+    return count_of(env, "SLURM_STEP_NUM_TASKS", 1) if "SLURM_PROCID" in env else 1

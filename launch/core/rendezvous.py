@@ -235,8 +235,8 @@ class Rendezvous:
                 late = self.arrivals.explain(CHECK_IN, NOTICE_SECONDS)
                 self._say_once("late", f"{late}; waiting up to {self._start_timeout:g} s")
             for scope in HELD_KEYS:
-                if self.arrivals.overdue(scope):
-                    self._say_once(scope, self.arrivals.explain(scope))
+                if self.arrivals.overdue(scope, self._start_timeout):
+                    self._say_once(scope, self.arrivals.explain(scope, self._start_timeout))
             if self.arrivals.absent():
                 self._say_once("absent", self.arrivals.absent())
             if self.arrivals.seconds_since_complete("global") > CONNECT_SECONDS:

@@ -40,7 +40,7 @@ def run(main: Callable[[], int], leave: Callable[[int], NoReturn] = sys.exit) ->
     try:
         code = main()
     except LostAnswerError as error:
-        print_line(f"error: {error}", sys.stderr)
+        print_error(str(error))
         code = USER_ERROR
     leave(code)
 
@@ -60,6 +60,16 @@ def open_standard_streams() -> None:
     sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
     sys.stdout = _open(sys.stdout or os.fdopen(1, "w", closefd=False), 1)
     sys.stderr = _open(sys.stderr or os.fdopen(2, "w", closefd=False), 2)
+
+
+def version() -> str:
+    """The version that pip installed, which is pyproject.toml's."""
+    from importlib import metadata  # late: it takes a tenth of a second
+
+    try:
+        return metadata.version("gluon-horovod-trainer")
+    except metadata.PackageNotFoundError:  # a folder on PYTHONPATH
+        return "0+unknown"
 
 
 def check_current_folder(error: Type[Exception] = ValueError) -> None:
@@ -87,6 +97,11 @@ def print_line(text: str, stream: Optional[TextIO] = None, raw: bool = False) ->
     """
     with contextlib.suppress(OSError):
         print(text if raw else printable(text), file=stream or sys.stdout, flush=True)
+
+
+def print_error(message: str) -> None:
+    """Prints an error that the user can fix to stderr, on one line, whatever was given."""
+    print_line(f"error: {' '.join(message.split())}", sys.stderr)
 
 
 def write(data: Union[str, bytes]) -> None:

@@ -15,10 +15,15 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Set
 
 from ..core.cpu_quota import quota_cores
+from ..core.process import run
+from ..core.ranks import count_of
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 MIN_DRIVER = 450  # of CUDA 11 (NVIDIA's table of minor version compatibility)
 MIN_FREE_BYTES = 2**30
+SLOW_MB_PER_S = 250  # 45 MB then take as long as the step of a small net
+PROBE_SECONDS = 120.0
+PROBE = [sys.executable, "-m", "launch.doctor.probe"]
 NGC = "use NVIDIA's NGC MXNet container (24.06): python -m launch slurm --container ..."
 
 
@@ -32,31 +37,19 @@ class Row:
     fix: str = ""
 
 
-def run(command: List[str], timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Runs a command; exit code 127 if the program does not exist, 124 if it hangs."""
-    try:
-        return subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-    except FileNotFoundError:
-        return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not installed")
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 124, "", f"no answer within {timeout:g} s")
-
-
 def ask_libraries() -> Dict[str, Any]:
-    """The output of probe_libraries.py; if it crashes, both libraries count as broken."""
-    done = run([sys.executable, "-m", "launch.doctor.probe_libraries"])
+    """What probe.py says of the libraries; if it crashes, both libraries count as broken."""
+    done = run([*PROBE, "libraries"], timeout=PROBE_SECONDS)
+    broken = {"error": _last_line(done)}
+    return _report(done) or {"mxnet": broken, "horovod": broken, "missing": []}
+
+
+def _report(done: subprocess.CompletedProcess[str]) -> Optional[Dict[str, Any]]:
+    """The JSON in a probe's last line; None if it failed."""
     try:
         return dict(json.loads(done.stdout.strip().splitlines()[-1]))
     except (ValueError, IndexError):
-        broken = {"error": _last_line(done)}
-        return {"mxnet": broken, "horovod": broken, "missing": []}
+        return None
 
 
 def _last_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -67,14 +60,9 @@ def _last_line(done: subprocess.CompletedProcess[str]) -> str:
 def library_rows(libraries: Dict[str, Any]) -> List[Row]:
     """Python, MXNet, Horovod and TensorBoard, from the result of `ask_libraries`."""
     version = sys.version_info[:2]
-    rows = [
-        Row(
-            "Python",
-            OK if (3, 8) <= version <= (3, 11) else FAIL,
-            "{}.{}".format(*version),
-            "MXNet 1.9.1 needs Python 3.8 to 3.11: make setup PYTHON=python3.11",
-        )
-    ]
+    status = OK if (3, 8) <= version <= (3, 11) else FAIL
+    fix = "MXNet 1.9.1 needs Python 3.8 to 3.11: make setup PYTHON=python3.11"
+    rows = [Row("Python", status, "{}.{}".format(*version), fix)]
     mxnet, horovod = libraries["mxnet"], libraries["horovod"]
     if "error" in mxnet:
         rows.append(Row("MXNet", FAIL, mxnet["error"], "make setup"))
@@ -89,15 +77,9 @@ def library_rows(libraries: Dict[str, Any]) -> List[Row]:
         found = f"{horovod['version']} with {', '.join(parts) or 'nothing'} built in"
         rows.append(Row("Horovod", status, found, "make setup builds it with HOROVOD_WITH_GLOO=1"))
     missing = libraries["missing"]
-    rows.append(
-        Row(
-            "TensorBoard",
-            WARN if missing else OK,
-            f"no {', '.join(missing)}" if missing else "found",
-            f"pip install {' '.join(missing)}",
-        )
-    )
-    return rows
+    found = f"no {', '.join(missing)}" if missing else "found"
+    fix = f"pip install {' '.join(missing)}"
+    return [*rows, Row("TensorBoard", WARN if missing else OK, found, fix)]
 
 
 def gpu_rows(libraries: Dict[str, Any]) -> List[Row]:
@@ -180,7 +162,7 @@ def _horovod_code_row(here: Set[str]) -> List[Row]:
 def cores_row() -> Row:
     """The cores that ranks here divide, and what limits them."""
     bound, quota = len(os.sched_getaffinity(0)), quota_cores()
-    allocated = int(os.environ.get("SLURM_CPUS_ON_NODE", bound))
+    allocated = count_of(os.environ, "SLURM_CPUS_ON_NODE", bound)
     total = os.cpu_count() or bound
     limits = [f"bound to {bound} of {total}"] if bound < total else []
     limits += [f"the container's CPU quota is {quota}"] if quota else []
@@ -191,7 +173,7 @@ def cores_row() -> Row:
 
 def data_row() -> Row:
     """Fashion-MNIST, found or downloaded as in training."""
-    done = run([sys.executable, "-m", "trainer.data.fashion_mnist"])
+    done = run([sys.executable, "-m", "trainer.data.fashion_mnist"], timeout=PROBE_SECONDS)
     words = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1:]
     if done.returncode == 0:
         return Row("data", OK, f"Fashion-MNIST in {''.join(words)}")
@@ -206,9 +188,8 @@ def write_row(folder: Path) -> Row:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return Row(
-            "write", FAIL, f"{folder}: {error.strerror}", "start in a folder you may write to"
-        )
+        fix = "start in a folder you may write to"
+        return Row("write", FAIL, f"{folder}: {error.strerror}", fix)
     free = shutil.disk_usage(folder).free
     status = OK if free >= MIN_FREE_BYTES else WARN
     return Row("write", status, f"{folder}, {free / 2**30:.1f} GiB free", "checkpoints need room")
@@ -226,40 +207,29 @@ def slurm_row() -> Row:
     return Row("Slurm", OK, ", ".join(f"{name} ({nodes} nodes)" for name, nodes in partitions))
 
 
-def allreduce_row(done: subprocess.CompletedProcess[str]) -> Row:
-    """The result of launch/doctor/probe_allreduce.py."""
-    report = allreduce_report(done)
+def allreduce_row(done: subprocess.CompletedProcess[str], between_nodes: bool = False) -> Row:
+    """What probe.py has measured, and what to change where the link between nodes is slow."""
+    report = _report(done)
     if report is None:
-        return Row(
-            "allreduce",
-            FAIL,
-            _last_line(done),
-            "python -m launch local -n 2 -- python -m launch.doctor.probe_allreduce shows all "
-            "of it",
-        )
-    return Row(
-        "allreduce",
-        OK,
-        f"{report['ranks']} ranks: {report['latency_ms']} ms, {report['mb_per_s']} MB/s at 45 MB",
+        fix = "python -m launch local -n 2 -- python -m launch.doctor.probe allreduce shows it all"
+        return Row("allreduce", FAIL, _last_line(done), fix)
+    found = "{ranks} ranks over {interface}: {latency_ms} ms, {mb_per_s} MB/s at 45 MB"
+    fix = (
+        "is there a faster network? HOROVOD_GLOO_IFACE=<its interface>; otherwise "
+        "optimizer.fp16_allreduce=true sends half the bytes, train.global_batch_size larger or "
+        "optimizer.accumulate=2 sends them less often; `srun ... python -m trainer bench` tells "
+        "how much of the time training hides"
     )
-
-
-def allreduce_report(done: subprocess.CompletedProcess[str]) -> Optional[Dict[str, Any]]:
-    """The probe's JSON; None if it failed."""
-    try:
-        return dict(json.loads(done.stdout.strip().splitlines()[-1]))
-    except (ValueError, IndexError):
-        return None
+    slow = between_nodes and report["mb_per_s"] < SLOW_MB_PER_S
+    return Row("allreduce", WARN if slow else OK, found.format(**report), fix)
 
 
 def host_row() -> Row:
     """The address to which this host's name resolves."""
-    name = socket.gethostname()
+    name, instead = socket.gethostname(), "launch uses the route's address"
     try:
         address = socket.gethostbyname(name)
     except (OSError, UnicodeError):
-        return Row("host", OK, f"{name} does not resolve; launch uses the route's address instead")
-    note = (
-        " (this host only); launch uses the route's address" if address.startswith("127.") else ""
-    )
+        return Row("host", OK, f"{name} does not resolve; {instead} instead")
+    note = f" (this host only); {instead}" if address.startswith("127.") else ""
     return Row("host", OK, f"{name} is {address}{note}")

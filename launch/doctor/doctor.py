@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
-from ..core.process import say
+from ..core.process import run, say
 from ..core.ranks import tasks_of_srun
 from ..core.streams import LostAnswerError, answer
 from . import checks
@@ -55,9 +55,9 @@ def _node_rows() -> List[Row]:
 
 
 def _local_allreduce() -> Row:
-    probe = ["--", sys.executable, "-m", "launch.doctor.probe_allreduce"]
-    local = [sys.executable, "-m", "launch", "local", "-n", "2", "--quiet", *probe]
-    return checks.allreduce_row(checks.run(local))
+    launcher = [sys.executable, "-m", "launch", "local", "-n", "2", "--quiet", "--"]
+    local = [*launcher, *checks.PROBE, "allreduce"]
+    return checks.allreduce_row(run(local, timeout=checks.PROBE_SECONDS))
 
 
 def exit_code(rows: List[Row]) -> int:
@@ -97,7 +97,7 @@ def _examine_allocation() -> int:
                 marker.unlink()
     if not first:
         return 0
-    tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
+    tasks = tasks_of_srun(os.environ)
     return _report([*allocation_rows(found, tasks), allreduce])
 
 
@@ -118,11 +118,11 @@ def _exchange(rows: List[Row], marker: Path) -> Tuple[List[Dict[str, Any]], Row]
     store.request("PUT", _RESULTS, str(facts.rank), json.dumps(node).encode())
     os.environ.update(environment)
     # The allreduce returns after every task has started it, and so after every PUT.
-    allreduce = checks.run([sys.executable, "-m", "launch.doctor.probe_allreduce"])
+    allreduce = run([*checks.PROBE, "allreduce"], timeout=checks.PROBE_SECONDS)
     ranks = range(facts.world_size) if facts.rank == 0 else []
     answers = [store.request("GET", _RESULTS, str(rank)) for rank in ranks]
     found = [json.loads(body) for status, body in answers if status == 200]
-    return found, checks.allreduce_row(allreduce)
+    return found, checks.allreduce_row(allreduce, between_nodes=True)
 
 
 def allocation_rows(nodes: List[Dict[str, Any]], world_size: int) -> List[Row]:

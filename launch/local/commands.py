@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from typing import Any, List
 
 from ..core.process import say
-from ..options import add_start_timeout, natural, positive, seconds
+from ..options import add_seconds, add_start_timeout, whole_number
 
 
 def add_local(actions: Any) -> None:
@@ -16,15 +17,10 @@ def add_local(actions: Any) -> None:
         help="run COMMAND as N ranks on this machine",
         usage="python -m launch local -n N [--quiet] [elastic and other options] -- COMMAND",
     )
-    local.add_argument("-n", "--ranks", type=positive, help="number of ranks")
+    local.add_argument("-n", "--ranks", type=whole_number(1), help="number of ranks")
     local.add_argument("--quiet", action="store_true", help="show only rank 0's output")
-    local.add_argument(
-        "--kill-after",
-        type=seconds,
-        default=10.0,
-        metavar="SECONDS",
-        help="when a rank failed or after ctrl-C: time between SIGTERM and SIGKILL (default 10)",
-    )
+    meaning = "when a rank failed or after ctrl-C: time between SIGTERM and SIGKILL"
+    add_seconds(local, "--kill-after", 10, meaning)
     add_start_timeout(local)
     _add_elastic(local)
     local.set_defaults(run=_run_local, needs_command=True)
@@ -36,42 +32,23 @@ def _add_elastic(local: argparse.ArgumentParser) -> None:
         "When a rank is lost, all are ended and COMMAND is started again; it must resume from its "
         "own checkpoints. After exit code 2 (bad input) nothing is started again.",
     )
-    elastic.add_argument(
-        "--min-ranks",
-        type=positive,
-        metavar="N",
-        help="drop the slot of a lost rank, as long as N are left (default: replace it)",
-    )
-    elastic.add_argument(
-        "--max-ranks",
-        type=positive,
-        metavar="N",
-        help="upper limit of ranks (default: -n, or as many as --discover finds)",
-    )
-    elastic.add_argument(
-        "--max-restarts",
-        type=natural,
-        metavar="N",
-        help="how often COMMAND is restarted (default 10 with one of these options, else 0)",
-    )
+    for name, least, meaning in (
+        ("--min-ranks", 1, "drop a lost rank's slot, as long as N are left (else: replace it)"),
+        ("--max-ranks", 1, "upper limit of ranks (default: -n, or as many as --discover finds)"),
+        ("--max-restarts", 0, "times COMMAND is restarted (default 10 with one of these, else 0)"),
+    ):
+        elastic.add_argument(name, type=whole_number(least), metavar="N", help=meaning)
     elastic.add_argument(
         "--discover",
         metavar="COMMAND",
         help="shell command that prints how many ranks can run now; when that changes, ranks are "
         "warned, save, and are started again in that number",
     )
-    elastic.add_argument(
-        "--discover-every",
-        type=seconds,
-        default=5.0,
-        metavar="SECONDS",
-        help="interval between its calls (default 5)",
-    )
+    add_seconds(elastic, "--discover-every", 5, "interval between its calls")
 
 
 def _run_local(args: argparse.Namespace, command: List[str]) -> int:
-    from .discovery import Discovery
-    from .elastic import Elastic
+    from .elastic import Discovery, Elastic
     from .local import run_local
 
     ranks = args.ranks or (args.min_ranks if args.discover else args.max_ranks)
@@ -89,6 +66,8 @@ def _run_local(args: argparse.Namespace, command: List[str]) -> int:
         patience=args.start_timeout,
     )
     _tell_of_copies()
+    options = args.arguments[: args.arguments.index("--") + 1]
+    os.environ.setdefault("LAUNCHED_BY", shlex.join(options))  # for what a rank says to type next
     return run_local(command, elastic, args.quiet, args.kill_after, args.start_timeout)
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import signal
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -18,7 +20,6 @@ from typing import List, Optional
 
 from ..core.job import Events, Outcome, report_failure
 from ..core.process import say
-from .discovery import Discovery
 
 EXIT_USAGE = 2
 """Exit code of a command that was given bad input, and would fail again."""
@@ -26,8 +27,81 @@ EXIT_USAGE = 2
 ANSWER_SECONDS = 0.05
 """Poll interval while the job waits for an answer of --discover."""
 
+LONGEST_PAUSE = 60.0
+"""Seconds before a restart: none before the first, 1 before the second, then twice as many. Ranks
+that have run for longer than this have overcome what ended those before."""
+
+TIMEOUT_SECONDS = 60
+"""How long a call of --discover's command may take."""
+
 Slots = List[int]
 """A slot, numbered from 0, is room for one rank: a GPU, where there are any."""
+
+
+class Discovery:
+    """The number of slots that a shell command prints; it is run every `every` seconds."""
+
+    def __init__(self, command: str, every: float) -> None:
+        self.every = every
+        self._command = command
+        self._found: Optional[int] = None
+        self._complaint = ""
+        self._started = 0.0
+        self._running: Optional[subprocess.Popen[bytes]] = None
+
+    def ask(self) -> None:
+        """Starts the command unless it is running; `poll` returns its answer."""
+        if self._running is None:
+            self._started = time.monotonic()
+            self._running = subprocess.Popen(
+                ["sh", "-c", self._command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # so that `close` reaches the command's children too
+            )
+
+    def poll(self) -> Optional[int]:
+        """The number of slots if an answer has just arrived, else None; never waits.
+
+        If the command fails, that is reported once and the previous number stays. Raises ValueError
+        if there is no previous number.
+        """
+        if time.monotonic() - self._started > self.every:
+            self.ask()
+        process, late = self._running, time.monotonic() - self._started > TIMEOUT_SECONDS
+        if process is None or (process.poll() is None and not late):
+            return None
+        self.close()
+        try:
+            self._found, self._complaint = self._number(process), ""
+        except ValueError as error:
+            if self._found is None:
+                raise
+            if self._complaint != str(error):
+                say(f"{error}; it stays at {self._found}")
+            self._complaint = str(error)
+        return self._found
+
+    def close(self) -> None:
+        """Ends the command if it is running."""
+        if self._running is not None and self._running.poll() is None:
+            os.killpg(self._running.pid, signal.SIGKILL)
+            self._running.wait()
+        self._running = None
+
+    def _number(self, process: subprocess.Popen[bytes]) -> int:
+        """Parses what the finished command has printed."""
+        assert process.stdout is not None
+        with process.stdout as stdout:
+            os.set_blocking(stdout.fileno(), False)  # a process it left running may hold the pipe
+            out = (stdout.read() or b"").decode(errors="replace").strip()
+        if process.returncode or not re.fullmatch("[0-9]{1,4}", out):
+            raise ValueError(
+                f"--discover {self._command!r} printed {out[:60]!r} and ended with exit code "
+                f"{process.returncode} (-9: not within {TIMEOUT_SECONDS} s); it must print the "
+                "number of ranks that can run now, and end with 0"
+            )
+        return int(out)
 
 
 class TerminatedError(Exception):
@@ -69,6 +143,7 @@ class Elastic:
             )
         self._least, self._most, self._restarts = least, most, 0
         self._wanted = self.ranks  # of the last answer
+        self._pause, self._started, self._reconnected = 0.0, time.monotonic(), False
 
     def first_slots(self, events: Events) -> Slots:
         """The slots of the first start; raises ValueError if there are not enough.
@@ -99,24 +174,34 @@ class Elastic:
         return before == self._wanted != len(self._slots)
 
     def next_slots(self, outcome: Outcome, events: Events) -> Slots:
-        """The slots of the next start, none if the job is over; reports which in one line."""
+        """The slots of the next start, none if the job is over; reports which in one line.
+
+        Raises TerminatedError if a signal arrives meanwhile.
+        """
         if outcome.exit_code == 0 or outcome.terminated:
             return []
+        if outcome.unconnected and not self._reconnected:
+            self._reconnected = True
+            say("ranks could not connect to each other as they started; starting them once more")
+            return self._slots
         if self.max_restarts == 0 and not outcome.outdated:
             return []
         why_not = self._why_not(outcome)
         if why_not is None:
-            try:
-                self._slots = self._slots_after(outcome, events)
-            except TerminatedError as error:
-                say(str(error))
-                return []
+            self._slots = self._slots_after(outcome, events)
             if len(self._slots) < self._least:
                 why_not = f"slots left: {len(self._slots)}, --min-ranks is {self._least}"
         if why_not is not None:
             say(f"not started again: {why_not}")
             return []
+        if time.monotonic() - self._started > LONGEST_PAUSE:
+            self._pause = 0.0
         self._report_restart(outcome)
+        if outcome.failure and not outcome.outdated:
+            with suppress(queue.Empty):
+                raise TerminatedError(events.get(timeout=self._pause))
+            self._pause = min(max(1.0, 2 * self._pause), LONGEST_PAUSE)
+        self._started = time.monotonic()
         return self._slots
 
     def _why_not(self, outcome: Outcome) -> Optional[str]:
@@ -135,7 +220,8 @@ class Elastic:
         self._restarts += 1
         then += f" (restart {self._restarts} of {self.max_restarts})"
         if outcome.failure:
-            report_failure(outcome.failure, then)
+            pause = f" in {self._pause:g} s" if self._pause else ""
+            report_failure(outcome.failure, then + pause)
         else:
             say(f"the ranks saved and ask to be run again; {then}")
 

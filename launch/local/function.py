@@ -6,6 +6,9 @@ names its rank, and a rank that fails is reported with its last output. `horovod
 used because it does not restore the signal handlers that it replaces, after which a notebook cell
 cannot be interrupted, and because it serves pickles on an open port; here they pass through a
 private folder.
+
+`python -m launch.local.function FOLDER RANKS` supervises the ranks; without RANKS it is one. The
+pickled function and the results are files in FOLDER.
 """
 
 from __future__ import annotations
@@ -17,11 +20,21 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, List, Mapping, Optional, Sequence
 
-from ..core.streams import print_line
-from .function_rank import FAILURE, TASK, result_file
+from ..core.job import Failure
+from ..core.process import die_with_parent
+from ..core.streams import leave, print_line
+from ..core.streams import run as run_program
+from .elastic import Elastic
+from .local import run_local
+
+TASK = "task.pkl"
+FAILURE = "failure.json"
+RANK = [sys.executable, "-m", "launch.local.function"]
 
 
 class RankError(RuntimeError):
@@ -77,14 +90,15 @@ def run(
     with tempfile.TemporaryDirectory(prefix="launch-") as name:
         folder = Path(name)
         _write_task(folder / TASK, function, args, kwargs or {})
-        code = _supervise(folder, ranks, on_line or _show)
+        # In a notebook nothing but `print` reaches the cell.
+        code = _supervise(folder, ranks, on_line or partial(print_line, raw=True))
         if (folder / FAILURE).exists():
             failure = json.loads((folder / FAILURE).read_text())
             how = f"rank {failure['rank']} {failure['cause']}"
             raise RankError(how, failure["last_lines"])
         if code != 0:
             raise RuntimeError(f"the ranks could not be started (exit code {code}); see above")
-        return [pickle.loads(result_file(folder, rank).read_bytes()) for rank in range(ranks)]
+        return [pickle.loads(_result(folder, rank).read_bytes()) for rank in range(ranks)]
 
 
 def _write_task(
@@ -111,7 +125,7 @@ def _supervise(folder: Path, ranks: int, on_line: Callable[[str], Any]) -> int:
     # The ranks must find the modules that the function uses where this process does.
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     supervisor = subprocess.Popen(
-        [sys.executable, "-m", "launch.local.function_rank", str(folder), str(ranks)],
+        [*RANK, str(folder), str(ranks)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -141,5 +155,44 @@ def _listen(supervisor: subprocess.Popen[bytes], on_line: Callable[[str], Any]) 
     supervisor.wait()
 
 
-def _show(line: str) -> None:
-    print_line(line, raw=True)  # in a notebook nothing but `print` reaches the cell
+def _result(folder: Path, rank: int) -> Path:
+    """The file with the pickled result of `rank`."""
+    return folder / f"result-{rank}.pkl"
+
+
+# -------------------------------------------------------------- the processes behind it
+
+
+def main() -> int:
+    """Runs the supervisor or a rank; returns its exit code."""
+    folder, *ranks = sys.argv[1:]
+    return _run_ranks(Path(folder), int(ranks[0])) if ranks else _be_rank(Path(folder))
+
+
+def _run_ranks(folder: Path, ranks: int) -> int:
+    die_with_parent()
+
+    def write(failure: Failure) -> None:
+        (folder / FAILURE).write_text(json.dumps(failure._asdict()))
+
+    return run_local([*RANK, str(folder)], Elastic(ranks), on_failure=write)
+
+
+def _be_rank(folder: Path) -> int:
+    """Calls the function and writes its result."""
+    from . import pickling
+
+    try:
+        function, args, kwargs = pickle.loads((folder / TASK).read_bytes())
+        result = function(*args, **kwargs)
+        if "mxnet" in sys.modules:
+            sys.modules["mxnet"].nd.waitall()  # collectives in flight at exit would kill the peers
+        _result(folder, int(os.environ["HOROVOD_RANK"])).write_bytes(pickling.dumps(result))
+    except BaseException:
+        print_line(traceback.format_exc().rstrip("\n"), sys.stderr)
+        leave(1)  # an ordinary exit would wait for collectives that can no longer complete
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -12,19 +12,27 @@ import secrets
 import signal
 import socket
 import subprocess
+from functools import partial
 from typing import Callable, Sequence
 
-from ..core.hostname import address_of_own_name, take_hostname
 from ..core.job import FORWARDED, Events, Failure, Job, Outcome, report_failure
-from ..core.network import check_interface, interface_of
-from ..core.process import die_with_parent, say
+from ..core.network import (
+    address_of_own_name,
+    check_interface,
+    interface_of,
+    take_hostname,
+)
+from ..core.process import say
 from ..core.rank_process import RankProcess
 from ..core.ranks import cores_per_rank, facts_on_one_host, rank_environment
 from ..core.rendezvous import START_TIMEOUT_SECONDS, Rendezvous
 from .elastic import Elastic, Slots, TerminatedError, visible_devices
+from .watcher import watched
 
 LOOPBACK = "127.0.0.1"
 KILL_AFTER_SECONDS = 10.0
+START_SECONDS = 60.0
+"""In which ranks that failed to connect, after all had come, have done nothing else yet."""
 
 
 def run_local(
@@ -54,10 +62,11 @@ def run_local(
     previous = {s: signal.signal(s, events.on_signal) for s in heard}
     try:
         slots = elastic.first_slots(events)
-        while slots:
-            job = Job(events, kill_after, elastic.outdated)
-            outcome = _run_once(job, command, slots, interface, launch_id, quiet, start_timeout)
-            slots = elastic.next_slots(outcome, events)
+        with watched(launch_id):
+            while slots:
+                job = Job(events, kill_after, elastic.outdated)
+                outcome = _run_once(job, command, slots, interface, launch_id, quiet, start_timeout)
+                slots = elastic.next_slots(outcome, events)
         if outcome.failure:
             on_failure(outcome.failure)
         return outcome.exit_code
@@ -88,7 +97,8 @@ def _run_once(
         say,
         start_timeout=start_timeout,
     )
-    prepare = die_with_parent if address_of_own_name() else _prepare_without_name
+    # Horovod would crash where this host's own name does not resolve (launch/core/network.py).
+    prepare = None if address_of_own_name() else partial(take_hostname, LOOPBACK)
     devices = visible_devices(slots)
     try:
         for rank in range(world_size):
@@ -105,7 +115,9 @@ def _run_once(
             job.ranks.append(RankProcess(rank, command, environment, prepare, prefix, inherit))
         # Threads start only now: a fork of a process with threads may deadlock.
         rendezvous.serve_in_thread()
-        return job.supervise(rendezvous.arrivals.awaited)
+        outcome = job.supervise(rendezvous.arrivals.awaited)
+        since_all_came = rendezvous.arrivals.seconds_since_complete("global")
+        return outcome._replace(unconnected=outcome.unconnected and since_all_came < START_SECONDS)
     except subprocess.SubprocessError:  # raised by Popen for any error in `prepare`
         raise ValueError(
             f"this host's own name, {socket.gethostname()}, does not resolve, and Horovod goes by "
@@ -114,9 +126,3 @@ def _run_once(
     finally:
         job.kill()
         rendezvous.close()
-
-
-def _prepare_without_name() -> None:
-    """For a host whose own name does not resolve: Horovod would crash (launch/core/hostname.py)."""
-    die_with_parent()
-    take_hostname(LOOPBACK)

@@ -11,15 +11,12 @@ import secrets
 import signal
 import subprocess
 import sys
-import threading
 from collections import deque
-from contextlib import suppress
 from datetime import datetime
-from typing import IO, Deque, Dict, List, Mapping, Optional, Sequence
+from typing import Deque, Dict, Mapping, Optional, Sequence
 
 from ..core.arrivals import ENDED_BEFORE_INIT
-from ..core.blame import first_cause, lacks_cause
-from ..core.process import say, shell_exit_code
+from ..core.process import drain, first_cause, lacks_cause, run, say, shell_exit_code
 from ..core.ranks import EXIT_SAVED
 from ..core.streams import print_line
 from .environment import expand_nodes
@@ -72,22 +69,16 @@ def run_job(srun: Sequence[str], warning_seconds: int, max_requeues: int) -> int
         )
         say(f"job {env['SLURM_JOB_ID']}: {verdict.message}")
         if verdict.requeue:
-            _requeue(job.name)
+            answer = _scontrol("requeue", job.name)
+            if answer.returncode:
+                raise OSError(f"scontrol requeue {job.name} failed: {answer.stderr.strip()}")
     return code
-
-
-def _requeue(job_id: str) -> None:
-    answer = _scontrol("requeue", job_id)
-    if answer.returncode:
-        raise OSError(f"scontrol requeue {job_id} failed: {answer.stderr.strip()}")
 
 
 def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
     # A user's SLURM_TIME_FORMAT would leave the day out of times, or make words of them.
     env = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
-    return subprocess.run(
-        ["scontrol", *arguments], env=env, capture_output=True, text=True, check=False
-    )
+    return run(["scontrol", *arguments], env=env)
 
 
 class _Step:
@@ -101,22 +92,13 @@ class _Step:
         self._wait_seconds: Optional[str] = None  # if srun --wait ended ranks
         self._ended_early = ""  # the other ranks, as `1,3-5`, if none had failed
         self._absent: Optional[str] = None  # names ranks that ended before hvd.init()
-        self._lock = threading.Lock()
         self._process = subprocess.Popen(
             srun, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
 
     def wait(self) -> int:
-        assert self._process.stdout and self._process.stderr
-        streams = [(self._process.stdout, sys.stdout), (self._process.stderr, sys.stderr)]
-        pumps = [
-            threading.Thread(target=self._pump, args=(source, target.buffer))
-            for source, target in streams
-        ]
-        for pump in pumps:
-            pump.start()
-        for pump in pumps:
-            pump.join()
+        for thread in drain(self._process, self._note):
+            thread.join()
         return shell_exit_code(self._process.wait())
 
     def ended_by_warning(self) -> bool:
@@ -139,8 +121,7 @@ class _Step:
             return
         ranks = list(self._endings)
         rank = first_cause(ranks, [rank for rank in ranks if self._lacks_cause(rank)], [])
-        absent = self._absent_ranks(rank)
-        if absent:
+        if absent := self._absent_ranks(rank):
             say(absent)
             return
         if rank is None:
@@ -166,13 +147,6 @@ class _Step:
         exited = "Exited with exit code" in self._endings[rank]
         return lacks_cause(exited, list(self._tails.get(rank, [])))
 
-    def _pump(self, source: IO[bytes], target: IO[bytes]) -> None:
-        for line in source:
-            # Keep draining the pipe if the log cannot be written: ranks must not block.
-            with self._lock, suppress(OSError):
-                target.write(self._note(line))
-                target.flush()
-
     def _note(self, line: bytes) -> bytes:
         """Analyses a line of output; returns it as it should appear in the log.
 
@@ -180,31 +154,7 @@ class _Step:
         """
         labelled = _LABELLED.fullmatch(line)
         text = (labelled[2] if labelled else line).decode(errors="replace").rstrip("\n")
-        reason = step_cancelled(text)
-        if reason is not None:
-            self.cancelled = reason
-        lost = _NODE_LOST.match(text)
-        if lost:
-            self._lost_node = f"{lost[1]} could not start its ranks: {lost[2]}"
-        failed = _NODE_FAILED.match(text)
-        if failed:
-            self._lost_node = f"{failed[1]} was lost while its ranks ran; Slurm requeues the job"
-        wait_over = _WAIT_OVER.match(text)
-        if wait_over:
-            self._wait_seconds = wait_over[1]
-        had_ended = _HAD_ENDED.match(text)
-        if had_ended and self._wait_seconds and not self._endings:
-            self._ended_early = had_ended[1]
-        ended = _TASK_ENDED.match(text)
-        if ended and _SAVED not in ended[3]:
-            how = f"on {ended[1]}: {ended[3]}"
-            if self._wait_seconds and ended[3] == "Killed":
-                how += f" by srun --wait, {self._wait_seconds} s after the first rank had ended"
-            for rank in _task_numbers(ended[2]):
-                self._endings.setdefault(rank, how)
-        absent = _ABSENT.fullmatch(text)
-        if absent:
-            self._absent = absent[1]
+        self._note_events(text)
         if not labelled:
             return line
         rank = int(labelled[1])
@@ -212,7 +162,23 @@ class _Step:
             self._tails.setdefault(rank, deque(maxlen=TAIL_LINES)).append(text)
         return labelled[2] if rank == 0 else b"[%d] %s" % (rank, labelled[2])
 
-
-def _task_numbers(text: str) -> List[int]:
-    """`1,3-5` -> 1 3 4 5."""
-    return [int(number) for number in expand_nodes(f"[{text}]")]
+    def _note_events(self, text: str) -> None:
+        """Notes what srun, slurmstepd or the ranks' store tells of in a line."""
+        if (reason := step_cancelled(text)) is not None:
+            self.cancelled = reason
+        if lost := _NODE_LOST.match(text):
+            self._lost_node = f"{lost[1]} could not start its ranks: {lost[2]}"
+        if failed := _NODE_FAILED.match(text):
+            self._lost_node = f"{failed[1]} was lost while its ranks ran; Slurm requeues the job"
+        if wait_over := _WAIT_OVER.match(text):
+            self._wait_seconds = wait_over[1]
+        if (had_ended := _HAD_ENDED.match(text)) and self._wait_seconds and not self._endings:
+            self._ended_early = had_ended[1]
+        if (ended := _TASK_ENDED.match(text)) and _SAVED not in ended[3]:
+            how = f"on {ended[1]}: {ended[3]}"
+            if self._wait_seconds and ended[3] == "Killed":
+                how += f" by srun --wait, {self._wait_seconds} s after the first rank had ended"
+            for rank in expand_nodes(f"[{ended[2]}]"):  # 1,3-5
+                self._endings.setdefault(int(rank), how)
+        if absent := _ABSENT.fullmatch(text):
+            self._absent = absent[1]

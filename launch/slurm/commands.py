@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, List, Optional
 
 from ..core.process import say
 from ..core.streams import answer, write
-from ..options import add_start_timeout, natural
+from ..options import add_start_timeout, whole_number
+from .script import JobOptions, job_options, read_site, render
 
 
 def add_slurm(actions: Any) -> None:
@@ -23,30 +25,13 @@ def add_slurm(actions: Any) -> None:
         help="submit a job that runs COMMAND as ranks on many nodes",
         usage="python -m launch slurm --nodes N --gpus-per-node G --time T [options] -- COMMAND",
     )
-    slurm.add_argument("--nodes", type=int, help="number of nodes (default 1)")
-    slurm.add_argument("--gpus-per-node", help="GPUs per node, one rank for each: 4, or a100:4")
-    slurm.add_argument("--gpus-per-task", help="GPUs that a rank alone sees, of which it uses one")
-    slurm.add_argument("--ranks-per-node", type=int, help="if not one for each GPU")
-    slurm.add_argument("--cpus-per-rank", type=int, help="cores for each rank")
-    slurm.add_argument("--mem", help="memory of each node: 64G")
-    slurm.add_argument("--constraint", help="features that the nodes must have")
-    slurm.add_argument("--exclusive", action="store_const", const=True, help="whole nodes")
-    slurm.add_argument("--time", help="time limit: minutes, HH:MM:SS or D-HH:MM:SS")
-    slurm.add_argument("--partition")
-    slurm.add_argument("--account")
-    slurm.add_argument("--qos")
-    slurm.add_argument("--name", help="job name (default train)")
-    slurm.add_argument("--log", help="log file; %%j is the job's id (default slurm-%%j.log)")
-    slurm.add_argument("--container", metavar="IMAGE", help="run the ranks inside this image")
-    slurm.add_argument("--container-runtime", help="apptainer (default) or pyxis")
-    slurm.add_argument(
-        "--save-seconds",
-        type=int,
-        help="how long before the time limit the ranks are warned, so that they save (default 60)",
-    )
-    slurm.add_argument(
-        "--max-requeues", type=int, help="how often the job may requeue itself (default 10)"
-    )
+    for option in fields(JobOptions):
+        if "help" in option.metadata:
+            name = f"--{option.name.replace('_', '-')}"
+            kind: Any = {"type": int if option.type in ("int", "Optional[int]") else str}
+            if option.type == "bool":
+                kind = {"action": "store_const", "const": True}  # else None: the site's stands
+            slurm.add_argument(name, help=option.metadata["help"], **kind)
     slurm.add_argument(
         "--site",
         type=Path,
@@ -58,8 +43,6 @@ def add_slurm(actions: Any) -> None:
 
 
 def _run_slurm(args: argparse.Namespace, command: List[str]) -> int:
-    from .script import JobOptions, job_options, read_site, render
-
     site_file = args.site or _default_site()
     given = {k: v for k, v in vars(args).items() if k in JobOptions.__dataclass_fields__}
     options = job_options(read_site(site_file) if site_file else {}, given)
@@ -117,8 +100,8 @@ def add_slurm_job(actions: Any) -> None:
         help="inside a job script: run srun, explain a failure, requeue a job that saved",
         usage="python -m launch slurm-job [options] -- srun --label ... slurm-rank -- COMMAND",
     )
-    slurm_job.add_argument("--save-seconds", type=natural, default=60)
-    slurm_job.add_argument("--max-requeues", type=natural, default=10)
+    slurm_job.add_argument("--save-seconds", type=whole_number(0), default=60)
+    slurm_job.add_argument("--max-requeues", type=whole_number(0), default=10)
     slurm_job.set_defaults(run=_run_slurm_job, needs_command=True)
 
 

@@ -12,16 +12,22 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import Callable, Dict, List, Mapping, NoReturn, Sequence, Tuple
 
 from ..core.arrivals import CHECK_IN
-from ..core.hostname import address_of_own_name, take_hostname
-from ..core.network import address_towards, addresses_by_interface, check_interface, interface_of
+from ..core.network import (
+    address_of_own_name,
+    address_towards,
+    addresses_by_interface,
+    check_interface,
+    interface_of,
+    take_hostname,
+)
 from ..core.private import user_secret
-from ..core.process import die_with_parent, say
+from ..core.process import die_with_parent, run, say
 from ..core.ranks import RankFacts, cores_of_task, rank_environment
 from ..core.rendezvous import ALIVE, NOTICE_SECONDS, Endpoint, Rendezvous
 from .environment import (
@@ -109,19 +115,12 @@ def _store_address(nodes: List[str], node: int, env: Mapping[str, str]) -> str:
 
 def _resolve(node: str) -> str:
     """The IPv4 address of a node, by its name or else by Slurm's NodeAddr."""
-    try:
+    with suppress(socket.gaierror):
         return socket.gethostbyname(node)
-    except socket.gaierror:
-        pass
-    try:
-        shown = subprocess.run(
-            ["scontrol", "show", "node", node], stdout=subprocess.PIPE, text=True, check=False
-        ).stdout
-        found = re.search(r"NodeAddr=(\S+)", shown)
-        if found:
+    shown = run(["scontrol", "show", "node", node]).stdout
+    with suppress(socket.gaierror):
+        if found := re.search(r"NodeAddr=(\S+)", shown):
             return socket.gethostbyname(found[1])
-    except (FileNotFoundError, socket.gaierror):
-        pass
     raise ValueError(
         f"{socket.gethostname()} cannot find the address of {node}: neither name service nor "
         "scontrol knows it; set LAUNCH_RENDEZVOUS_HOST to the first node's address"
@@ -152,7 +151,8 @@ def _find_store(
     address: str, ports: Sequence[int], token: str, facts: RankFacts, deadline: float
 ) -> Endpoint:
     """The endpoint at which task 0 accepts this step's token."""
-    place = f"store of rank 0 at {address}, ports {_span(ports)}"
+    span = f"{min(ports)}-{max(ports)} ({len(ports)} of them)"
+    place = f"store of rank 0 at {address}, ports {span}"
     notice, others = time.monotonic() + NOTICE_SECONDS, ""
     while True:
         for port in ports:
@@ -175,10 +175,6 @@ def _find_store(
         time.sleep(0.2)
 
 
-def _span(ports: Sequence[int]) -> str:
-    return f"{min(ports)}-{max(ports)} ({len(ports)} of them)"
-
-
 def _interface_towards(address: str, several_nodes: bool) -> str:
     wanted = os.environ.get("HOROVOD_GLOO_IFACE")
     if not wanted:
@@ -192,7 +188,7 @@ def _interface_towards(address: str, several_nodes: bool) -> str:
 
 
 def _make_own_name_lead_to(interface: str, several_nodes: bool) -> None:
-    """Makes this host's own name resolve to the interface's address (launch/core/hostname.py)."""
+    """Makes this host's own name resolve to the interface's address (launch/core/network.py)."""
     address = addresses_by_interface()[interface][0]
     own = address_of_own_name()
     if own == address or (own and not several_nodes):

@@ -19,9 +19,8 @@ and `srun` has returned, the job's record and output show the cause:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Dict, Optional
+from typing import Dict, NamedTuple, Optional
 
 SIGNAL_EARLY_SECONDS = 60
 """Slurm may send the warning up to a minute earlier than requested (man sbatch, --signal)."""
@@ -33,8 +32,7 @@ _STEP_CANCELLED = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class JobRecord:
+class JobRecord(NamedTuple):
     """What `scontrol show job` says of a job; times are the controller's local ones.
 
     `name` is what scontrol takes for this job alone: the number of an array's last task is that of
@@ -48,8 +46,7 @@ class JobRecord:
     preempted: Optional[datetime]
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What happens to the job: the line for its log, and whether to ask Slurm to requeue it."""
 
     message: str
@@ -63,7 +60,7 @@ def parse_job(shown: str, job_id: str) -> JobRecord:
     """
     lines = [line for line in shown.splitlines() if line.startswith(f"JobId={job_id} ")]
     fields: Dict[str, str] = {}
-    for word in "".join(lines[:1]).split():
+    for word in lines[0].split() if lines else ():
         name, equals, value = word.partition("=")
         if equals:
             fields.setdefault(name, value)
@@ -81,9 +78,9 @@ def parse_job(shown: str, job_id: str) -> JobRecord:
 
 def _time(text: Optional[str]) -> Optional[datetime]:
     try:
-        return datetime.strptime(text or "", "%Y-%m-%dT%H:%M:%S")
-    except ValueError:
-        return None  # "None", "Unknown", "N/A"
+        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S")  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None  # not there, "None", "Unknown", "N/A"
 
 
 def step_cancelled(line: str) -> Optional[str]:

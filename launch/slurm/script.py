@@ -9,78 +9,76 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 _NOTHING = ("", "~", "null")  # values in a site file that mean the default
 MAX_NUMBER = 99999
-CONTAINER_RUNTIMES = ("apptainer", "pyxis")
-_GPUS = re.compile(r"([\w.-]+:)?\d{1,5}")
-_TIME = re.compile(r"(\d+-)?\d{1,2}(:\d{2}){0,2}|\d+(:\d{2}){0,2}|UNLIMITED|infinite")
+_GPUS = r"([\w.-]+:)?\d{1,5}", "a number, or a type and a number: a100:4"
+_FORMS = {  # option -> its values as a regular expression, and in words
+    "gpus_per_node": _GPUS,
+    "gpus_per_task": _GPUS,
+    "time": (
+        r"(\d+-)?\d{1,2}(:\d{2}){0,2}|\d+(:\d{2}){0,2}|UNLIMITED|infinite",
+        "minutes, HH:MM:SS or D-HH:MM:SS",
+    ),
+    "container_runtime": ("apptainer|pyxis", "apptainer or pyxis"),
+}
 
 
-def _is_line(text: str) -> bool:
-    """Whether `text` is a single, non-blank line."""
-    return text.isprintable() and bool(text.strip())
+def _option(default: Any, help: str) -> Any:
+    """A field that is an option of the command line too."""
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class JobOptions:
     """What the job asks Slurm for. Every field can be set in the site file."""
 
-    nodes: int = 1
-    gpus_per_node: Union[int, str] = 0  # or with their type: a100:4
-    gpus_per_task: Union[int, str, None] = None  # each rank sees its own, and uses the first
-    ranks_per_node: Optional[int] = None  # default: one for each GPU, or one
-    cpus_per_rank: Optional[int] = None
-    mem: Optional[str] = None  # of each node: 64G
-    constraint: Optional[str] = None  # features of the nodes: a100&nvlink
-    exclusive: bool = False  # whole nodes
-    time: Optional[str] = None  # D-HH:MM:SS, or minutes; default: the partition's
-    partition: Optional[str] = None
-    account: Optional[str] = None
-    qos: Optional[str] = None
-    name: str = "train"
-    log: str = "slurm-%j.log"  # %j is the job's id, %x its name; relative to where it is submitted
-    container: Optional[str] = None  # an image that holds Python, MXNet and Horovod
-    container_runtime: str = "apptainer"
+    nodes: int = _option(1, "number of nodes (default 1)")
+    gpus_per_node: Union[int, str] = _option(0, "GPUs per node, one rank for each: 4, or a100:4")
+    gpus_per_task: Union[int, str, None] = _option(
+        None, "GPUs that a rank alone sees, of which it uses one"
+    )
+    ranks_per_node: Optional[int] = _option(None, "if not one for each GPU")
+    cpus_per_rank: Optional[int] = _option(None, "cores for each rank")
+    mem: Optional[str] = _option(None, "memory of each node: 64G")
+    constraint: Optional[str] = _option(None, "features that the nodes must have: a100&nvlink")
+    exclusive: bool = _option(False, "whole nodes")
+    time: Optional[str] = _option(None, "time limit: minutes, HH:MM:SS or D-HH:MM:SS")
+    partition: Optional[str] = _option(None, "by default the site's")
+    account: Optional[str] = _option(None, "the one that is charged")
+    qos: Optional[str] = _option(None, "quality of service")
+    name: str = _option("train", "job name (default train)")
+    log: str = _option("slurm-%j.log", "log file; %%j is the job's id (default slurm-%%j.log)")
+    container: Optional[str] = _option(None, "image to run the ranks in, with Python and all")
+    container_runtime: str = _option("apptainer", "apptainer (default) or pyxis")
     container_mounts: Tuple[str, ...] = ()  # HOST:INSIDE; the working folder is always there
     setup: Tuple[str, ...] = ()  # shell lines before srun, such as `module load cuda`
     sbatch: Tuple[str, ...] = ()  # further #SBATCH options, such as --constraint=a100
     srun: Tuple[str, ...] = ()  # further options of srun, such as --cpu-bind=cores
-    save_seconds: int = 60  # how long before the time limit the ranks are warned
+    save_seconds: int = _option(60, "how long before the time limit ranks are warned (default 60)")
     straggler_seconds: int = 120  # how long ranks may run after the first has ended
-    max_requeues: int = 10
+    max_requeues: int = _option(10, "how often the job may requeue itself (default 10)")
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name.startswith("gpus_per"):
-                good = value is None or _GPUS.fullmatch(str(value))
-                self._check(field.name, bool(good), "a number, or a type and a number: a100:4")
-            elif isinstance(value, str):
-                self._check(field.name, _is_line(value), "a text on one line")
-            elif isinstance(value, tuple):
-                self._check(field.name, all(map(_is_line, value)), "texts on one line each")
-            elif value is not None and value is not False:
-                least = 0 if field.name == "max_requeues" else 1
-                self._check(
-                    field.name,
-                    least <= value <= MAX_NUMBER,
-                    f"a number from {least} to {MAX_NUMBER}",
-                )
-        self._check(
-            "container_runtime",
-            self.container_runtime in CONTAINER_RUNTIMES,
-            " or ".join(CONTAINER_RUNTIMES),
-        )
-        valid_time = self.time is None or _TIME.fullmatch(self.time)
-        self._check("time", bool(valid_time), "minutes, HH:MM:SS or D-HH:MM:SS")
-
-    def _check(self, name: str, good: bool, allowed: str) -> None:
-        if not good:
-            raise ValueError(f"{name}: {getattr(self, name)!r} is given, allowed is {allowed}")
+        for name, value in vars(self).items():
+            if value is None or isinstance(value, bool):
+                continue
+            if name in _FORMS:
+                pattern, allowed = _FORMS[name]
+                good = bool(re.fullmatch(pattern, str(value)))
+            elif isinstance(value, int):
+                least = 0 if name == "max_requeues" else 1
+                good = least <= value <= MAX_NUMBER
+                allowed = f"a number from {least} to {MAX_NUMBER}"
+            else:
+                texts = (value,) if isinstance(value, str) else value
+                good = all(text.isprintable() and text.strip() for text in texts)
+                allowed = "texts on one line each" if texts is value else "a text on one line"
+            if not good:
+                raise ValueError(f"{name}: {value!r} is given, allowed is {allowed}")
 
     @property
     def tasks_per_node(self) -> int:
@@ -99,7 +97,7 @@ def read_site(path: Path) -> Dict[str, Any]:
         raise ValueError(f"cannot read the site file {path}: {reason}") from None
     if not isinstance(site, dict):
         raise ValueError(f"{path}: expected `key: value` lines, as in configs/site-example.yaml")
-    known = {field.name: field for field in fields(JobOptions)}
+    known = {option.name: option for option in fields(JobOptions)}
     chosen = {}
     for key, value in site.items():
         if key not in known:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import pwd
 import re
 import shlex
 import shutil
-import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
-from ..core.process import say
+from ..core.process import run, say
 from ..core.streams import write
 
 POLL_SECONDS = 1.0
 _OTHER_NAMES = {"SBATCH_TIME": "SBATCH_TIMELIMIT", "SBATCH_REQUEUE": "SBATCH_NO_REQUEUE"}
 _FIELD = re.compile(r"%([0-9]*)([a-zA-Z%])")  # in a log's name; a number pads the ids
-_TOO_MUCH = ("PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints")
 _ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "STOPPED")
 
 
@@ -32,9 +29,10 @@ def submit(script: str) -> str:
             "or add --dry-run to see the job script"
         )
     _make_log_folder(script)
-    done = _run(["sbatch", "--parsable"], script, _environment(script))
+    done = run(["sbatch", "--parsable"], script, _environment(script))
     if done.returncode:
-        raise ValueError(_explain_refusal(script, done.stderr))
+        words = " ".join(done.stderr.replace("sbatch: error: ", "").split())
+        raise ValueError(f"sbatch refused the job: {words}")
     return done.stdout.strip().split(";")[0]  # ID, or ID;CLUSTER
 
 
@@ -70,15 +68,12 @@ def log_path(script: str, job_id: str) -> Path:
 
 def check_followable(script: str) -> None:
     """Raises ValueError when `follow` could not know the job's log."""
-    if _is_array(script):
-        raise ValueError("--follow shows one log, but each task of --array has its own")
-    log = _option(script, "output") or ""
-    for field in _FIELD.finditer(log):
-        if field[2] not in "jAxu%":
-            raise ValueError(
-                f"--follow cannot know {field[0]} in the log's name {log}; it knows %j, %A, %x, "
-                "%u and %%"
-            )
+    log = log_path(script, "0")
+    if "%" in str(log):
+        raise ValueError(
+            f"--follow cannot know the log's name before the job runs, {log}: it knows %j, %A, %x "
+            "and %u, and no log of the tasks of --array"
+        )
 
 
 def _is_array(script: str) -> bool:
@@ -116,22 +111,18 @@ def follow(job_id: str, log: Path) -> int:
 
     Ctrl-C, or a stdout that takes no more (`| head`, a full disk), ends the display, not the job.
     """
-    shown: Optional[str] = None
+    told = ""
     offset = 0
     try:
         while True:
-            state, reason = _state(job_id)
+            job = _job(job_id)
             offset = _copy_from(log, offset)
-            told = f"{state} ({reason})" if reason not in ("", "None") else state
-            if state == "PENDING" and reason in _TOO_MUCH:
-                told += (
-                    f": it asks for more than its partition gives; `scancel {job_id}` withdraws it"
-                )
-            if told != shown:
-                say(f"job {job_id} is {told}")
-                shown = told
-            if state not in _ACTIVE:
-                return _exit_code(job_id)
+            state = f"{job['JobState']} ({job['Reason']})".replace(" (None)", "")
+            if told != state:
+                say(f"job {job_id} is {state}")
+                told = state
+            if job["JobState"] not in _ACTIVE:
+                return _exit_code(job)
             time.sleep(POLL_SECONDS)
     except (KeyboardInterrupt, OSError) as error:
         reason = f" ({error})" if str(error) else ""
@@ -139,45 +130,20 @@ def follow(job_id: str, log: Path) -> int:
         return 130
 
 
-def _run(
-    command: List[str], stdin: str = "", env: Optional[Mapping[str, str]] = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, input=stdin, env=env, capture_output=True, text=True, check=False
-    )
+def _job(job_id: str) -> Dict[str, str]:
+    """JobState, Reason and ExitCode. Slurm forgets an ended job after some minutes (MinJobAge)."""
+    shown = run(["scontrol", "show", "job", "-o", job_id])
+    found = dict(reversed(re.findall(r"\b(JobState|Reason|ExitCode)=(\S+)", shown.stdout)))
+    unknown = "Invalid job id" in shown.stderr
+    silent = {"JobState": "RUNNING", "Reason": f"Slurm does not answer: {shown.stderr.strip()}"}
+    state = {"JobState": "unknown to Slurm by now"} if unknown else silent
+    return {"Reason": "None", "ExitCode": "1:0", **({} if found else state), **found}
 
 
-def _explain_refusal(script: str, error: str) -> str:
-    """sbatch's own message; for an unknown partition, the existing ones."""
-    words = " ".join(line.replace("sbatch: error: ", "") for line in error.split("\n") if line)
-    partition = _option(script, "partition")
-    if partition and "partition" in words.lower():
-        known = _run(["sinfo", "--noheader", "--format=%R"]).stdout.split()
-        near = difflib.get_close_matches(partition, known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        if partition not in known:
-            return f"there is no partition {partition!r}, only {', '.join(sorted(known))}{hint}"
-    return f"sbatch refused the job: {words}"
-
-
-def _state(job_id: str) -> Tuple[str, str]:
-    """JobState and Reason. Slurm forgets an ended job after some minutes (MinJobAge)."""
-    shown = _run(["scontrol", "show", "job", "-o", job_id])
-    state = re.search(r"\bJobState=(\S+)", shown.stdout)
-    reason = re.search(r"\bReason=(\S+)", shown.stdout)
-    if state:
-        return state[1], reason[1] if reason else ""
-    if "Invalid job id" in shown.stderr:
-        return "unknown to Slurm by now", ""
-    return "RUNNING", f"Slurm does not answer: {shown.stderr.strip()}"
-
-
-def _exit_code(job_id: str) -> int:
-    """The job's exit code as a shell would report it; 1 when only its state tells of a failure."""
-    shown = _run(["scontrol", "show", "job", "-o", job_id]).stdout
-    found = re.search(r"\bExitCode=(\d+):(\d+)", shown)
-    code = (int(found[1]) or (128 + int(found[2]) if int(found[2]) else 0)) if found else 1
-    return code or (0 if "JobState=COMPLETED" in shown else 1)
+def _exit_code(job: Dict[str, str]) -> int:
+    """As a shell would report it; 1 when only the job's state tells of a failure."""
+    code, signum = map(int, job["ExitCode"].split(":"))
+    return code or (128 + signum if signum else int(job["JobState"] != "COMPLETED"))
 
 
 def _copy_from(path: Path, offset: int) -> int:

@@ -492,6 +492,15 @@ def test_venv_of_another_making_is_left_alone(tree, programs):
     assert install.PYTHON.exists()
 
 
+def test_venv_that_is_a_link_is_not_emptied_where_it_is(tree, tmp_path):
+    (tree / ".venv").rename(tmp_path / "another")
+    (tree / ".venv").symlink_to(tmp_path / "another")
+    install.write_stamp(folder="/elsewhere/.venv", gpu=False, packages="done")
+    with pytest.raises(SetupError, match=r"\.venv is a link to .*another, and .* remove the link"):
+        install.make_venv(gpu=False)
+    assert install.read_stamp() and (tree / ".venv").is_symlink()
+
+
 # -- data and Debian's packages --------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from launch.core import hostname
+from launch.core import network
 from launch.slurm import rank
 
 
@@ -18,28 +18,28 @@ def resolver(*addresses):
 
 def test_the_first_address_that_can_be_bound_counts(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", resolver("192.0.2.1", "127.0.1.1", "127.0.0.1"))
-    assert hostname.address_of_own_name() == "127.0.1.1"
+    assert network.address_of_own_name() == "127.0.1.1"
 
 
 def test_names_without_an_address(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", resolver("192.0.2.1"))
-    assert hostname.address_of_own_name() is None
+    assert network.address_of_own_name() is None
 
     def unknown(*_, **__):
         raise socket.gaierror("Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    assert hostname.address_of_own_name() is None
+    assert network.address_of_own_name() is None
 
 
 def test_a_hostname_too_long_to_be_resolved_has_no_address(monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: "a" * 64)  # Linux's HOST_NAME_MAX
-    assert hostname.address_of_own_name() is None
+    assert network.address_of_own_name() is None
 
 
 def test_a_private_hostname_leaves_the_hosts_alone():
     code = (
-        "import socket; from launch.core.hostname import take_hostname; take_hostname('192.0.2.7');"
+        "import socket; from launch.core.network import take_hostname; take_hostname('192.0.2.7');"
         "print(socket.gethostname(), socket.gethostbyname(socket.gethostname()))"
     )
     before = socket.gethostname()

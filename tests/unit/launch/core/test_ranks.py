@@ -2,6 +2,7 @@
 
 import os
 import queue
+import re
 import signal
 import socket
 import sys
@@ -10,10 +11,15 @@ import pytest
 
 from launch.__main__ import main
 from launch.core import network, ranks
-from launch.core.blame import first_cause, lacks_cause
-from launch.core.process import describe_exit, shell_exit_code
-from launch.core.rank_process import MAX_LINE, RankProcess
-from launch.core.ranks import cores_of_task, cores_per_rank, facts_on_one_host, rank_environment
+from launch.core.process import MAX_LINE, describe_exit, first_cause, lacks_cause, shell_exit_code
+from launch.core.rank_process import RankProcess
+from launch.core.ranks import (
+    cores_of_task,
+    cores_per_rank,
+    facts_on_one_host,
+    rank_environment,
+    tasks_of_srun,
+)
 
 
 def test_environment_of_a_rank(monkeypatch):
@@ -29,6 +35,9 @@ def test_environment_of_a_rank(monkeypatch):
     assert env["HOROVOD_GLOO_IFACE"] == env["NCCL_SOCKET_IFNAME"] == "lo"
     assert env["OMP_NUM_THREADS"] == "3"
     assert env["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert env["HOROVOD_CONTROLLER"] == env["HOROVOD_CPU_OPERATIONS"] == "gloo"
+    assert (env["HOROVOD_HOSTNAME"], env["LAUNCH_ID"]) == ("localhost", "id")
+    assert env["PYTHONUNBUFFERED"] == "1"
 
 
 def test_user_settings_are_kept(monkeypatch):
@@ -41,8 +50,9 @@ def test_user_settings_are_kept(monkeypatch):
 def test_python_means_the_launchers_in_a_virtual_environment(monkeypatch):
     monkeypatch.setattr(sys, "prefix", "/venv")
     monkeypatch.setattr(sys, "executable", "/venv/bin/python")
+    monkeypatch.setenv("PATH", "/users:/bin")
     env = rank_environment(facts_on_one_host(0, 1), {}, "lo", 1, "id")
-    assert env["PATH"].split(os.pathsep)[0] == "/venv/bin"
+    assert env["PATH"] == "/venv/bin:/users:/bin" and env["LAUNCH_PATH"] == "/users:/bin"
 
 
 def test_what_an_elastic_horovodrun_left_is_not_handed_on(monkeypatch):
@@ -55,7 +65,7 @@ def bound_to(monkeypatch):
     """Binds this process to so many cores, in a container with such a CPU quota."""
 
     def bind(cores, quota):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0: set(range(cores))}[pid])
         monkeypatch.setattr(ranks, "quota_cores", lambda: quota)
 
     return bind
@@ -64,7 +74,7 @@ def bound_to(monkeypatch):
 @pytest.mark.parametrize(
     ("bound", "quota", "env", "number", "cores"),
     [
-        (8, None, {}, 2, 4),
+        (9, None, {}, 2, 4),
         (2, None, {}, 4, 1),
         (64, 4, {}, 2, 2),
         (4, 64, {}, 2, 2),
@@ -83,15 +93,32 @@ def test_cores_are_divided_among_the_ranks_of_one_process(
 @pytest.mark.parametrize(
     ("bound", "quota", "env", "local_size", "cores"),
     [
-        (64, None, {"SLURM_CPUS_ON_NODE": "16"}, 4, 4),
+        (64, None, {"SLURM_CPUS_ON_NODE": "19"}, 4, 4),
         (64, 8, {"SLURM_CPUS_ON_NODE": "16"}, 4, 2),  # slurmd in a container of 8 CPUs
         (1, None, {"SLURM_CPUS_ON_NODE": "8"}, 4, 1),  # bound to a core each: not divided again
-        (64, None, {"SLURM_CPUS_PER_TASK": "6", "SLURM_CPUS_ON_NODE": "48"}, 8, 6),
+        (64, None, {"SLURM_CPUS_PER_TASK": "5", "SLURM_CPUS_ON_NODE": "48"}, 8, 5),
     ],
 )
 def test_cores_of_a_slurm_task(bound_to, bound, quota, env, local_size, cores):
     bound_to(bound, quota)
     assert cores_of_task(local_size, env) == cores
+
+
+def test_a_count_that_is_none_is_refused_with_what_it_may_be():
+    said = (
+        "SLURM_CPUS_PER_TASK is '0'; it must be a whole number from 1 to 999999, such as 1: "
+        "correct it, or `unset SLURM_CPUS_PER_TASK`"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        cores_of_task(1, {"SLURM_CPUS_PER_TASK": "0"})
+    with pytest.raises(ValueError, match=r"SLURM_STEP_NUM_TASKS is '1\.5'; .*, such as 1: "):
+        tasks_of_srun({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1.5"})
+
+
+def test_tasks_are_those_that_srun_started():
+    assert tasks_of_srun({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}) == 4
+    assert tasks_of_srun({"SLURM_STEP_NUM_TASKS": "4"}) == 1
+    assert tasks_of_srun({"SLURM_PROCID": "0"}) == 1
 
 
 def test_route_to_this_machine():
@@ -114,15 +141,6 @@ def test_wrong_interface_lists_the_right_ones():
         ValueError, match=r"no interface of this machine has the address 192\.0\.2\.1"
     ):
         network.interface_of("192.0.2.1")
-
-
-def test_a_loopback_interface_that_is_off_says_how_to_turn_it_on(monkeypatch):
-    """As in a new network namespace, and where there is only ::1."""
-    monkeypatch.setattr(network, "addresses_by_interface", dict)
-    with pytest.raises(
-        ValueError, match=r"has the address 127\.0\.0\.1; turn it on: `ip link set lo"
-    ):
-        network.interface_of("127.0.0.1")
 
 
 def test_exit_codes_in_words():
@@ -162,7 +180,7 @@ def test_a_limit_of_threads_is_one_line_and_leaves_no_rank(monkeypatch, capsys):
 
     monkeypatch.setattr(RankProcess, "watch", refuse)
     assert main(["local", "-n", "1", "--", "sleep", "600"]) == 2
-    said = "launch: can't start new thread: raise the limit of processes (`ulimit -u`)"
+    said = "error: can't start new thread: raise the limit of processes (`ulimit -u`)"
     assert capsys.readouterr().err.startswith(said)
     assert started[0].wait(timeout=60) == -signal.SIGKILL
 

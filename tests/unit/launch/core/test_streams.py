@@ -14,7 +14,7 @@ import pytest
 from launch.core.process import say
 from launch.core.streams import one_line, print_line, printable
 from trainer import console
-from trainer.report.progress import ProgressDisplay
+from trainer.report.progress import Display
 
 # Sets the window's title, hides what follows, and turns the direction of the text.
 HOSTILE = "\x1b]0;owned\x07a\x9b8m\u202eb\rc"
@@ -52,7 +52,7 @@ class Terminal(io.StringIO):
 def test_so_are_lines_above_a_live_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
-    display = ProgressDisplay(0, 10, stream)
+    display = Display("text", 0, 10, stream)
     display.line(HOSTILE)
     display.close()
     assert "\x1b[" in stream.getvalue() and "\x1b]" not in stream.getvalue()

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from launch.doctor import checks, doctor, probe_libraries
+from launch.doctor import checks, doctor, probe
 from launch.doctor.checks import FAIL, OK, WARN, Row
 
 HEALTHY = {
@@ -182,7 +182,7 @@ def test_python_version(monkeypatch, version, status):
 
 def test_a_probe_that_crashes_is_reported(monkeypatch):
     crash = subprocess.CompletedProcess([], -11, "", "Illegal instruction\n")
-    monkeypatch.setattr(checks, "run", lambda command: crash)
+    monkeypatch.setattr(checks, "run", lambda command, timeout: crash)
     libraries = checks.ask_libraries()
     assert libraries["mxnet"] == libraries["horovod"] == {"error": "Illegal instruction"}
 
@@ -195,7 +195,7 @@ def test_nothing_is_claimed_of_gpus_where_mxnet_is_built_for_the_cpu():
 def test_a_kernel_is_tried_on_each_gpu(monkeypatch, gpus):
     """Of which this MXNet has none, and says so of each."""
     monkeypatch.setattr("mxnet.context.num_gpus", lambda: gpus)
-    errors = probe_libraries._gpus()
+    errors = probe._gpus()
     assert len(errors) == gpus
     assert all("GPU" in error or "CUDA" in error for error in errors), errors
 
@@ -214,7 +214,7 @@ def test_write_access(tmp_path):
 
 def test_data_that_cannot_be_had_is_red_with_the_ways_out(monkeypatch):
     answer = subprocess.CompletedProcess([], 1, "Fashion-MNIST is not on this machine ...\n", "")
-    monkeypatch.setattr(checks, "run", lambda command: answer)
+    monkeypatch.setattr(checks, "run", lambda command, timeout: answer)
     row = checks.data_row()
     assert (row.status, row.fix) == (FAIL, "Fashion-MNIST is not on this machine ...")
 
@@ -231,10 +231,17 @@ def test_slurm_rows(monkeypatch):
 
 
 def test_allreduce_row():
-    good = subprocess.CompletedProcess(
-        [], 0, 'noise\n{"ranks": 2, "latency_ms": 0.5, "mb_per_s": 900.0}\n', ""
-    )
-    assert checks.allreduce_row(good).found == "2 ranks: 0.5 ms, 900.0 MB/s at 45 MB"
+    measured = {"ranks": 2, "interface": "eth0", "latency_ms": 0.5, "mb_per_s": 900.0}
+
+    def row(between_nodes, **measured):
+        said = f"noise\n{json.dumps(measured)}\n"
+        return checks.allreduce_row(subprocess.CompletedProcess([], 0, said, ""), between_nodes)
+
+    assert row(True, **measured).found == "2 ranks over eth0: 0.5 ms, 900.0 MB/s at 45 MB"
+    assert row(True, **measured).status == OK
+    slow = row(True, **{**measured, "mb_per_s": 118.0})
+    assert slow.status == WARN and "HOROVOD_GLOO_IFACE" in slow.fix
+    assert row(False, **{**measured, "mb_per_s": 118.0}).status == OK  # no link, but slow cores
     bad = subprocess.CompletedProcess([], 1, "", "a\nConnection refused\n")
     assert checks.allreduce_row(bad).status == FAIL
     assert checks.allreduce_row(bad).found == "Connection refused"

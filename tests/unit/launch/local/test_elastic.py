@@ -13,8 +13,7 @@ from launch.__main__ import main
 from launch.core.job import Events, Failure, Outcome
 from launch.core.rank_process import RankProcess
 from launch.local import elastic_rank
-from launch.local.discovery import Discovery
-from launch.local.elastic import Elastic, TerminatedError, visible_devices
+from launch.local.elastic import Discovery, Elastic, TerminatedError, visible_devices
 
 KILLED = Outcome(137, Failure(1, "was killed", []))
 
@@ -131,14 +130,49 @@ def test_slots_are_waited_for_until_a_signal_comes(command):
     elastic.close()
 
 
-def test_a_signal_between_two_starts_ends_the_job(capsys):
+def test_a_signal_between_two_starts_ends_the_job():
     elastic = Elastic(1, 1, discovery=Discovery("echo 1", 0.0), max_restarts=1, patience=600)
     elastic.first_slots(Events())
     events = Events()
     events.put(signal.SIGTERM)
-    assert elastic.next_slots(KILLED, events) == []
+    with pytest.raises(TerminatedError, match="ended by SIGTERM before ranks were started"):
+        elastic.next_slots(KILLED, events)
     elastic.close()
-    assert "ended by SIGTERM before ranks were started" in capsys.readouterr().err
+
+
+def test_restarts_of_a_command_that_ends_at_once_come_at_longer_and_longer_intervals(
+    capsys, monkeypatch
+):
+    monkeypatch.setattr("launch.local.elastic.LONGEST_PAUSE", 1.5)
+    elastic, began = begun(ranks=1, max_restarts=9), time.monotonic()
+    for _ in range(4):
+        assert elastic.next_slots(KILLED, Events()) == [0]
+    assert time.monotonic() - began >= 0 + 1 + 1.5 + 1.5
+    said = capsys.readouterr().err.splitlines()
+    assert [line.rpartition(")")[2] for line in said] == ["", " in 1 s", " in 1.5 s", " in 1.5 s"]
+    events = Events()
+    events.put(signal.SIGINT)
+    with pytest.raises(TerminatedError) as told:
+        elastic.next_slots(KILLED, events)
+    assert told.value.exit_code == 130
+    monkeypatch.setattr("launch.local.elastic.LONGEST_PAUSE", 0.0)  # it has run for longer now
+    assert elastic.next_slots(KILLED, Events()) == [0]
+    assert capsys.readouterr().err.endswith("(restart 6 of 9)\n")
+
+
+def test_ranks_that_could_not_connect_are_started_once_more_whatever_the_options(capsys):
+    elastic = begun(ranks=2)
+    assert elastic.next_slots(KILLED._replace(unconnected=True), Events()) == [0, 1]
+    assert "starting them once more" in capsys.readouterr().err
+    assert elastic.next_slots(KILLED._replace(unconnected=True), Events()) == []
+
+
+def test_ranks_that_saved_are_run_again_at_once(capsys):
+    elastic = begun(ranks=1, max_restarts=9)
+    for _ in range(2):
+        elastic.next_slots(KILLED, Events())
+    elastic.next_slots(Outcome(85), Events())
+    assert capsys.readouterr().err.endswith("continuing with 1 rank (restart 3 of 9)\n")
 
 
 def test_what_the_command_leaves_running_is_not_waited_for(tmp_path):

@@ -167,13 +167,13 @@ def test_a_refused_requeue_is_reported(slurm):
     scontrol = f"[ $1 = show ] && echo {shown} || {{ echo Access denied >&2; exit 1; }}"
     done = job(slurm, "exit 85", scontrol)
     assert done.returncode == 2
-    assert done.stderr.endswith("launch: scontrol requeue 7 failed: Access denied\n")
+    assert done.stderr.endswith("error: scontrol requeue 7 failed: Access denied\n")
 
 
 def test_a_controller_that_does_not_answer_is_reported(slurm):
     done = job(slurm, "exit 85", "echo Unable to contact slurm controller >&2; exit 1")
     assert done.returncode == 2
-    assert "launch: no job 7 in what scontrol shows" in done.stderr
+    assert "error: no job 7 in what scontrol shows" in done.stderr
 
 
 def test_times_are_asked_for_as_they_are_read(slurm):
@@ -204,7 +204,7 @@ def test_options_override_the_users_sbatch_variables(slurm):
         sbatch="env | grep ^SBATCH_ >&2; exit 1",
         env={f"SBATCH_{name}": "mine" for name in given},
     )  # fmt: skip
-    assert done.stderr == "launch: sbatch refused the job: SBATCH_ACCOUNT=mine\n"
+    assert done.stderr == "error: sbatch refused the job: SBATCH_ACCOUNT=mine\n"
 
 
 def test_a_job_that_another_one_submits_gets_nothing_of_its_allocation(slurm):
@@ -215,7 +215,7 @@ def test_a_job_that_another_one_submits_gets_nothing_of_its_allocation(slurm):
         sbatch="env | grep ^SLURM_ >&2; exit 1",
         env={**of_the_job, "SLURM_CONF": "/etc/ours.conf"},
     )  # fmt: skip
-    assert done.stderr == "launch: sbatch refused the job: SLURM_CONF=/etc/ours.conf\n"
+    assert done.stderr == "error: sbatch refused the job: SLURM_CONF=/etc/ours.conf\n"
 
 
 def test_the_logs_folder_is_made_where_it_can_be(slurm, tmp_path):
@@ -258,7 +258,7 @@ def test_an_array_has_a_log_for_each_task(slurm, tmp_path):
     assert done.stdout == f"job 9 is submitted; its log: {tmp_path}/train-%j-9_%a\n"
     done = slurm("slurm", "--follow", *options, "--", "true", sbatch=f"touch {tmp_path}/submitted")
     assert done.returncode == 2
-    assert done.stderr == "launch: --follow shows one log, but each task of --array has its own\n"
+    assert "--follow cannot know the log's name before the job runs" in done.stderr
     assert not (tmp_path / "submitted").exists()
 
 
@@ -267,7 +267,8 @@ def test_a_log_that_cannot_be_followed_is_refused_before_the_job_is_submitted(sl
     done = slurm("slurm", "--follow", "--log", log, "--", "true", sbatch=f"touch {tmp_path}/sent")
     assert done.returncode == 2
     assert done.stderr == (
-        f"launch: --follow cannot know %N in the log's name {log}; it knows %j, %A, %x, %u and %%\n"
+        f"error: --follow cannot know the log's name before the job runs, {tmp_path}/0-%N: it "
+        "knows %j, %A, %x and %u, and no log of the tasks of --array\n"
     )
     assert not (tmp_path / "sent").exists()
 
@@ -275,7 +276,7 @@ def test_a_log_that_cannot_be_followed_is_refused_before_the_job_is_submitted(sl
 @pytest.mark.parametrize("stdout", ["a closed pipe", "/dev/full"])
 def test_the_job_goes_on_when_its_log_cannot_be_shown(monkeypatch, tmp_path, capsys, stdout):
     (tmp_path / "log").write_text("said")
-    monkeypatch.setattr(submit, "_state", lambda job_id: ("RUNNING", ""))
+    monkeypatch.setattr(submit, "_job", lambda _: {"JobState": "RUNNING", "Reason": "None"})
     read, write = os.pipe()
     os.close(read)
     with suppress(OSError), open(write if stdout == "a closed pipe" else stdout, "w") as target:
@@ -291,5 +292,5 @@ def test_a_refused_submission_is_one_line(slurm):
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr == (
-        "launch: sbatch refused the job: Batch job submission failed: Invalid account\n"
+        "error: sbatch refused the job: Batch job submission failed: Invalid account\n"
     )

@@ -18,10 +18,13 @@ def record(state="RUNNING", left=3600.0, preempted=False):
 CASES = [
     # job, what slurmstepd said of the step, requeue?, words of the log line
     (record(left=55), None, True, "time limit (01:00:00) ends it in 55 s"),
-    (record(left=115), None, True, "time limit (01:00:00) ends it in 115 s"),
+    # Slurm may warn up to a minute early.
+    (record(left=120), None, True, "time limit (01:00:00) ends it in 120 s"),
+    (record(left=121), None, True, "asked to save (SIGUSR1 or SIGTERM)"),
     (record(preempted=True), None, True, "preempted by another job"),
     (record(preempted=True), "", True, "preempted by another job"),
-    (record(), None, True, "asked to save"),
+    (record(), None, True, "asked to save (SIGUSR1 or SIGTERM)"),
+    (record()._replace(end=None), None, True, "asked to save (SIGUSR1 or SIGTERM)"),
     (record("COMPLETING", left=0), "TIME LIMIT", True, "time limit (01:00:00) reached"),
     (
         record("COMPLETING"),
@@ -29,7 +32,12 @@ CASES = [
         False,
         "requeued by scontrol; saved; Slurm runs it again",
     ),
-    (record("COMPLETING"), "PREEMPTION", False, "preempted by another job; saved; Slurm runs it"),
+    (
+        record("COMPLETING"),
+        "PREEMPTION",
+        False,
+        "preempted by another job; saved; Slurm runs it again",
+    ),
     (record("COMPLETING", left=0), "", False, "cancelled; saved; not requeued"),
     (record("COMPLETING", left=0), None, False, "cancelled; saved; not requeued"),
     (record(), "", False, "cancelled; saved; not requeued"),  # scancel JOB.STEP
@@ -40,24 +48,31 @@ CASES = [
 def test_verdicts(job, cancelled, requeue, words):
     verdict = judge(job, cancelled, NOW, warning_seconds=60, restarts=0, max_requeues=5)
     assert verdict.requeue is requeue
-    assert words in verdict.message
+    more = "; saved; requeue 1 of 5" if requeue else ""
+    assert verdict.message == words + more
 
 
 def test_cap():
     last = judge(record(left=10), None, NOW, 60, restarts=4, max_requeues=5)
     assert last.requeue
-    assert last.message.endswith("requeue 5 of 5")
+    assert last.message == "time limit (01:00:00) ends it in 10 s; saved; requeue 5 of 5"
     over = judge(record(left=10), None, NOW, 60, restarts=5, max_requeues=5)
     assert not over.requeue
-    assert "it was 5 times already (--max-requeues 5)" in over.message
+    assert over.message == (
+        "time limit (01:00:00) ends it in 10 s; saved; not requeued, as it was 5 times already "
+        "(--max-requeues 5): submit it again to continue"
+    )
 
 
 def test_warned_before_the_command_listens():
     """Preempted in its first seconds, a job must not be lost; a stray kill is no reason."""
     early = judge(record(preempted=True), None, NOW, 60, 0, 5, saved=False)
     assert early.requeue
-    assert "some ranks ended before they could save" in early.message
-    assert not judge(record(), None, NOW, 60, 0, 5, saved=False).requeue
+    unsaved = "some ranks ended before they could save"
+    assert early.message == f"preempted by another job; {unsaved}; requeue 1 of 5"
+    stray = judge(record(), None, NOW, 60, 0, 5, saved=False)
+    assert not stray.requeue
+    assert stray.message == f"ended by a signal that Slurm knows nothing of; {unsaved}"
 
 
 def test_scontrols_answer():
@@ -68,8 +83,13 @@ def test_scontrols_answer():
     assert parse_job(shown, "2") == JobRecord(
         "2", "RUNNING", "00:01:00", datetime(2026, 11, 22, 21, 56, 11), None
     )
-    with pytest.raises(ValueError, match="no job 2 in what scontrol shows"):
+    assert parse_job("JobId=2 JobState=X PreemptTime=2026-11-22T21:56:11", "2") == JobRecord(
+        "2", "X", "unknown", None, datetime(2026, 11, 22, 21, 56, 11)
+    )
+    with pytest.raises(ValueError, match="^no job 2 in what scontrol shows: 'slurm_load"):
         parse_job("slurm_load_jobs error: Invalid job id specified", "2")
+    with pytest.raises(ValueError, match="scontrol shows: '8{200}'$"):
+        parse_job("8" * 300, "2")
 
 
 def test_a_task_of_an_array_is_found_among_the_others():

@@ -1,0 +1,60 @@
+"""Ranks are ended together, those that do not listen by SIGKILL; warnings reach them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import List
+
+from launch.core.job import Events, Job
+from launch.core.rank_process import RankProcess
+
+# Says that it is ready, for the other to go on; it ends by itself after ten seconds.
+DEAF = (
+    "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    "os.write({}, b'x'); time.sleep(10)"
+)
+FAILS = "import os; os.read({}, 1); os._exit(3)"
+
+
+def job_of(codes: List[str], kill_after: float) -> Job:
+    job = Job(Events(), kill_after)
+    for rank, code in enumerate(codes):
+        command = [sys.executable, "-c", code]
+        job.ranks.append(RankProcess(rank, command, dict(os.environ), None, None, True))
+    return job
+
+
+def test_a_rank_that_does_not_listen_gets_sigkill_after_the_time_it_has(tmp_path) -> None:
+    pipe = tmp_path / "ready"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDWR)
+    opened = f"os.open({str(pipe)!r}, os.O_RDWR)"
+    job = job_of([DEAF.format(opened), FAILS.format(opened)], kill_after=0.1)
+    try:
+        outcome = job.supervise()
+    finally:
+        job.kill()
+        os.close(end)
+    assert job.ranks[0].process.returncode == -signal.SIGKILL
+    assert outcome.failure is not None
+    assert outcome.failure.rank == 0
+    assert outcome.failure.cause == "answered neither its peers nor SIGTERM for 0.1 s: SIGKILL"
+
+
+WARNS_ITS_LAUNCHER = """
+import os, signal, sys, time
+signal.signal(signal.{name}, lambda *_: sys.exit(85))
+os.kill(os.getppid(), signal.{name})
+time.sleep(10)
+"""
+
+
+def test_local_forwards_the_warnings_of_slurm_and_of_shells() -> None:
+    for name in ("SIGUSR1", "SIGTERM"):
+        rank = [sys.executable, "-c", WARNS_ITS_LAUNCHER.format(name=name)]
+        command = [sys.executable, "-m", "launch", "local", "-n", "1", "--", *rank]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 85, done.stderr
