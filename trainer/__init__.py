@@ -15,7 +15,9 @@ _PUBLIC = {
     "Config": "trainer.config",
     "ConfigError": "trainer.errors",
     "EpochEnd": "trainer.run.outcome",
+    "EvaluationEnd": "trainer.run.outcome",
     "Result": "trainer.run.outcome",
+    "StepEnd": "trainer.run.outcome",
     "SyncBatchNorm": "trainer.batch_norm",
     "TrainingError": "trainer.run.outcome",
     "convert_sync_batch_norm": "trainer.batch_norm",
@@ -34,21 +36,12 @@ if os.path.expanduser("~") == "~":
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return _version()
+        return importlib.import_module("trainer.console").version()
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    importlib.import_module("trainer.dist.environment").check_counts()  # before MXNet is loaded
     module = importlib.import_module(_PUBLIC[name])
     return module if _PUBLIC[name].endswith(f".{name}") else getattr(module, name)
-
-
-def _version() -> str:
-    """The version that pip installed, which is pyproject.toml's."""
-    from importlib import metadata  # late: it takes a tenth of a second
-
-    try:
-        return metadata.version("gluon-horovod-trainer")
-    except metadata.PackageNotFoundError:  # a folder on PYTHONPATH
-        return "0+unknown"
 
 
 def __dir__() -> list[str]:

@@ -6,6 +6,7 @@ For the notebooks of *Dive into Deep Learning* (d2lzh), with their own loaders a
 
 from __future__ import annotations
 
+import collections.abc
 import contextlib
 import hashlib
 import time
@@ -20,8 +21,10 @@ from .config import Config, Train
 from .console import print_line
 from .data import fashion_mnist, sharding
 from .data.loader import Batch
-from .model import replica
+from .model import replica, users_net
 from .mxnet_internals import all_parameters, move_states, ordered_parameters, scale
+from .run import agreement
+from .step.loss import cross_entropy, warn_of_second_softmax
 from .step.metrics import TrainMetrics
 from .step.optimizer import gluon_trainer
 from .step.step import train_step
@@ -51,7 +54,9 @@ def train_ch5(
         ctx: this rank's device; on a node with several GPUs ``mx.gpu(local_rank)``.
 
     Raises:
-        ValueError: ``ctx`` is not a single device, or the ranks' batches differ.
+        ValueError: ``ctx`` is not a single device, batches can be read only once, or the ranks'
+            batches or weights differ.
+        ConfigError: the ranks' nets differ, or the net is compiled and its gradients are wrong.
         NonFiniteError: on every rank, after an epoch with a loss or weight that is not finite.
     """
     if not isinstance(ctx, mx.Context):
@@ -59,13 +64,21 @@ def train_ch5(
             f"ctx is {ctx}; train_ch5 takes one device, as in the book: start one rank for each "
             "(python -m launch local -n 2 -- python ...), with ctx = mx.gpu(local_rank)"
         )
+    for name, batches in (("train_iter", train_iter), ("test_iter", test_iter)):
+        if isinstance(batches, collections.abc.Iterator):
+            raise ValueError(
+                f"{name} can be read only once; give a DataLoader or a list of batches, which "
+                "each epoch reads anew"
+            )
     dist.init()
+    _begin(net, test_iter, ctx)
     if dist.world_size() == 1:
         import d2lzh
 
         d2lzh.train_ch5(net, train_iter, test_iter, batch_size, trainer, ctx, num_epochs)
         return
     np.random.set_state(dist.broadcast_object(np.random.get_state()))
+    _check_same("images", _images(train_iter))
     norm = "sync" if batch_norm.is_synced(net) else "local"
     config = Config(batch_norm=norm, train=Train(global_batch_size=batch_size))
     _say(f"training on {ctx}")
@@ -74,6 +87,20 @@ def train_ch5(
             _train_epoch(net, train_iter, test_iter, distributed, config, ctx, epoch)
     replica.merge_running_statistics(net, config)
     mx.nd.waitall()
+
+
+def _begin(net: gluon.Block, test_iter: Pairs, ctx: mx.Context) -> None:
+    """Give all ranks the same weights; refuse, or warn of, what would train wrong."""
+    with dist.together():
+        data, _ = next(iter(test_iter))  # which, unlike the other, is not shuffled
+        image = data[:1].as_in_context(ctx)
+        scores = net(image)  # settles deferred shapes
+        users_net.check_compiled(net, image)
+        if dist.is_root():
+            warn_of_second_softmax(cross_entropy, scores)
+    with dist.together():
+        agreement.check_net(net)
+    dist.broadcast_parameters(ordered_parameters(net))
 
 
 def _train_epoch(
@@ -88,14 +115,16 @@ def _train_epoch(
     start, metrics = time.time(), TrainMetrics(ctx, parameters=ordered_parameters(net))
     for step, (data, label) in enumerate(train_iter):
         if step == 0:
-            _check_same(label)
-        if (epoch, step) == (1, 0):
-            _broadcast_weights(net, data[:1].as_in_context(ctx))
+            _check_same("labels", _digest(label))
         # The book divides by the batch size even where the last batch is smaller.
         whole = config.train.global_batch_size
         batch = _shard(data, label, ctx)._replace(global_samples=whole)
         metrics.add(step, train_step(net, trainer, batch, config), batch.samples)
     means = metrics.read_epoch()
+    parted = agreement.parted(agreement.checksums(net))
+    if parted is not None:
+        dist.shutdown()
+        raise ValueError(f"the ranks' weights have parted in epoch {epoch}: {parted}")
     with replica.as_one_model(net, config):
         accuracy = _accuracy(net, test_iter, ctx)
     _say(
@@ -162,21 +191,33 @@ def _over_ranks(trainer: gluon.Trainer, net: gluon.Block) -> Iterator[gluon.Trai
         trainer.optimizer.param_dict = by_old_place
 
 
-def _check_same(label: mx.nd.NDArray) -> None:
-    """Refuse different batches: their shards would skip samples and repeat others."""
-    seen = dist.gather_objects(hashlib.sha256(label.asnumpy().tobytes()).hexdigest())
-    if len(set(seen)) > 1:
+def _check_same(what: str, digest: Optional[str]) -> None:
+    """Refuse different batches: their shards would skip samples and repeat others.
+
+    Args:
+        digest: of the first batch's images or labels; None on any rank compares nothing.
+    """
+    seen = set(dist.gather_objects(digest))
+    if len(seen) > 1 and None not in seen:
         dist.shutdown()
         raise ValueError(
-            "the ranks' loaders give different batches; build them alike on every rank, unsharded, "
+            f"the ranks' loaders give different {what}; build them alike on every rank, unsharded, "
             "and let them shuffle by np.random, as gluon.data.DataLoader(shuffle=True) does"
         )
 
 
-def _broadcast_weights(net: gluon.Block, sample: mx.nd.NDArray) -> None:
-    """Settle deferred shapes, on all ranks at once, and broadcast rank 0's weights."""
-    net(sample)
-    dist.broadcast_parameters(ordered_parameters(net))
+def _images(train_iter: Pairs) -> Optional[str]:
+    """The digest of the first batch's images; None if they are augmented, each time anew."""
+    state, seen = np.random.get_state(), set()
+    for _ in range(2):
+        np.random.set_state(state)
+        seen.add(_digest(next(iter(train_iter))[0]))
+    np.random.set_state(state)
+    return seen.pop() if len(seen) == 1 else None
+
+
+def _digest(array: mx.nd.NDArray) -> str:
+    return hashlib.sha256(array.asnumpy().tobytes()).hexdigest()
 
 
 def _shard(data: mx.nd.NDArray, label: mx.nd.NDArray, ctx: mx.Context) -> Batch:

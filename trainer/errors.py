@@ -12,6 +12,8 @@ from typing import Any, Sequence
 class UserError(ValueError):
     """An error that the user can fix, shown in one line, without a traceback."""
 
+    alone = False  # it came between collectives: no other rank knows of it
+
 
 class ConfigError(UserError):
     """An invalid setting: what was given, what is allowed, the fix."""

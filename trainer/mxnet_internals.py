@@ -7,12 +7,12 @@ an attribute, copy nothing and wait for nothing, unless they say so.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import mxnet as mx
-import numpy as np
 from mxnet import gluon
 
 # The shared library, through ctypes: what its C interface can do and Python's lacks.
@@ -71,6 +71,22 @@ def set_allreduce(trainer: gluon.Trainer, allreduce: Callable[[], None]) -> None
 def updater(trainer: gluon.Trainer) -> mx.optimizer.Updater:
     """The updater of the first device, which holds the optimizer's arrays by parameters' index."""
     return trainer._updaters[0]
+
+
+def optimizer_arrays(trainer: gluon.Trainer, index: int) -> List[mx.nd.NDArray]:
+    """The optimizer's arrays of a parameter; made if there was no update yet."""
+    held = updater(trainer)
+    if index not in held.states:
+        weight = trainer._params[index].list_data()[0]
+        held.states[index] = trainer.optimizer.create_state_multi_precision(index, weight)
+        held.states_synced[index] = True
+
+    def flat(state: Any) -> List[mx.nd.NDArray]:  # None, an array, or nested tuples of these
+        if isinstance(state, (list, tuple)):
+            return [array for item in state for array in flat(item)]
+        return [] if state is None else [state]
+
+    return flat(held.states[index])
 
 
 def move_states(source: gluon.Trainer, target: gluon.Trainer, places: Dict[int, int]) -> None:
@@ -134,19 +150,14 @@ def has_fresh_gradient(data: mx.nd.NDArray) -> bool:
     return bool(data._fresh_grad)
 
 
-def mark_gradient_as_fresh(data: mx.nd.NDArray, fresh: bool = True) -> None:
+def mark_gradient_as_fresh(data: mx.nd.NDArray) -> None:
     """Have the trainer update a parameter's array, although backward has not been there."""
-    data._fresh_grad = fresh
+    data._fresh_grad = True
 
 
 def wait_to_write(array: mx.nd.NDArray) -> None:
     """Wait until the engine neither writes nor reads it."""
     mx.base.check_call(C_LIBRARY.MXNDArrayWaitToWrite(array.handle))
-
-
-def copy_from_host(array: mx.nd.NDArray, values: np.ndarray) -> None:
-    """Write ``values``, of the same shape, to ``array``; ``array[:] = values`` takes longer."""
-    array._sync_copyfrom(values)
 
 
 def push(
@@ -229,17 +240,22 @@ def traced_symbol(block: gluon.HybridBlock) -> Optional[mx.sym.Symbol]:
     return block._cached_graph[1] if block._cached_graph else None
 
 
+def runs_its_graph_alone(block: gluon.Block) -> bool:
+    """Whether a call of it runs :func:`traced_symbol` and nothing else of it, nor hooks."""
+    own, base = type(block), gluon.HybridBlock
+    plain = issubclass(own, base) and own.forward == base.forward and own.__call__ == base.__call__
+    hooks = block._forward_hooks or block._forward_pre_hooks
+    return bool(plain and not hooks and block._active and block._cached_graph)
+
+
 def clear_graph(block: gluon.HybridBlock) -> None:
     """Make a hybridized block trace its layers again in its next forward."""
     block._clear_cached_op()
 
 
 def has_static_graph(block: gluon.HybridBlock) -> bool:
-    """Whether it has compiled a graph whose arrays are bound to it (``static_shape=True``).
-
-    A block that is being made, without attributes yet, has none.
-    """
-    compiled = getattr(block, "_cached_op", None) is not None
+    """Whether it has compiled a graph whose arrays are bound to it (``static_shape=True``)."""
+    compiled = getattr(block, "_cached_op", None) is not None  # no attribute while it is made
     return compiled and bool(dict(block._flags).get("static_shape"))
 
 
@@ -258,14 +274,16 @@ def clear_static_graphs(parameters: List[mx.gluon.Parameter]) -> None:
                 clear_graph(block)
 
 
-def compilation_of(block: gluon.HybridBlock) -> Dict[str, Any]:
-    """How it is hybridized, for :func:`set_compilation`."""
-    return {name: vars(block)[name] for name in _COMPILATION}
-
-
-def set_compilation(block: gluon.HybridBlock, before: Dict[str, Any]) -> None:
-    """Hybridize it as it was; what it has compiled since stays until :func:`clear_graph`."""
-    vars(block).update(before)
+@contextlib.contextmanager
+def compilation_kept(blocks: List[gluon.Block]) -> Iterator[None]:
+    """Hybridize them afterwards as before; what they compile within it stays."""
+    own = [vars(block) for block in blocks if isinstance(block, gluon.HybridBlock)]
+    before = [{name: attributes[name] for name in _COMPILATION} for attributes in own]
+    try:
+        yield
+    finally:
+        for attributes, values in zip(own, before):
+            attributes.update(values)
 
 
 # Of a dataset.
@@ -273,10 +291,9 @@ def set_compilation(block: gluon.HybridBlock, before: Dict[str, Any]) -> None:
 
 def stored_parts(dataset: Any) -> Optional[List[Any]]:
     """What one of Gluon's datasets holds and gives as it is; None if it reads or transforms."""
-    kind = type(dataset)
-    if kind is gluon.data.ArrayDataset:
+    if type(dataset) is gluon.data.ArrayDataset:
         return list(dataset._data)
-    if kind is gluon.data.SimpleDataset:
+    if type(dataset) is gluon.data.SimpleDataset:
         return [dataset._data]
     if isinstance(dataset, gluon.data.dataset._DownloadedDataset) and dataset._transform is None:
         return [dataset._data, dataset._label]  # MNIST, CIFAR10, ...

@@ -8,6 +8,7 @@ from .convert import (
     clear_cached_graphs,
     connect,
     convert_sync_batch_norm,
+    disconnect,
     is_synced,
     layers_kept,
     layers_of,

@@ -122,5 +122,7 @@ def share(rank_sum: RankSum, shared: SharedMemorySum) -> None:
     beyond = channel and channel.handle, stream
     one_node = int(shared.beyond is None)
     library.share(rank_sum.serial, shared.fileno(), calls, *shape, one_node, *beyond)
-    weakref.finalize(rank_sum, library.forget, rank_sum.serial)
+    if rank_sum.unshare is None:
+        weakref.finalize(rank_sum, library.forget, rank_sum.serial)
+    rank_sum.unshare = functools.partial(library.unshare, rank_sum.serial)
     registry.kept.pop(rank_sum.serial, None)

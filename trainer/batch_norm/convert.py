@@ -44,6 +44,17 @@ def connect(net: gluon.Block) -> None:
             rank_sum.connect_at(place, 2 * channels + 1)
 
 
+def disconnect(net: gluon.Block) -> None:
+    """Have each synced layer of ``net`` let go of what it shares with its peers.
+
+    After the last step of all ranks, when none is under way.
+    """
+    for layer in layers_of(net):
+        rank_sum = vars(layer).get("rank_sum")
+        if rank_sum is not None:
+            rank_sum.disconnect()
+
+
 def revert_sync_batch_norm(net: gluon.Block) -> gluon.Block:
     """Turn each SyncBatchNorm of ``net`` back to its original class, in place; returns ``net``."""
     for layer in layers_of(net):

@@ -98,6 +98,7 @@ class RankSum:
         self.operator_type: Optional[str] = None
         self.collected: Optional[nd.NDArray] = None
         self.shared: Optional[shared_memory.SharedMemorySum] = None
+        self.unshare: Optional[Callable[[], object]] = None  # where C++ uses the shared memory
         self._connected = False
 
     def __reduce__(self) -> Any:
@@ -149,6 +150,12 @@ class RankSum:
             self.connect(capacity, functools.partial(dist.allreduce_sum, name=name))
         else:
             self.connect(capacity, functools.partial(self._allreduce, name=name))
+
+    def disconnect(self) -> None:
+        """Let go of shared memory; after the last sum of all ranks. The next one connects anew."""
+        if self.unshare is not None:
+            self.unshare()
+        self.shared, self._connected = None, False
 
     @property
     def _index(self) -> int:

@@ -4,7 +4,8 @@ A checkpoint is ``step-00000468/`` with
 
 - ``model.params``: parameters and running statistics, for ``net.load_parameters``;
 - ``optimizer.params``: the optimizer's arrays by parameter, in MXNet's format, and
-  each rank's own running statistics where batch norm is not synced;
+  each rank's own running statistics where batch norm is not synced; with ``train.ema``, whose
+  averages ``model.params`` has, the parameters that train;
 - ``state.json``: the step, the optimizer's counters, the config, the accuracy;
 - ``manifest.json``: the SHA-256 of each of these.
 
@@ -20,7 +21,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Optional, Tuple
+from typing import Dict, List, Mapping, NamedTuple, Optional
 
 import mxnet as mx
 import numpy as np
@@ -29,19 +30,12 @@ from mxnet import gluon
 from ..batch_norm import running_statistics
 from ..console import warn_once
 from ..errors import first_line
+from ..model import ema
 from ..mxnet_internals import structural_parameters
 from . import optimizer_state, params_file
-from .state import (
-    MANIFEST,
-    OPTIMIZER,
-    PARAMETERS,
-    STATE,
-    CheckpointError,
-    RunState,
-    read_state,
-)
+from .state import MANIFEST, OPTIMIZER, PARAMETERS, STATE, CheckpointError, RunState, read_state
 
-_NOTHING, _STATISTICS = "none", "statistics"
+_NOTHING, _STATISTICS, _AVERAGED = "none", "statistics", "averaged statistics"
 
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # as on CIFS, and some of FUSE and 9p
 
@@ -65,23 +59,29 @@ def snapshot(
     trainer: gluon.Trainer,
     state: RunState,
     statistics: Optional[np.ndarray] = None,
+    averaged: Optional[np.ndarray] = None,
+    others: Optional[optimizer_state.Arrays] = None,
 ) -> Snapshot:
     """Copy the state of the run between two steps; waits for the steps under way.
 
     Args:
         state: what :func:`read_state` should return; the optimizer's counters are added.
         statistics: every rank's own running statistics, (ranks, elements), where they differ.
+        averaged: the same of their averages.
+        others: what ``net`` does not hold, see :class:`trainer.model.ema.Ema`.
     """
     mx.nd.waitall()  # oneDNN reorders weights in place during a forward
     parameters = structural_parameters(net).items()
     arrays, counters = optimizer_state.read(net, trainer)
+    optimizer = {name: a.copyto(mx.cpu()) for name, a in {**arrays, **(others or {})}.items()}
+    for name, rows in ((_STATISTICS, statistics), (_AVERAGED, averaged)):
+        if rows is not None:
+            optimizer[name] = mx.nd.array(rows, dtype=rows.dtype)
     content = Snapshot(
         {name: parameter.data().copyto(mx.cpu()) for name, parameter in parameters},
-        {name: array.copyto(mx.cpu()) for name, array in arrays.items()},
-        replace(state, optimizer=counters),
+        optimizer,
+        replace(state, optimizer={**counters, "shapes": _shapes(optimizer)}),
     )
-    if statistics is not None:
-        content.optimizer[_STATISTICS] = mx.nd.array(statistics, dtype=statistics.dtype)
     mx.nd.waitall()  # now the writing thread may use the copies
     return content
 
@@ -100,9 +100,8 @@ def write(folder: Path, content: Snapshot) -> Path:
         _write(partial, content)
         _put_in_place(partial, path)
     except OSError as error:
-        reason = _reason(error, folder)
         shutil.rmtree(partial, ignore_errors=True)  # frees the space
-        raise SaveError(f"{path} could not be written: {reason}") from error
+        raise SaveError(f"{path} could not be written: {error.strerror or error}") from error
     return path
 
 
@@ -138,42 +137,38 @@ def _put_in_place(partial: Path, path: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _reason(error: OSError, folder: Path) -> str:
-    """Why a checkpoint could not be written, as a phrase."""
-    if error.errno not in (errno.ENOSPC, errno.EIO):
-        return str(error.strerror or error)
-    try:
-        room = f"{shutil.disk_usage(folder).free:,} bytes are free there"
-    except OSError:
-        room = "is the folder there?"
-    return f"{error.strerror}; {room}"
+class Restored(NamedTuple):
+    """What a checkpoint holds besides the net and the optimizer, as :func:`snapshot` got it."""
+
+    state: RunState = RunState()
+    statistics: Optional[np.ndarray] = None
+    averaged: Optional[np.ndarray] = None
+    others: Mapping[str, mx.nd.NDArray] = {}
 
 
-def restore(
-    path: Path, net: gluon.Block, trainer: gluon.Trainer
-) -> Tuple[RunState, Optional[np.ndarray]]:
+def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Restored:
     """Load a checkpoint into ``net`` and ``trainer``.
-
-    Returns:
-        Its state, and every rank's own running statistics as :func:`snapshot` was given them.
 
     Raises:
         CheckpointError: it does not fit the net or the optimizer.
     """
     load_parameters(path, net)
     state = read_state(path)
-    _check_arrays(path / OPTIMIZER)
-    arrays = mx.nd.load(str(path / OPTIMIZER))
-    arrays.pop(_NOTHING, None)
-    statistics = arrays.pop(_STATISTICS, None)
-    running = running_statistics.parameters(net)
-    if statistics is not None and statistics.shape[1:] != (sum(p.data().size for p in running),):
+    arrays = _loaded(path / OPTIMIZER)
+    others = {name: arrays.pop(name) for name in list(arrays) if name.startswith(ema.TRAINED)}
+    shapes = {ema.TRAINED + name: p.shape for name, p in structural_parameters(net).items()}
+    size = (sum(p.data().size for p in running_statistics.parameters(net)),)
+    rows = [arrays.pop(name, None) for name in (_STATISTICS, _AVERAGED)]
+    if any(row is not None and row.shape[1:] != size for row in rows) or any(
+        array.shape != shapes.get(name) for name, array in others.items()
+    ):
         raise CheckpointError(f"{path}: its running statistics do not fit this net; {_ANEW}")
     try:
         optimizer_state.write(net, trainer, arrays, state.optimizer)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}; {_ANEW}") from error
-    return state, None if statistics is None else statistics.asnumpy()
+    statistics, averaged = (None if row is None else row.asnumpy() for row in rows)
+    return Restored(state, statistics, averaged, others)
 
 
 def load_parameters(path: Path, net: gluon.Block) -> None:
@@ -183,10 +178,7 @@ def load_parameters(path: Path, net: gluon.Block) -> None:
         CheckpointError: the file cannot be read, is damaged, or does not fit the net.
     """
     file = path / PARAMETERS if path.is_dir() else path
-    try:
-        _check_arrays(file)
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
+    _check_arrays(file)
     context = next(iter(net.collect_params().values())).list_ctx()
     try:
         net.load_parameters(str(file), ctx=context)
@@ -217,14 +209,35 @@ def problem(path: Path) -> Optional[str]:
         for name, expected in sums.items():
             if _sha256(path / name) != expected:
                 return f"{path / name} is damaged: its SHA-256 is not the one in {MANIFEST}"
-        read_state(path)
+        state = read_state(path)
         for name in (PARAMETERS, OPTIMIZER):
-            _check_arrays(path / name)
+            arrays = _loaded(path / name)
+            for key, array in arrays.items():
+                if np.isnan(array.asnumpy()).any():
+                    return f"{path / name} cannot be used: {key} holds NaN"
+        held = _shapes(arrays)
+        if held != state.optimizer.get("shapes", held):  # older ones list none
+            return f"{path / OPTIMIZER} does not hold the arrays that {STATE} lists"
     except CheckpointError as error:
         return str(error)
     except (OSError, ValueError, RecursionError) as error:
         return f"{path} cannot be read: {error}"
     return None
+
+
+def _loaded(path: Path) -> optimizer_state.Arrays:
+    """The arrays in a checkpoint's file."""
+    _check_arrays(path)
+    try:
+        arrays = mx.nd.load(str(path))
+    except mx.MXNetError as error:
+        raise CheckpointError(f"{path} cannot be used: {first_line(error)}") from None
+    arrays.pop(_NOTHING, None)
+    return arrays
+
+
+def _shapes(arrays: optimizer_state.Arrays) -> Dict[str, List[int]]:
+    return {name: list(array.shape) for name, array in arrays.items()}
 
 
 def _sha256(path: Path) -> str:

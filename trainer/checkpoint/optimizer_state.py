@@ -9,7 +9,13 @@ from mxnet import gluon
 
 from .. import dist
 from ..errors import ConfigError, show
-from ..mxnet_internals import all_parameters, structural_parameters, update_counts, updater
+from ..mxnet_internals import (
+    all_parameters,
+    optimizer_arrays,
+    structural_parameters,
+    update_counts,
+    updater,
+)
 
 Arrays = Dict[str, mx.nd.NDArray]  # keys: "<parameter's name in the net>.<index in its state>"
 
@@ -22,8 +28,8 @@ def read(net: gluon.Block, trainer: gluon.Trainer) -> Tuple[Arrays, Dict[str, An
     optimizer, names = trainer.optimizer, _names(net, trainer)
     arrays = {
         f"{names[index]}.{place}": array
-        for index, state in updater(trainer).states.items()
-        for place, array in enumerate(_flat(state))
+        for index in updater(trainer).states
+        for place, array in enumerate(optimizer_arrays(trainer, index))
     }
     counters = {
         "name": type(optimizer).__name__,
@@ -57,7 +63,7 @@ def write(
             f"its optimizer has a parameter {show(unknown[0])}, which this net has not"
         )
     for name in sorted(named):
-        for place, array in enumerate(_flat(_state(trainer, numbers[name]))):
+        for place, array in enumerate(optimizer_arrays(trainer, numbers[name])):
             saved = arrays.get(f"{name}.{place}")
             if saved is None or (saved.shape, saved.dtype) != (array.shape, array.dtype):
                 raise ValueError(f"its optimizer arrays do not fit {name}")
@@ -94,7 +100,7 @@ def broadcast(net: gluon.Block, trainer: gluon.Trainer) -> None:
     keys, counters = dist.broadcast_object((sorted(arrays), counters))
     for key in keys:
         name, _, place = key.rpartition(".")
-        array = _flat(_state(trainer, numbers[name]))[int(place)]
+        array = optimizer_arrays(trainer, numbers[name])[int(place)]
         dist.broadcast_array(array, f"optimizer.{key}").copyto(array)
     write(net, trainer, {}, counters)
 
@@ -113,22 +119,3 @@ def _names(net: gluon.Block, trainer: gluon.Trainer) -> List[str]:
                 "not save it; write self.NAME = self.params.get(...)"
             )
     return [names[id(parameter)] for parameter in all_parameters(trainer)]
-
-
-def _state(trainer: gluon.Trainer, index: int) -> Any:
-    """The state of a parameter; created if the optimizer has made no step yet."""
-    held = updater(trainer)
-    if index not in held.states:
-        weight = all_parameters(trainer)[index].list_data()[0]
-        held.states[index] = trainer.optimizer.create_state_multi_precision(index, weight)
-        held.states_synced[index] = True
-    return held.states[index]
-
-
-def _flat(state: Any) -> List[mx.nd.NDArray]:
-    """The arrays in one parameter's state: None, an array, or nested tuples of these."""
-    if state is None:
-        return []
-    if isinstance(state, (list, tuple)):
-        return [array for item in state for array in _flat(item)]
-    return [state]

@@ -1,4 +1,4 @@
-"""Validates a file of arrays before MXNet loads it.
+"""Validates a file of arrays before MXNet loads it, and starts a net from one.
 
 ``mx.nd.load`` trusts the sizes in a file: a corrupt one makes it allocate a petabyte or crash the
 process. The format of MXNet's ``.params`` files (src/ndarray/ndarray.cc, little-endian): a header,
@@ -13,27 +13,32 @@ import math
 import os
 import struct
 from pathlib import Path
-from typing import BinaryIO, Iterator, Optional, Tuple
+from typing import BinaryIO, Dict, Iterator, List, Optional, Tuple
 
 import mxnet as mx
+from mxnet import gluon
+
+from ..errors import ConfigError
+from ..mxnet_internals import structural_parameters
 
 _LIST_MAGIC, _ARRAY_MAGIC = 0x112, 0xF993FAC9
 _DENSE = 0
 _ITEM_SIZES = {0: 4, 1: 8, 2: 2, 3: 1, 4: 4, 5: 1, 6: 8, 7: 1}  # bytes, by MXNet's number of a type
 _MOST_DIMENSIONS = 32
+_SHOWN = 4  # names in a message
 
 
 def problem(path: Path) -> Optional[str]:
-    """What is wrong with the file of dense, named arrays at ``path``; None if it is valid.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with open(path, "rb") as file:
-        try:
+    """What is wrong with the file of dense, named arrays at ``path``; None if it is valid."""
+    try:
+        with open(path, "rb") as file:
             return _walk(file, path.stat().st_size)
-        except struct.error:
-            return "it ends too early"
+    except struct.error:
+        return "it ends too early"
+    except UnicodeDecodeError:
+        return "its names are no texts"
+    except OSError as error:
+        return str(error.strerror)
 
 
 @contextlib.contextmanager
@@ -46,14 +51,15 @@ def whole(path: Path) -> Iterator[None]:
     try:
         yield
     except mx.MXNetError as error:
-        raise OSError(errno.EIO, "MXNet could not write all of it", str(path)) from error
+        reason = "MXNet could not write all of it; is the disk full?"
+        raise OSError(errno.EIO, reason, str(path)) from error
     if problem(path) is not None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def _walk(file: BinaryIO, size: int) -> Optional[str]:
     magic, _, count = _read(file, "<QQQ")
-    if magic != _LIST_MAGIC:
+    if magic != _LIST_MAGIC or count == 0:
         return "it is no file of MXNet's arrays"
     for number in range(count):
         wrong = _skip_array(file, size)
@@ -66,9 +72,9 @@ def _walk(file: BinaryIO, size: int) -> Optional[str]:
         (length,) = _read(file, "<Q")
         if length > size - file.tell():
             return "it ends within a name"
-        names.add(file.read(length))
-    if len(names) != count or not all(_is_text(name) for name in names):
-        return "its names are not as many texts as it has arrays"
+        names.add(file.read(length).decode())
+    if len(names) != count or "" in names:
+        return "it does not name each of its arrays"
     return None if file.tell() == size else "it does not end where its arrays do"
 
 
@@ -91,8 +97,54 @@ def _read(file: BinaryIO, layout: str) -> Tuple[int, ...]:
     return struct.unpack(layout, file.read(struct.calcsize(layout)))
 
 
-def _is_text(name: bytes) -> bool:
-    try:
-        return bool(name.decode("utf-8"))
-    except UnicodeDecodeError:
-        return False
+def start_from(path: Path, net: gluon.Block) -> List[str]:
+    """Give ``net``, which is initialised, the weights in a file, such as a model zoo's or those of
+    ``net.save_parameters``; returns what to tell of the rest.
+
+    Names are those of ``save_parameters`` (by structure) or of ``export`` and ``collect_params``
+    (by prefix). Parameters that the file lacks, or holds in another shape, stay as they are drawn.
+
+    Raises:
+        ConfigError: the file cannot be read, or fits nothing.
+    """
+    found = _arrays(path)
+    own = structural_parameters(net)
+    if not own.keys() & found.keys():  # by prefix: resnetv20_conv0_weight
+        # No paths: characters are what is compared.
+        common = os.path.commonprefix(list(found)) if len(found) > 1 else ""  # noqa: RUF071
+        common = common[: common.rfind("_") + 1]
+        found = {name[len(common) :]: array for name, array in found.items()}
+        own = {p.name[len(net.prefix) :]: p for p in own.values()}
+    loaded = [name for name in own if name in found and found[name].shape == own[name].shape]
+    if not loaded:
+        raise ConfigError(
+            f"model.weights is {path}, which holds no parameter of this net: it has "
+            f"{_listed(sorted(found))}, the net {_listed(sorted(own))}"
+        )
+    for name in loaded:
+        own[name].set_data(found[name].astype(own[name].dtype))
+    others = [
+        f"{name} {found[name].shape} -> {own[name].shape}"
+        for name in own
+        if name in found and name not in loaded
+    ]
+    notes = {
+        "of another shape, so drawn anew": others,
+        "not in the file, so drawn anew": [name for name in own if name not in found],
+        "in the file alone": [name for name in found if name not in own],
+    }
+    told = [f"{meaning}: {_listed(names)}" for meaning, names in notes.items() if names]
+    return [f"model.weights: {len(loaded)} of {len(own)} parameters are from {path}", *told]
+
+
+def _arrays(path: Path) -> Dict[str, mx.nd.NDArray]:
+    wrong = problem(path)
+    if wrong is not None:
+        raise ConfigError(f"model.weights is {path}; {wrong}")
+    arrays = mx.nd.load(str(path))
+    return {name.split(":", 1)[-1]: array for name, array in arrays.items()}  # arg: and aux:
+
+
+def _listed(names: List[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
-import numpy as np
 from mxnet import gluon
 
 from .. import config, dist
@@ -17,9 +16,23 @@ from ..errors import ConfigError, show
 from ..mxnet_internals import ordered_parameters
 from . import files, optimizer_state
 from .files import problem
-from .listing import find_latest, listing
-from .run_folder import taken
+from .run_folder import find_latest, listing, numbered, taken
 from .state import CheckpointError, RunState, read_state
+
+_WEIGHTS = "initial weights"  # among what a run is made of
+
+
+def choose_run(
+    settings: Config,
+    resume: str,
+    force: bool,
+    by_number: bool,
+    made_of: Dict[str, str],
+    train_size: int,
+) -> Tuple[Config, Optional[Path]]:
+    """The settings under the name that the run takes, and what :func:`choose` says of it."""
+    named = numbered(settings) if by_number else settings
+    return named, choose(named, resume, force, made_of, train_size)
 
 
 def choose(
@@ -84,36 +97,40 @@ def choose(
 
 
 def _other_parts(before: RunState, made_of: Dict[str, str]) -> List[str]:
-    """What else differs, in words; what was not recorded (older ones) is not compared."""
-    differing = [k for k, v in before.made_of.items() if made_of.get(k, v) != v]
+    """What else differs, in words, or is there on one side alone; older ones compare nothing."""
+    known = before.made_of
+    names = {**known, **made_of} if known and made_of else {}
+    differing = [name for name in names if known.get(name) != made_of.get(name)]
     # The net of a notebook may hold the weights that were saved; one of a restarted launch may
-    # have been drawn anew.
-    if "initial weights" in differing and (
-        made_of["initial weights"] == before.weights
+    # have been drawn anew, and one that is made anew need not have any.
+    if _WEIGHTS in differing and (
+        not {_WEIGHTS} <= known.keys() & made_of.keys()
+        or made_of[_WEIGHTS] == before.weights
         or (before.launch is not None and before.launch == environment.launch_id())
     ):
-        differing.remove("initial weights")
+        differing.remove(_WEIGHTS)
+        if known and _WEIGHTS not in known and made_of[_WEIGHTS] != before.weights:
+            warn("the net's own weights are replaced by those of the checkpoint")
     return [f"other {name}" for name in differing]
 
 
-def restore(
-    path: Optional[Path], net: gluon.Block, trainer: gluon.Trainer
-) -> Tuple[RunState, Optional[np.ndarray]]:
+def restore(path: Optional[Path], net: gluon.Block, trainer: gluon.Trainer) -> files.Restored:
     """Give all ranks the weights, optimizer and state of the checkpoint at rank 0's ``path``.
 
     Where it is None they get the initial ones of rank 0; collective.
 
     Returns:
-        The state, and every rank's own running statistics, which are left to the caller.
+        What is left to the caller; on other ranks than 0 without ``others``.
 
     Raises:
         CheckpointError: the checkpoint does not fit the net or the optimizer.
     """
-    state, statistics = RunState(), None
+    found = files.Restored()
     with dist.together():
         if path is not None:
-            state, statistics = files.restore(path, net, trainer)
+            found = files.restore(path, net, trainer)
     dist.broadcast_parameters(ordered_parameters(net))
     optimizer_state.broadcast(net, trainer)
-    told, statistics = dist.broadcast_object((dataclasses.asdict(state), statistics))
-    return RunState(**told), statistics
+    state = dataclasses.asdict(found.state)
+    told, statistics, averaged = dist.broadcast_object((state, found.statistics, found.averaged))
+    return files.Restored(RunState(**told), statistics, averaged, found.others)

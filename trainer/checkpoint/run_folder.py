@@ -1,23 +1,89 @@
-"""A run's folder: locked against other runs, and what it held before set aside."""
+"""A run's folder: locked against other runs, what it held before set aside; its checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import shutil
 import sys
+import time
 from pathlib import Path
-from typing import Iterator, Optional, Set
+from typing import Callable, Iterator, List, Optional, Set
 
 from .. import config
 from ..config import Config
+from ..config.load import read_file
 from ..console import print_line
 from ..dist import file_lock
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
 from . import whole_file
-from .listing import listing
+from .files import problem
+from .state import CheckpointError, RunState, read_state
+
+_TRIES, _PAUSE = 10, 0.1  # seconds
 
 taken: Set[Path] = set()  # checkpoint folders of the runs that this process has begun
+
+
+class InUseError(ConfigError):
+    """Another run holds the lock of a folder."""
+
+
+def numbered(settings: Config) -> Config:
+    """``settings`` under the first of NAME, NAME-2, ... that has no run of other settings."""
+    names = (f"{settings.name}-{number}" for number in itertools.count(2))
+    for name in itertools.chain([settings.name], names):
+        named = dataclasses.replace(settings, name=name)
+        if not changed(named):
+            return named
+    raise AssertionError("there is no end to numbers")
+
+
+def changed(settings: Config) -> List[str]:
+    """In what the run in the folder, if there is one, was made with other settings; in words."""
+    path = settings.folder / "config.yaml"
+    if not path.exists():
+        return []
+    try:
+        before = config.recorded(read_file(str(path)))
+    except ConfigError as error:
+        return [str(error)]
+    return config.differences(before, config.to_dict(settings))
+
+
+def take(
+    settings: Config,
+    start: Optional[Path],
+    unnamed: Optional[Config],
+    until_closed: contextlib.ExitStack,
+) -> Config:
+    """Hold :func:`taken_folder` until closed; returns the settings, with the name it has.
+
+    Args:
+        unnamed: the settings before they were :func:`numbered`, if they were: a new run takes the
+            next name where another launch has just begun one.
+
+    Raises:
+        InUseError: another run holds the lock.
+    """
+    for left in reversed(range(_TRIES)):
+        if unnamed is not None and start is None:
+            settings = numbered(unnamed)
+        try:
+            until_closed.enter_context(taken_folder(settings, start))
+            break
+        except InUseError:
+            if not left or unnamed is None:
+                raise
+            time.sleep(_PAUSE)  # until its config is there
+    if unnamed is not None and unnamed.name != settings.name:
+        print_line(
+            f"{unnamed.folder} was made with other settings ({'; '.join(changed(unnamed)[:3])}); "
+            f"this run is {settings.folder}",
+            sys.stderr,
+        )
+    return settings
 
 
 @contextlib.contextmanager
@@ -29,7 +95,7 @@ def taken_folder(settings: Config, start: Optional[Path]) -> Iterator[None]:
             folder that are not its ancestors are set aside.
 
     Raises:
-        ConfigError: another run holds the lock.
+        InUseError: another run holds the lock.
     """
     folder = settings.folder
     with claimed(folder):
@@ -83,7 +149,7 @@ def claimed(folder: Path) -> Iterator[None]:
     """Lock ``folder`` against other runs within the block.
 
     Raises:
-        ConfigError: another run holds the lock.
+        InUseError: another run holds the lock.
     """
     place = folder.resolve()  # one lock, through whatever symlinks
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +157,7 @@ def claimed(folder: Path) -> Iterator[None]:
         try:
             held.enter_context(file_lock.held(place.parent / f".{place.name}.lock"))
         except TimeoutError:
-            raise ConfigError(
+            raise InUseError(
                 f"another run is using {folder}; give this one another name=... (ranks of one run "
                 "must be started by horovodrun or `python -m launch`)"
             ) from None
@@ -135,3 +201,83 @@ def _set_newer_aside(checkpoints: Path, start: Path) -> None:
 def _free_name(folder: Path) -> Path:
     names = (Path(f"{folder}.{number}") for number in itertools.count(1))
     return next(name for name in names if not name.exists())
+
+
+def find_latest(
+    folder: Path, report: Callable[[str], None], launch: Optional[str] = None
+) -> Optional[Path]:
+    """The newest valid checkpoint below ``folder``; damaged ones are reported and skipped.
+
+    Args:
+        report: called with a message for each damaged one.
+        launch: consider only those whose state names this launch.
+    """
+    for path in reversed(listing(folder)):
+        state = None if launch is None else _state(path)
+        if launch is not None and (state is None or state.launch != launch):
+            continue
+        wrong = problem(path)
+        if wrong is None:
+            return path
+        report(f"{wrong}; using the checkpoint before it")
+    return None
+
+
+def find_best(folder: Path) -> Optional[Path]:
+    """The checkpoint of the highest test accuracy below ``folder``; of equals, the newest."""
+    states = [(_state(path), path) for path in listing(folder)]
+    scored = [(s.accuracy, path) for s, path in states if s and s.accuracy is not None]
+    return max(scored)[1] if scored else None
+
+
+def _state(path: Path) -> Optional[RunState]:
+    """A checkpoint's state; None where it cannot be read."""
+    try:
+        return read_state(path)
+    # A damaged checkpoint is not the best; find_latest reports it.
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def step_of(path: Path) -> int:
+    """The step of the checkpoint at ``path``, from its name."""
+    return int(path.name[len("step-") :])
+
+
+def listing(folder: Path) -> List[Path]:
+    """The checkpoints below ``folder``, oldest first, damaged ones included."""
+    return sorted(folder.glob("step-[0-9]*"))
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all checkpoints but the newest ``keep`` and the one of the highest accuracy."""
+    best = find_best(folder)
+    for path in listing(folder)[:-keep]:
+        if path != best:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def find(where: str) -> Path:
+    """The whole checkpoint at ``where``, or the best in a run's folder.
+
+    Raises:
+        CheckpointError: there is none; runs in the same place are named.
+    """
+    place = Path(where)
+    if not place.is_dir():
+        names = [str(path.parent) for path in place.parent.glob("*/checkpoints")]
+        names += [path.parent.name for path in Path(Config().output).glob("*/checkpoints")]
+        raise CheckpointError(
+            f"there is no folder {place}{nearest(str(place), names)}; give a run's name or folder, "
+            "or a whole checkpoint"
+        )
+    path: Optional[Path] = place
+    if (place / "checkpoints").is_dir():
+        path = find_best(place / "checkpoints")
+        path = path or next(iter(reversed(listing(place / "checkpoints"))), None)
+    if path is None:
+        raise CheckpointError(f"{place} holds no checkpoint yet")
+    wrong = problem(path)
+    if wrong is not None:
+        raise CheckpointError(f"{wrong}; give a run's folder or a whole checkpoint")
+    return path

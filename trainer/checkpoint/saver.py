@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from .files import SaveError, Snapshot, write
-from .listing import prune
+from .run_folder import prune
 
 HANGS_AFTER = 3600.0  # seconds in which a save counts as progress, however slow the disk
 _MOMENT = 0.2

@@ -6,18 +6,14 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Optional, Sequence, Union
 
 import numpy as np
 
 from ..errors import UserError, show
 
-PARAMETERS, OPTIMIZER, STATE, MANIFEST = (
-    "model.params",
-    "optimizer.params",
-    "state.json",
-    "manifest.json",
-)
+PARAMETERS, OPTIMIZER = "model.params", "optimizer.params"
+STATE, MANIFEST = "state.json", "manifest.json"
 
 FORMAT = 1  # of state.json; files of version 0.1 have no number, which counts as 0
 
@@ -34,7 +30,8 @@ class RunState:
     # [loss sum, correct, samples] of the window and of the epoch, see TrainMetrics.totals
     totals: Sequence[Sequence[float]] = ((0.0,) * 3,) * 2
     accuracy: Optional[float] = None  # of the evaluation after this step, if there was one
-    plateau: Optional[Tuple[float, int]] = None  # see run/early_stopping.py
+    plateau: Optional[Sequence[Any]] = None  # see run/outcome.py
+    loss_scale: Optional[Sequence[float]] = None  # in float16, see model/loss_scale.py
     config: Dict[str, Any] = field(default_factory=dict)
     image_shape: Optional[Sequence[int]] = None  # (H, W) or (H, W, C), before any resizing
     train_size: Optional[int] = None  # training images
@@ -61,6 +58,8 @@ def read_state(path: Path) -> RunState:
         CheckpointError: it was written by a later version, or a value is missing, unknown or of
             the wrong type.
     """
+    if not (path / STATE).is_file():  # nor a pipe, or a device, of which there is no end
+        raise CheckpointError(f"{path / STATE} is missing")
     values = json.loads((path / STATE).read_text())
     if not isinstance(values, dict):
         raise CheckpointError(f"{path / STATE} holds no state of a run")
@@ -80,9 +79,14 @@ def read_state(path: Path) -> RunState:
 
 
 def _are_totals(value: Any) -> bool:
-    """Whether ``value`` looks like ``TrainMetrics.totals()``: two rows of three sums."""
+    """Whether ``value`` looks like ``TrainMetrics.totals()``: two rows of three sums.
+
+    That of a loss of the user's own may be negative; counts never are.
+    """
     try:
-        return np.shape(value) == (2, 3) and all(0 <= n < np.inf for row in value for n in row)
+        return np.shape(value) == (2, 3) and all(
+            abs(loss) < np.inf and all(0 <= n < np.inf for n in counts) for loss, *counts in value
+        )
     except (TypeError, ValueError):
         return False
 
@@ -93,8 +97,9 @@ def _is_image_shape(value: Any) -> bool:
     return sizes and len(value) in (2, 3)
 
 
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+def _is_loss_scale(value: Any) -> bool:
+    """Whether ``value`` is a scale, good steps and skipped steps."""
+    return _is_list_of(value, float) and len(value) == 3 and value[0] > 0 and min(value) >= 0
 
 
 def _is_list_of(value: Any, *types: type) -> bool:
@@ -102,11 +107,11 @@ def _is_list_of(value: Any, *types: type) -> bool:
 
 
 def is_plateau(value: Any) -> bool:
-    """Whether ``value`` is what early stopping remembers: best accuracy, evaluations since."""
-    if not isinstance(value, list) or len(value) != 2:
+    """Whether ``value`` is what run/outcome.py remembers; in older ones it has no third."""
+    if not isinstance(value, list) or len(value) not in (2, 3):
         return False
-    accuracy, evaluations = value
-    return type(accuracy) is float and type(evaluations) is int and 0 <= evaluations < 2**53
+    accuracy, *counts = value
+    return type(accuracy) is float and all(type(n) is int and 0 <= n < 2**53 for n in counts)
 
 
 # What a resumed run reads from its state, and how to validate it.
@@ -119,10 +124,14 @@ _FITS: Dict[str, Callable[[Any], bool]] = {
     "train_size": lambda value: value is None or type(value) is int,  # None in older ones
     "optimizer": lambda value: isinstance(value, dict),
     "plateau": lambda value: value is None or is_plateau(value),  # None in older ones
+    "loss_scale": lambda value: value is None or _is_loss_scale(value),  # None in older ones
     "classes": lambda value: value is None or _is_list_of(value, int, str),
     "class_names": lambda value: value is None or _is_list_of(value, str),
     "launch": lambda value: value is None or isinstance(value, str),
-    "made_of": lambda value: value is None or _are_texts(value),  # None in older ones
+    "made_of": lambda value: (
+        value is None  # in older ones
+        or (isinstance(value, dict) and _is_list_of(list(value.values()), str))
+    ),
     "weights": lambda value: value is None or isinstance(value, str),
     "given": lambda value: value is None or isinstance(value, bool),  # None in older ones
     "answers": lambda value: value is None or _is_list_of(value, float),  # None in older ones

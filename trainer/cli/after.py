@@ -1,10 +1,12 @@
-"""The commands that use a checkpoint: evaluate, calibrate, predict, export."""
+"""The commands that use a checkpoint: evaluate, calibrate, average, predict, export."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional, Tuple
@@ -13,14 +15,15 @@ import click
 
 from .. import dist
 from ..console import answer, one_line, print_line
-from ..dist import environment
+from ..dist import device, environment
 from .common import (
+    Configured,
     alone,
+    in_runs,
     load_saved,
+    of_run,
     other_weights,
     overridden,
-    show,
-    table_width,
     trusting,
     writing,
     written,
@@ -31,50 +34,57 @@ if TYPE_CHECKING:
     from ..inference.trained_model import Saved
 
 FILE = click.Path(dir_okay=False, writable=True)
+FOLDER = click.Path(file_okay=False)
 
 
-@click.command()
-@click.argument("checkpoint", type=click.Path())
+@click.command(cls=Configured)
+@of_run("checkpoint")
 @overridden
 @other_weights
 @trusting
 def evaluate(
     checkpoint: str, overrides: Tuple[str, ...], params: Optional[str], trust: bool
 ) -> None:
-    """Evaluate CHECKPOINT (of a run's folder, its best) on the whole test set."""
+    """Evaluate CHECKPOINT (of a run's folder, its best) on the whole test (or validation) set."""
     saved = load_saved(checkpoint, overrides, trust, params)
-    from ..inference.trained_model import evaluate_saved
+    from ..inference.trained_model import evaluate_saved, test_set
 
-    seen = evaluate_saved(saved)
+    with dist.together():
+        source = test_set(saved)
+    seen = evaluate_saved(saved, source)
     dist.shutdown()
     if environment.rank() == 0:
-        lines = [f"{saved.source}: loss {seen.loss:.4f}  accuracy {seen.accuracy:.4f}"]
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in seen.scalars().items())
+        which = "" if source.called == "test" else f" ({source.called} set; there is no test set)"
+        lines = [f"{saved.source}{which}: {figures}"]
         pairs = zip(map(one_line, saved.class_names), seen.class_accuracy)
         answer("\n".join([*lines, *(f"  {name:12} {share:.4f}" for name, share in pairs)]))
 
 
-@click.command()
-@click.argument("checkpoint", type=click.Path())
+@click.command(cls=Configured)
+@of_run("checkpoint")
 @overridden
 @click.option("--samples", type=click.IntRange(min=1), help="Of the training set; default: all.")
-@click.option("--out", type=click.Path(), help="Default: calibrated.params in the run's folder.")
+@click.option("--output", type=FILE, help="Default: calibrated.params in the run's folder.")
+@other_weights
 @trusting
 def calibrate(
     checkpoint: str,
     overrides: Tuple[str, ...],
     samples: Optional[int],
-    out: Optional[str],
+    output: Optional[str],
+    params: Optional[str],
     trust: bool,
 ) -> None:
     """Recompute the running statistics of CHECKPOINT's model and write its parameters.
 
     evaluate, predict and export take the file by --params.
     """
-    saved = load_saved(checkpoint, overrides, trust)
+    saved = load_saved(checkpoint, overrides, trust, params)
     from ..checkpoint import params_file
     from ..inference.trained_model import calibrate_saved, evaluate_saved
 
-    path = out or str(saved.path.resolve().parents[1] / "calibrated.params")
+    path = output or str(saved.path.resolve().parents[1] / "calibrated.params")
     with contextlib.ExitStack() as stack:
         with dist.together():  # fails before the measurement, not after it
             file = stack.enter_context(written(path if dist.is_root() else None))
@@ -89,8 +99,37 @@ def calibrate(
     dist.shutdown()
 
 
-@click.command()
-@click.argument("checkpoint", type=click.Path())
+@click.command(cls=Configured)
+@click.argument("where", nargs=-1, required=True, metavar="CHECKPOINT... [SETTING=VALUE]...")
+@click.option("--output", type=FILE, help="Default: averaged.params in the first one's run.")
+@trusting
+def average(where: Tuple[str, ...], output: Optional[str], trust: bool) -> None:
+    """Average the weights of CHECKPOINTs of one net (of a run's folder, all) and write them.
+
+    evaluate, calibrate, predict and export take the file by --params.
+    """
+    alone("average")
+    overrides = tuple(w for w in where if "=" in w and not os.path.exists(in_runs(w)))
+    places = [in_runs(word) for word in where if word not in overrides]
+    saved = load_saved(places[0], overrides, trust)
+    from ..checkpoint import params_file
+    from ..inference import averaging
+    from ..inference.trained_model import evaluate_saved
+
+    paths = averaging.checkpoints(places)
+    path = output or str(saved.path.resolve().parents[1] / "averaged.params")
+    with written(path) as file:
+        assert file is not None  # a path was given
+        averaging.average(saved, paths)
+        seen = None if saved.on_given_images else evaluate_saved(saved, finite=False)
+        with params_file.whole(file):
+            saved.net.save_parameters(str(file))
+    accuracy = "" if seen is None else f", accuracy {seen.accuracy:.4f}"
+    print_line(f"wrote {path}, the mean of {len(paths)} checkpoints{accuracy}")
+
+
+@click.command(cls=Configured)
+@of_run("checkpoint")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT... [SETTING=VALUE]...")
 @click.option("--output", type=FILE, help="Default: standard output.")
 @click.option("--format", "format_", type=click.Choice(["csv", "json"]), help="Default: --output's")
@@ -122,11 +161,8 @@ def predict(
         saved = load_saved(checkpoint, overrides, trust, params)
         from ..inference import images, predict
 
-        found = (
-            images.read_pictures(paths, saved.config.data, invert, strict)
-            if saved.config.data.of_pictures
-            else images.read(paths, saved.image_shape, invert, strict)
-        )
+        pictures = saved.config.data if saved.config.data.of_pictures else None
+        found = images.read(paths, saved.image_shape, invert, strict, pictures)
         for line in found.skipped:
             print_line(f"skipped: {' '.join(line.split())}", sys.stderr)
         _note_light_backgrounds(saved, found, invert)
@@ -150,26 +186,27 @@ def _note_light_backgrounds(saved: Saved, found: Images, invert: bool) -> None:
         )
 
 
-@click.command()
-@click.argument("checkpoint", type=click.Path())
+@click.command(cls=Configured)
+@of_run("checkpoint")
 @overridden
-@click.option("--output", type=click.Path(file_okay=False), required=True, help="The folder.")
+@click.option("--output", type=FOLDER, help="Default: the folder exported in the run's.")
 @click.option("--no-onnx", is_flag=True, help="MXNet's own files alone.")
 @other_weights
 @trusting
 def export(
     checkpoint: str,
     overrides: Tuple[str, ...],
-    output: str,
+    output: Optional[str],
     no_onnx: bool,
     params: Optional[str],
     trust: bool,
 ) -> None:
     """Export CHECKPOINT's model for MXNet and ONNX, check both, and write a model card."""
     alone("export")
-    folder = Path(output)
-    from ..checkpoint import whole_file  # late: that room loads MXNet
+    device.share_cores()
+    from ..checkpoint import find, whole_file  # late: that room loads MXNet
 
+    folder = Path(output) if output else find(checkpoint).resolve().parents[1] / "exported"
     with writing(folder), whole_file.filled(folder) as partial:
         saved = load_saved(checkpoint, overrides, trust, params)
         from ..inference import export, model_card
@@ -178,11 +215,12 @@ def export(
         export.check_possible(saved, onnx=not no_onnx)
         test = None if saved.on_given_images else test_set(saved)
         seen = None if test is None else evaluate_saved(saved, test)
-        if seen is not None and not overrides:
-            export.check_accuracy(saved, seen)
+        if seen is not None and test is not None and not overrides:
+            export.check_accuracy(saved, seen, test.called)
         files = export.export(saved, test, partial, onnx=not no_onnx)
         command = f"python -m trainer {' '.join(map(shlex.quote, sys.argv[1:]))}"
-        card = model_card.as_markdown(saved, seen, command, files)
+        called = "test" if test is None else test.called
+        card = model_card.as_markdown(saved, seen, command, files, called)
         (partial / "model_card.md").write_text(card, encoding="utf-8")
         written = sorted(file.name for file in partial.iterdir())
     print_line("\n".join([*map(str, files), f"wrote {folder}: {', '.join(written)}"]))
@@ -193,19 +231,23 @@ def export(
 @click.option("--json", "as_json", is_flag=True, help="A list of objects.")
 def runs(folder: Path, as_json: bool) -> None:
     """List the runs in FOLDER (default: runs) and their results."""
-    from ..report import runs as past
+    from ..report import result as past
 
     found = past.find(folder)
-    show([run._asdict() for run in found] if as_json else past.as_table(found, table_width()))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+    table = None if as_json else past.as_table(found, width)
+    answer(table or json.dumps([run._asdict() for run in found], indent=1))
 
 
 @click.command()
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
+@of_run("first")
+@of_run("second")
 @click.option("--json", "as_json", is_flag=True, help="An object of settings and results.")
-def compare(first: Path, second: Path, as_json: bool) -> None:
+def compare(first: str, second: str, as_json: bool) -> None:
     """Show the settings and results in which two runs differ."""
-    from ..report import runs as past
+    from ..report import result as past
 
-    found = past.compare(first, second)
-    show(found._asdict() if as_json else past.comparison_table(found, first, second))
+    folders = Path(first), Path(second)
+    found = past.compare(*folders)
+    table = None if as_json else past.comparison_table(found, *folders)
+    answer(table or json.dumps(found, indent=1))

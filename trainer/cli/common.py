@@ -3,20 +3,69 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
-import sys
+import os
 from pathlib import Path
-from typing import Any, Iterator, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import click
 
-from ..config import Config, load
-from ..console import answer
+from ..config import Config, load, table
+from ..config.load import similar
 from ..dist import device, environment
 
+
+class Configured(click.Command):
+    """A command that takes settings: ``--lr 0.1`` is told what to type.
+
+    One that takes a config lists all settings in its help.
+    """
+
+    def parse_args(self, ctx: click.Context, args: List[str]) -> List[str]:
+        words = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise click.UsageError(_told(error, words)) from None
+
+    def format_epilog(self, ctx: click.Context, formatter: Any) -> None:
+        """List the settings with their defaults, in the groups of docs/configuration.md."""
+        lists = any(parameter.name == "config" for parameter in self.params)
+        for title, about, rows in table.sections() if lists else ():
+            with formatter.section(f"Settings: {title}"):
+                if about:
+                    formatter.write_text(about)
+                formatter.write_dl([(f"{name}={default}", text) for name, default, text in rows])
+
+
+def _told(error: click.NoSuchOption, words: Sequence[str]) -> str:
+    """The error's text; the settings that an option may have meant, with the value given."""
+    at = next(i for i, word in enumerate(words) if word.startswith(error.option_name))
+    given, equals, value = words[at].partition("=")
+    following = "".join(words[at + 1 : at + 2])
+    if not equals:
+        value = "..." if following.startswith("-") or "=" in following else following or "..."
+    meant = similar(given.strip("-").replace("-", "_"))
+    if not meant:
+        return f"{error.format_message()}; --help lists options and settings"
+    settings = " or ".join(f"{name}={value}" for name in meant)
+    return f"there is no option {given}; a setting is given without dashes: {settings}"
+
+
 configured = click.argument("config", required=False, type=click.Path())
-overridden = click.argument("overrides", nargs=-1)
+overridden = click.argument("overrides", nargs=-1, metavar="[SETTING=VALUE]...")
+
+
+def of_run(argument: str) -> Any:
+    """An argument that names a run or a checkpoint, see :func:`in_runs`."""
+    return click.argument(argument, type=click.Path(), callback=lambda *given: in_runs(given[2]))
+
+
+def in_runs(given: str) -> str:
+    """A path, or the name of a run in the default folder of runs, as a path."""
+    inside = os.path.join(Config().output, given)
+    return inside if not os.path.exists(given) and os.path.isdir(inside) else given
+
+
 other_weights = click.option(
     "--params", type=click.Path(dir_okay=False), help="Take the weights of this file (calibrate's)."
 )
@@ -54,28 +103,10 @@ def written(path: Optional[str]) -> Iterator[Optional[Path]]:
         yield partial
 
 
-def table_width() -> int:
-    """Characters in a row of a table; wide where the output is no terminal."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
-
-
-def show(what: Any) -> None:
-    """Answer with a rich Table as such, with anything else as JSON."""
-    from rich.console import Console
-    from rich.table import Table
-
-    if isinstance(what, Table):
-        console = Console(width=table_width(), color_system=None, markup=False, emoji=False)
-        with console.capture() as shown:
-            console.print(what, highlight=False)
-        answer(shown.get().rstrip("\n"))
-    else:
-        answer(json.dumps(what, indent=1))
-
-
 def split(config: Any, overrides: Tuple[str, ...]) -> Tuple[Any, Tuple[str, ...]]:
     """The config file, if any, and the overrides, which may begin in the first word."""
-    return (None, (config, *overrides)) if config and "=" in config else (config, overrides)
+    is_setting = config and "=" in config and not os.path.exists(config)
+    return (None, (config, *overrides)) if is_setting else (config, overrides)
 
 
 def load_config(config: Any, overrides: Tuple[str, ...]) -> Config:

@@ -49,7 +49,8 @@ def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> No
 def main() -> None:
     """Data-parallel training of Gluon nets.
 
-    CONFIG is a preset's name or a YAML file; SETTING=VALUE goes on top.
+    CONFIG is a preset's name or a YAML file; SETTING=VALUE, such as train.epochs=3, goes on top:
+    `train --help` lists all settings.
     """
 
 
@@ -62,6 +63,7 @@ for _command in (
     train.config,
     after.evaluate,
     after.calibrate,
+    after.average,
     after.predict,
     after.export,
 ):
@@ -76,6 +78,9 @@ _LOST_PEER = (
 )
 
 
+_NO_MEMORY = ("bad_alloc", "Failed to allocate CPU Memory")  # of MXNet's errors
+
+
 def run() -> None:
     """Run the command line; user errors end in one line on rank 0, others name their rank."""
     console.escape_what_is_missing(sys.stdout)
@@ -87,10 +92,11 @@ def run() -> None:
     except environment.LaunchError as error:
         _end(str(error), USER_ERROR)  # on every process: its rank cannot be trusted
     except (UserError, dist.PeerError, dist.NotJoinedError, console.LostAnswerError) as error:
-        # Raised on all ranks alike, see dist.together: one of them prints.
-        _leave(str(error), USER_ERROR)
-    except click.Abort:
-        _leave("interrupted", 130)
+        # Most are raised on all ranks alike, see dist.together: one of them prints.
+        _leave(str(error), USER_ERROR, getattr(error, "alone", False))
+    except click.Abort as abort:
+        saved = str(abort.__cause__ or "")  # fit's own, after the lines that say so
+        _leave("" if saved else "interrupted", 130)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "mxnet":
             _leave(f"{error}: {INSTALL_MXNET}", USER_ERROR)
@@ -101,6 +107,8 @@ def run() -> None:
         where = environment.where()
         if _lost_a_rank(error):
             said = f"{where}: another rank has ended or hangs; its own message gives the cause"
+        elif isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+            said = f"{where}: memory ran out; lower train.global_batch_size, or start fewer ranks"
         else:
             said = f"{traceback.format_exc()}{where} failed: {type(error).__name__}: {error}"
         console.print_line(said, sys.stderr)
@@ -123,14 +131,14 @@ def _lost_a_rank(error: Exception) -> bool:
     return registry.lost is not None
 
 
-def _leave(message: str, code: int) -> None:
-    if environment.rank() == 0:
+def _leave(message: str, code: int, alone: bool = False) -> None:
+    if alone or environment.rank() == 0:
         _end(message, code)
     time.sleep(SPEAK_SECONDS)
     console.leave(code)
 
 
 def _end(message: str, code: int) -> None:
-    # One line, even if the user's input in it has line breaks.
-    console.print_line(f"error: {' '.join(message.split())}", sys.stderr)
+    if message:
+        console.print_error(message)
     console.leave(code)

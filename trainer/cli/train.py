@@ -12,19 +12,22 @@ import click
 
 from .. import config as config_module
 from .. import dist
+from ..config.load import names_run
 from ..console import answer, print_line
 from ..dist import environment
 from .common import (
+    Configured,
     alone,
     configured,
     load_config,
     overridden,
+    split,
     writing,
     written,
 )
 
 
-@click.command()
+@click.command(cls=Configured)
 @configured
 @overridden
 @click.option("--resume", default="auto", help="auto, none, or the checkpoint to resume from.")
@@ -43,10 +46,13 @@ def train(
         settings = load_config(config, (*overrides, *chosen))
         log_format = settings.monitor.log_format
         environment.outlive_peers()
+        if environment.rank() == 0 and log_format == "text":
+            print_line("starting: loading MXNet")
         from ..dist.preemption import EXIT_CODE
         from ..run.loop import fit
 
-        result = fit(config=settings, resume=resume, force=force)
+        numbered = not names_run(*split(config, overrides))
+        result = fit(config=settings, resume=resume, force=force, numbered=numbered)
     except Exception as error:
         if log_format == "json" and environment.rank() == 0:
             from ..report.progress import json_line
@@ -58,7 +64,7 @@ def train(
         sys.exit(EXIT_CODE)
 
 
-@click.command()
+@click.command(cls=Configured)
 @configured
 @overridden
 @click.option("--steps", type=click.IntRange(min=2), default=30, show_default=True)
@@ -100,7 +106,7 @@ def bench(
         (answer if json_path is None else print_line)(text)
 
 
-@click.command()
+@click.command(cls=Configured)
 @configured
 @overridden
 @click.option("--channels", type=click.IntRange(min=1), help="Default: 1; of pictures, as read.")
@@ -122,7 +128,7 @@ def summary(config: str, overrides: Tuple[str, ...], channels: Optional[int]) ->
     answer(layers.as_text(prepare.prepare_net(net, settings, (channels, height, width), mx.cpu())))
 
 
-@click.command()
+@click.command(cls=Configured)
 @configured
 @overridden
 def config(config: str, overrides: Tuple[str, ...]) -> None:

@@ -45,13 +45,13 @@ class Data(Checked, section="data."):
         "share of the training set that is kept out of training, alike in all classes and drawn "
         "from the seed: it is evaluated after each epoch, chooses the best checkpoint and stops "
         "early, and the test set is evaluated once, at the end. 0: no share; folders and records "
-        "may hold a set `val` of their own",
+        "may hold a set `val` of their own, and fit takes validation=",
         minimum=0,
         below=1,
     )
     bad_samples: str = setting(
         "stop",
-        "what a picture that cannot be read does: stop the run and name it; or skip: name it, and "
+        "action at a picture that cannot be read: stop the run and name it; or skip: name it, and "
         "train on the next one in its place (an evaluation leaves it out)",
         choices=("stop", "skip"),
     )
@@ -73,7 +73,7 @@ class Data(Checked, section="data."):
         "and an aspect of 3/4 to 4/3 instead of the middle",
     )
     crop_area: Tuple[float, ...] = setting(
-        (0.08, 1.0), "smallest and largest share for random_crop", above=0, maximum=1
+        (0.08, 1.0), "smallest and largest share for random_crop", maximum=1, above=0
     )
     pad_crop: int = setting(
         0,
@@ -81,7 +81,7 @@ class Data(Checked, section="data."):
         "random",
         minimum=0,
     )
-    flip: bool = setting(False, "training: mirror half of the images horizontally")
+    flip: bool = setting(False, "training: horizontal mirroring of half of the images")
     color_jitter: float = setting(
         0.0,
         "folder, records, training: change brightness, contrast and saturation by up to this share",
@@ -91,15 +91,32 @@ class Data(Checked, section="data."):
     erase: float = setting(
         0.0, "training: share of images with a random rectangle blanked", minimum=0, maximum=1
     )
+    trivial_augment: bool = setting(
+        False,
+        "training: TrivialAugment, one of 14 operations (rotate, shear, equalize, ...) of random "
+        "strength on each image, grey or in colour",
+    )
+    mixup: float = setting(
+        0.0,
+        "training: mix each image and its loss with those of another of the global batch, by a "
+        "share drawn from Beta(mixup, mixup); 0: none",
+        minimum=0,
+    )
+    cutmix: float = setting(
+        0.0,
+        "training: the same by a rectangle of the other image, its area from Beta(cutmix, cutmix); "
+        "with both, either for each image",
+        minimum=0,
+    )
     mean: PerChannel = setting(
         0.2860,
-        "subtracted from pixels scaled to 0..1: one number, or one for each channel, or imagenet; "
-        "Fashion-MNIST's by default",
+        "mean, subtracted from pixels scaled to 0..1: one number, or one for each channel, or "
+        "imagenet; Fashion-MNIST's by default",
         named={"imagenet": _IMAGENET_MEAN},
     )
     std: PerChannel = setting(
         0.3530,
-        "pixels are divided by it, as for data.mean",
+        "standard deviation, by which pixels are divided; as for data.mean",
         above=0,
         named={"imagenet": _IMAGENET_STD},
     )

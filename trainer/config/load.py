@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-import re
 import typing
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
@@ -14,7 +13,7 @@ import yaml
 
 from ..errors import ConfigError, nearest, show
 from . import typed
-from .schema import REMOVED, Config, decides_result
+from .schema import MAPPINGS, REMOVED, Config, decides_result
 from .settings import flat, plain
 
 PRESETS = Path(__file__).with_name("presets")  # in a clone, a link to its configs/
@@ -59,7 +58,7 @@ def read_file(path: str) -> Dict[str, Any]:
     """The settings in a file, as plain values.
 
     Raises:
-        ConfigError: as :func:`_read`; or a number is not decimal.
+        ConfigError: as :func:`_read`; or a value is not clear.
     """
     return dict(typed.plain(_read(path), f"config file {path}"))
 
@@ -123,6 +122,12 @@ def load(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Config:
     return from_dict(values, overrides)
 
 
+def names_run(path: Optional[str], overrides: Sequence[str]) -> bool:
+    """Whether a file or an override gives the run its name, which is the file's own otherwise."""
+    named = any(text.partition("=")[0].strip() == "name" for text in overrides)
+    return named or (path is not None and "name" in _read(find(path)))
+
+
 def checked(given: Any) -> Config:
     """``given``, if it is a config.
 
@@ -174,8 +179,8 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str
     defaults = flat(to_dict(Config()))
     for key in sorted({*before, *after}):
         name = f"{prefix}{key}"
-        old, new = before.get(key, defaults.get(name)), after.get(key)
-        if isinstance(old, dict) and isinstance(new, dict) and not name.endswith("arguments"):
+        old, new = before.get(key, defaults.get(name, {})), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict) and name not in MAPPINGS:
             found += differences(old, new, f"{name}.")
         elif old != new and decides_result(name):
             shown = name if name.isprintable() else repr(name)
@@ -203,6 +208,8 @@ def _build(cls: Any, values: Any, prefix: str) -> Any:
             value = _build(types[key], {} if value is None else value, f"{name}.")
         elif isinstance(value, typed.Typed) and str in (types[key], *typing.get_args(types[key])):
             value = value.text
+        elif isinstance(value, typed.Typed) and types[key] is bool:
+            value = value.value  # also of on, off, yes and no
         else:
             value = typed.plain(value, name)
         chosen[key] = value
@@ -215,10 +222,19 @@ def _meant(name: str) -> str:
     if name in known:  # a dotted name at the top of a file
         section, _, leaf = name.partition(".")
         return f"; in a file it reads `{section}: {{{leaf}: ...}}`"
-    leaves = [k for k in known if re.search(rf"[._]{re.escape(name)}$", k)]
-    if leaves:  # the section was left out
-        return f"; did you mean {' or '.join(sorted(leaves, key=len)[:3])}?"
+    meant = similar(name)
+    if meant:
+        return f"; did you mean {' or '.join(meant)}?"
     return nearest(name, [*(f.name for f in dataclasses.fields(Config)), *known])
+
+
+def similar(name: str) -> List[str]:
+    """The settings, three at most, that ``name`` is or is the end of, as ``batch_size``."""
+    known = all_settings()
+    clear = [k for k in (name, f"train.{name}", f"optimizer.{name}") if k in known]
+    end = f"_{name}".replace(".", "_")
+    ending = [k for k in known if f"_{k}".replace(".", "_").endswith(end)]
+    return clear[:1] or sorted(ending, key=len)[:3]
 
 
 def all_settings(cls: Any = None, prefix: str = "") -> List[str]:

@@ -11,16 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
-from ..errors import ConfigError
+from . import together
 from .data_settings import Data
 from .settings import Checked, setting
 
 BUCKET_MB = 4.0  # python -m benchmarks.speed --only buckets_10gbit,buckets_1gbit
 
-# Settings of older versions, which changed rounding alone: what to say where one is still given.
+# Settings that hold a mapping, whose keys are no settings.
+MAPPINGS = ("model.arguments", "optimizer.arguments", "optimizer.lr_mult")
+
+# Settings of older versions, of no influence on results: what to say where one is still given.
 REMOVED = {
+    "monitor.tensorboard": "monitor.loggers lists what is written, [tensorboard] by default; for "
+    "none give monitor.loggers=[]",
     "optimizer.groups": "gradients are reduced in buckets of optimizer.bucket_mb megabytes, whose "
-    "results are the same in every run; leave optimizer.groups out"
+    "results are the same in every run; leave optimizer.groups out",
 }
 
 
@@ -31,8 +36,10 @@ class Model(Checked, section="model."):
     factory: str = setting(
         "trainer.model:resnet18", "package.module:function that returns a Gluon Block"
     )
-    arguments: Dict[str, Any] = setting({}, "keyword arguments of the factory, e.g. {stem: small}")
-    hybridize: bool = setting(True, "compile the net if it is a HybridBlock")
+    arguments: Dict[str, Any] = setting(
+        {}, "the factory's arguments, e.g. {stem: small}; texts like numbers in quotes"
+    )
+    hybridize: bool = setting(True, "compilation of the net, if it is a HybridBlock")
     weights: Optional[str] = setting(
         None,
         "a .params file (net.save_parameters, gluon.model_zoo) that training starts from; "
@@ -49,19 +56,24 @@ class Optimizer(Checked, section="optimizer."):
     base_batch_size: Optional[int] = setting(
         None, "lr is multiplied by global_batch_size / base_batch_size; null: it is not", minimum=1
     )
-    momentum: float = setting(0.9, "of sgd and nag", minimum=0, below=1)
+    momentum: float = setting(0.9, "momentum of sgd and nag", minimum=0, below=1)
     nesterov: bool = setting(False, "Nesterov momentum with sgd (MXNet's nag)")
     weight_decay: float = setting(
         0.0, "decay of weights per step, times the learning rate", minimum=0
     )
-    decay_norm_and_bias: bool = setting(False, "also decay gamma, beta and biases")
+    lr_mult: Dict[str, Any] = setting(
+        {},
+        "factors of lr by patterns of parameters' names in the net, of which the last that fits "
+        'counts, e.g. {"features.*": 0.1}',
+    )
+    decay_norm_and_bias: bool = setting(False, "decay of gamma, beta and biases as well")
     arguments: Dict[str, Any] = setting({}, "further arguments of MXNet's optimizer")
     clip_norm: Optional[float] = setting(
-        None, "clip the global batch's gradient to this L2 norm; null: no clipping", above=0
+        None, "largest L2 norm of the global batch's gradient; null: no clipping", above=0
     )
     accumulate: int = setting(1, "micro-batches per step, to save memory", minimum=1)
     fp16_allreduce: bool = setting(
-        False, "reduce gradients in float16 (pays off on slow links only)"
+        False, "reduction of gradients in float16 (pays off on slow links only)"
     )
     bucket_mb: float = setting(
         BUCKET_MB,
@@ -71,22 +83,37 @@ class Optimizer(Checked, section="optimizer."):
     )
     shared_memory: bool = setting(
         True,
-        "reduce gradients in shared memory if all ranks are on the CPUs of one node; otherwise "
-        "Horovod does, in buckets",
+        "reduction of gradients in shared memory, if all ranks are on the CPUs of one node; "
+        "otherwise Horovod reduces them, in buckets",
     )
 
 
 @dataclass(frozen=True)
 class Schedule(Checked, section="schedule."):
-    """The learning rate over a run, a function of the step alone."""
+    """The learning rate over a run, a function of the step (plateau: and of the evaluations)."""
 
     name: str = setting(
-        "cosine", "course after the warm-up", choices=("constant", "step", "cosine")
+        "cosine",
+        "course after the warm-up; one_cycle: the cosine, after a warm-up along another one",
+        choices=("constant", "step", "cosine", "poly", "one_cycle", "plateau"),
     )
-    warmup_epochs: float = setting(0.0, "epochs of linear increase from 0 to lr", minimum=0)
+    warmup_epochs: float = setting(
+        0.0,
+        "epochs of linear increase from 0 to lr; one_cycle: along a cosine, from lr / 25",
+        minimum=0,
+    )
     milestones: Tuple[float, ...] = setting((), "step: epochs at which lr is multiplied by gamma")
-    gamma: float = setting(0.1, "step: the factor", above=0)
-    final_lr: float = setting(0.0, "cosine: final value, as a share of lr", minimum=0)
+    gamma: float = setting(0.1, "step, plateau: the factor", above=0)
+    final_lr: float = setting(
+        0.0, "cosine, poly, one_cycle, plateau: final or lowest value, as a share of lr", minimum=0
+    )
+    patience: Optional[int] = setting(
+        None,
+        "plateau: evaluations in a row without a higher accuracy after which lr is multiplied by "
+        "gamma, and again after as many more",
+        minimum=1,
+    )
+    power: float = setting(1.0, "poly: lr falls as (1 - progress) to this power", above=0)
 
 
 @dataclass(frozen=True)
@@ -97,12 +124,12 @@ class Train(Checked, section="train."):
     global_batch_size: int = setting(128, "samples per step, over all ranks", minimum=1)
     max_steps: Optional[int] = setting(
         None,
-        "stop after so many steps (the schedule keeps its full length)",
+        "number of steps after which the run stops (the schedule keeps its full length)",
         minimum=1,
     )
     patience: Optional[int] = setting(
         None,
-        "early stopping: end after so many evaluations in a row without a higher test accuracy "
+        "early stopping: number of evaluations in a row without a higher accuracy "
         "(the schedule keeps its full length); null: never",
         minimum=1,
     )
@@ -110,13 +137,28 @@ class Train(Checked, section="train."):
         0.0, "share of a label spread over all classes", minimum=0, below=1
     )
     watchdog_seconds: float = setting(
-        600.0, "a rank without progress for so long prints its stacks and ends the job", above=0
+        600.0,
+        "time without progress after which a rank prints its stacks and ends the job",
+        above=0,
     )
     precision: str = setting(
         "float32",
-        "of the products in convolutions and dense layers in training; bfloat16 pays off on CPUs "
-        "with AVX512_BF16 and large images. Weights, sums and evaluation stay float32",
-        choices=("float32", "bfloat16"),
+        "precision of the products in convolutions and dense layers in training; bfloat16 pays off "
+        "on CPUs with AVX512_BF16 and large images, float16 is for GPUs, with a dynamic loss "
+        "scale. Weights, sums and evaluation stay float32",
+        choices=("float32", "bfloat16", "float16"),
+    )
+    max_minutes: Optional[float] = setting(
+        None,
+        "save and end as on a signal after so many minutes, so that the same command resumes",
+        above=0,
+    )
+    ema: Optional[float] = setting(
+        None,
+        "decay of a moving average of the weights, e.g. 0.999, which is what is evaluated, saved "
+        "and exported; null: the weights themselves",
+        above=0,
+        below=1,
     )
 
 
@@ -125,7 +167,15 @@ class Evaluate(Checked, section="evaluate."):
     """When the test set is evaluated."""
 
     every_epochs: int = setting(1, "epochs between evaluations; 0: only at the end", minimum=0)
-    batch_size: int = setting(250, "test samples per batch of a rank", minimum=1)
+    batch_size: int = setting(250, "test samples per batch and rank", minimum=1)
+    flip: bool = setting(
+        False, "means of the scores of each image and of its mirror image (in evaluations alone)"
+    )
+    top_k: Optional[int] = setting(
+        None,
+        "number of highest scores among which a sample's class is to be, for a further share",
+        minimum=2,
+    )
 
 
 @dataclass(frozen=True)
@@ -145,12 +195,19 @@ class Monitor(Checked, section="monitor."):
     every_steps: int = setting(
         20, "steps between log lines, and between points in TensorBoard", minimum=1
     )
-    tensorboard: bool = setting(True, "rank 0 writes TensorBoard event files")
+    loggers: Tuple[str, ...] = setting(
+        ("tensorboard",),
+        "places where rank 0 writes points, e.g. [tensorboard, csv]: event files, metrics.csv, or "
+        "Weights & Biases and MLflow if they are installed; []: nowhere",
+        choices=("tensorboard", "csv", "wandb", "mlflow"),
+    )
     histograms_every_epochs: int = setting(
         1, "epochs between histograms of weights and gradients in TensorBoard; 0: none", minimum=0
     )
     log_format: str = setting(
-        "text", "what rank 0 prints: text, or one JSON object per line", choices=("text", "json")
+        "text",
+        "format of what rank 0 prints: text, or one JSON object per line",
+        choices=("text", "json"),
     )
 
 
@@ -162,15 +219,16 @@ class Config(Checked):
         0, "seed of weights, sample order, augmentation and dropout", minimum=0, below=2**31
     )
     output: str = setting("runs", "folder of all runs (~ and ${VARIABLE} are expanded)", path=True)
-    name: str = setting("default", "of the run, and of its folder in output")
+    name: str = setting("default", "name of the run, and of its folder in output")
     device: str = setting(
         "auto",
-        "auto: the GPU numbered as the local rank, else the CPU",
+        "device of a rank; auto: the GPU numbered as the local rank, else the CPU",
         choices=("auto", "cpu", "gpu"),
     )
     batch_norm: str = setting(
         "local",
-        "over the samples of all ranks (sync), of the ranks of a node (group), of a rank (local)",
+        "samples that are normalized together: of all ranks (sync), per node (group), or per rank "
+        "(local)",
         choices=("sync", "group", "local"),
     )
     calibrate_samples: int = setting(
@@ -198,16 +256,21 @@ class Config(Checked):
         """The folder of the run's checkpoints."""
         return self.folder / "checkpoints"
 
+    @property
+    def patient(self) -> Dict[str, Optional[int]]:
+        """The settings that count evaluations without a higher accuracy."""
+        return {"train.patience": self.train.patience, "schedule.patience": self.schedule.patience}
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_together(self)
+        together.check(self)
 
 
 # Settings that do not influence the result, and so may change when a run is resumed.
 _FREE_TO_CHANGE = re.compile(
     r"(output|name|device|evaluate\..*|checkpoint\..*|monitor\..*"
     r"|data\.(folder|class_names|bad_samples|workers|prefetch)"
-    r"|train\.(max_steps|patience|watchdog_seconds)"
+    r"|train\.(max_steps|max_minutes|patience|watchdog_seconds)"
     r"|optimizer\.(fp16_allreduce|shared_memory|bucket_mb)|model\.hybridize)"
 )
 
@@ -215,39 +278,3 @@ _FREE_TO_CHANGE = re.compile(
 def decides_result(name: str) -> bool:
     """Whether the setting of that dotted name influences the result of a run."""
     return not _FREE_TO_CHANGE.fullmatch(name) and name not in REMOVED
-
-
-def _check_together(config: Config) -> None:
-    """Checks that involve several settings."""
-    schedule, train = config.schedule, config.train
-    if schedule.warmup_epochs > train.epochs:
-        raise ConfigError(
-            f"schedule.warmup_epochs is {schedule.warmup_epochs:g}; "
-            f"it must be at most train.epochs, {train.epochs}"
-        )
-    if train.patience is not None and config.evaluate.every_epochs == 0:
-        raise ConfigError(
-            f"train.patience is {train.patience}, and evaluate.every_epochs=0 evaluates only at "
-            "the end; set evaluate.every_epochs=1, or train.patience=null"
-        )
-    if schedule.name == "step" and not schedule.milestones:
-        raise ConfigError("schedule.name is step; schedule.milestones must say when, e.g. [30, 60]")
-    if schedule.name != "step" and schedule.milestones:
-        raise ConfigError(
-            f"schedule.milestones is {list(schedule.milestones)}; "
-            f"it goes with schedule.name=step, not {schedule.name}"
-        )
-    if list(schedule.milestones) != sorted(set(schedule.milestones)):
-        raise ConfigError(
-            f"schedule.milestones is {list(schedule.milestones)}; they must rise, none twice"
-        )
-    if config.optimizer.nesterov and config.optimizer.name != "sgd":
-        raise ConfigError(
-            f"optimizer.nesterov goes with optimizer.name=sgd, not {config.optimizer.name}"
-        )
-    if not re.fullmatch(r"\w+(\.\w+)*:\w+", config.model.factory):
-        raise ConfigError(
-            f"model.factory is {config.model.factory!r}; it must read package.module:function"
-        )
-    if not config.name or "/" in config.name or config.name in (".", "..") or "\0" in config.name:
-        raise ConfigError(f"name is {config.name!r}; it must be the name of a folder, without /")

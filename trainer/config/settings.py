@@ -9,43 +9,43 @@ import dataclasses
 import datetime
 import json
 import math
+import operator
 import os
 import re
 import typing
 from dataclasses import field
-from typing import Any, Dict, Mapping, Match, Optional, Sequence
+from typing import Any, Callable, Dict, Mapping, Match, Sequence, Tuple
 
 from ..errors import ConfigError, nearest, show
+
+# A bound's name -> its sign and its words, and whether a number keeps to it.
+BOUNDS: Dict[str, Tuple[str, str, Callable[[Any, Any], bool]]] = {
+    "minimum": (">=", "at least", operator.ge),
+    "maximum": ("<=", "at most", operator.le),
+    "above": (">", "above", operator.gt),
+    "below": ("<", "below", operator.lt),
+}
 
 
 def setting(
     default: Any,
     meaning: str,
     *,
-    minimum: Optional[float] = None,
-    maximum: Optional[float] = None,
-    above: Optional[float] = None,
-    below: Optional[float] = None,
     choices: Sequence[str] = (),
     path: bool = False,
-    named: Optional[Mapping[str, Any]] = None,
+    named: Mapping[str, Any] = {},
+    **bounds: float,
 ) -> Any:
     """A dataclass field with its meaning and bounds as metadata; bounds hold for each element.
 
     Args:
         path: ``~`` and environment variables are expanded.
         named: values that may be given by name; the setting holds the value.
+        bounds: of numbers, by the names in ``BOUNDS``.
     """
-    metadata = {
-        "meaning": meaning,
-        "minimum": minimum,
-        "maximum": maximum,
-        "above": above,
-        "below": below,
-        "choices": tuple(choices),
-        "path": path,
-        "named": named or {},
-    }
+    assert bounds.keys() <= BOUNDS.keys()
+    metadata = {"meaning": meaning, "choices": choices, "path": path, "named": named}
+    metadata["bounds"] = bounds
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -134,12 +134,15 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
     elif typing.get_origin(kind) is typing.Union:  # of one number and several
         kind = arguments[isinstance(value, (list, tuple))]
     if typing.get_origin(kind) is tuple:
-        if isinstance(value, str) and not _NUMBER.match(value):
+        kind = typing.get_args(kind)[0]
+        if kind is not str and isinstance(value, str) and not _NUMBER.match(value):
             raise ConfigError(
                 f"{name} is {show(value)}; it must be a list of numbers, e.g. [30, 60]"
             )
+        if kind is str and isinstance(value, str):
+            value = [word.strip() for word in value.split(",")]
         items = value if isinstance(value, (list, tuple)) else [value]
-        return tuple(_convert(name, typing.get_args(kind)[0], item) for item in items)
+        return tuple(_convert(name, kind, item) for item in items)
     if typing.get_origin(kind) is dict:
         if isinstance(value, dict) and _is_plain(value):
             return dict(value)
@@ -175,19 +178,15 @@ def _is_plain(value: Any) -> bool:
 def _check_bounds(name: str, bounds: Mapping[str, Any], value: Any) -> None:
     if value is None:
         return
-    if bounds["choices"] and value not in bounds["choices"]:
-        raise ConfigError(
-            f"{name} is {show(value)}; it must be one of {', '.join(bounds['choices'])}"
-            f"{nearest(str(value), bounds['choices'])}"
-        )
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, float) and not math.isfinite(number):
-            raise ConfigError(f"{name} is {show(number)}; it must be a finite number")
-        if bounds["minimum"] is not None and number < bounds["minimum"]:
-            raise ConfigError(f"{name} is {show(number)}; it must be at least {bounds['minimum']}")
-        if bounds["maximum"] is not None and number > bounds["maximum"]:
-            raise ConfigError(f"{name} is {show(number)}; it must be at most {bounds['maximum']}")
-        if bounds["above"] is not None and number <= bounds["above"]:
-            raise ConfigError(f"{name} is {show(number)}; it must be above {bounds['above']}")
-        if bounds["below"] is not None and number >= bounds["below"]:
-            raise ConfigError(f"{name} is {show(number)}; it must be below {bounds['below']}")
+    for item in value if isinstance(value, tuple) else (value,):
+        if bounds["choices"] and item not in bounds["choices"]:
+            raise ConfigError(
+                f"{name} is {show(item)}; it must be one of {', '.join(bounds['choices'])}"
+                f"{nearest(str(item), bounds['choices'])}"
+            )
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ConfigError(f"{name} is {show(item)}; it must be a finite number")
+        for bound, limit in bounds["bounds"].items():
+            _, words, holds = BOUNDS[bound]
+            if not holds(item, limit):
+                raise ConfigError(f"{name} is {show(item)}; it must be {words} {limit}")

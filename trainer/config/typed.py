@@ -23,9 +23,11 @@ class Typed(NamedTuple):
         return self.text
 
     @property
-    def decimal(self) -> bool:
-        """Whether it is no number of another base, such as 010, 0x10 or 1:30."""
-        whole = type(self.value) is not int or bool(_WHOLE.fullmatch(self.text))
+    def clear(self) -> bool:
+        """Whether it is no number of another base, as 010, 0o10 or 1:30, and no flag as ``on``."""
+        if isinstance(self.value, bool):
+            return self.text.lower() in ("true", "false")
+        whole = isinstance(self.value, float) or bool(_WHOLE.fullmatch(self.text))
         return whole and ":" not in self.text
 
 
@@ -47,10 +49,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# Numbers that PyYAML takes for texts.
+_SINCE_1_2 = {"float": r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$", "int": "0o[0-7]+$"}
+for _tag, _form in _SINCE_1_2.items():
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(_form), list("-+.0123456789")
+    )
 # A date is the text that was typed: no setting takes another.
 _Loader.yaml_implicit_resolvers = {
     letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    for letter, resolvers in _Loader.yaml_implicit_resolvers.items()
 }
 
 
@@ -82,13 +90,15 @@ def plain(value: Any, name: str) -> Any:
     """``value`` without :class:`Typed`.
 
     Raises:
-        ConfigError: a number in it is written in another base, such as 010, 0x10 or 1:30.
+        ConfigError: something in it is not :attr:`Typed.clear`.
     """
     if isinstance(value, Typed):
-        if not value.decimal:
+        if not value.clear:
+            decimal = "numbers in decimal, without leading zeros"
+            how = "true or false" if isinstance(value.value, bool) else decimal
             raise ConfigError(
-                f"{name} is {value.text}, which YAML reads as {value.value}; write numbers in "
-                "decimal, without leading zeros, and texts in quotes"
+                f"{name} is {value.text}, which YAML reads as {value.value}; write {how}, and "
+                "texts in quotes"
             )
         return value.value
     try:

@@ -10,9 +10,8 @@ from mxnet import gluon
 
 from .. import console, mxnet_internals
 from ..config import Data
-from ..dist import environment
 from .idx_file import DataError
-from .sources.dataset import DatasetSource, on_host
+from .sources.dataset import MOST_CHANNELS, SCALED_BY_FIT, DatasetSource, on_host
 
 # Images, uint8 (N, H, W[, C]); labels, integers or texts (N,).
 Arrays = Tuple[np.ndarray, np.ndarray]
@@ -20,8 +19,6 @@ Arrays = Tuple[np.ndarray, np.ndarray]
 # A Gluon dataset, or any other object with a length and samples (image, label) at indices.
 Samples = Any
 
-_MOST_CHANNELS = 4  # a longer last axis is not taken for channels
-_LOOKED_AT = 1000  # images at most, for the range of their pixels
 _CORNER = 32  # of 255: a set whose pixels span no more is told of
 
 
@@ -105,54 +102,28 @@ def _check_images(name: str, images: np.ndarray) -> None:
     if not len(images):
         raise DataError(f"{name} holds no image")
     shape = images.shape
-    shaped = images.ndim == 3 or (images.ndim == 4 and shape[-1] <= _MOST_CHANNELS)
+    shaped = images.ndim == 3 or (images.ndim == 4 and shape[-1] <= MOST_CHANNELS)
     if images.dtype == np.uint8 and shaped and 0 not in shape:
-        _tell_of_range(name, images)
         return
-    first = images.ndim == 4 and not shaped and shape[1] <= _MOST_CHANNELS  # channels first
-    moved = ".transpose(0, 2, 3, 1)" if first else ""
-    way_out = f": images{moved}" if first else ""
-    if images.dtype != np.uint8 and images.dtype.kind in "bfiu" and 0 not in shape:
-        way_out = _scaled(name, images, moved)
+    way_out = ""
+    if images.ndim == 4 and not shaped and shape[1] <= MOST_CHANNELS:  # channels first
+        way_out = ": images.transpose(0, 2, 3, 1)"
+    if images.dtype != np.uint8:
+        way_out += SCALED_BY_FIT
     raise DataError(
         f"{name} images are {images.dtype} {shape}; they must be uint8 (N, height, width), or "
-        f"(N, height, width, channels) of up to {_MOST_CHANNELS} channels, 0 to 255{way_out}"
+        f"(N, height, width, channels) of up to {MOST_CHANNELS} channels, 0 to 255{way_out}"
     )
 
 
-def _scaled(name: str, images: np.ndarray, moved: str) -> str:
-    """How to make uint8 of images of another dtype, for a message; ``moved`` comes after it."""
-    low, high = float(images.min()), float(images.max())
-    if not np.isfinite([low, high]).all():
-        return "; these hold numbers that are not finite"
-    note = ""
-    if images.dtype.kind == "b":
-        code = "(images * np.uint8(255))"
-    elif low >= 0 and high <= 1 and images.dtype.kind == "f":
-        code = "(images * 255).round().astype('uint8')"
-    elif low >= 0 and high <= 255:
-        code = f"images{'.round()' if images.dtype.kind == 'f' else ''}.astype('uint8')"
-    else:  # one line for both sets, or they would no longer fit together
-        ends = f"{low:.7g}, {high:.7g}" if name == "train" else "low, high"
-        code = f"np.interp(images, ({ends}), (0, 255)).round().astype('uint8')"
-        whose = "the training images' lowest and highest number, as for them"
-        note = ", for the test images too" if name == "train" else f", low and high {whose}"
-    leave = "leave ToTensor and Normalize out, or " if images.dtype.kind == "f" else ""
-    return f"; fit scales them itself (data.mean, data.std): {leave}{code}{moved}{note}"
-
-
-def _tell_of_range(name: str, images: np.ndarray) -> None:
-    """Warn of pixels that look as if they were scaled before they were made uint8."""
-    if environment.rank() != 0:
-        return
-    some = images[:: -(-len(images) // _LOOKED_AT)]
-    (values,) = np.nonzero(np.bincount(some.ravel(), minlength=256))
+def tell_of_range(name: str, images: np.ndarray) -> None:
+    """Warn of uint8 pixels that look as if they were scaled before they were made so."""
+    (values,) = np.nonzero(np.bincount(images.ravel(), minlength=256))
     low, high = int(values[0]), int(values[-1])
     inner = values[(values > 0) & (values < 255)]
-    ends = len(inner) > 0 and not ((inner > _CORNER) & (inner < 255 - _CORNER)).any()
     if high - low < _CORNER:
         held = f"hold {low} to {high} only"
-    elif ends and low == 0 and high == 255:
+    elif len(inner) and ((inner <= _CORNER) | (inner >= 255 - _CORNER)).all():
         held = "hold numbers near 0 and near 255 only, as wrapped negative ones are"
     else:
         return

@@ -9,25 +9,25 @@ import numpy as np
 
 from ..config import Data
 from . import fashion_mnist
-from .idx_file import DataError
+from .idx_file import DataError, readable
 
 # What a set itself calls a class: a number other than its index, a folder, a word.
 ClassLabel = Union[int, str]
 Classes = Optional[Tuple[ClassLabel, ...]]
 
 
-def of_labels(train: np.ndarray, test: Optional[np.ndarray]) -> Classes:
+def of_labels(train: np.ndarray, *others: np.ndarray) -> Classes:
     """What the labels of a set call classes 0, 1, ...; None where they are these numbers.
 
     Args:
-        train, test: integers or texts, (N,).
+        train, others: integers or texts, (N,), of the training set, and of those beside it.
     """
     if train.dtype.kind == "U":
         return tuple(np.unique(train).tolist())
-    both = [train] if test is None or test.dtype.kind == "U" else [train, test]
-    if min(int(labels.min()) for labels in both) != 1:  # EMNIST's letters are 1 to 26
+    numbers = [labels for labels in (train, *others) if labels.dtype.kind != "U"]
+    if min(int(labels.min()) for labels in numbers) != 1:  # EMNIST's letters are 1 to 26
         return None
-    most = max(int(labels.max()) for labels in both)
+    most = max(int(labels.max()) for labels in numbers)
     return tuple(range(1, most + 1))
 
 
@@ -75,10 +75,10 @@ def _padded(named: Sequence[str], num_classes: int) -> List[str]:
 
 def _read(path: Path, classes: Classes) -> List[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise DataError(f"data.class_names is {path}, which cannot be read: {reason}") from None
+        with readable(f"data.class_names is {path}, which"):
+            lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"data.class_names is {path}, which is not UTF-8") from None
     found = [line.strip() for line in lines if line.strip()]
     if len(set(found)) < len(found) or not found:
         raise DataError(f"data.class_names is {path}; it must name each class in a line, once")

@@ -16,12 +16,24 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
+from urllib.parse import urlsplit
+
+import numpy as np
 
 from .. import console
-from .download import download_once, log
-from .idx_file import DataError
-from .idx_folder import FILES, Arrays, locate, read_split
+from ..dist import file_lock
+from .idx_file import DataError, locate, read_file
+
+log = logging.getLogger(__name__)
+
+# split -> (file of images, file of labels)
+FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+Arrays = Tuple[np.ndarray, np.ndarray]  # images, uint8 (N, H, W), and labels, int32 (N,)
 
 # file -> SHA-256 of its decompressed content
 REAL_SHA256 = {
@@ -58,6 +70,19 @@ CLASS_NAMES = (
 
 IMAGE_SIZE = (28, 28)  # (height, width)
 
+MIRRORS = (
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+)
+CONNECT_SECONDS = 10.0  # until a mirror answers, and between two chunks of its answer
+LOCK_SECONDS = 600.0  # until another process of this node has finished downloading
+
+WAYS_OUT = (
+    "Three ways out: `apt-get install dataset-fashion-mnist` (Debian, Ubuntu); or put the four"
+    " files of https://github.com/zalandoresearch/fashion-mnist into a folder and set"
+    " data.folder=FOLDER; or use the project's small sample, data.dataset=fashion_mnist_sample"
+)
+
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 SAMPLE_FOLDER = Path(__file__).with_name("sample")
 
@@ -76,7 +101,6 @@ def load(split: str, folder: Optional[str] = None, dataset: str = "fashion_mnist
     Raises:
         DataError: as `find_or_download` does.
     """
-    _check_choice("split", split, FILES)
     _, arrays = _search([split], folder, dataset)
     return arrays[0]
 
@@ -117,7 +141,7 @@ def _search(
     sums = SHA256[dataset]
 
     def read(place: Path) -> Tuple[Path, List[Arrays]]:
-        return place, [read_split(place, split, sums) for split in splits]
+        return place, [_read_split(place, split, sums) for split in splits]
 
     if only_place is not None:
         return read(only_place)
@@ -129,8 +153,23 @@ def _search(
                 return read(place)
             except DataError as error:
                 log.warning("%s; looking further", error)
-    download_once(cache, sums)
+    _download_once(cache, sums)
     return read(cache)
+
+
+def _read_split(place: Path, split: str, sums: Dict[str, str]) -> Arrays:
+    paths = []
+    for name in FILES[split]:
+        path = locate(place, name)
+        if path is None:
+            raise DataError(f"folder {place} holds no file {name}.gz (nor {name})")
+        paths.append(path)
+    images, labels = (read_file(path, name, sums) for path, name in zip(paths, FILES[split]))
+    if len(images) != len(labels):
+        raise DataError(
+            f"{paths[0]} holds {len(images)} images, but {paths[1]} holds {len(labels)} labels"
+        )
+    return images, labels.astype(np.int32)
 
 
 def _only_place(folder: Optional[str], dataset: str) -> Optional[Path]:
@@ -140,7 +179,8 @@ def _only_place(folder: Optional[str], dataset: str) -> Optional[Path]:
             "data.dataset is arrays: images given to fit(), which are not kept; give them to it "
             "again, or grey ones as files, data.dataset=idx data.folder=FOLDER"
         )
-    _check_choice("dataset", dataset, SHA256)
+    if dataset not in SHA256:
+        raise DataError(f"dataset is {dataset!r}, expected one of {', '.join(SHA256)}")
     if folder is not None:
         return Path(folder).expanduser()
     if dataset == "idx":
@@ -150,9 +190,54 @@ def _only_place(folder: Optional[str], dataset: str) -> Optional[Path]:
     return None
 
 
-def _check_choice(what: str, given: str, allowed: Iterable[str]) -> None:
-    if given not in allowed:
-        raise DataError(f"{what} is {given!r}, expected one of {', '.join(allowed)}")
+def _download_once(cache: Path, sums: Dict[str, str]) -> None:
+    """Download what the cache lacks, unless another process of this node does so meanwhile."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with file_lock.held(cache / ".lock", LOCK_SECONDS):
+            for name in sums:
+                if not _is_verified(cache, name, sums):
+                    _download(name, cache, sums)
+    except TimeoutError:
+        raise DataError(
+            f"another process has been downloading into {cache} for {LOCK_SECONDS:.0f} s:"
+            " end it, or wait and start again"
+        ) from None
+    except OSError as error:
+        raise DataError(f"cannot write to {cache} ({error}). {WAYS_OUT}") from None
+
+
+def _is_verified(place: Path, name: str, sums: Dict[str, str]) -> bool:
+    path = locate(place, name)
+    try:
+        return path is not None and read_file(path, name, sums) is not None
+    except DataError:
+        return False
+
+
+def _download(name: str, cache: Path, sums: Dict[str, str]) -> None:
+    """Download one file from the first mirror that has it; it appears once verified."""
+    from pooch import HTTPDownloader
+
+    partial, path = cache / f"{name}.gz.partial", cache / f"{name}.gz"
+    fetch = HTTPDownloader(progressbar=True, chunk_size=1 << 16, timeout=CONNECT_SECONDS)
+    failures = []
+    for mirror in MIRRORS:
+        try:
+            log.info("downloading %s%s.gz", mirror, name)
+            fetch(f"{mirror}{name}.gz", str(partial), None)
+            read_file(partial, name, sums)
+        except DataError as error:
+            failures.append(str(error))
+        except OSError as error:  # requests' exceptions are OSErrors
+            failures.append(f"{urlsplit(mirror).netloc}: {error.strerror or type(error).__name__}")
+        else:
+            os.replace(partial, path)
+            return
+    raise DataError(
+        f"Fashion-MNIST is not on this machine and cannot be downloaded ({'; '.join(failures)})."
+        f" {WAYS_OUT}"
+    )
 
 
 def main() -> int:

@@ -6,13 +6,15 @@ big-endian uint32, then the values in row-major order.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import hashlib
 import math
 import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Tuple
+from typing import Dict, Iterator, Optional, Tuple, Type
 
 import numpy as np
 
@@ -34,6 +36,15 @@ class BadSampleError(DataError):
     """A single sample cannot be used; one line that names it."""
 
 
+@contextlib.contextmanager
+def readable(what: object, error_type: Type[DataError] = DataError) -> Iterator[None]:
+    """Turn an OSError within it into one line: ``what`` cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise error_type(f"{what} cannot be read: {error.strerror}") from None
+
+
 def read(path: Path, kind: str) -> np.ndarray:
     """The array in the file at ``path``: uint8, (N, H, W) for images or (N,) for labels.
 
@@ -49,7 +60,7 @@ def read(path: Path, kind: str) -> np.ndarray:
 def decompressed(path: Path, kind: str) -> bytes:
     """The content of a file, gzipped or not, see :func:`read`; of no more than its header says."""
     try:
-        with open(path, "rb") as file:
+        with readable(path), open(path, "rb") as file:
             # By content, because some download tools decompress a file without renaming it.
             packed = file.peek(2)[:2] == b"\x1f\x8b"
             stream = gzip.GzipFile(fileobj=file) if packed else file
@@ -72,8 +83,6 @@ def decompressed(path: Path, kind: str) -> bytes:
         raise DataError(
             f"{path} is truncated or corrupt, expected a gzipped IDX file: {error}"
         ) from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
     if left != 1:
         found = count + 1 - left if left else f"more than {count}"
         raise DataError(
@@ -94,9 +103,10 @@ def _shape(header: bytes, kind: str, path: Path) -> Tuple[int, ...]:
     ndim = _DIMENSIONS[kind]
     magic = bytes((0, 0, 8, ndim))
     if header[:4] != magic:
+        held = f" ({_TYPES[header[2]]}, {header[3]}-D)" if is_magic(header[:4]) else ""
         raise DataError(
-            f"{path} begins with {header[:4].hex() or 'nothing'}{_describe_magic(header[:4])}, "
-            f"expected {magic.hex()} ({kind}: uint8, {ndim}-D)"
+            f"{path} begins with {header[:4].hex() or 'nothing'}{held}, expected {magic.hex()} "
+            f"({kind}: uint8, {ndim}-D)"
         )
     if len(header) < 4 + 4 * ndim:
         raise DataError(
@@ -108,7 +118,26 @@ def _shape(header: bytes, kind: str, path: Path) -> Tuple[int, ...]:
     return shape
 
 
-def _describe_magic(magic: bytes) -> str:
-    """The element type and number of dimensions in a magic number, for a message."""
-    known = len(magic) == 4 and magic[:2] == b"\0\0" and magic[2] in _TYPES
-    return f" ({_TYPES[magic[2]]}, {magic[3]}-D)" if known else ""
+def is_magic(start: bytes) -> bool:
+    """Whether a file that begins so is an IDX file: they have all kinds of names."""
+    return len(start) == 4 and start[:2] == b"\0\0" and start[2] in _TYPES
+
+
+def locate(place: Path, name: str) -> Optional[Path]:
+    """Return the path of the named file, gzipped or not, or None where neither is."""
+    candidates = (place / f"{name}.gz", place / name)
+    return next((path for path in candidates if os.path.isfile(path)), None)
+
+
+def read_file(path: Path, name: str, sums: Dict[str, str]) -> np.ndarray:
+    """The array in an IDX file that must be the file ``name`` of a set with these ``sums``."""
+    kind = "images" if "images" in name else "labels"
+    content = decompressed(path, kind)
+    values = parsed(content, kind)
+    found = hashlib.sha256(content).hexdigest()
+    if sums.get(name, found) != found:
+        hints = [f": it is the content of {other}" for other, sum_ in sums.items() if sum_ == found]
+        raise DataError(
+            f"{path} has content of SHA-256 {found}, expected {sums[name]}{''.join(hints)}"
+        )
+    return values

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
+from dataclasses import replace
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple, Union
 
 import mxnet as mx
+import numpy as np
 
 from .. import dist
 from ..config import Config, Data
@@ -12,12 +14,12 @@ from ..dist.array_memory import on_device
 from . import arrays, fashion_mnist
 from .arrays import Arrays
 from .classes import Classes, numbered, of_labels
-from .idx_file import DataError
-from .idx_folder import FILES
+from .idx_file import BadSampleError, DataError
 from .loader import EvalLoader, TrainLoader
 from .sources import folder, records
-from .sources.base import ArraySource, Source
-from .validation import split
+from .sources.base import ArraySource, Source, probes
+from .sources.dataset import DatasetSource
+from .transform import as_images
 
 
 class Sets(NamedTuple):
@@ -33,11 +35,6 @@ class Sets(NamedTuple):
         return self.test if self.validation is None else self.validation
 
     @property
-    def all(self) -> List[Source]:
-        """Those that there are."""
-        return [source for source in self if source is not None]
-
-    @property
     def named(self) -> Dict[str, Source]:
         """Those that there are, as ``training``, ``validation`` and ``test``."""
         names = ("training", "validation", "test")
@@ -51,21 +48,24 @@ class Sets(NamedTuple):
     @property
     def num_classes(self) -> int:
         """As many as a net must tell apart, as far as is known without reading samples."""
-        named = [len(source.classes) for source in self.all if source.classes is not None]
-        highest = [int(s.labels.max()) + 1 for s in self.all if s.labels is not None]
+        sources = self.named.values()
+        named = [len(source.classes) for source in sources if source.classes is not None]
+        highest = [int(s.labels.max()) + 1 for s in sources if s.labels is not None]
         return max([1, *named, *highest])
 
     def expect(self, num_classes: int) -> None:
         """Tell the scores of the net, to which labels are held that are read later."""
-        for source in self.all:
+        for source in self.named.values():
             source.expect(num_classes)
 
     def close(self) -> None:
         """Stop their threads and processes."""
-        for source in self.all:
+        for source in self.named.values():
             source.close()
 
 
+_LOOKED_AT = 1000  # images in memory at most, for the range of their pixels
+_STREAM = 2**64 - 1  # of random numbers: no epoch has this number
 FROM_THE_SET = "from the set"  # classes are numbered as the training set has them
 
 
@@ -74,62 +74,67 @@ def read(
     train: Any = None,
     test: Any = None,
     seed: int = 0,
+    validation: Any = None,
     *,
     known: Union[Classes, str] = FROM_THE_SET,
 ) -> Sets:
     """The sets of a run: the given ones, or those that ``settings`` name.
 
     Args:
-        train, test: arrays or a dataset, see :func:`arrays.given`; ``test`` may be missing.
+        train, validation, test: arrays or a dataset, see :func:`arrays.given`; the last two may be
+            missing.
         seed: of the run; a validation split is drawn from it.
         known: the classes of a trained net.
 
     Raises:
         DataError: they cannot be found or are invalid.
     """
-    if train is None and test is not None:
-        raise DataError("test=... is given without train=...; give both, or train alone")
+    every = {"train": train, "validation": validation, "test": test}
+    given = {name: part for name, part in every.items() if part is not None}
+    if given and train is None:
+        first = next(iter(given))
+        raise DataError(f"{first}=... is given without train=...; give both, or neither")
     classes = None if isinstance(known, str) else known
     training: Source
-    validation: Optional[Source] = None
+    choosing: Optional[Source]
     testing: Optional[Source]
+    found: Mapping[str, Union[Arrays, DatasetSource]]
     if train is None and settings.of_pictures:
         find = folder.find if settings.dataset == "folder" else records.find
-        training, validation, testing = find(settings, classes)
+        training, choosing, testing = find(settings, classes)
     else:
-        found = _loaded(settings) if train is None else _given(settings, train, test)
-        labels = [part[1] for part in found.values() if isinstance(part, tuple)]
+        if train is None:
+            found = {
+                k: fashion_mnist.load(k, settings.folder, settings.dataset)
+                for k in ("train", "test")
+            }
+        else:
+            found = {name: arrays.given(name, part, settings) for name, part in given.items()}
         if isinstance(known, str) and isinstance(found["train"], tuple):
-            classes = of_labels(labels[0], labels[1] if len(labels) > 1 else None)
-        training, *others = in_memory(found, classes)
-        testing = others[0] if others else None
-    if settings.validation and validation is not None:
-        raise DataError(
-            f"folder {settings.folder} holds a validation set of its own; set data.validation=0"
-        )
+            classes = of_labels(*(part[1] for part in found.values() if isinstance(part, tuple)))
+        sources = in_memory(found, classes)
+        training = sources["train"]
+        choosing, testing = sources.get("validation"), sources.get("test")
+    if settings.validation and choosing is not None:
+        holds = "validation=... is" if given else f"folder {settings.folder} holds"
+        raise DataError(f"{holds} a validation set of its own; set data.validation=0")
     if settings.validation:
         chosen = split(len(training), training.all_labels(), settings.validation, seed)
-        training, validation = (training.subset(indices) for indices in chosen)
-    return Sets(training, validation, testing)
+        training, choosing = (training.subset(indices) for indices in chosen)
+    return Sets(training, choosing, testing)
 
 
-def _given(settings: Data, train: Any, test: Any) -> Dict[str, Union[Arrays, Source]]:
-    parts = {"train": train, "test": test}
-    return {k: arrays.given(k, part, settings) for k, part in parts.items() if part is not None}
-
-
-def _loaded(settings: Data) -> Dict[str, Union[Arrays, Source]]:
-    return {name: fashion_mnist.load(name, settings.folder, settings.dataset) for name in FILES}
-
-
-def in_memory(found: Mapping[str, Union[Arrays, Source]], classes: Classes) -> List[Source]:
-    """Sources of arrays, by name, whose labels are ``classes``; a source stays as it is."""
-    return [
-        ArraySource(part[0], numbered(name, part[1], classes), classes)
-        if isinstance(part, tuple)
-        else part
-        for name, part in found.items()
-    ]
+def in_memory(
+    found: Mapping[str, Union[Arrays, DatasetSource]], classes: Classes
+) -> Dict[str, Source]:
+    """Sources by name, whose labels are ``classes``; arrays become sources."""
+    sources: Dict[str, Source] = {}
+    for name, part in found.items():
+        if isinstance(part, tuple):
+            sources[name] = ArraySource(part[0], numbered(name, part[1], classes), classes)
+        else:
+            part.classes, sources[name] = classes, part
+    return sources
 
 
 def check_shapes(sets: Sets, settings: Data) -> None:
@@ -139,9 +144,7 @@ def check_shapes(sets: Sets, settings: Data) -> None:
         DataError: they differ in size, without ``data.image_size``, or in channels.
     """
     train = sets.train.image_shape
-    for name, source in (("validation", sets.validation), ("test", sets.test)):
-        if source is None:
-            continue
+    for name, source in sets.named.items():
         other = source.image_shape
         if train[:2] != other[:2] and settings.image_size is None:
             raise DataError(
@@ -153,6 +156,23 @@ def check_shapes(sets: Sets, settings: Data) -> None:
                 f"training images are {train}, {name} images {other}; they must have the same "
                 "channels: (height, width, channels), or (height, width) of one"
             )
+
+
+def tell_of_ranges(sets: Sets, settings: Data) -> None:
+    """Warn of pixels that use a corner of 0 to 255, by a look at some of each set's samples."""
+    unread = replace(settings, bad_samples="stop")  # those are told of when they are trained on
+    for name, source in sets.named.items():
+        if isinstance(source, ArraySource):
+            some = source.images[:: -(-len(source) // _LOOKED_AT)]
+        else:
+            filler, rows = source.filler(unread, 0, training=False), np.array(probes(len(source)))
+            data = np.empty((len(rows), *filler.shape), np.float32)
+            try:
+                filler(rows, 0, data, np.empty(len(rows), np.float32))
+            except BadSampleError:
+                continue
+            some = as_images(data, settings)
+        arrays.tell_of_range(name, some)
 
 
 def image_size(settings: Data) -> Tuple[int, int]:
@@ -187,3 +207,32 @@ def test_loader(test: Source, config: Config, ctx: mx.Context) -> EvalLoader:
         world_size=dist.world_size(),
         place=on_device(ctx),
     )
+
+
+def split(
+    size: int, labels: Optional[np.ndarray], share: float, seed: int
+) -> Tuple[np.ndarray, np.ndarray]:
+    """The samples to train on, and those to validate on; each sorted, int64.
+
+    The same share of each class is drawn from the seed; at least one sample of it, and never all.
+
+    Args:
+        labels: integer (size,); None where they are not known: then the samples count as one class.
+
+    Raises:
+        DataError: nothing would remain of a part.
+    """
+    draw = np.random.Generator(np.random.Philox(key=[seed, _STREAM]))
+    shuffled = draw.permutation(size)
+    kept_out = np.zeros(size, bool)
+    of_class = np.zeros(size, np.int64) if labels is None else labels[shuffled]
+    for label in np.unique(of_class):
+        members = shuffled[of_class == label]
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        kept_out[members[:count]] = True
+    train, validation = np.flatnonzero(~kept_out), np.flatnonzero(kept_out)
+    if not len(train) or not len(validation):
+        raise DataError(
+            f"data.validation is {share:g}, and no class of the training set has two images"
+        )
+    return train, validation

@@ -11,7 +11,9 @@ import numpy as np
 
 from ..config import Data
 from ..dist.array_memory import Place, on_host
+from ..errors import UserError
 from . import sharding
+from .augment import mixing
 from .sources.base import Source
 from .sources.filler import Filler
 
@@ -24,6 +26,7 @@ class Batch(NamedTuple):
     samples: int  # all rows; 0 if the shard is empty and the one row a placeholder
     global_samples: int  # in the global batch, over all ranks
     micro_batches: Tuple[int, ...] = ()  # rows of each, to be processed in turn; (): all at once
+    mixed: Optional[mixing.Mixed] = None  # with others of the global batch
 
 
 class _Batches:
@@ -43,7 +46,32 @@ class _Batches:
             bad = self.filler(rows, epoch, out, classes)
 
         data = self._place((len(rows), *self.filler.shape), fill)
-        return data, self._place(rows.shape, lambda out: np.copyto(out, classes)), bad
+        return data, self._placed(classes), bad
+
+    def mixed(
+        self, rows: np.ndarray, own: np.ndarray, mix: mixing.Mix, epoch: int
+    ) -> Tuple[Any, Any, mixing.Mixed]:
+        """(data, label, what is mixed into them) of the samples at ``own`` of the batch ``rows``.
+
+        Their partners are read and augmented here, whichever rank else has them.
+        """
+        both = np.concatenate([own, mix.partners[own]])
+        needed, places = np.unique(both, return_inverse=True)
+        pixels = np.empty((len(needed), *self.filler.shape), np.float32)
+        classes = np.empty(len(needed), np.float32)
+        self.filler(rows[needed], epoch, pixels, classes)
+        first, second = places[: len(own)], places[len(own) :]
+
+        def fill(out: np.ndarray) -> None:
+            for image, sample, one, other in zip(out, own, first, second):
+                mix(sample, pixels[one], pixels[other], image)
+
+        data = self._place((len(own), *self.filler.shape), fill)
+        mixed = mixing.Mixed(self._placed(classes[second]), self._placed(mix.shares[own]))
+        return data, self._placed(classes[first]), mixed
+
+    def _placed(self, values: np.ndarray) -> Any:
+        return self._place(values.shape, lambda out: np.copyto(out, values))
 
 
 class TrainLoader:
@@ -72,7 +100,7 @@ class TrainLoader:
         self._global_batch_size = global_batch_size
         self._seed = seed
         self._rank, self._world_size, self._parts = rank, world_size, parts
-        self._prefetch = settings.prefetch
+        self._prefetch, self._settings = settings.prefetch, settings
 
     @property
     def steps_per_epoch(self) -> int:
@@ -95,13 +123,18 @@ class TrainLoader:
         for current in range(step, last_step):
             epoch, batch = divmod(current, self.steps_per_epoch)
             indices = sharding.global_batch(order_of(epoch), self._global_batch_size, batch)
-            shards = sharding.micro_shards(indices, self._parts, self._rank, self._world_size)
-            own = np.concatenate(shards)
+            places = np.arange(len(indices))
+            shards = sharding.micro_shards(places, self._parts, self._rank, self._world_size)
             # A rank with an empty shard still takes part in collectives: it runs a placeholder.
-            rows = own if len(own) else indices[:1]
-            sizes = tuple(map(len, shards))
-            data, label, _ = self._make(rows, epoch)
-            yield Batch(data, label, len(own), len(indices), sizes)
+            own, count = np.concatenate(shards), sum(map(len, shards))
+            own, sizes = own if count else places[:1], tuple(map(len, shards))
+            alphas, mixed = (self._settings.mixup, self._settings.cutmix), None
+            if any(alphas):
+                mix = mixing.draw(*alphas, self._seed, current, len(indices), *self.shape[1:])
+                data, label, mixed = self._make.mixed(indices, own, mix, epoch)
+            else:
+                data, label, _ = self._make(indices[own], epoch)
+            yield Batch(data, label, count, len(indices), sizes, mixed)
 
 
 class EvalLoader:
@@ -176,6 +209,8 @@ def prefetched(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
         while True:
             batch, error = ready.get()
             if error is not None:
+                if isinstance(error, UserError):
+                    error.alone = True
                 raise error
             if batch is None:
                 return

@@ -13,9 +13,12 @@ from numpy.lib.stride_tricks import sliding_window_view
 from ..config import Data
 from ..config.data_settings import PerChannel
 from . import sharding
+from .augment import trivial
 from .idx_file import DataError
+from .pictures.decode import opencv
 
 DRAWS = 8  # random numbers of a sample that are taken here
+_TRIVIAL = 2**32  # added to the seed of TrivialAugment, which has numbers of its own
 
 
 class PixelTransform:
@@ -27,22 +30,25 @@ class PixelTransform:
         seed: seed of the augmentation.
 
     Raises:
-        DataError: the settings normalise another number of channels.
+        DataError: the settings normalise, or augment, another number of channels.
     """
 
     def __init__(self, shape: Tuple[int, int, int], settings: Data, seed: int, training: bool):
         self._settings = settings
         self._seed = seed
-        self._random = training and bool(settings.pad_crop or settings.flip or settings.erase)
+        self._random = training and bool(
+            settings.pad_crop or settings.flip or settings.trivial_augment or settings.erase
+        )
         channels, height, width = shape
+        if settings.trivial_augment and channels not in (1, 3):
+            raise DataError(
+                f"data.trivial_augment is for images in grey or colour; these have {channels} "
+                "channels: set data.trivial_augment=false"
+            )
         side = settings.image_size
         #: (channels, height, width) of the output.
         self.shape = (channels, height, width) if side is None else (channels, side, side)
-        self._resize = (
-            BilinearResize(height, width, side)
-            if side is not None and (side, side) != (height, width)
-            else None
-        )
+        self._resizes = self.shape != shape
         mean, std = (_by_channel(value, channels) for value in (settings.mean, settings.std))
         self._scale = np.asarray(1 / (255 * std), np.float32)
         self._shift = np.asarray(-mean / std, np.float32)
@@ -57,11 +63,10 @@ class PixelTransform:
         """
         if self._random:
             pixels = self._augment(pixels, rows, epoch)
-        if self._resize is None:
-            _normalise(pixels, self._scale, self._shift, out=out)
+        if self._resizes:
+            _resize(_normalise(pixels, self._scale, self._shift), out)
         else:
-            planes = _normalise(pixels, self._scale, self._shift).reshape(-1, *pixels.shape[2:])
-            self._resize(planes, out=out.reshape(-1, *out.shape[2:]))
+            _normalise(pixels, self._scale, self._shift, out)
 
     def _augment(self, pixels: np.ndarray, rows: np.ndarray, epoch: int) -> np.ndarray:
         settings = self._settings
@@ -71,6 +76,11 @@ class PixelTransform:
         if settings.flip:
             mirrored = draw[:, 2] < 0.5
             pixels[mirrored] = pixels[mirrored][..., ::-1]
+        if settings.trivial_augment:
+            draws = sharding.uniform(self._seed + _TRIVIAL, epoch, rows, trivial.DRAWS)
+            for image, numbers in zip(pixels, draws):
+                flat = image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
+                image[:] = planes(trivial.augmented(np.ascontiguousarray(flat), numbers)[None])[0]
         if settings.erase:
             _erase(pixels, draw[:, 3:], settings.erase, self._blank)
         return pixels
@@ -168,51 +178,14 @@ def _normalise(
     return np.add(out, shift, out=out)
 
 
-class BilinearResize:
-    """Resizes float32 (N, height, width) to (N, side, side).
+def _resize(pixels: np.ndarray, out: np.ndarray) -> None:
+    """Bilinear between pixel centres with edges replicated, as Gluon's ``Resize``.
 
-    Bilinear between pixel centres with edges replicated, as OpenCV's INTER_LINEAR and so Gluon's
-    ``Resize``.
+    Args:
+        pixels: float32 (B, channels, height, width).
+        out: float32 (B, channels, side, side), to be written.
     """
-
-    def __init__(self, height: int, width: int, side: int):
-        distance = _centres(width, side) - np.arange(width)[:, None]
-        weights = np.maximum(0, 1 - np.abs(distance)).astype(np.float32)
-        # Most weights are zero: each half of the new columns needs about half of the old ones.
-        middle = side // 2
-        halves = [(0, middle), (middle, side)] if middle else [(0, side)]
-        self._halves = [_without_zeros(weights, start, stop) for start, stop in halves]
-        centres = _centres(height, side)
-        self._above = centres.astype(np.intp)  # the row of the input at or above each centre
-        share = (centres - self._above).astype(np.float32)
-        # Expanded to full width: NumPy multiplies by a broadcast column far more slowly.
-        self._share = np.repeat(share[:, None], side, axis=1)
-
-    def __call__(self, pixels: np.ndarray, out: np.ndarray) -> None:
-        """Write resized ``pixels``, float32 (N, height, width), to ``out``, (N, side, side)."""
-        height, width = pixels.shape[1:]
-        rows = pixels.reshape(-1, width)  # one product is faster than N
-        wide = np.empty((len(rows), out.shape[2]), np.float32)
-        for old, new, weights in self._halves:
-            np.matmul(rows[:, old], weights, out=wide[:, new])
-        wide = wide.reshape(-1, height, out.shape[2])
-        rise = np.empty_like(wide)  # from each row to the one below; none from the last
-        np.subtract(wide[:, 1:], wide[:, :-1], out=rise[:, :-1])
-        rise[:, -1] = 0
-        # With mode="raise" np.take would buffer its output.
-        np.take(wide, self._above, axis=1, out=out, mode="clip")
-        risen = np.take(rise, self._above, axis=1, mode="clip")
-        risen *= self._share
-        out += risen
-
-
-def _without_zeros(weights: np.ndarray, start: int, stop: int) -> Tuple[slice, slice, np.ndarray]:
-    """Columns ``start`` to ``stop`` of a matrix, less all-zero rows: (rows, columns, part)."""
-    rows = np.flatnonzero(weights[:, start:stop].any(axis=1))
-    used, columns = slice(rows[0], rows[-1] + 1), slice(start, stop)
-    return used, columns, np.ascontiguousarray(weights[used, columns])
-
-
-def _centres(size: int, new_size: int) -> np.ndarray:
-    """The centres of the new pixels in coordinates of the old ones, from 0; float64 (new_size,)."""
-    return np.clip((np.arange(new_size) + 0.5) * size / new_size - 0.5, 0, size - 1)
+    cv2, side = opencv(), out.shape[-1]
+    old, new = (images.reshape(-1, *images.shape[2:]) for images in (pixels, out))
+    for plane, resized in zip(old, new):
+        cv2.resize(plane, (side, side), dst=resized, interpolation=cv2.INTER_LINEAR)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Callable, ClassVar, Tuple
+from typing import Any, Callable, ClassVar, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -88,11 +88,35 @@ class _ManagedTensor(ctypes.Structure):
     ]
 
 
-def around_memory(memory: np.ndarray, kind: type = mx.nd.NDArray) -> Any:
+class Uses:
+    """How many arrays there are around some memory, however their users have split and kept them.
+
+    MXNet's ``from_numpy`` would keep the memory alive, but by calling Python from engine threads,
+    possibly after Python has exited. Here they count down in C.
+
+    Args:
+        leave: DLPack's deleter, which subtracts one from the number that it is given.
+    """
+
+    def __init__(self, leave: Any):
+        self._number, self.leave = ctypes.c_int64(0), ctypes.cast(leave, ctypes.c_void_p)
+
+    def __bool__(self) -> bool:
+        return self._number.value > 0
+
+    def enter(self) -> int:
+        """Count one more; the address of the number."""
+        self._number.value += 1
+        return ctypes.addressof(self._number)
+
+
+def around_memory(
+    memory: np.ndarray, kind: type = mx.nd.NDArray, uses: Optional[Uses] = None
+) -> Any:
     """An MXNet array that shares ``memory``, float32 or float64, without a copy.
 
-    ``memory`` must stay alive for as long as MXNet may use the array. MXNet's ``from_numpy`` would
-    keep it alive, but by calling Python from engine threads, possibly after Python has exited.
+    ``memory`` and ``uses``, if it is counted there, must stay alive for as long as MXNet may use
+    the array.
     """
     cpu, floating = 1, 2
     tensor = _Tensor(
@@ -107,5 +131,7 @@ def around_memory(memory: np.ndarray, kind: type = mx.nd.NDArray) -> Any:
     )
     handle = NDArrayHandle()
     managed, copied = _ManagedTensor(tensor), ctypes.c_bool(True)
+    if uses is not None:
+        managed.context, managed.deleter = uses.enter(), uses.leave
     check_call(C_LIBRARY.MXNDArrayFromDLPackEx(ctypes.byref(managed), copied, ctypes.byref(handle)))
     return kind(handle=handle)

@@ -63,20 +63,29 @@ def init(steps_in_memory: bool = False, on_cpu: bool = False) -> None:
     # with whatever else is in flight the order of summation would change from run to run on three
     # ranks or more.
     os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
-    one_node = environment.local_size() == environment.size()
     gpus = 0
-    if one_node and not on_cpu:
+    if not on_cpu:
         with contextlib.suppress(ConfigError):  # the start says so, once for all ranks
             gpus = visible_gpus()
-    if one_node and gpus == 0 and shared_memory.possible():
-        # Horovod's background threads synchronise once a cycle, by default every millisecond, even
-        # with nothing to do, on the cores that compute.
-        os.environ.setdefault("HOROVOD_CYCLE_TIME", "100" if steps_in_memory else "10")
-    # Dynamic process sets, for node_process_set, double the messages of each cycle.
-    hvd.init(process_sets=None if one_node else "dynamic")
+    one_node = environment.local_size() == environment.size()
+    if gpus == 0:
+        in_memory = steps_in_memory and one_node and shared_memory.possible()
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", f"{_cycle_time(in_memory):g}")
+    # Dynamic process sets, for those of nodes and leaders, double the messages of each cycle.
+    hvd.init(process_sets=None if one_node or environment.one_rank_per_node() else "dynamic")
     if hvd.size() != environment.size():
         raise NotJoinedError(environment.size(), hvd.size())
     way()
+
+
+def _cycle_time(in_memory: bool) -> float:
+    """Milliseconds between two rounds of Horovod's background thread, for ranks on CPUs.
+
+    In each round the ranks tell each other what is ready, even with nothing to do, on the cores
+    that compute: at Horovod's millisecond, between two hosts, this took 30 % of a core. The fewer
+    cores a rank has, the more that costs, and the longer are its steps.
+    """
+    return 100 if in_memory else max(1, 10 / environment.threads())
 
 
 def allow_timeline() -> None:
@@ -118,11 +127,25 @@ def shutdown() -> None:
     leaders_process_set.cache_clear()
 
 
+class _Alone:
+    """The process set of this rank alone, of which Horovod need not know."""
+
+    def size(self) -> int:
+        """One."""
+        return 1
+
+    def rank(self) -> int:
+        """The first."""
+        return 0
+
+
 @functools.lru_cache(maxsize=None)
 def node_process_set() -> Any:
     """The Horovod process set of this node's ranks; None where that is all ranks; collective."""
     if local_size() == world_size():
         return None
+    if environment.one_rank_per_node():
+        return _Alone()
     hvd = horovod()
     hosts = gather_objects(environment.hostname())
     own = None
@@ -176,7 +199,7 @@ def allreduce_sum_(tensor: mx.nd.NDArray, name: str, process_set: Any = None) ->
     Two calls in flight must not share a ``name``.
     """
     hvd = horovod()
-    if hvd is None:
+    if hvd is None or isinstance(process_set, _Alone):
         return tensor
     process_set = hvd.global_process_set if process_set is None else process_set
     return hvd.allreduce_(tensor, average=False, name=name, process_set=process_set)

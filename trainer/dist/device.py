@@ -25,12 +25,17 @@ def share_cores() -> None:
     it; with OMP_PROC_BIND set, to anything, the affinity stays as it is. Call this before importing
     MXNet: OpenMP reads its variables when it is loaded, and threads inherit the affinity of the
     thread that creates them.
+
+    Raises:
+        LaunchError: a count in the environment is no number, or a limit too low.
     """
+    environment.check_counts()
+    environment.check_addresses()
     ranks, allowed = environment.local_size(), os.sched_getaffinity(0)
     cores = min(len(allowed), quota_cores() or len(allowed))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
     threads = os.environ["OMP_NUM_THREADS"]
-    if ranks > 1 and threads.isdigit() and "OMP_PROC_BIND" not in os.environ:
+    if ranks > 1 and "OMP_PROC_BIND" not in os.environ:
         own = own_cores(allowed, environment.local_rank(), ranks, int(threads))
         os.sched_setaffinity(0, own)
 
@@ -91,7 +96,7 @@ def choose(device: str, local_rank: int, gpus: Optional[int] = None) -> Any:
         )
     if local_size() > gpus and not any(os.environ.get(name) for name in _VISIBLE):
         raise ConfigError(
-            f"{local_size()} ranks on this node, {gpus} GPUs; start at most one rank a GPU"
+            f"{local_size()} ranks on this node, {gpus} GPUs; start at most one rank per GPU"
         )
     context = mx.gpu(local_rank % gpus)
     try:

@@ -7,6 +7,8 @@ are refused (:func:`check`), because Horovod would wait for ranks that do not ex
 from __future__ import annotations
 
 import os
+import re
+import resource
 import sys
 from typing import Optional, Tuple
 
@@ -22,8 +24,14 @@ _LOCAL_RANK = ("HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRAN
 _RENDEZVOUS = ("HOROVOD_GLOO_RENDEZVOUS_ADDR", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
 
 
+# Where one is no number, MXNet ends the process, or Horovod and libgomp make up another.
+_COUNTS = ("OMP_NUM_THREADS", "MXNET_CPU_WORKER_NTHREADS", "HOROVOD_GLOO_TIMEOUT_SECONDS")
+
+_ADDRESSES = 2_000_000 * 1024  # bytes; with less, all but the tiniest net crashes in its first step
+
+
 class LaunchError(UserError):
-    """The environment names ranks that no launcher has started; printed by every process."""
+    """Variables in the environment are wrong; printed by every process, whatever its rank."""
 
 
 def check() -> None:
@@ -45,22 +53,47 @@ def check() -> None:
         )
 
 
-def _first_set(variables: Tuple[str, ...], default: int) -> int:
+def check_counts() -> None:
+    """Refuse counts that libraries cannot read; before MXNet is imported.
+
+    Raises:
+        LaunchError: a variable is set, and to no whole number from 1.
+    """
+    for variable in _COUNTS:
+        _first_set((variable,), 1, least=1)
+
+
+def check_addresses() -> None:
+    """Refuse a limit of address space in which MXNet would crash; before it is imported.
+
+    Raises:
+        LaunchError: ``ulimit -v`` leaves less than two gigabytes.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < _ADDRESSES:
+        raise LaunchError(
+            f"`ulimit -v` allows {limit // 1024} kB of addresses; MXNet's libraries and a small net "
+            f"take up to {_ADDRESSES // 1024}, most of which is no memory: `ulimit -v unlimited`"
+        )
+
+
+def _first_set(variables: Tuple[str, ...], default: int, least: int = 0) -> int:
     for variable in variables:
-        if variable in os.environ:
-            try:
-                return int(os.environ[variable])
-            except ValueError:
-                raise LaunchError(
-                    f"{variable} is {show(os.environ[variable])}; it must be a whole number, as "
-                    f"launchers set it: `unset {variable}`"
-                ) from None
+        value = os.environ.get(variable)
+        if value is None:
+            continue
+        if not re.fullmatch("[0-9]{1,6}", value) or int(value) < least:
+            raise LaunchError(
+                f"{variable} is {show(value)}; it must be a whole number from {least} to 999999: "
+                f"correct it, or `unset {variable}`"
+            )
+        return int(value)
     return default
 
 
 def size() -> int:
     """The number of ranks; 1 without a launcher."""
-    return _first_set(_SIZE, 1)
+    return _first_set(_SIZE, 1, least=1)
 
 
 def rank() -> int:
@@ -70,12 +103,22 @@ def rank() -> int:
 
 def local_size() -> int:
     """The number of ranks on this node; 1 without a launcher."""
-    return _first_set(_LOCAL_SIZE, 1)
+    return _first_set(_LOCAL_SIZE, 1, least=1)
 
 
 def local_rank() -> int:
     """The rank of this process on its node; 0 without a launcher."""
     return _first_set(_LOCAL_RANK, 0)
+
+
+def threads() -> int:
+    """The cores of this rank, once device.share_cores has divided them; elsewhere a guess, 4."""
+    return _first_set(("OMP_NUM_THREADS",), 4, least=1)
+
+
+def one_rank_per_node() -> bool:
+    """Whether each node has one rank; on every rank the same, where the launcher tells."""
+    return _first_set(("HOROVOD_CROSS_SIZE",), 0) == size()
 
 
 def hostname() -> str:
@@ -90,7 +133,7 @@ def launch_id() -> Optional[str]:
 
 def patience() -> float:
     """Seconds that a process may be silent, because it or its network stands still."""
-    return float(os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", 30))
+    return float(_first_set(("HOROVOD_GLOO_TIMEOUT_SECONDS",), 30, least=1))
 
 
 def where() -> str:

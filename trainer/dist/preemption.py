@@ -6,10 +6,12 @@ launchers turn both into SIGTERM for their ranks.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any, Callable, Dict, Optional
 
@@ -26,12 +28,14 @@ EXIT_CODE = 85
 
 
 class StopRequest:
-    """A flag that a signal sets on any rank, and that all ranks see after the same step.
+    """A flag that a signal, or a clock, sets on any rank; all ranks see it after the same step.
 
     Where an allreduce takes milliseconds, that of step n overlaps step n + 1 and is read after it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, minutes: Optional[float] = None) -> None:
+        """The flag is set after so many ``minutes``; None: by signals alone."""
+        self._end = math.inf if minutes is None else time.monotonic() + 60 * minutes
         self.interrupted = False  # by ctrl-C, once
         self._requested = False
         self._polled = False  # training has begun: the flag is read, and there is state to save
@@ -69,6 +73,7 @@ class StopRequest:
     def agreed(self) -> bool:
         """Whether all ranks should stop now; called once per step on every rank; collective."""
         self._polled = True
+        self._requested = self._requested or time.monotonic() >= self._end
         if world_size() == 1:
             return self._requested
         if sums_are_cheap():

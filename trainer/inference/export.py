@@ -55,6 +55,7 @@ class Checked(NamedTuple):
     name: str
     samples: int
     difference: float  # largest absolute difference of a logit
+    called: str = "test"  # the set
     accuracy: Optional[float] = None  # 0 to 1; None on noise
     original_accuracy: Optional[float] = None
 
@@ -65,22 +66,27 @@ class Checked(NamedTuple):
                 f"{self.samples} images of noise (the test set was given to fit and is not kept)"
             )
         return (
-            f"{self.name}: accuracy {self.accuracy:.4f} on {self.samples} test images, "
+            f"{self.name}: accuracy {self.accuracy:.4f} on {self.samples} {self.called} images, "
             f"the checkpoint's {self.original_accuracy:.4f}; largest difference of a score "
             f"{self.difference:.1e}"
         )
 
 
-def check_accuracy(saved: Saved, seen: Evaluation) -> None:
-    """Refuse a model that is not as accurate as was recorded when it was saved.
+def check_accuracy(saved: Saved, seen: Evaluation, called: str = "test") -> None:
+    """Refuse a model that is not as accurate as was recorded when it was saved, on the same set.
+
+    Args:
+        called: the set on which it was ``seen``; a run with a validation set has recorded that one.
 
     Raises:
         CheckpointError: the net or the test set is another one.
     """
-    if saved.accuracy is not None and abs(seen.accuracy - saved.accuracy) > _ACCURACY_TOLERANCE:
+    if saved.accuracy is None or saved.chosen_on != called:
+        return
+    if abs(seen.accuracy - saved.accuracy) > _ACCURACY_TOLERANCE:
         raise CheckpointError(
-            f"{saved.path} has an accuracy of {seen.accuracy:.4f} on this test set, and "
-            f"{saved.accuracy:.4f} was recorded: give the net and the test set it was trained with"
+            f"{saved.path} has an accuracy of {seen.accuracy:.4f} on this {called} set, and "
+            f"{saved.accuracy:.4f} was recorded: give the net and the data it was trained with"
         )
 
 
@@ -122,15 +128,17 @@ def export(
         test = test_set(saved, test)
     folder.mkdir(parents=True, exist_ok=True)
     shown = _noise(saved.image_shape) if test is None else test
-    labels = None if test is None else _labels(saved, test)
+    labels, called = (None, "") if test is None else (_labels(saved, test), test.called)
     original = _scores(saved, shown, _gluon(saved.net, saved.ctx))
     check_finite(saved, original)
     batch = next(_batches(saved, shown)).data
     _write_symbol(saved.net, batch, folder)
-    checked = [_check(SYMBOL, _scores(saved, shown, _load_symbol(folder)), original, labels)]
+    found = _scores(saved, shown, _load_symbol(folder))
+    checked = [_check(SYMBOL, found, original, labels, called)]
     if onnx:
         _write_onnx(saved, batch.shape[1:], folder)
-        checked.append(_check(ONNX, _scores(saved, shown, _load_onnx(folder)), original, labels))
+        found = _scores(saved, shown, _load_onnx(folder))
+        checked.append(_check(ONNX, found, original, labels, called))
     return checked
 
 
@@ -155,13 +163,13 @@ def _scores(saved: Saved, test: Source, forward: Forward) -> np.ndarray:
 
 
 def _check(
-    name: str, found: np.ndarray, original: np.ndarray, labels: Optional[np.ndarray]
+    name: str, found: np.ndarray, original: np.ndarray, labels: Optional[np.ndarray], called: str
 ) -> Checked:
     def accuracy(scores: np.ndarray) -> Optional[float]:
         return None if labels is None else float((scores.argmax(axis=1) == labels).mean())
 
     difference = float(np.abs(found - original).max())
-    checked = Checked(name, len(found), difference, accuracy(found), accuracy(original))
+    checked = Checked(name, len(found), difference, called, accuracy(found), accuracy(original))
     if not np.allclose(found, original, rtol=TOLERANCE, atol=TOLERANCE):
         raise ExportError(f"{checked}: it does not compute what the checkpoint does; do not use it")
     return checked

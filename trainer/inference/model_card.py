@@ -9,7 +9,7 @@ import html
 import importlib.metadata
 import platform
 import re
-from typing import Any, List, Optional, Sequence
+from typing import List, Optional, Sequence
 
 import mxnet as mx
 import numpy as np
@@ -25,7 +25,11 @@ PACKAGES = ("mxnet", "horovod", "numpy", "onnx", "onnxruntime")
 
 
 def as_markdown(
-    saved: Saved, seen: Optional[Evaluation], command: str, files: Sequence[Checked]
+    saved: Saved,
+    seen: Optional[Evaluation],
+    command: str,
+    files: Sequence[Checked],
+    called: str = "test",
 ) -> str:
     """The card of ``saved``.
 
@@ -33,8 +37,11 @@ def as_markdown(
         seen: the evaluation on the test set; None where that was passed to ``fit`` and is not kept.
         command: the command line that made the files.
         files: the exported files, verified.
+        called: the set of ``seen``; validation where there is no test set.
     """
-    settings = saved.config
+    settings, arguments = saved.config, saved.config.model.arguments
+    trained = (p for p in saved.net.collect_params().values() if p.grad_req != "null")
+    parameters = sum(int(np.prod(p.shape)) for p in trained)
     limits = (
         "Trained on shop photographs of single garments, light on black, trimmed and centred. "
         "Predictions for anything else, photographs on white included, are meaningless."
@@ -44,17 +51,17 @@ def as_markdown(
     lines = [
         f"# {_plain(settings.name)}",
         "",
-        f"`{settings.model.factory}`{_arguments(settings.model.arguments)}, "
-        f"{_parameters(saved):,} parameters, trained on `{settings.data.dataset}`.",
+        f"`{settings.model.factory}`{f' with {arguments}' if arguments else ''}, "
+        f"{parameters:,} parameters, trained on `{settings.data.dataset}`.",
         "",
-        *_facts(saved, seen),
+        *_facts(saved, seen, called),
         "",
         f"**Limits.** {limits} Nothing else was measured: no other data, no robustness, no bias.",
         "",
         *_class_table(seen, [_plain(name) for name in saved.class_names]),
         "## Files",
         "",
-        "Each file was compared with the checkpoint, on the whole test set if there is one:",
+        f"Each file was compared with the checkpoint, on the whole {called} set if there is one:",
         "",
         *(f"- {checked}" for checked in files),
         "",
@@ -66,7 +73,7 @@ def as_markdown(
     return "\n".join(lines)
 
 
-def _facts(saved: Saved, seen: Optional[Evaluation]) -> List[str]:
+def _facts(saved: Saved, seen: Optional[Evaluation], called: str) -> List[str]:
     """The table of input, output, results and origin."""
     settings = saved.config
     data, train = settings.data, settings.train
@@ -76,6 +83,7 @@ def _facts(saved: Saved, seen: Optional[Evaluation]) -> List[str]:
     resized = "" if side in (None, height) else f", resized (bilinear) to {side} x {side}"
     if data.of_pictures:
         resized = f" cut from the middle, the shorter side {crop.shorter_side(data)} pixels"
+    flips = settings.evaluate.flip and seen is not None
     weights = f", weights of {saved.weights.name}" if saved.weights else ""
     return [
         "| | |",
@@ -84,9 +92,11 @@ def _facts(saved: Saved, seen: Optional[Evaluation]) -> List[str]:
         f"{saved.pixels}, {height} x {width} pixels{resized}, "
         f"(pixel / 255 - {_shown(data.mean_text)}) / {_shown(data.std_text)} |",
         f"| output | logits, float32 (N, {saved.num_classes}); softmax gives probabilities |",
-        *_result_rows(seen),
+        *_result_rows(seen, called),
+        *(["| evaluated | on the mean scores of each image and of its mirror image |"] * flips),
         f"| checkpoint | {saved.path.name}{weights}; {train.epochs} epochs of global batch "
-        f"{train.global_batch_size}, batch norm {settings.batch_norm} |",
+        f"{train.global_batch_size}, batch norm {settings.batch_norm}"
+        f"{f', moving average of weights ({train.ema:g})' if train.ema else ''} |",
         f"| seed | {settings.seed} |",
         f"| versions | {_versions()} |",
     ]
@@ -114,21 +124,13 @@ def _training(saved: Saved) -> List[str]:
     ]
 
 
-def _arguments(arguments: Any) -> str:
-    return f" with {arguments}" if arguments else ""
-
-
-def _parameters(saved: Saved) -> int:
-    parameters = saved.net.collect_params().values()
-    return sum(int(np.prod(p.shape)) for p in parameters if p.grad_req != "null")
-
-
-def _result_rows(seen: Optional[Evaluation]) -> List[str]:
+def _result_rows(seen: Optional[Evaluation], called: str) -> List[str]:
     if seen is None:
         return ["| accuracy | not measured: the test set was given to `fit` and is not kept |"]
     return [
-        f"| accuracy | **{seen.accuracy:.4f}** on the {seen.samples} images of the test set |",
-        f"| test loss | {seen.loss:.4f} (cross entropy, nats) |",
+        f"| accuracy | **{seen.accuracy:.4f}** on the {seen.samples} images of the {called} set"
+        f"{', on which the checkpoint was chosen' if called == 'validation' else ''} |",
+        f"| {called} loss | {seen.loss:.4f} (cross entropy, nats) |",
     ]
 
 
@@ -148,20 +150,14 @@ def _class_table(seen: Optional[Evaluation], names: Sequence[str]) -> List[str]:
         hits = row[label]
         others = np.where(np.arange(len(row)) == label, 0, row)
         other = f"{names[int(others.argmax())]} ({others.max()})" if others.any() else ""
-        lines.append(
-            f"| {name} | {row.sum()} | {_percent(hits, row.sum())} "
-            f"| {_percent(hits, named[label])} | {other} |"
-        )
+        recall, precision = (f"{hits / n:.1%}" if n else "" for n in (row.sum(), named[label]))
+        lines.append(f"| {name} | {row.sum()} | {recall} | {precision} | {other} |")
     return [*lines, ""]
 
 
 def _plain(name: str) -> str:
     """A name as text of one line, whatever Markdown or HTML it holds."""
     return html.escape(re.sub(r"([\\`*\[\]|])", r"\\\1", one_line(name)), quote=False)
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else ""
 
 
 def _versions() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -40,14 +41,25 @@ def predict(saved: Saved, images: Images) -> Predictions:
 
 
 def as_csv(predictions: Predictions) -> str:
-    """A row per image: name, predicted class, its probability, then those of all classes."""
+    """A row per image: name, predicted class, its probability, then those of all classes.
+
+    A name that a spreadsheet would take for a formula begins with an apostrophe.
+    """
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["image", "class", "probability", *predictions.class_names])
+    names = [_no_formula(name) for name in predictions.class_names]
+    lines.writerow(["image", "class", "probability", *names])
     for name, best, row in _rows(predictions):
         shown = [f"{share:.6f}" for share in row]
-        lines.writerow([name, predictions.class_names[best], shown[best], *shown])
+        lines.writerow([_no_formula(name), names[best], shown[best], *shown])
     return text.getvalue()
+
+
+def _no_formula(name: str) -> str:
+    with contextlib.suppress(ValueError):
+        float(name)  # a class may be -1
+        return name
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
 def as_json(predictions: Predictions) -> str:

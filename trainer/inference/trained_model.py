@@ -22,10 +22,10 @@ from ..data.classes import Classes
 from ..data.classes import names as class_names
 from ..data.idx_file import DataError
 from ..data.sources.base import ArraySource, Source
-from ..data.transform import Transform
+from ..data.transform import PixelTransform, planes_shape
 from ..dist.device import choose
 from ..model import prepare
-from ..step.evaluation import Evaluation, evaluate
+from ..step.evaluation import Evaluation, built_in, evaluate
 
 # Of the largest score: the same net on another device, or by other kernels, differs by less.
 _TOLERANCE = 0.02
@@ -44,6 +44,7 @@ class Saved(NamedTuple):
     class_names: List[str]  # one for each score
     classes: Classes  # what the set calls classes 0, 1, ...; None for these numbers
     accuracy: Optional[float] = None  # as recorded with the checkpoint
+    chosen_on: str = "test"  # the set of that accuracy: test or validation
     weights: Optional[Path] = None  # the file they are of instead, such as calibrate writes
 
     @property
@@ -92,7 +93,7 @@ def load(
     """
     dist.init()
     with dist.together():
-        path = _find(Path(where))
+        path = checkpoint.find(where)
         state = checkpoint.read_state(path)
         settings = config.from_dict(config.recorded(state.config), overrides)
         ctx = choose(settings.device, dist.local_rank())
@@ -112,7 +113,10 @@ def load(
         classes = None if state.classes is None else tuple(state.classes)
         names = list(state.class_names or class_names(settings.data, classes, count))
     accuracy = None if weights else state.accuracy
-    return Saved(path, settings, net, ctx, image_shape, names, classes, accuracy, weights)
+    chosen_on = "validation" if "validation images" in state.made_of else "test"
+    return Saved(
+        path, settings, net, ctx, image_shape, names, classes, accuracy, chosen_on, weights
+    )
 
 
 def _check_weights(source: Path, net: gluon.Block) -> None:
@@ -129,8 +133,7 @@ def _check_weights(source: Path, net: gluon.Block) -> None:
 
 
 def _input_shape(image_shape: Tuple[int, ...], settings: Config) -> Tuple[int, int, int]:
-    sample = np.zeros((1, *image_shape), np.uint8)
-    return Transform(sample, settings.data, 0, training=False).shape
+    return PixelTransform(planes_shape(image_shape), settings.data, 0, training=False).shape
 
 
 def _check_answers(path: Path, state: checkpoint.RunState, found: List[float]) -> None:
@@ -178,7 +181,7 @@ def _read(saved: Saved, name: str, given: Any) -> Source:
     source: Optional[Source]
     if given is not None:
         found = {name: arrays.given(name, given, data)}
-        (source,) = input_pipeline.in_memory(found, saved.classes)
+        source = input_pipeline.in_memory(found, saved.classes)[name]
     elif saved.on_given_images:
         trust = "" if saved.config.model.factory == model.OWN else ", trust=True"
         raise DataError(
@@ -190,9 +193,11 @@ def _read(saved: Saved, name: str, given: Any) -> Source:
     elif data.of_pictures or (data.validation and name == "train"):
         sets = input_pipeline.read(data, seed=saved.config.seed, known=saved.classes)
         source = sets.train if name == "train" else sets.test or sets.validation
+        if source is not None and source is sets.validation:
+            source.called = "validation"
     else:
         loaded = {name: fashion_mnist.load(name, data.folder, data.dataset)}
-        (source,) = input_pipeline.in_memory(loaded, saved.classes)
+        source = input_pipeline.in_memory(loaded, saved.classes)[name]
     if source is None:
         raise DataError(
             f"{data.folder} holds no test set; name a folder that does, data.folder=FOLDER"
@@ -203,23 +208,6 @@ def _read(saved: Saved, name: str, given: Any) -> Source:
             f"{saved.image_shape} (height, width[, channels]); give the set it was trained on"
         )
     return source
-
-
-def _find(where: Path) -> Path:
-    if not where.is_dir():
-        raise checkpoint.CheckpointError(
-            f"there is no folder {where}; give a run's folder or a whole checkpoint"
-        )
-    path: Optional[Path] = where
-    if (where / "checkpoints").is_dir():
-        path = checkpoint.find_best(where / "checkpoints")
-        path = path or next(iter(reversed(checkpoint.listing(where / "checkpoints"))), None)
-    if path is None:
-        raise checkpoint.CheckpointError(f"{where} holds no checkpoint yet")
-    wrong = checkpoint.problem(path)
-    if wrong is not None:
-        raise checkpoint.CheckpointError(f"{wrong}; give a run's folder or a whole checkpoint")
-    return path
 
 
 def evaluate_saved(
@@ -237,7 +225,9 @@ def evaluate_saved(
     with dist.together():
         source = test if isinstance(test, Source) else test_set(saved, test)
     batches = input_pipeline.test_loader(source, saved.config, saved.ctx)
-    seen = evaluate(saved.net, batches, saved.num_classes)
+    settings = saved.config.evaluate
+    metrics = built_in(settings, saved.num_classes)
+    seen = evaluate(saved.net, batches, saved.num_classes, metrics=metrics, flip=settings.flip)
     if finite:
         check_finite(saved, np.array([[seen.loss]]))
     return seen

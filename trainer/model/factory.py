@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 import sys
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Optional
 
 from mxnet.gluon import Block
 
@@ -54,31 +53,17 @@ def build(settings: Model, found_in: Optional[Path] = None) -> Block:
             f"model.factory is {settings.factory}; {module_name} has no such function"
             f"{nearest(function_name, dir(module))}"
         )
-    _check_arguments(settings, factory)
     try:
         net = factory(**settings.arguments)
     except ConfigError:
         raise
     except Exception as error:
+        given = f"; model.arguments are {settings.arguments}" if settings.arguments else ""
         raise ConfigError(
-            f"model.factory {settings.factory} failed: {describe_error(error)}"
+            f"model.factory {settings.factory} failed: {describe_error(error)}{given}"
         ) from error
     if not isinstance(net, Block):
         raise ConfigError(
             f"model.factory {settings.factory} returned a {type(net).__name__}, not a Gluon Block"
         )
     return net
-
-
-def _check_arguments(settings: Model, factory: Callable[..., Any]) -> None:
-    try:
-        signature = inspect.signature(factory)
-    except ValueError:  # a builtin without a signature
-        return
-    try:
-        signature.bind(**settings.arguments)
-    except TypeError as error:
-        raise ConfigError(
-            f"model.arguments {settings.arguments} do not fit {settings.factory}{signature}: "
-            f"{error}"
-        ) from error

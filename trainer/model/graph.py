@@ -1,4 +1,4 @@
-"""The operator graph of a net, for TensorBoard's GRAPHS tab."""
+"""The operator graph of a net: for TensorBoard's GRAPHS tab, and what can be told by it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,25 @@ from typing import Any, List
 
 import mxnet as mx
 from mxnet import gluon
+
+from ..mxnet_internals import runs_its_graph_alone, traced_symbol
+
+# Operators of common nets, none of which draws; there is no list of those that do.
+_DRAWING_NOTHING = {
+    *("null", "_copy", "amp_cast", "Cast", "Flatten", "Reshape", "transpose", "Concat"),
+    *("Convolution", "Deconvolution", "FullyConnected", "BatchNorm", "LayerNorm", "Pooling"),
+    *("Activation", "relu", "softmax", "log_softmax", "clip", "mean", "sum", "Pad"),
+    *("elemwise_add", "elemwise_mul", "broadcast_add", "broadcast_mul", "_mul_scalar"),
+}
+
+
+def draws_nothing(net: gluon.Block) -> bool:
+    """Whether it is known that no random number is drawn in a forward of ``net``."""
+    graph = traced_symbol(net) if runs_its_graph_alone(net) else None
+    return (
+        graph is not None
+        and {node["op"] for node in json.loads(graph.tojson())["nodes"]} <= _DRAWING_NOTHING
+    )
 
 
 def graph_def(net: gluon.HybridBlock) -> Any:

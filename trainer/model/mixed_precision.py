@@ -1,10 +1,10 @@
-"""Mixed precision: convolutions and dense layers multiply in bfloat16 during training.
+"""Mixed precision: convolutions and dense layers multiply in bfloat16 or float16 during training.
 
-Within :func:`computing_in` these layers round their input and weights to bfloat16 and return
-float32, in forward and backward. Weights, norms, activations, loss, optimizer and the allreduce
-stay float32. Individual layers are patched, temporarily, because ``mxnet.contrib.amp`` replaces
-MXNet's operators for the whole process, irreversibly. Also, its ``amp_cast`` cannot accumulate a
-gradient (see :func:`_rounded`).
+Within :func:`computing_in` these layers round their input and weights to it and return float32, in
+forward and backward. Weights, norms, activations, loss, optimizer and the allreduce stay float32;
+float16 needs a loss scale besides (loss_scale.py). Individual layers are patched, temporarily,
+because ``mxnet.contrib.amp`` replaces MXNet's operators for the whole process, irreversibly. Also,
+its ``amp_cast`` cannot accumulate a gradient (see :func:`_rounded`).
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ from mxnet.contrib.amp.amp import bfloat16
 from mxnet.gluon import nn
 
 from ..batch_norm import clear_cached_graphs
-from ..errors import ConfigError
+from ..errors import ConfigError, first_line
 
 Forward = Callable[..., Any]
 
+_DEVICES = {"bfloat16": "cpu", "float16": "gpu"}  # the only ones with kernels for it
+_LOW = {"bfloat16": bfloat16, "float16": "float16"}  # as amp_cast takes it
 _FORWARD = "hybrid_forward"
 _LAYERS = (nn.Conv1D, nn.Conv2D, nn.Conv3D, nn.Dense)
 _OWN_FORWARDS = {layer.hybrid_forward for layer in _LAYERS}
 
 
 def check(net: gluon.Block, precision: str, ctx: mx.Context) -> None:
-    """Refuse a ``precision``, float32 or bfloat16, in which ``net`` cannot be trained on ``ctx``.
+    """Refuse a precision, float32, bfloat16 or float16, in which ``net`` cannot train on ``ctx``.
 
     Raises:
         ConfigError: MXNet cannot compute in it there, or the net has no layer that would use it.
@@ -39,9 +41,11 @@ def check(net: gluon.Block, precision: str, ctx: mx.Context) -> None:
     if precision == "float32":
         return
     given = f"train.precision is {precision}"
-    if ctx.device_type != "cpu":
+    device = _DEVICES[precision]
+    if ctx.device_type != device:
         raise ConfigError(
-            f"{given}, which MXNet has on CPUs alone, not on {ctx}; set train.precision=float32"
+            f"{given}, which MXNet has on {device.upper()}s alone, not on {ctx}; set "
+            "train.precision=float32"
         )
     if not _layers(net):
         raise ConfigError(
@@ -50,25 +54,28 @@ def check(net: gluon.Block, precision: str, ctx: mx.Context) -> None:
         )
     one = mx.nd.ones((1, 1), ctx=ctx)
     try:
-        _product(mx.nd, mx.nd.FullyConnected, one, one, num_hidden=1, no_bias=True).wait_to_read()
+        dense = partial(_product, precision, mx.nd, mx.nd.FullyConnected)
+        dense(one, one, num_hidden=1, no_bias=True).wait_to_read()
     except mx.MXNetError as error:
-        raise ConfigError(
-            f"{given}, which takes a processor with AVX-512, and pays where `lscpu` shows "
-            "avx512_bf16; set train.precision=float32"
-        ) from error
+        why = (
+            f"in which {ctx} cannot multiply ({first_line(error)})"
+            if device == "gpu"
+            else "which takes a processor with AVX-512, and pays where `lscpu` shows avx512_bf16"
+        )
+        raise ConfigError(f"{given}, {why}; set train.precision=float32") from error
 
 
 @contextlib.contextmanager
 def computing_in(net: gluon.Block, precision: str) -> Iterator[None]:
-    """Within it ``net`` multiplies in ``precision``, float32 or bfloat16; may be nested.
+    """Within it ``net`` multiplies in ``precision``, as :func:`check` takes it; may be nested.
 
-    bfloat16 affects Gluon's Conv1D, Conv2D, Conv3D and Dense; subclasses with their own forward,
+    It affects Gluon's Conv1D, Conv2D, Conv3D and Dense; subclasses with their own forward,
     and operators outside of layers, do not change.
     """
     layers = _layers(net)
     before = [vars(layer).get(_FORWARD) for layer in layers]
-    low = precision == "bfloat16"
-    _set_forwards(net, layers, [_in_bfloat16(layer) if low else None for layer in layers])
+    low = precision != "float32"
+    _set_forwards(net, layers, [_in(precision, layer) if low else None for layer in layers])
     try:
         yield
     finally:
@@ -76,7 +83,7 @@ def computing_in(net: gluon.Block, precision: str) -> Iterator[None]:
 
 
 def _layers(net: gluon.Block) -> List[Any]:
-    """The layers of ``net`` that can multiply in bfloat16, each once."""
+    """The layers of ``net`` that can multiply in less than float32, each once."""
     found = {}
 
     def collect(block: gluon.Block) -> None:
@@ -99,26 +106,26 @@ def _set_forwards(net: gluon.Block, layers: List[Any], forwards: List[Optional[F
     clear_cached_graphs(net)
 
 
-def _in_bfloat16(layer: Any) -> Forward:
-    """The layer's forward with its operator in bfloat16 and its activation in float32."""
+def _in(precision: str, layer: Any) -> Forward:
+    """The layer's forward with its operator in ``precision`` and its activation in float32."""
     forward = getattr(type(layer), _FORWARD)
 
     def of_operators(F: Any, *inputs: Any, **parameters: Any) -> Any:
         operators = SimpleNamespace(
-            Convolution=partial(_product, F, F.Convolution),
-            FullyConnected=partial(_product, F, F.FullyConnected),
+            Convolution=partial(_product, precision, F, F.Convolution),
+            FullyConnected=partial(_product, precision, F, F.FullyConnected),
         )
         return forward(layer, operators, *inputs, **parameters)
 
     return of_operators
 
 
-def _product(F: Any, operator: Any, *operands: Any, **options: Any) -> Any:
-    """``operator`` on float32 operands (or None), computed in bfloat16 -> float32."""
-    low = (None if operand is None else _rounded(F, operand) for operand in operands)
+def _product(precision: str, F: Any, operator: Any, *operands: Any, **options: Any) -> Any:
+    """``operator`` on float32 operands (or None), computed in ``precision`` -> float32."""
+    low = (None if operand is None else _rounded(precision, F, operand) for operand in operands)
     return F.amp_cast(operator(*low, **options), dtype="float32")
 
 
-def _rounded(F: Any, operand: Any) -> Any:
+def _rounded(precision: str, F: Any, operand: Any) -> Any:
     # The backward of MXNet's amp_cast ignores grad_req="add"; that of identity does not.
-    return F.amp_cast(F.identity(operand), dtype=bfloat16)
+    return F.amp_cast(F.identity(operand), dtype=_LOW[precision])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Tuple
+from typing import Dict, List, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -25,9 +25,13 @@ def answers(net: gluon.Block, shape: Tuple[int, int, int], ctx: mx.Context) -> L
     Args:
         shape: (channels, height, width) of a sample.
     """
-    image = mx.nd.array(np.random.RandomState(0).uniform(-2, 2, (1, *shape)), ctx=ctx)
-    first, second = (net(image).asnumpy().ravel() for _ in range(2))
+    first, second = (net(fixed_image(shape, ctx)).asnumpy().ravel() for _ in range(2))
     return [float(score) for score in first] if np.array_equal(first, second) else []
+
+
+def fixed_image(shape: Tuple[int, int, int], ctx: mx.Context) -> mx.nd.NDArray:
+    """One image of noise, float32 (1, channels, height, width), always the same."""
+    return mx.nd.array(np.random.RandomState(0).uniform(-2, 2, (1, *shape)), ctx=ctx)
 
 
 @randomness.kept()
@@ -68,12 +72,12 @@ def prepare_net(
         layers = summary.summarize(net, sample)
     except Exception as error:
         raise ConfigError(
-            f"the net cannot take an image of (channels, height, width) {shape}: "
-            f"{describe_error(error)}; {users_net.way_out(net)}"
+            f"the net cannot take a float32 image of (channels, height, width) {shape}: "
+            f"{describe_error(error)}; correct the net, set data.image_size, or train another net"
         ) from error
     users_net.check_parameters(net)
     if config.model.hybridize and isinstance(net, gluon.HybridBlock):
-        net.hybridize(static_alloc=True)
+        net.hybridize(static_alloc=True, **_bulks(config, ctx))
         try:
             net(sample)
             mx.nd.waitall()
@@ -83,6 +87,20 @@ def prepare_net(
                 "model.hybridize=false"
             ) from error
     return layers
+
+
+def _bulks(config: Config, ctx: mx.Context) -> Dict[str, int]:
+    """How compiled operators are handed to the engine, if not in MXNet's bulks of 15.
+
+    A bulk begins when its last operator can, and what it computes is there when that is done. Where
+    gradients cross a network, or go between GPUs, the first of backward would wait for fourteen
+    operators more, and the next forward for weights whose sums are still on their way.
+    """
+    settings = config.optimizer
+    in_memory = ctx.device_type == "cpu" and settings.shared_memory and not settings.fp16_allreduce
+    if dist.world_size() == 1 or (in_memory and dist.ranks_share_memory()):
+        return {}
+    return {"forward_bulk_size": 1, "backward_bulk_size": 1}
 
 
 def check_calibration(net: gluon.Block) -> None:

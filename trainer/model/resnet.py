@@ -67,19 +67,10 @@ def resnet18(num_classes: int = 10, stem: str = "seed") -> nn.HybridSequential:
     if stem not in ("seed", "small"):
         raise ConfigError(f"model.arguments.stem is {stem!r}; it must be seed or small")
     net = nn.HybridSequential()
+    kernel, strides = (7, 2) if stem == "seed" else (3, 1)
+    net.add(nn.Conv2D(64, kernel, strides, kernel // 2), nn.BatchNorm(), nn.Activation("relu"))
     if stem == "seed":
-        net.add(
-            nn.Conv2D(64, kernel_size=7, strides=2, padding=3),
-            nn.BatchNorm(),
-            nn.Activation("relu"),
-            nn.MaxPool2D(pool_size=3, strides=2, padding=1),
-        )
-    else:
-        net.add(
-            nn.Conv2D(64, kernel_size=3, strides=1, padding=1),
-            nn.BatchNorm(),
-            nn.Activation("relu"),
-        )
+        net.add(nn.MaxPool2D(pool_size=3, strides=2, padding=1))
     net.add(
         resnet_block(64, 2, first_block=True),
         resnet_block(128, 2),

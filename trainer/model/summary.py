@@ -8,6 +8,7 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon import Block, nn
 
+from ..console import aligned
 from ..mxnet_internals import children
 
 
@@ -76,27 +77,23 @@ def _layer_flops(layer: Block, output: Any) -> int:
 
 def as_text(rows: Sequence[Row]) -> str:
     """The rows as an aligned table with totals."""
-    cells = [("layer", "kind", "output shape", "parameters", "MFLOPs")]
-    for row in rows:
-        shape = "(" + ", ".join(map(str, row.output)) + ")"
-        cells.append((row.name, row.kind, shape, f"{row.parameters:,}", f"{row.flops / 1e6:,.1f}"))
     parameters, flops = sum(r.parameters for r in rows), sum(r.flops for r in rows)
-    cells.append(("total", "", "", f"{parameters:,}", f"{flops / 1e6:,.1f}"))
-    widths = [max(len(row[column]) for row in cells) for column in range(5)]
-    lines = []
-    for line in cells:
-        left = "  ".join(line[c].ljust(widths[c]) for c in range(3))
-        lines.append(left + "  " + "  ".join(line[c].rjust(widths[c]) for c in (3, 4)))
-    return "\n".join(lines)
+    return aligned([*_cells(rows), ("total", "", "", f"{parameters:,}", f"{flops / 1e6:,.1f}")])
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table, for TensorBoard's text tab."""
-    lines = [
-        "| layer | kind | output shape | parameters | MFLOPs |",
-        "| --- | --- | --- | --: | --: |",
+    head, *cells = map(" | ".join, _cells(rows))
+    return "\n".join(f"| {row} |" for row in (head, "--- | --- | --- | --: | --:", *cells))
+
+
+def _cells(rows: Sequence[Row]) -> List[Tuple[str, ...]]:
+    """The head, and a line for each row."""
+    head = ("layer", "kind", "output shape", "parameters", "MFLOPs")
+    return [
+        head,
+        *(
+            (row.name, row.kind, str(row.output), f"{row.parameters:,}", f"{row.flops / 1e6:,.1f}")
+            for row in rows
+        ),
     ]
-    for row in rows:
-        name, kind, output, parameters, flops = row
-        lines.append(f"| {name} | {kind} | {output} | {parameters:,} | {flops / 1e6:,.1f} |")
-    return "\n".join(lines)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Iterator, List
+import re
+from typing import Any, Dict, Iterator, List
 
 import mxnet as mx
 import numpy as np
-from mxnet import gluon
+from mxnet import autograd, gluon
 
 from .. import batch_norm, dist
 from ..errors import ConfigError
-from ..mxnet_internals import compilation_of, set_compilation, set_trainer, trainer_of
+from ..mxnet_internals import (
+    compilation_kept,
+    set_trainer,
+    structural_parameters,
+    traced_symbol,
+    trainer_of,
+)
 
 
 def check_mode() -> None:
@@ -25,19 +32,6 @@ def check_mode() -> None:
             "MXNet's NumPy mode is on (mxnet.npx.set_np()), and fit works on the arrays of "
             "mxnet.nd; call mxnet.npx.reset_np() before the net is made"
         )
-
-
-def way_out(net: gluon.Block) -> str:
-    """What to do about a ``net`` that fails on images, for a message."""
-    given = [parameter.dtype for parameter in net.collect_params().values()]  # texts or types
-    others = (name for name in ("float16", "float64") if {name, np.dtype(name).type} & {*given})
-    other = next(others, None)
-    if other is None:
-        return "correct the net, set data.image_size, or train another net"
-    return (
-        f"its weights are {other}, and fit gives it float32 images: leave net.cast out, or cast "
-        "the images in its forward"
-    )
 
 
 def check_names(net: gluon.Block) -> None:
@@ -84,6 +78,58 @@ def check_parameters(net: gluon.Block) -> None:
         )
 
 
+def check_compiled(net: gluon.Block, data: mx.nd.NDArray) -> None:
+    """Refuse what a net has compiled where MXNet 1.9.1 gives it wrong gradients.
+
+    Those of ``F.contrib.cond`` are garbage, often finite, and now and then right by chance. With
+    ``foreach`` or ``while_loop`` in it the net's gradients are compared with those that it has when
+    it is not compiled.
+
+    Args:
+        data: float32 (B, C, H, W), on the net's device.
+
+    Raises:
+        ConfigError: naming the operator or the first parameter.
+    """
+    compiled = [block for block in _blocks(net) if isinstance(block, gluon.HybridBlock)]
+    graphs = [graph.tojson() for graph in map(traced_symbol, compiled) if graph is not None]
+    used = set(re.findall('"op": "_(cond|foreach|while_loop)"', "".join(graphs)))
+    operators, wrong = " and ".join(f"F.contrib.{name}" for name in sorted(used)), ""
+    if used and "cond" not in used:
+        found = _gradients(net, data)
+        with compilation_kept(compiled):
+            for block in compiled:
+                block.hybridize(active=False)
+            expected = _gradients(net, data)
+        net(data)  # compiles it again
+        wrong = next((name for name in found if _differ(found[name], expected[name])), "")
+        wrong = wrong and f" (here those of {wrong})"
+    if wrong or "cond" in used:
+        raise ConfigError(
+            f"the net is compiled and has {operators}, whose gradients MXNet {mx.__version__} gets "
+            f"wrong in compiled nets{wrong}; set model.hybridize=false, or choose with F.where"
+        )
+
+
+def _gradients(net: gluon.Block, data: mx.nd.NDArray) -> Dict[str, np.ndarray]:
+    """Those of the net's parameters, in inference mode, which draws nothing; by structural name."""
+    named = structural_parameters(net).items()
+    trained = {name: parameter for name, parameter in named if parameter.grad_req != "null"}
+    with autograd.record(train_mode=False):
+        scores = net(data)
+    weights = np.random.RandomState(0).uniform(-1, 1, scores.shape)
+    scores.backward(mx.nd.array(weights, ctx=scores.context, dtype=scores.dtype))
+    found = {name: parameter.grad().asnumpy() for name, parameter in trained.items()}
+    for parameter in trained.values():
+        parameter.zero_grad()
+    return found
+
+
+def _differ(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether by more than rounding, be it in 16 bits; NaN differs."""
+    return not (abs(found - expected) <= 0.05 * abs(expected).max() + 1e-6).all()
+
+
 @contextlib.contextmanager
 def restored(net: gluon.Block) -> Iterator[None]:
     """Within it ``net`` may be prepared and trained; afterwards its weights alone have changed.
@@ -94,14 +140,10 @@ def restored(net: gluon.Block) -> Iterator[None]:
     """
     parameters = _parameters(net)
     attributes = [(p.grad_req, p.lr_mult, p.wd_mult, trainer_of(p)) for p in parameters]
-    compiled = [block for block in _blocks(net) if isinstance(block, gluon.HybridBlock)]
-    compilations = [compilation_of(block) for block in compiled]
     try:
-        with batch_norm.layers_kept(net):
+        with compilation_kept(_blocks(net)), batch_norm.layers_kept(net):
             yield
     finally:
-        for block, before in zip(compiled, compilations):
-            set_compilation(block, before)
         for parameter, (grad_req, lr_mult, wd_mult, trainer) in zip(parameters, attributes):
             parameter.grad_req = grad_req
             parameter.lr_mult, parameter.wd_mult = lr_mult, wd_mult

@@ -168,6 +168,8 @@ void share(int serial, int file, int64_t calls, int index, int size, int capacit
 
 void forget(int serial) { sums.forget(serial); }
 
+void unshare(int serial) { sums.unshare(serial); }
+
 // ---- called by channel.py
 
 // Takes over the sockets, each connected with the leader of a peer, a node.

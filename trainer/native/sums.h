@@ -150,6 +150,8 @@ class Sums {
     std::lock_guard<std::mutex> guard(mutex_);
     sums_.erase(serial);
   }
+  // Back to Python's sums; while no operator is in flight.
+  void unshare(int serial) { of(serial)->shared.reset(); }
 
  private:
   std::mutex mutex_;

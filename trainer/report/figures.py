@@ -6,7 +6,8 @@ from typing import Any, Sequence
 
 import numpy as np
 
-COLUMNS = 8  # images in a row
+COLUMNS = 4  # images in a row
+_FONT = 11  # points, on figures of five inches: TensorBoard shows them 330 pixels wide
 
 
 def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
@@ -14,12 +15,13 @@ def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
 
     Cells up to half a percent stay empty, so that what is confused stands out.
     """
-    figure, axes = _figure(8, 8)
+    side = 5 if len(names) <= 10 else 8
+    figure, axes = _figure(side, side)
     shares = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     if len(names) <= 100:  # more could not be read, and a thousand take seconds to draw
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        axes.set_yticks(range(len(names)), names)
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=_FONT)
+        axes.set_yticks(range(len(names)), names, fontsize=_FONT)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title("percent of each true class")
@@ -47,7 +49,7 @@ def prediction_figure(
 
 
 def grid_figure(images: np.ndarray, titles: Sequence[str], marked: Sequence[bool]) -> Any:
-    """A Matplotlib figure of images, uint8 (N, H, W[, C]), in rows of eight under their titles.
+    """A Matplotlib figure of images, uint8 (N, H, W[, C]), in rows of four under their titles.
 
     Those ``marked`` have a red frame and title.
     """
@@ -57,18 +59,18 @@ def grid_figure(images: np.ndarray, titles: Sequence[str], marked: Sequence[bool
         images = images.mean(axis=3)
     # One image of all: separate axes for each would take most of a small run's time.
     count, height, width, *colours = images.shape
-    rows, gap = -(-count // COLUMNS), -(-height // 3)  # room for two lines above each image
+    rows, gap = -(-count // COLUMNS), -(-2 * height // 5)  # room for two lines above each image
     grid = np.full((rows * (gap + height), COLUMNS * (width + 2), *colours), 255, np.uint8)
-    figure, axes = _figure(12, 12 * grid.shape[0] / grid.shape[1])
+    figure, axes = _figure(5, 5 * grid.shape[0] / grid.shape[1])
     for place, (image, title, red) in enumerate(zip(images, titles, marked)):
         bottom, left = (place // COLUMNS + 1) * (gap + height), place % COLUMNS * (width + 2)
         grid[bottom - height : bottom, left : left + width] = image
         middle, above = left + width / 2, bottom - height - 1
         colour = "red" if red else "black"
-        axes.text(middle, above, title, fontsize=9, color=colour, ha="center", va="bottom")
+        axes.text(middle, above, title, fontsize=_FONT, color=colour, ha="center", va="bottom")
         if red:
             corner = (left - 0.5, bottom - height - 0.5)
-            axes.add_patch(Rectangle(corner, width, height, fill=False, color="red", linewidth=3))
+            axes.add_patch(Rectangle(corner, width, height, fill=False, color="red", linewidth=2))
     axes.imshow(grid, cmap="gray", vmin=0, vmax=255)
     axes.axis("off")
     figure.subplots_adjust(0, 0, 1, 1)
@@ -80,6 +82,6 @@ def _figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=80)
+    figure = Figure(figsize=(width, height), dpi=120)
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()

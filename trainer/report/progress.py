@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Mapping, Optional, TextIO, Union
+from typing import TYPE_CHECKING, Any, Mapping, Optional, TextIO
 
 from ..console import escape_what_is_missing, print_line, printable
 from . import wording
@@ -22,44 +22,32 @@ if TYPE_CHECKING:
 _BAR = 20  # characters of the bar in plain lines
 
 
-def make_display(log_format: str, first_step: int, last_step: int, ranks: int) -> Display:
-    """The display that ``monitor.log_format`` asks for, on stdout."""
-    if log_format == "json":
-        return JsonDisplay(first_step, last_step)
-    return ProgressDisplay(first_step, last_step, ranks=ranks)
-
-
-class _Pace:
-    """Estimates the remaining time of a run from the steps that this process has made."""
-
-    def __init__(self, first_step: int, last_step: int):
-        self._first, self._last = first_step, last_step
-        self._started = time.monotonic()
-
-    def seconds_left(self, step: int) -> Optional[int]:
-        """None before the first step and after the last."""
-        made = step - self._first
-        if made <= 0 or step >= self._last:
-            return None
-        return round((time.monotonic() - self._started) * (self._last - step) / made)
-
-
-class ProgressDisplay:
-    """A bar over the steps of a run, with the last figures below it.
+class Display:
+    """A bar over the steps of a run, with the last figures below it; or JSON, an object a line.
 
     Files, pipes (horovodrun prefixes every line with its rank) and terminals that cannot move their
-    cursor (``TERM=dumb``) get plain lines instead.
+    cursor (``TERM=dumb``) get plain lines instead of a bar.
+
+    Args:
+        log_format: as in ``monitor.log_format``.
+        stream: stdout by default.
     """
 
     def __init__(
-        self, first_step: int, last_step: int, stream: Optional[TextIO] = None, ranks: int = 1
+        self,
+        log_format: str,
+        first_step: int,
+        last_step: int,
+        stream: Optional[TextIO] = None,
+        ranks: int = 1,
     ):
+        self._json = log_format == "json"
         self._stream = stream or sys.stdout
-        self._last = last_step
-        self._pace = _Pace(first_step, last_step)
+        self._first, self._last = first_step, last_step
+        self._started = time.monotonic()
         self._live: Optional[_LiveBar] = None
         escape_what_is_missing(self._stream)
-        if self._stream.isatty():
+        if self._stream.isatty() and not self._json:
             from rich.console import Console  # imported late: files and pipes do not need it
 
             console = Console(file=self._stream)
@@ -67,7 +55,11 @@ class ProgressDisplay:
                 self._live = _LiveBar(console, wording.of_ranks(ranks), first_step, last_step)
 
     def show(self, event: str, figures: Mapping[str, Any]) -> None:
-        """Show an event in words, if there are any for it."""
+        """Show an event, in words if there are any for it; of a step in JSON also the time left."""
+        if self._json:
+            left = {"seconds_left": self._seconds_left(figures["step"])} if event == "step" else {}
+            print_line(json_line(event, {**figures, **left}), self._stream)
+            return
         text = wording.text(event, figures)
         if event == "step":
             self.figures(figures["step"], text)
@@ -85,24 +77,28 @@ class ProgressDisplay:
             self._live.update(step, text)
             return
         bar = "=" * round(_BAR * step / self._last)
-        seconds = self._pace.seconds_left(step)
+        seconds = self._seconds_left(step)
         left = "" if seconds is None else f"  {wording.minutes(seconds)} left"
-        self._print(f"[{bar:{_BAR}}] {step}/{self._last} {text}{left}")
+        self.line(f"[{bar:{_BAR}}] {step}/{self._last} {text}{left}")
 
     def line(self, text: str) -> None:
         """Print a line that stays."""
         if self._live:
             self._live.print(text)
         else:
-            self._print(text)
+            print_line(text, self._stream)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._live:
             self._live.close()
 
-    def _print(self, text: str) -> None:
-        print_line(text, self._stream)
+    def _seconds_left(self, step: int) -> Optional[int]:
+        """None up to the first step, in which nets are compiled, and after the last."""
+        made = step - self._first
+        if made <= 1 or step >= self._last:
+            return None
+        return round((time.monotonic() - self._started) * (self._last - step) / made)
 
 
 class _LiveBar:
@@ -147,29 +143,6 @@ class _LiveBar:
     def close(self) -> None:
         """Leave both rows as they are."""
         self._live.stop()
-
-
-class JsonDisplay:
-    """One JSON object a line."""
-
-    def __init__(self, first_step: int, last_step: int, stream: Optional[TextIO] = None):
-        self._stream = stream or sys.stdout
-        self._pace = _Pace(first_step, last_step)
-
-    def show(self, event: str, figures: Mapping[str, Any]) -> None:
-        """Print an event with its values; for a step also the time left."""
-        if event == "step":
-            figures = {**figures, "seconds_left": self._pace.seconds_left(figures["step"])}
-        print_line(json_line(event, figures), self._stream)
-
-    def step(self, step: int) -> None:
-        """Nothing to show between two reports."""
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
-Display = Union[ProgressDisplay, JsonDisplay]
 
 
 def json_line(event: str, figures: Mapping[str, Any]) -> str:

@@ -1,14 +1,11 @@
-"""What rank 0 reports of a run: in the terminal, in TensorBoard and in the run's ``result.json``.
-
-On other ranks every call is a no-op.
-"""
+"""What rank 0, and no other, reports of a run: in the terminal, TensorBoard and ``result.json``."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence
 
 import mxnet as mx
 import numpy as np
@@ -23,10 +20,17 @@ from ..step import gradients
 from ..step.evaluation import Evaluation
 from ..step.metrics import Means
 from . import result
-from .progress import make_display
+from .commands import next_commands
+from .loggers import Loggers
+from .progress import Display
 from .system import System
-from .tensorboard import Monitor
-from .wording import next_commands
+
+
+class _Silent:
+    """Takes every call and does nothing: on other ranks, and where nothing is logged."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
 
 
 class Report:
@@ -52,17 +56,20 @@ class Report:
         self._config = config
         self._epoch_steps, self._first_step, self._last_step = epoch_steps, first_step, last_step
         self._began, self._started = time.monotonic(), result.now()
-        self._names = class_names
-        self._complete = complete
+        self._names, self._complete = class_names, complete
         self._evaluated = ""  # the set that chooses: validation or test
-        writes = dist.is_root() and config.monitor.tensorboard and not complete
-        self._monitor = Monitor(config.folder / "events", first_step, writes)
+        names = config.monitor.loggers
+        writes = bool(names) and dist.is_root() and not complete
+        self._loggers: Any = Loggers(config, first_step, self.warning) if writes else _Silent()
+        self._events = config.folder / "events" if "tensorboard" in names else None
+        self._monitor: Any = _Silent()
+        if writes and self._events is not None:
+            from .tensorboard import Monitor  # late: other ranks need not load tensorboardX
+
+            self._monitor = Monitor(self._events, first_step)
         self._system = System() if writes else None
-        self._display = (
-            make_display(config.monitor.log_format, first_step, last_step, dist.world_size())
-            if dist.is_root()
-            else None
-        )
+        how = config.monitor.log_format, first_step, last_step, None, dist.world_size()
+        self._display: Any = Display(*how) if dist.is_root() else _Silent()
 
     def begin(
         self,
@@ -95,6 +102,7 @@ class Report:
             device=ctx.device_type,
             global_batch_size=config.train.global_batch_size,
             batch_norm=config.batch_norm,
+            ema=config.train.ema,
             mxnet=mx.__version__,
             resumed_from=str(path) if path else None,
         )
@@ -109,8 +117,11 @@ class Report:
 
     def step(self, step: int) -> None:
         """``step`` steps are done."""
-        if self._display:
-            self._display.step(step)
+        self._display.step(step)
+
+    def first_step(self, step: int, means: Means) -> None:
+        """Show the first step that this process has made, for which everything is compiled."""
+        self._tell_step(step, means, images_per_second=None)
 
     def training(
         self,
@@ -124,37 +135,32 @@ class Report:
         """Report the metrics since the last call.
 
         Args:
-            norm: L2 norm of the last step's gradient.
-            speed: images a second.
-            times: what :meth:`trainer.step.timing.Timing.read` gave.
+            norm, speed: L2 norm of the last step's gradient; images per second.
+            times: what :meth:`trainer.step.timing.Timing.read` gave, and of float16's loss scale.
         """
         scalars = {
-            "train/loss": means.loss,
-            "train/accuracy": means.accuracy,
-            "train/lr": lr,
-            "train/gradient_norm": float(norm.asscalar()) if norm is not None else None,
+            "loss/train": means.loss,
+            "accuracy/train": means.accuracy,
+            "optimizer/lr": lr,
+            "optimizer/gradient_norm": float(norm.asscalar()) if norm is not None else None,
             "speed/images_per_second": speed,
             **times,
         }
         if self._system:
             scalars.update({f"system/{name}": v for name, v in self._system.read().items()})
-        self._monitor.scalars(scalars, step)
-        self._tell(
-            "step",
-            step=step,
-            epoch=self._epoch(step),
-            epochs=self._config.train.epochs,
-            loss=means.loss,
-            accuracy=means.accuracy,
-            lr=lr,
-            images_per_second=speed,
-        )
+        self._scalars(scalars, step)
+        scale = {name: times.get(f"optimizer/{name}") for name in ("loss_scale", "skipped_steps")}
+        self._tell_step(step, means, lr=lr, **scale, images_per_second=speed)
 
-    def epoch(self, step: int, means: Means) -> None:
-        """Report the means of the epoch that ends after ``step`` steps."""
-        figures = {"loss": means.loss, "accuracy": means.accuracy}
-        self._monitor.scalars({f"epoch/{name}": v for name, v in figures.items()}, step)
-        self._tell("epoch", step=step, epoch=self._epoch(step), **figures)
+    def epoch(self, step: int, means: Means, skipped: int) -> None:
+        """Report the means of the epoch that ends after ``step`` steps.
+
+        Args:
+            skipped: samples of the training set that any rank has found bad so far.
+        """
+        figures = means._asdict()
+        self._scalars({f"{name}/epoch": v for name, v in figures.items()}, step)
+        self._tell("epoch", step=step, epoch=self._epoch(step), **figures, skipped_samples=skipped)
 
     def parameters(self, step: int, net: gluon.Block, trainer: gluon.Trainer) -> None:
         """Write histograms of the weights and of the last step's gradients, where they are due."""
@@ -166,12 +172,13 @@ class Report:
             moved = {name: p for name, p in named if p.grad_req != "null"}
             weights = {name: p.data().asnumpy() for name, p in moved.items()}
             self._monitor.histograms("weights", weights, step)
-            self._monitor.histograms("gradients", gradients.mean_gradients(trainer), step)
+            self._monitor.histograms("weight_gradients", gradients.mean_gradients(trainer), step)
 
     def evaluation(self, step: int, seen: Evaluation, name: str) -> None:
         """Report an evaluation on the ``validation`` or ``test`` set after ``step`` steps."""
         self._evaluated = self._evaluated or name
         self._monitor.evaluation(seen, self._names, step, name)
+        self._loggers.scalars({f"{k}/{name}": v for k, v in seen.scalars().items()}, step)
         self._tell("evaluation", step=step, set=name, samples=seen.samples, **seen.scalars())
 
     def predictions(
@@ -182,7 +189,7 @@ class Report:
 
     def drift(self, step: int, figures: Mapping[str, float]) -> None:
         """Report how far the ranks' running statistics have drifted apart (see replica.drift)."""
-        self._monitor.scalars({f"batch_norm/{name}": v for name, v in figures.items()}, step)
+        self._scalars({f"ranks/{name}": v for name, v in figures.items()}, step)
 
     def checkpoint(self, path: Path) -> None:
         """Report that a checkpoint was written."""
@@ -200,14 +207,13 @@ class Report:
         speed: Optional[float],
         test: Optional[Evaluation] = None,
     ) -> None:
-        """Report how the run ended.
+        """Report how the run ended, with ``state`` as in :class:`trainer.report.result.Run`.
 
         Args:
-            state: done, stopped or stopped early, see :class:`trainer.report.result.Run`.
             seen: the last evaluation; None where the run was stopped, or has nothing to evaluate.
-            speed: images a second over the whole run; ``test`` comes with a validation set.
+            speed: images per second over the whole run; ``test`` comes with a validation set.
         """
-        if self._display is None:
+        if not dist.is_root():
             return
         self.flush(step)
         config = self._config
@@ -221,14 +227,10 @@ class Report:
             "images_per_second": speed,
             "seconds": round(time.monotonic() - self._began, 3),
         }
-        if not self._complete or not self._end_is_recorded():
+        if not self._complete or not result.tells_the_end(config.folder):
             self._write_result(state, step, **figures)
             if seen is not None:
-                final = {**seen.scalars(), "images_per_second": speed}
-                try:
-                    self._monitor.hyper_parameters(config, dist.world_size(), final)
-                except OSError as error:  # a full disk; the model is saved by now
-                    self.warning(f"no figures for the HPARAMS tab: {error}")
+                self._monitor.hyper_parameters(config, dist.world_size())
         self._tell(
             "end",
             state=state,
@@ -238,21 +240,13 @@ class Report:
             set=self._evaluated or None,
             checkpoint=str(saved[-1]) if saved else None,
             best_checkpoint=str(best) if best else None,
-            events=str(config.folder / "events") if config.monitor.tensorboard else None,
+            events=self._events and str(self._events),
             next=next_commands(config, state),
         )
 
-    def _end_is_recorded(self) -> bool:
-        """Whether ``result.json`` tells the end; not if the run was killed after its last save."""
-        try:
-            return result.read(self._config.folder).state != "unfinished"
-        except result.RunsError:
-            return False
-
     def end_display(self) -> None:
         """Leave the live bar; lines may still be printed. Calling it again is harmless."""
-        if self._display:
-            self._display.close()
+        self._display.close()
 
     def close(self) -> None:
         """Leave the live bar, close the event files and stop watching the machine."""
@@ -260,11 +254,12 @@ class Report:
         if self._system:
             self._system.close()
         self._monitor.close()
+        self._loggers.close()
 
     def flush(self, step: int) -> None:
         """Write all pending points to the event files, and what of the run's folder has gone."""
         with contextlib.suppress(OSError):  # the save that follows, or precedes, says why
-            if self._display and run_folder.remade(self._config):
+            if dist.is_root() and run_folder.remade(self._config):
                 self.warning(
                     f"{self._config.folder} was removed or renamed in mid-run; it is there again "
                     "with its config and points, without what was saved before"
@@ -275,12 +270,19 @@ class Report:
     def _epoch(self, step: int) -> int:
         return -(-step // self._epoch_steps)
 
+    def _scalars(self, values: Mapping[str, Optional[float]], step: int) -> None:
+        self._monitor.scalars(values, step)
+        self._loggers.scalars(values, step)
+
     def _tell(self, event: str, **figures: Any) -> None:
-        if self._display:
-            self._display.show(event, figures)
+        self._display.show(event, figures)
+
+    def _tell_step(self, step: int, means: Means, **more: Any) -> None:
+        place = {"epoch": self._epoch(step), "epochs": self._config.train.epochs}
+        self._tell("step", step=step, **place, **means._asdict(), **more)
 
     def _write_result(self, state: str, step: int, **figures: Any) -> None:
-        if self._display is None:
+        if not dist.is_root():
             return
         try:
             result.write_result(

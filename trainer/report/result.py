@@ -1,4 +1,4 @@
-"""A run's ``result.json``, and what is known of a run from the files in its folder.
+"""A run's ``result.json``, what is known of runs from the files in their folders, and tables of it.
 
 Rank 0 writes ``result.json``: at the start with the state ``unfinished``, at the end with the
 results. The progress of a run that was killed is read from its checkpoints.
@@ -10,13 +10,17 @@ import contextlib
 import datetime
 import json
 from pathlib import Path
-from typing import Any, Dict, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
-from .. import checkpoint
+from .. import checkpoint, console
 from ..checkpoint import whole_file
-from ..errors import UserError
+from ..config.load import read_file
+from ..config.settings import flat
+from ..errors import ConfigError, UserError
+from . import wording
 
 RESULT = "result.json"
+Comparison = Dict[str, Dict[str, List[Any]]]  # [first, second] by dotted setting or field of Run
 
 
 class RunsError(UserError):
@@ -27,19 +31,19 @@ class Run(NamedTuple):
     """What is known about a run; None where a value is unknown."""
 
     name: str
-    started: Optional[str]  # ISO 8601, UTC
+    started: Optional[str] = None  # ISO 8601, UTC
     # done, stopped (by a signal; resumes when trained again), stopped early (by train.patience),
     # unfinished or unreadable
-    state: str
-    step: int  # steps made and saved
-    last_step: Optional[int]  # where it ends, unless it stops early
-    epochs: Optional[int]  # as configured
-    ranks: Optional[int]
-    accuracy: Optional[float]  # of the last evaluation, of the validation or else the test set
-    loss: Optional[float]
-    best_accuracy: Optional[float]
-    images_per_second: Optional[float]
-    seconds: Optional[float]  # of the process that ended it
+    state: str = "unfinished"
+    step: int = 0  # steps made and saved
+    last_step: Optional[int] = None  # where it ends, unless it stops early
+    epochs: Optional[int] = None  # as configured
+    ranks: Optional[int] = None
+    accuracy: Optional[float] = None  # of the last evaluation, on the validation or else test set
+    loss: Optional[float] = None
+    best_accuracy: Optional[float] = None
+    images_per_second: Optional[float] = None
+    seconds: Optional[float] = None  # of the process that ended it
     test_accuracy: Optional[float] = None  # beside a validation set
 
 
@@ -65,8 +69,11 @@ def read(folder: Path) -> Run:
             f"{folder} is no run: it holds no config.yaml; see `python -m trainer runs FOLDER`"
         )
     figures: Dict[str, Any] = {"state": "unfinished"}
-    if (folder / RESULT).is_file():
-        figures.update(_json(folder / RESULT))
+    try:
+        if (folder / RESULT).is_file():
+            figures.update(json.loads((folder / RESULT).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunsError(f"{folder / RESULT} cannot be read: {error}") from None
     if figures["state"] == "unfinished":
         figures.update(_saved(folder / "checkpoints"))
     known: Dict[str, Any] = {name: figures.get(name) for name in Run._fields}
@@ -77,11 +84,12 @@ def read(folder: Path) -> Run:
     return Run(**{**known, "name": folder.name, "step": known["step"] or 0})
 
 
-def _json(path: Path) -> Dict[str, Any]:
+def tells_the_end(folder: Path) -> bool:
+    """Whether ``result.json`` does; not if the run was killed after its last save."""
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise RunsError(f"{path} cannot be read: {error}") from None
+        return read(folder).state != "unfinished"
+    except RunsError:
+        return False
 
 
 def _saved(checkpoints: Path) -> Dict[str, Any]:
@@ -96,3 +104,95 @@ def _saved(checkpoints: Path) -> Dict[str, Any]:
                 "best_accuracy": checkpoint.read_state(best).accuracy if best else None,
             }
     return {}
+
+
+def find(folder: Path) -> List[Run]:
+    """The runs below ``folder``, oldest first; one that cannot be read is listed as such.
+
+    Raises:
+        RunsError: there is none.
+    """
+    if not folder.is_dir():
+        raise RunsError(f"there is no folder {folder}; runs lie in the folder that `output` says")
+    places = [path.parent for path in sorted(folder.glob("*/config.yaml")) if path.is_file()]
+    if not places:
+        raise RunsError(f"{folder} holds no run; `python -m trainer train` makes one")
+    return sorted(map(_read_or_warn, places), key=lambda run: run.started or "")
+
+
+def _read_or_warn(folder: Path) -> Run:
+    try:
+        return read(folder)
+    except RunsError as error:
+        console.warn(str(error))
+        return Run(folder.name, state="unreadable")
+
+
+_LEFT_OUT_FIRST = ("started (UTC)", "epochs", "images/s", "ranks", "minutes", "best")
+
+
+def as_table(runs: List[Run], width: int) -> str:
+    """A row for each run, with as many columns as fit into ``width`` characters."""
+    rows = [_cells(run) for run in runs]
+    # A column of its own only where there are validation sets, of which "accuracy" then is.
+    titles = [title for title in rows[0] if title != "test" or any(row["test"] for row in rows)]
+    for left_out in ("", *_LEFT_OUT_FIRST):
+        titles = [title for title in titles if title != left_out]
+        table = console.aligned([titles, *([row[title] for title in titles] for row in rows)])
+        if max(map(len, table.splitlines())) <= width:
+            break
+    return table
+
+
+def _cells(run: Run) -> Dict[str, str]:
+    return {
+        "run": console.one_line(run.name),
+        "started (UTC)": _shown(run.started and run.started[:16].replace("T", " ")),
+        "state": console.one_line(run.state),
+        "steps": f"{run.step}/{_shown(run.last_step)}",
+        "epochs": _shown(run.epochs),
+        "ranks": _shown(run.ranks),
+        "accuracy": _shown(run.accuracy, ".4f"),
+        "best": _shown(run.best_accuracy, ".4f"),
+        "test": _shown(run.test_accuracy, ".4f"),
+        "images/s": _shown(run.images_per_second, ".0f"),
+        "minutes": "" if run.seconds is None else wording.minutes(run.seconds),
+    }
+
+
+def compare(first: Path, second: Path) -> Comparison:
+    """The differences between the runs in two folders: ``settings`` and ``results``, by name.
+
+    Raises:
+        RunsError: one of the folders holds no run.
+    """
+    results = [read(folder)._asdict() for folder in (first, second)]
+    settings = [_settings(folder) for folder in (first, second)]
+    return {"settings": _different(*settings), "results": _different(*results)}
+
+
+def comparison_table(comparison: Comparison, first: Path, second: Path) -> str:
+    """A row for each setting and then each result that differs."""
+    rows = {"": [str(first), str(second)], **comparison["settings"], **comparison["results"]}
+    return console.aligned(
+        [
+            [console.one_line(name), *(_shown(v, ".4g" * isinstance(v, float)) for v in values)]
+            for name, values in rows.items()
+        ]
+    )
+
+
+def _different(first: Dict[str, Any], second: Dict[str, Any]) -> Dict[str, List[Any]]:
+    pairs = {name: [first.get(name), second.get(name)] for name in {**first, **second}}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _settings(folder: Path) -> Dict[str, Any]:
+    try:
+        return flat(read_file(str(folder / "config.yaml")))
+    except ConfigError as error:
+        raise RunsError(str(error)) from None
+
+
+def _shown(value: Any, form: str = "") -> str:
+    return "" if value is None else format(value, form) if form else console.one_line(str(value))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
-from ..config import Config
-
 Figures = Mapping[str, Any]
 
 
@@ -29,28 +27,16 @@ def minutes(seconds: float) -> str:
     return f"{whole // 60}:{whole % 60:02}"
 
 
-def next_commands(config: Config, state: str) -> Dict[str, str]:
-    """Commands that the user may want next, by purpose."""
-    commands = {"look at it": f"tensorboard --logdir {config.output}"}
-    if state == "stopped":
-        commands["resume"] = "the same command"
-    elif state == "stopped early":
-        commands["continue"] = "the same command with train.patience=null, or a larger one"
-    if state != "stopped":
-        commands["compare"] = f"python -m trainer runs {config.output}"
-        if config.name != "fashion_mnist" and config.data.dataset.startswith("fashion_mnist"):
-            commands["higher accuracy"] = "the same command with the preset fashion_mnist"
-    return commands
-
-
 def _begin(f: Figures) -> str:
     share = f["global_batch_size"] / f["ranks"]
     lines = [
         f"{f['folder']}: {_sets(f)} images, "
         f"{_counted(f['epochs'], 'epoch')} of {_counted(f['steps_per_epoch'], 'step')}",
         f"{of_ranks(f['ranks'])} on {f['device']}, global batch {f['global_batch_size']}, "
-        f"{share:g} a rank, batch norm {f['batch_norm']}; MXNet {f['mxnet']}",
+        f"{share:g} per rank, batch norm {f['batch_norm']}; MXNet {f['mxnet']}",
     ]
+    if f.get("ema"):
+        lines.append(f"evaluates, saves and returns the weights' moving average (ema {f['ema']})")
     if f["resumed_from"]:
         lines.append(f"resumes from {f['resumed_from']}")
         if f["first_step"] >= f["last_step"]:
@@ -58,6 +44,8 @@ def _begin(f: Figures) -> str:
                 ", the end of the run: no step is left to train. To train anew, give another "
                 'name=... or --resume none (in Python resume="none")'
             )
+    if f["first_step"] < f["last_step"]:
+        lines.append("starting: the first step, which compiles the net")
     return "\n".join(lines)
 
 
@@ -73,15 +61,23 @@ def _step(f: Figures) -> str:
     figures = (
         f"epoch {f['epoch']}/{f['epochs']}  loss {f['loss']:.4f}  accuracy {f['accuracy']:.4f}"
     )
+    if f.get("skipped_steps"):
+        figures += f"  loss scale {f['loss_scale']:g} ({f['skipped_steps']:g} steps skipped)"
     return figures + _speed("  ", f["images_per_second"])
 
 
 def _epoch(f: Figures) -> str:
-    return f"epoch {f['epoch']}: training loss {f['loss']:.4f}  accuracy {f['accuracy']:.4f}"
+    figures = f"epoch {f['epoch']}: training loss {f['loss']:.4f}  accuracy {f['accuracy']:.4f}"
+    bad = f.get("skipped_samples")
+    return figures + (f"  ({_counted(bad, 'bad sample')} skipped)" if bad else "")
+
+
+_ABOUT = ("event", "time", "step", "set", "samples")  # all else are figures
 
 
 def _evaluation(f: Figures) -> str:
-    return f"{f['set']} loss {f['loss']:.4f}  accuracy {f['accuracy']:.4f}  ({f['samples']} images)"
+    figures = "  ".join(f"{name} {value:.4f}" for name, value in f.items() if name not in _ABOUT)
+    return f"{f['set']} {figures}  ({f['samples']} images)"
 
 
 def _end(f: Figures) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
 import mxnet as mx
@@ -59,8 +60,11 @@ def of_weights(sums: Checksums) -> str:
     return hashlib.blake2b(repr(sorted(sums.items())).encode(), digest_size=16).hexdigest()
 
 
-def of_initial_weights(net: gluon.Block) -> Digests:
-    """The digest of the weights that a net has been given; {} unless it has them all."""
+def of_initial_weights(net: gluon.Block, file: Optional[str] = None) -> Digests:
+    """The digest of ``model.weights`` or of what a net was given; {} unless all weights are."""
+    if file is not None:  # where rank 0 has it; a run that resumes can do without
+        content = Path(file).read_bytes() if Path(file).is_file() else b""
+        return {"initial weights": hashlib.blake2b(content).hexdigest()[:32]} if content else {}
     try:
         return {"initial weights": of_weights(checksums(net))}
     except (RuntimeError, gluon.parameter.DeferredInitializationError):
@@ -72,7 +76,12 @@ def checksums(net: gluon.Block) -> Checksums:
     mx.nd.waitall()  # oneDNN reorders weights in place during a forward
     named = mxnet_internals.structural_parameters(net).items()
     weights = {name: p for name, p in named if not mxnet_internals.is_statistic(p)}
-    return {name: _checksum(weights[name].data().asnumpy()) for name in sorted(weights)}
+    # Below 2**56, so that a sum with zeros is exact whatever adds it up.
+    digest = functools.partial(hashlib.blake2b, digest_size=7)
+    return {
+        name: int.from_bytes(digest(weights[name].data().asnumpy().tobytes()).digest(), "big")
+        for name in sorted(weights)
+    }
 
 
 def check(config: Config) -> None:
@@ -119,7 +128,7 @@ def check_devices(context: mx.Context) -> None:
         if other != where:
             raise ConfigError(
                 f"{other} and {where} are on the same GPU, {gpu}, which NCCL refuses, also for two "
-                "MIG slices of it; start one rank a GPU, and look at CUDA_VISIBLE_DEVICES"
+                "MIG slices of it; start one rank per GPU, and look at CUDA_VISIBLE_DEVICES"
             )
 
 
@@ -136,8 +145,8 @@ def check_sets(own: Digests, sizes: Mapping[str, int]) -> None:
     """
     held = f"{' and '.join(f'{size} {name}' for name, size in sizes.items())} images"
     for (first, here), place, (other, there), elsewhere in _beside_the_first((own, held)):
-        compared = [name for name in first if name not in ("net", "initial weights")]
-        differing = [name for name in compared if first[name] != other.get(name)]
+        compared = [n for n in {**first, **other} if n not in ("net", "initial weights")]
+        differing = [name for name in compared if first.get(name) != other.get(name)]
         if differing:
             raise DataError(
                 f"the ranks have different {', '.join(differing)}: {here} on {place}, {there} on "
@@ -186,16 +195,14 @@ def _beside_the_first(own: Any) -> Any:
 
 def _structure(net: gluon.Block) -> List[str]:
     """A line for each of the net's parameters, sorted by structural name."""
+    first: Dict[int, str] = {}  # name of a parameter that layers share
     return [
         f"{name} {parameter.shape} {np.dtype(parameter.dtype).name}"
         f"{', trained' if parameter.grad_req != 'null' else ''}"
+        f"{f', that of {shared}' if shared != name else ''}"
         for name, parameter in sorted(mxnet_internals.structural_parameters(net).items())
+        for shared in (first.setdefault(id(parameter), name),)
     ]
-
-
-def _checksum(array: np.ndarray) -> int:
-    # Below 2**56, so that a sum with zeros is exact whatever adds it up.
-    return int.from_bytes(hashlib.blake2b(array.tobytes(), digest_size=7).digest(), "big")
 
 
 def _said(what: Any) -> str:

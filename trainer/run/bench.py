@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import queue
+import resource
 import threading
 import time
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from ..dist.watchdog import Watchdog
 from ..model import mixed_precision
 from ..step import shared_gradients
 from ..step.evaluation import evaluate
+from ..step.gradients import gradients
 from ..step.metrics import TrainMetrics
 from ..step.schedule import set_lr
 from ..step.step import train_step
@@ -37,28 +39,39 @@ from . import start
 PERCENTILES = (10, 50, 90)
 LOADER_STEPS = 5  # batches made per measured step: they take less time
 TRACED_STEPS = 3
+SMALL_SUMS = 100
 PHASES = ("data", *PARTS, "other")  # of a synchronised step
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured, over all ranks; speeds in images a second."""
+    """What was measured, over all ranks; speeds in images per second."""
 
     ranks: int
     device: str
     steps: int
     training: float
     training_percentiles: Dict[str, float]  # of single steps
+    step: float  # seconds of a step of training, mean
     synchronised: float  # training, waiting for the device after every phase
     loader: float  # making batches alone
     evaluation: float
     phases: Dict[str, float]  # seconds of a synchronised step, mean over steps and ranks
+    small_sum: float  # seconds of a sum over ranks as a synced batch norm needs, median
+    gradient_bytes: int  # of each rank, in a step
     peak_mib: List[float]  # resident memory of each rank, by rank
 
     @property
     def headroom(self) -> float:
         """Speed of the loader over speed of training."""
         return self.loader / self.training
+
+    @property
+    def hidden(self) -> float:
+        """The share of the allreduce that a step of training hides behind computing, 0 to 1."""
+        allreduce = self.phases["allreduce"]
+        computing = sum(self.phases.values()) - allreduce - self.phases["ranks"]
+        return min(1.0, max(0.0, 1 - (self.step - computing) / allreduce)) if allreduce else 1.0
 
 
 def measure(config: Config, steps: int, warmup: int, traces: Optional[Path] = None) -> Figures:
@@ -76,14 +89,15 @@ def measure(config: Config, steps: int, warmup: int, traces: Optional[Path] = No
         watchdog = until_closed.enter_context(Watchdog(seconds, environment.where()))
         watchdog.beat("the rendezvous of all ranks")
         data = start.join(config, lambda: input_pipeline.read(config.data, seed=config.seed))
-        started = start.start(None, config, None, data, lambda own: None, until_closed)
+        started = start.start(None, config, None, data, lambda *_: (config, None), until_closed)
         bench = _Bench(started, watchdog)
         times, images = bench.train(steps, warmup)
         phases, synchronised = bench.train_synchronised(steps)
+        small_sum = bench.small_sum()
         loader = bench.make_batches(LOADER_STEPS * steps)
         evaluation = bench.evaluate(steps)
         # Before the traces, which are kept in memory until they are written.
-        peaks = dist.gather_objects(_peak_mib())
+        peaks = dist.gather_objects(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         if traces is not None:
             bench.trace(traces)
     return Figures(
@@ -92,10 +106,15 @@ def measure(config: Config, steps: int, warmup: int, traces: Optional[Path] = No
         steps=steps,
         training=sum(images) / sum(times),
         training_percentiles=percentiles([n / s for n, s in zip(images, times)]),
+        step=sum(times) / len(times),
         synchronised=synchronised,
         loader=loader,
         evaluation=evaluation,
         phases=phases,
+        small_sum=small_sum,
+        gradient_bytes=sum(
+            array.size * np.dtype(array.dtype).itemsize for array in gradients(started.trainer)
+        ),
         peak_mib=peaks,
     )
 
@@ -110,6 +129,8 @@ class _Bench:
 
     def __init__(self, started: start.Started, watchdog: Watchdog):
         self._config, self._own, self._trainer = started.config, started.own, started.trainer
+        self._scale, self._ema = started.scale, started.ema
+        self._draws = started.draws
         self._net, self._loader = started.net, started.own.loader
         self._watchdog = watchdog
         self._step = 0
@@ -145,7 +166,7 @@ class _Bench:
         return np.diff(ends).tolist(), images[1:]
 
     def train_synchronised(self, steps: int) -> Tuple[Dict[str, float], float]:
-        """Seconds of a step by phase, and images a second, waiting after every phase."""
+        """Seconds of a step by phase, and images per second, waiting after every phase."""
         images = 0
         batches = self._batches(steps)
         dist.barrier()
@@ -167,6 +188,15 @@ class _Bench:
             phase: sum(seconds[phase] for seconds in ranks) / len(ranks) / steps for phase in PHASES
         }
         return phases, images / steps / sum(phases.values())
+
+    def small_sum(self) -> float:
+        """Seconds of a sum of 129 float64 over ranks: of a norm of 64 channels; median."""
+        values, seconds = np.zeros(129), []
+        for _ in range(SMALL_SUMS):
+            began = time.perf_counter()
+            dist.allreduce_sum(values, "bench.small_sum")
+            seconds.append(time.perf_counter() - began)
+        return float(np.median(seconds))
 
     def make_batches(self, steps: int) -> float:
         """Images a second that the loaders of all ranks make while nothing else runs."""
@@ -236,12 +266,13 @@ class _Bench:
     def _train_step(self, batch: Batch, mark: Mark = unmarked) -> mx.nd.NDArray:
         """One step as fit() makes it; returns its loss."""
         config = self._config
-        randomness.seed_step(config.seed, self._step, dist.rank())
+        randomness.seed_step(config.seed, self._step, dist.rank(), self._draws)
         set_lr(self._trainer, config, self._step, self._loader.steps_per_epoch)
-        result = train_step(self._net, self._trainer, batch, config, mark=mark)
+        result = train_step(self._net, self._trainer, batch, config, mark=mark, scale=self._scale)
         self._metrics.add(self._step, result, batch.samples)
         self._stop.agreed()
         self._step += 1
+        self._ema.after(self._step)
         return result.loss_sum
 
     def _batches(self, steps: int) -> Iterator[Batch]:
@@ -251,11 +282,3 @@ class _Bench:
         for number, batch in enumerate(itertools.islice(batches, steps)):
             self._watchdog.beat(f"batch {number} of {steps}")
             yield batch
-
-
-def _peak_mib() -> float:
-    """The peak resident memory of this process, in MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise AssertionError("/proc/self/status has no VmHWM")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Dict, List, Sequence, Tuple, Union
-
-from rich.console import Console
-from rich.table import Table
+from typing import Any, Dict, List, Tuple
 
 from ..config import Config, to_dict
+from ..console import aligned
 from .bench import Figures
 
 MEANINGS = {
@@ -20,15 +18,14 @@ MEANINGS = {
     "update": "update",
     "other": "other",
 }
-WIDTH = 100  # where the output is no terminal
-
-Columns = Sequence[str]
-Rows = List[Tuple[str, ...]]
+_MUCH = 0.1  # of a step's time
+Rows = List[Tuple[str, ...]]  # the first is the head
 
 
 def as_dict(config: Config, figures: Figures) -> Dict[str, Any]:
     """The figures together with every setting of the run, as JSON-serializable values."""
-    values = {**dataclasses.asdict(figures), "headroom": figures.headroom}
+    derived = {"headroom": figures.headroom, "hidden": figures.hidden}
+    values = {**dataclasses.asdict(figures), **derived}
     return {"config": to_dict(config), "figures": values}
 
 
@@ -39,14 +36,16 @@ def as_text(config: Config, figures: Figures) -> str:
         f"{figures.device}, global batch {config.train.global_batch_size}, batch norm "
         f"{config.batch_norm}; {figures.steps} steps"
     )
-    return _drawn(head, *(_table(*part(figures)) for part in (speeds, phases, memory)))
+    parts = (_speeds, _phases, *([_link] if figures.ranks > 1 else []), _memory)
+    return "\n".join([head, *(aligned(part(figures)) for part in parts), *_advice(config, figures)])
 
 
-def speeds(figures: Figures) -> Tuple[Columns, Rows]:
-    """Images a second over all ranks, as a table."""
+def _speeds(figures: Figures) -> Rows:
+    """Images a second over all ranks."""
     slow, middle, fast = (f"{speed:,.1f}" for speed in figures.training_percentiles.values())
     steps = f"of steps: {slow} (10 %), {middle}, {fast} (90 %)"
-    return ("", "images/s", ""), [
+    return [
+        ("", "images/s", ""),
         ("training", f"{figures.training:,.1f}", steps),
         ("synchronised", f"{figures.synchronised:,.1f}", "training, every phase waited for"),
         ("loader alone", f"{figures.loader:,.0f}", f"{figures.headroom:,.1f} times training"),
@@ -54,37 +53,51 @@ def speeds(figures: Figures) -> Tuple[Columns, Rows]:
     ]
 
 
-def phases(figures: Figures) -> Tuple[Columns, Rows]:
-    """The phases of a synchronised step, as a table."""
+def _phases(figures: Figures) -> Rows:
+    """The phases of a synchronised step."""
     total = sum(figures.phases.values())
-    rows: Rows = [
-        (MEANINGS[phase], f"{1000 * seconds:.2f}", f"{100 * seconds / total:.1f} %")
-        for phase, seconds in figures.phases.items()
+    return [
+        ("a synchronised step", "ms", ""),
+        *(
+            (MEANINGS[phase], f"{1000 * seconds:.2f}", f"{100 * seconds / total:.1f} %")
+            for phase, seconds in figures.phases.items()
+        ),
+        ("all", f"{1000 * total:.2f}", ""),
     ]
-    return ("a synchronised step", "ms", ""), [*rows, ("all", f"{1000 * total:.2f}", "")]
 
 
-def memory(figures: Figures) -> Tuple[Columns, Rows]:
-    """The peak memory of each rank, as a table."""
-    rows: Rows = [(str(rank), f"{peak:,.0f}") for rank, peak in enumerate(figures.peak_mib)]
-    return ("rank", "peak memory, MiB"), rows
+def _link(figures: Figures) -> Rows:
+    """What is between the ranks, and how much of it a step waits for."""
+    allreduce = figures.phases["allreduce"]
+    megabytes = figures.gradient_bytes / 1e6
+    return [
+        ("between ranks", "ms", ""),
+        ("a small sum", f"{1000 * figures.small_sum:.2f}", "synced batch norm has two per layer"),
+        (
+            "gradients, alone",
+            f"{1000 * allreduce:.2f}",
+            f"{megabytes:.1f} MB, {megabytes / allreduce:,.0f} MB/s" if allreduce else "",
+        ),
+        (
+            "gradients, in training",
+            f"{1000 * allreduce * (1 - figures.hidden):.2f}",
+            f"{100 * figures.hidden:.0f} % are hidden behind computing",
+        ),
+    ]
 
 
-def _drawn(*parts: Union[str, Table]) -> str:
-    """At the standard output's width; at a fixed one where it is no terminal."""
-    console = Console(color_system=None)
-    console = console if console.is_terminal else Console(width=WIDTH)
-    with console.capture() as drawn:
-        for part in parts:
-            console.print(part, highlight=False)
-    return drawn.get().rstrip("\n")
+def _advice(config: Config, figures: Figures) -> List[str]:
+    """What to change where a step waits for gradients."""
+    waits = figures.phases["allreduce"] * (1 - figures.hidden) / figures.step
+    if figures.ranks == 1 or waits < _MUCH:
+        return []
+    ways = ["train.global_batch_size larger, or optimizer.accumulate=2, sends fewer of them"]
+    if not config.optimizer.fp16_allreduce:
+        ways.append("optimizer.fp16_allreduce=true half as many bytes")
+    return [f"{100 * waits:.0f} % of a step waits for gradients: {'; '.join(ways)}"]
 
 
-def _table(columns: Columns, rows: Rows) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    numbers = [any(row[i][:1].isdigit() for row in rows) for i in range(len(columns))]
-    for column, number in zip(columns, numbers):
-        table.add_column(column, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table
+def _memory(figures: Figures) -> Rows:
+    """The peak memory of each rank."""
+    peaks = ((str(rank), f"{peak:,.0f}") for rank, peak in enumerate(figures.peak_mib))
+    return [("rank", "peak memory, MiB"), *peaks]

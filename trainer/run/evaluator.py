@@ -17,17 +17,19 @@ from ..model import mixed_precision, prepare, replica
 from ..report.report import Report
 from ..step.evaluation import Evaluation, evaluate
 from ..step.loss import cross_entropy
+from .outcome import EvaluationEnd, Hooks
 from .start import Started
 
-SHOWN_IMAGES = 32  # in TensorBoard's grid
+SHOWN_IMAGES = 16  # in TensorBoard's grid
 
 
 class Evaluator:
     """Evaluates the net of a run, in float32, and calibrates its running statistics; collective."""
 
-    def __init__(self, run: Started, report: Report, watchdog: Watchdog):
-        self._own, self._config = run.own, run.config
-        self._loss = run.loss or cross_entropy
+    def __init__(self, run: Started, report: Report, watchdog: Watchdog, hooks: Hooks):
+        self._own, self._config, self._hooks = run.own, run.config, hooks
+        self._ema = run.ema
+        self._loss, self._metrics = run.loss or cross_entropy, run.metrics
         self._report, self._watchdog = report, watchdog
 
     def evaluate(self, step: int, last: bool) -> Optional[Evaluation]:
@@ -52,12 +54,16 @@ class Evaluator:
         name = "test" if source is own.sets.test else "validation"
         batches = self._watched(input_pipeline.test_loader(source, self._config, own.ctx), step)
         in_float32 = mixed_precision.computing_in(own.net, "float32")
-        with in_float32, replica.as_one_model(own.net, self._config):
-            found = evaluate(own.net, batches, own.num_classes, self._loss)
+        with self._ema.in_place(), in_float32, replica.as_one_model(own.net, self._config):
+            how = self._loss, self._metrics, self._config.evaluate.flip
+            found = evaluate(own.net, batches, own.num_classes, *how)
             self._watchdog.beat(f"the pictures of a pass after step {step}")
             if dist.is_root():
                 self._show_predictions(step, source, name)
         self._report.evaluation(step, found, name)
+        if self._hooks.on_evaluation is not None:
+            self._watchdog.beat(f"on_evaluation after step {step}")
+            self._hooks.on_evaluation(EvaluationEnd(step, name, found))
         return found
 
     def answers(self) -> List[float]:
@@ -69,7 +75,8 @@ class Evaluator:
         """Measure exact running statistics, on the batches of the steps after ``step``."""
         steps = -(-self._config.calibrate_samples // self._config.train.global_batch_size)
         batches = self._watched(self._own.loader.from_step(step, step + steps), step)
-        with mixed_precision.computing_in(self._own.net, "float32"):
+        in_float32 = mixed_precision.computing_in(self._own.net, "float32")
+        with self._ema.in_place(), in_float32:
             running_statistics.calibrate(self._own.net, ((b.data, b.samples) for b in batches))
 
     def _watched(self, batches: Iterable[Batch], step: int) -> Iterator[Batch]:

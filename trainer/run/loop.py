@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from dataclasses import replace
-from pathlib import Path
-from typing import Optional, Union
+import itertools
+from typing import Any, Callable, List, Optional, Union
 
 import mxnet as mx
 from mxnet import gluon
 
-from .. import checkpoint, dist
+from .. import batch_norm, dist
 from ..checkpoint import resume as resuming
 from ..checkpoint import run_folder
-from ..checkpoint.saver import Saver
 from ..config import Config
 from ..data import input_pipeline, randomness
 from ..data.arrays import Arrays, Samples
@@ -27,16 +25,16 @@ from ..dist.watchdog import Watchdog
 from ..model import replica
 from ..report.report import Report
 from ..step import shared_gradients
-from ..step.evaluation import Evaluation
+from ..step.evaluation import Evaluation, Metrics
 from ..step.loss import Loss
-from ..step.metrics import NonFiniteError, TrainMetrics
+from ..step.metrics import NonFiniteError, TrainMetrics, step_means
 from ..step.schedule import set_lr
 from ..step.step import train_step
 from ..step.timing import WARMUP_STEPS, Throughput, Timing
-from . import agreement, outcome, start
-from .early_stopping import Plateau
+from . import outcome, start
 from .evaluator import Evaluator
-from .outcome import EpochEnd, OnEpochEnd, Result
+from .outcome import EpochEnd, EvaluationEnd, Hooks, Plateau, Result, StepEnd
+from .saves import Saves
 
 
 def fit(
@@ -46,8 +44,13 @@ def fit(
     loss: Optional[Loss] = None,
     resume: str = "auto",
     force: bool = False,
-    on_epoch_end: Optional[OnEpochEnd] = None,
+    numbered: bool = False,
+    metrics: Optional[Metrics] = None,
+    on_step: Optional[Callable[[StepEnd], Any]] = None,
+    on_evaluation: Optional[Callable[[EvaluationEnd], Any]] = None,
+    on_epoch_end: Optional[Callable[[EpochEnd], Any]] = None,
     train: Union[Arrays, Samples, None] = None,
+    validation: Union[Arrays, Samples, None] = None,
     test: Union[Arrays, Samples, None] = None,
 ) -> Result:
     """Train ``net`` on every rank that the launcher started, or in this process alone.
@@ -57,44 +60,42 @@ def fit(
             or not. None builds what ``config.model`` says. It is trained in place; apart from its
             weights and device it is afterwards as it was, also if the run fails.
         config: every setting; None takes the defaults.
-        loss: maps logits (B, K) and labels, float32 (B,), to the loss of each sample, (B,): one of
-            Gluon's losses or any function of arrays. None takes softmax cross entropy.
-        resume: ``auto`` resumes from the newest complete checkpoint in the run's folder, ``none``
-            starts anew, anything else is the path of a checkpoint. Whatever else the folder holds
-            that is not an ancestor of the new run is set aside. A launch that is restarted after a
-            fault resumes from its own checkpoints in any case. Only rank 0 needs access to the
-            folder.
+        loss: of logits (B, K) and labels, float32 (B,), to (B,), as Gluon's; None: cross entropy.
+        resume: ``auto`` resumes from the newest complete checkpoint in the run's folder, which only
+            rank 0 needs, ``none`` starts anew, anything else is a checkpoint's path. What is no
+            ancestor of the run is set aside. A launch restarted after a fault resumes from its own.
         force: resume even if settings, images, labels, the net or the loss differ.
-        on_epoch_end: called on every rank with an :class:`EpochEnd` after each epoch, and where
-            ``train.max_steps`` ends the run within one, once its checkpoint is on its way. An
-            exception ends the run, which resumes after that epoch. It must not change the net.
-        train, test: images, uint8 (N, H, W[, C]), and labels, integers or texts (N,), as arrays; or
-            a dataset of such pairs. All of it on every rank; both None: those of ``config.data``.
+        numbered: begin, or resume, NAME-2, -3, ... where the run's folder is of other settings.
+        metrics: by name, functions as ``loss`` is; evaluations tell their means over all samples.
+        on_step, on_evaluation, on_epoch_end: called on every rank with a :class:`StepEnd`, an
+            :class:`EvaluationEnd`, an :class:`EpochEnd` (also where ``train.max_steps`` ends the
+            run). An exception ends the run; they must not change the net.
+        train, validation, test: arrays (images, uint8 (N, H, W[, C]); labels, integers or texts
+            (N,)) or a dataset of pairs, all on every rank; None: those of ``config.data``.
 
     Raises:
-        ConfigError, DataError, CheckpointError: bad input; nothing has been written yet.
-        PeerError: the same, on another rank.
+        ConfigError, DataError, CheckpointError; on other ranks PeerError: bad input, at the start.
         TrainingError: loss or weights are not finite, or the last checkpoint cannot be written.
         KeyboardInterrupt: after ctrl-C; a process that trains alone saves first.
     """
-    config = start.checked(net, config, loss, on_epoch_end, given=train is not None)
+    hooks = Hooks(on_step, on_evaluation, on_epoch_end)
+    config = start.checked(net, config, loss, hooks, given=train is not None)
     with contextlib.ExitStack() as until_closed:  # a notebook goes on, however the run ends
         seconds = config.train.watchdog_seconds
         watchdog = until_closed.enter_context(Watchdog(seconds, environment.where()))
-        stop = until_closed.enter_context(StopRequest())
+        stop = until_closed.enter_context(StopRequest(config.train.max_minutes))
         until_closed.enter_context(randomness.kept())
         watchdog.beat("the rendezvous of all ranks")
-        sets = config.data, train, test, config.seed
-        data = start.join(config, lambda: input_pipeline.read(*sets))
+        sets = config.data, train, test, config.seed, validation
+        data = start.join(config, lambda: input_pipeline.read(*sets), aloud=True)
         watchdog.beat("the start of the run")
-
-        def choose(own: start.Own) -> Optional[Path]:
-            return resuming.choose(config, resume, force, own.digests, len(own.sets.train))
-
-        started = start.start(net, config, loss, data, choose, until_closed)
-        result = _Run(started, on_epoch_end, watchdog, until_closed).go(stop)
+        by_number = numbered and not force and resume in ("auto", "none")
+        choose = functools.partial(resuming.choose_run, config, resume, force, by_number)
+        started = start.start(net, config, loss, data, choose, until_closed, metrics)
+        started = start.take_folder(started, config if by_number else None, until_closed)
+        result = _Run(started, hooks, watchdog, until_closed).go(stop)
     if result.stopped and stop.interrupted:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("saved")
     return result
 
 
@@ -104,42 +105,39 @@ class _Run:
     def __init__(
         self,
         started: start.Started,
-        on_epoch_end: Optional[OnEpochEnd],
+        hooks: Hooks,
         watchdog: Watchdog,
         until_closed: contextlib.ExitStack,
     ):
-        self.config, self.loss, self.on_epoch_end = started.config, started.loss, on_epoch_end
+        self.config, self.loss, self.hooks = started.config, started.loss, hooks
         self.own, self.net, self.trainer = started.own, started.net, started.trainer
-        self.watchdog, self.origin = watchdog, started.origin
+        self.scale = started.scale
+        self.draws = started.draws or any(hook is not None for hook in hooks)
+        self.watchdog, self.ema = watchdog, started.ema
         self.epoch_steps, self.last_step = started.epoch_steps, started.last_step
         state, monitor = started.state, started.config.monitor
         self.step = state.step
-        self.saved_step = self.step if started.path else None
-        self.metrics = TrainMetrics(self.own.ctx, state.totals, self.net.collect_params().values())
+        parameters = self.net.collect_params().values()
+        self.metrics = TrainMetrics(self.own.ctx, state.totals, parameters, self.scale)
         self.plateau = Plateau(*(state.plateau or ()))
         self.stopped_early = False  # last_step is then the one at which train.patience was out
         self._stop_early_if_due()
         self.evaluation: Optional[Evaluation] = None
         self.test: Optional[Evaluation] = None  # besides a validation set
         self.throughput = Throughput()
-        self.report = self._take_folder(started, until_closed)
-        self.evaluator = Evaluator(started, self.report, watchdog)
-        beat = functools.partial(watchdog.beat, "a save under way")
-        told, keep = (self.report.warning, self.report.checkpoint), self.config.checkpoint.keep
-        self.saver = Saver(self.config.checkpoint_folder, keep, *told, beat)
+        self.report = self._report_begin(started, until_closed)
+        self.evaluator = Evaluator(started, self.report, watchdog, hooks)
+        self.saves = Saves(started, self.report, watchdog, self.evaluator)
         self.timing = Timing(
-            monitor.every_steps if monitor.tensorboard else None, self.step + WARMUP_STEPS
+            monitor.every_steps if monitor.loggers else None, self.step + WARMUP_STEPS
         )
 
-    def _take_folder(self, started: start.Started, until_closed: contextlib.ExitStack) -> Report:
-        """Lock the run's folder and report the beginning; collective."""
-        config, own = self.config, self.own
-        complete = self.step >= self.last_step
-        with dist.together(), run_folder.usable(config.folder):
-            if dist.is_root():
-                until_closed.enter_context(run_folder.taken_folder(config, started.path))
+    def _report_begin(self, started: start.Started, until_closed: contextlib.ExitStack) -> Report:
+        """Open the report and tell the beginning; collective."""
+        own = self.own
+        with dist.together(), run_folder.usable(self.config.folder):
             steps = self.epoch_steps, self.step, started.last_step
-            report = Report(config, *steps, own.class_names, complete)
+            report = Report(self.config, *steps, own.class_names, self.step >= self.last_step)
             until_closed.callback(report.close)
         report.begin(own.sets.sizes, own.ctx, started.path, own.layers, self.net)
         return report
@@ -152,14 +150,14 @@ class _Run:
             if not stopped:
                 self.evaluation = self.evaluation or self.evaluator.evaluate(self.step, last=False)
                 self.test = self.evaluator.test(self.step)
-            self._await_save()
+            self.saves.wait()
         except NonFiniteError as error:
-            self._await_save()
+            self.saves.wait()
             dist.shutdown()
             shared_gradients.release(self.trainer)
             raise outcome.not_finite(self.config, error) from error
         finally:
-            self.saver.wait()
+            self.saves.saver.wait()
             self.report.end_display()
         return self._finish(stopped)
 
@@ -169,19 +167,27 @@ class _Run:
         batches = self.own.loader.from_step(self.step, self.last_step)
         for made, batch in enumerate(batches, start=1):
             self.watchdog.beat(f"step {self.step}")
-            randomness.seed_step(config.seed, self.step, dist.rank())
-            lr = set_lr(self.trainer, config, self.step, self.epoch_steps)
+            randomness.seed_step(config.seed, self.step, dist.rank(), self.draws)
+            reduced = self.plateau.reductions
+            lr = set_lr(self.trainer, config, self.step, self.epoch_steps, reduced)
             due = self._due(config.monitor.every_steps, offset=1)
             mark = self.timing.of(self.step)
             norm = due or self._due(self.epoch_steps, offset=1)  # then histograms of gradients
-            result = train_step(self.net, self.trainer, batch, config, norm, mark, self.loss)
+            how = norm, mark, self.loss, self.scale
+            result = train_step(self.net, self.trainer, batch, config, *how)
             self.metrics.add(self.step, result, batch.samples)
             self.step += 1
+            self.ema.after(self.step)
             self.throughput.step(batch.global_samples)
             if due:
                 self._report(lr, result.gradient_norm)
+            elif made == 1 and config.monitor.log_format == "text":
+                self.report.first_step(self.step, step_means(result, batch.samples))
+            if self.hooks.on_step is not None:
+                epoch = -(-self.step // self.epoch_steps)
+                self.hooks.on_step(StepEnd(epoch, self.step, lr, batch.samples, result))
             self.report.step(self.step)
-            self.saver.poll()
+            self.saves.saver.poll()
             if self._due(self.epoch_steps):
                 self._end_epoch()
             elif self._due(config.checkpoint.every_steps):
@@ -189,10 +195,10 @@ class _Run:
             if self.step == self.last_step:  # maybe before that of the batches: stopped early
                 break
             if stop.agreed():
-                if self.saved_step != self.step:
+                if self.saves.step != self.step:
                     self._save()
                 return True
-            if made == WARMUP_STEPS or (made > WARMUP_STEPS and self.saved_step == self.step):
+            if made == WARMUP_STEPS or (made > WARMUP_STEPS and self.saves.step == self.step):
                 mx.nd.waitall()
                 self.throughput.begin()
         return False
@@ -207,13 +213,18 @@ class _Run:
         means = self.metrics.read(end=self.step % self.config.monitor.every_steps == 0)
         self.throughput.mark()
         times = self.timing.read()
+        if self.metrics.loss_scale is not None:
+            times.update(self.metrics.loss_scale.figures())
         self.report.training(self.step, means, lr, norm, self.throughput.read(), times)
 
     def _end_epoch(self) -> None:
         whole = self.step % self.epoch_steps == 0
         epoch = -(-self.step // self.epoch_steps)
         training = self.metrics.read_epoch(end=whole)
-        self.report.epoch(self.step, training)
+        found: List[List[int]] = []
+        if self.config.data.bad_samples == "skip":
+            found = dist.gather_objects([*self.own.sets.train.skipped])
+        self.report.epoch(self.step, training, len({*itertools.chain(*found)}))
         self.throughput.end()
         self.report.parameters(self.step, self.net, self.trainer)
         every = self.config.evaluate.every_epochs
@@ -222,13 +233,14 @@ class _Run:
         self.evaluation = self.evaluator.evaluate(self.step, last) if last or scheduled else None
         # What train.max_steps adds does not count: a run without it would stop elsewhere.
         if scheduled and self.evaluation is not None:
-            self.plateau = self.plateau.after(self.evaluation.accuracy)
+            patience = self.config.schedule.patience
+            self.plateau = self.plateau.after(self.evaluation.accuracy, patience)
             if self._stop_early_if_due() and self.config.calibrate_samples:
                 self.evaluation = self.evaluator.evaluate(self.step, last=True)
         self._save(None if self.evaluation is None else self.evaluation.accuracy)
-        if self.on_epoch_end is not None:
+        if self.hooks.on_epoch_end is not None:
             self.watchdog.beat(f"on_epoch_end after step {self.step}")
-            self.on_epoch_end(EpochEnd(epoch, self.step, training, self.evaluation))
+            self.hooks.on_epoch_end(EpochEnd(epoch, self.step, training, self.evaluation))
 
     def _stop_early_if_due(self) -> bool:
         """End the run at this step if train.patience is out; returns whether it does."""
@@ -241,45 +253,22 @@ class _Run:
         self.watchdog.beat(f"the save after step {self.step}")
         # This raises on every rank if the weights are not finite, so that they are never saved.
         totals = self.metrics.totals()
-        sums = agreement.checksums(self.net)
-        where = agreement.parted(sums)
-        if where is not None:
-            raise outcome.parted(self.config, self.step, where)
         self.throughput.end()
-        state = replace(
-            self.origin,
-            step=self.step,
-            totals=totals,
-            accuracy=accuracy,
-            plateau=self.plateau,
-            weights=agreement.of_weights(sums),
-        )
-        self.saved_step = self.step
-        statistics = replica.gather_statistics(self.net, self.config)
-        if statistics is not None and self._due(self.epoch_steps):
-            self.report.drift(self.step, replica.drift(self.net, statistics))
-        self.report.flush(self.step)
-        self._await_save()  # before copying: memory holds one copy at most
-        with replica.as_one_model(self.net, self.config):
-            if dist.is_root():
-                state = replace(state, answers=self.evaluator.answers())
-                self.saver.begin(checkpoint.snapshot(self.net, self.trainer, state, statistics))
-
-    def _await_save(self) -> None:
-        """Wait for the save under way, if any, and have other watchdogs hear of it; collective."""
-        while dist.any_rank(not self.saver.ends_soon(), "save"):
-            self.watchdog.beat("a save of rank 0's under way")
-        self.saver.wait()
+        known: Any = {"totals": totals, "accuracy": accuracy, "plateau": self.plateau}
+        known["loss_scale"] = self.metrics.loss_scale
+        self.saves.begin(self.step, self._due(self.epoch_steps), **known)
 
     def _finish(self, stopped: bool) -> Result:
         self.watchdog.beat("the end of the run")
         shared_gradients.release(self.trainer)
-        reason = dist.broadcast_object(self.saver.wait())
+        reason = dist.broadcast_object(self.saves.saver.wait())
         if reason is not None:
             dist.shutdown()
             raise outcome.not_saved(self.config, self.step, self.last_step, reason)
+        self.ema.swap()  # the net in the end is the one that was evaluated and saved
         replica.merge_running_statistics(self.net, self.config)
         mx.nd.waitall()
+        batch_norm.disconnect(self.net)
         evaluation = None if stopped else self.evaluation
         speed = self.throughput.overall
         state = "stopped" if stopped else "stopped early" if self.stopped_early else "done"

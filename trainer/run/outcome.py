@@ -1,4 +1,4 @@
-"""The function of the user's that ``fit`` calls at the end of each epoch."""
+"""The functions of the user's that ``fit`` calls, and how and when a run ends."""
 
 from __future__ import annotations
 
@@ -11,6 +11,26 @@ from ..config import Config
 from ..errors import ConfigError, show
 from ..step.evaluation import Evaluation
 from ..step.metrics import Means, NonFiniteError
+from ..step.step import StepResult
+
+
+class StepEnd(NamedTuple):
+    """What a rank knows when a step has been enqueued; each rank has its own."""
+
+    epoch: int  # from 1
+    step: int  # steps made since the beginning of the run
+    lr: float
+    samples: int  # of this rank's in the step's global batch
+    # Sums over these samples, float32 (1,) on the device: reading one waits for the step
+    result: StepResult
+
+
+class EvaluationEnd(NamedTuple):
+    """What is known after an evaluation; the same on every rank."""
+
+    step: int  # steps made since the beginning of the run
+    set: str  # test or validation
+    evaluation: Evaluation
 
 
 class EpochEnd(NamedTuple):
@@ -23,24 +43,53 @@ class EpochEnd(NamedTuple):
     evaluation: Optional[Evaluation]
 
 
-OnEpochEnd = Callable[[EpochEnd], Any]
+class Hooks(NamedTuple):
+    """The functions of the user's that ``fit`` calls on every rank; what they return is ignored."""
+
+    on_step: Optional[Callable[[StepEnd], Any]] = None
+    on_evaluation: Optional[Callable[[EvaluationEnd], Any]] = None
+    on_epoch_end: Optional[Callable[[EpochEnd], Any]] = None
+
+    def check(self) -> None:
+        """Refuse what cannot be called with one argument, before the first step.
+
+        Raises:
+            ConfigError: one takes another number of arguments, or is no function.
+        """
+        given = ("a StepEnd", "an EvaluationEnd", "an EpochEnd")
+        for name, function, what in zip(self._fields, self, given):
+            try:
+                inspect.signature(function or print).bind(None)
+            except TypeError as error:
+                raise ConfigError(
+                    f"{name} is {show(function)}; it must be a function of one argument, {what} "
+                    f"({error})"
+                ) from None
+            except ValueError:  # some functions written in C do not say what they take
+                pass
 
 
-def check(function: OnEpochEnd) -> None:
-    """Refuse what cannot be called with one argument, before the first epoch is trained.
+class Plateau(NamedTuple):
+    """What a run remembers of its evaluations; it is saved in every checkpoint.
 
-    Raises:
-        ConfigError: ``function`` takes another number of arguments, or is no function.
+    By it a run whose accuracy no longer rises ends, or learns more slowly.
     """
-    try:
-        inspect.signature(function).bind(None)
-    except TypeError as error:
-        raise ConfigError(
-            f"on_epoch_end is {show(function)}; it must be a function of one argument, an "
-            f"EpochEnd ({error})"
-        ) from None
-    except ValueError:  # some functions written in C do not say what they take
-        pass
+
+    best_accuracy: float = -1.0  # the highest so far; below any before the first evaluation
+    evaluations: int = 0  # in a row since then
+    reductions: int = 0  # of the learning rate
+
+    def after(self, accuracy: float, patience: Optional[int] = None) -> Plateau:
+        """After one more evaluation; with the ``schedule.patience``, if there is one."""
+        if accuracy > self.best_accuracy:
+            return Plateau(accuracy, 0, self.reductions)
+        evaluations = self.evaluations + 1
+        reduced = patience is not None and evaluations % patience == 0
+        return Plateau(self.best_accuracy, evaluations, self.reductions + reduced)
+
+    def outlasts(self, patience: Optional[int]) -> bool:
+        """Whether ``train.patience`` is exhausted; never where it is None."""
+        return patience is not None and self.evaluations >= patience
 
 
 class TrainingError(RuntimeError):
@@ -74,8 +123,8 @@ def not_saved(config: Config, step: int, last_step: int, reason: str) -> Trainin
 
 
 def _last_good(config: Config) -> str:
-    saved = checkpoint.listing(config.checkpoint_folder)
-    return f"the last good checkpoint is {saved[-1]}" if saved else "nothing was saved before"
+    saved = checkpoint.find_latest(config.checkpoint_folder, report=lambda wrong: None)
+    return f"the last good checkpoint is {saved}" if saved else "nothing was saved before"
 
 
 class Result(NamedTuple):

@@ -11,30 +11,35 @@ import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, List, NamedTuple, Optional
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 import mxnet as mx
 from mxnet import gluon
 
 from .. import batch_norm, dist, model
 from .. import config as config_module
-from ..checkpoint import RunState, pretrained, resume
+from ..checkpoint import RunState, params_file, resume, run_folder
 from ..config import Config, to_dict
 from ..console import print_line
-from ..data import classes, input_pipeline
+from ..data import classes, input_pipeline, randomness
 from ..data.input_pipeline import Sets
 from ..data.loader import TrainLoader
 from ..dist import environment
 from ..dist.device import choose
 from ..errors import ConfigError
-from ..model import compiled_check, mixed_precision, prepare, replica, summary, users_net
+from ..model import ema, graph, mixed_precision, prepare, replica, summary, users_net
+from ..model.loss_scale import LossScale
+from ..report import loggers
 from ..step import shared_gradients
+from ..step.evaluation import Metrics, built_in, check_metrics
 from ..step.loss import Loss, check_loss, cross_entropy, warn_of_second_softmax
 from ..step.optimizer import make_trainer
 from . import agreement, outcome
 
 
-def checked(net: Any, config: Any, loss: Optional[Loss], on_epoch_end: Any, given: bool) -> Config:
+def checked(
+    net: Any, config: Any, loss: Optional[Loss], hooks: outcome.Hooks, given: bool
+) -> Config:
     """The config of a run on images that are ``given`` or not; refuses other arguments of fit."""
     if net is not None and not isinstance(net, gluon.Block):
         raise ConfigError(
@@ -44,8 +49,7 @@ def checked(net: Any, config: Any, loss: Optional[Loss], on_epoch_end: Any, give
     config = Config() if config is None else config_module.checked(config)
     if loss is not None and config.train.label_smoothing:
         raise ConfigError("train.label_smoothing is for the default loss; leave it out, or loss=")
-    if on_epoch_end is not None:
-        outcome.check(on_epoch_end)
+    hooks.check()
     # A recorded config names no dataset that was not used.
     return replace(config, data=replace(config.data, dataset="arrays")) if given else config
 
@@ -74,14 +78,23 @@ class Started:
 
     config: Config
     loss: Optional[Loss]  # None for cross entropy
+    metrics: Metrics
     own: Own
     trainer: gluon.Trainer
+    ema: ema.Ema
+    scale: Optional[LossScale]  # in float16
     state: RunState
     path: Optional[Path]  # the checkpoint it resumes from; on rank 0 alone
 
     @property
     def net(self) -> gluon.Block:
         return self.own.net
+
+    @property
+    def draws(self) -> bool:
+        """Whether a step may draw from MXNet's generators."""
+        known = self.loss is None and self.config.optimizer.name in ("sgd", "nag", "adam")
+        return not known or not graph.draws_nothing(self.net)
 
     @property
     def epoch_steps(self) -> int:
@@ -110,8 +123,16 @@ class Started:
         return steps if train.max_steps is None else min(steps, train.max_steps)
 
 
-def join(config: Config, read: Callable[[], Sets]) -> Future[Sets]:
-    """Join the other ranks, and meanwhile ``read`` the data; every rank's first call."""
+def join(config: Config, read: Callable[[], Sets], aloud: bool = False) -> Future[Sets]:
+    """Join the other ranks, and meanwhile ``read`` the data; every rank's first call.
+
+    Args:
+        aloud: tell, on rank 0, what is waited for: it takes seconds.
+    """
+    if aloud and environment.rank() == 0 and config.monitor.log_format == "text":
+        ranks = environment.size()
+        waits = f"waiting for {ranks} ranks, " if ranks > 1 else ""
+        print_line(f"starting: {waits}reading {config.data.dataset}, building the net")
     with ThreadPoolExecutor(1) as reader:
         data = reader.submit(read)
         dist.init(shared_gradients.wanted(config.optimizer), config.device == "cpu")
@@ -123,44 +144,57 @@ def start(
     config: Config,
     loss: Optional[Loss],
     data: Future[Sets],
-    choose_checkpoint: Callable[[Own], Optional[Path]],
+    choose_run: Callable[[agreement.Digests, int], Tuple[Config, Optional[Path]]],
     until_closed: contextlib.ExitStack,
+    metrics: Optional[Metrics] = None,
 ) -> Started:
     """Bring all ranks to the same weights and step: initial ones, or those of a checkpoint.
 
     Args:
         net: None for what ``config.model`` says.
         loss: None for cross entropy.
-        choose_checkpoint: called on rank 0; None for a new run.
+        choose_run: called on rank 0 with digests and the number of training images, for the config
+            with the run's name, and the checkpoint that it resumes from; None for a new run.
         until_closed: closing it leaves the net as it was, apart from its weights and device.
 
     Raises:
         ConfigError, DataError, CheckpointError: bad input.
         PeerError: the same, on another rank.
     """
-    dist.node_process_set()  # collective, so not inside together()
-    dist.leaders_process_set()
+    # Making process sets is collective, so not inside together(); and only those that are needed,
+    # because each costs Horovod a round of messages in every cycle.
+    several_nodes = dist.local_size() < dist.world_size()
+    if several_nodes and dist.any_rank(config.batch_norm == "group", "group"):
+        dist.node_process_set()
     with dist.together():  # the first, which ends when the ranks have connected, see dist.init
         own = _prepare(net, config, loss, data, until_closed)
+        check_metrics(metrics := metrics or {}, own.num_classes, own.ctx)
+        metrics = {**built_in(config.evaluate, own.num_classes), **metrics}
     with dist.together():
         agreement.check(config)
         agreement.check_devices(own.ctx)
-        agreement.check_sets(own.digests, own.sets.sizes)
+        agreement.check_sets({**own.digests, "metrics": repr(list(metrics))}, own.sets.sizes)
         agreement.check_net(own.net)
+    if own.ctx.device_type == "cpu" and config.optimizer.shared_memory:
+        dist.leaders_process_set()
     path: Optional[Path] = None
     with dist.together():
         trainer = make_trainer(own.net, config.optimizer)
         # Only rank 0 looks for checkpoints: all ranks use the same one, without a shared disk.
         if dist.is_root():
-            path = choose_checkpoint(own)
+            config, path = choose_run(own.digests, len(own.sets.train))
             if path is None and config.model.weights is not None:
-                print_line(
-                    "; ".join(pretrained.load(Path(config.model.weights), own.net)), sys.stderr
-                )
+                told = params_file.start_from(Path(config.model.weights), own.net)
+                print_line("; ".join(told), sys.stderr)
     batch_norm.connect(own.net)
-    state, statistics = resume.restore(path, own.net, trainer)
-    replica.take_statistics(own.net, statistics)
-    return Started(config, loss, own, trainer, state, path)
+    found = resume.restore(path, own.net, trainer)
+    replica.take_statistics(own.net, found.averaged)
+    averages = ema.Ema(own.net, config.train.ema)
+    averages.train_on(found.others)
+    replica.take_statistics(own.net, found.statistics)
+    half = config.train.precision == "float16"
+    scale = LossScale(own.ctx, found.state.loss_scale) if half else None
+    return Started(config, loss, metrics, own, trainer, averages, scale, found.state, path)
 
 
 def _prepare(
@@ -173,27 +207,47 @@ def _prepare(
     ctx = choose(config.device, dist.local_rank())
     sets = data.result()
     until_closed.callback(sets.close)
-    if config.train.patience is not None and sets.watched is None:
-        raise ConfigError(
-            f"train.patience is {config.train.patience}, and there is nothing to evaluate; set "
-            "data.validation=0.1, give a test set, or set train.patience=null"
-        )
+    for name, patience in config.patient.items():
+        if patience is not None and sets.watched is None:
+            raise ConfigError(
+                f"{name} is {patience}, and there is nothing to evaluate; set "
+                f"data.validation=0.1, give a test set, or set {name}=null"
+            )
     input_pipeline.check_shapes(sets, config.data)
     loader = input_pipeline.train_loader(sets.train, config, ctx)
     given_net = net is not None
     net = net if net is not None else model.build(config.model)
     mixed_precision.check(net, config.train.precision, ctx)
-    own = {**agreement.of_loss(loss), **agreement.of_initial_weights(net)}
+    weights = agreement.of_initial_weights(net, config.model.weights)
+    own = {**agreement.of_loss(loss), **weights}
     until_closed.enter_context(users_net.restored(net))
+    until_closed.enter_context(randomness.seeded_dropout())
     until_closed.enter_context(mixed_precision.computing_in(net, config.train.precision))
     layers = prepare.prepare_net(net, config, loader.shape, ctx)
     scores = prepare.class_scores(net, loader.shape, ctx, sets.num_classes)
     sets.expect(scores.shape[1])
-    compiled_check.check(net, lambda: next(iter(loader.from_step(0, 1))).data)
+    users_net.check_compiled(net, prepare.fixed_image(loader.shape, ctx))
     if loss is not None:
         check_loss(loss, scores.shape[1], ctx)
     if environment.rank() == 0:
         warn_of_second_softmax(loss or cross_entropy, scores)
+        input_pipeline.tell_of_ranges(sets, config.data)
     names = classes.names(config.data, sets.train.classes, scores.shape[1])
     digests = {**agreement.of_data(sets), **own, **agreement.of_net(net)}
     return Own(ctx, sets, loader, net, layers, names, digests, given_net)
+
+
+def take_folder(
+    started: Started, unnamed: Optional[Config], until_closed: contextlib.ExitStack
+) -> Started:
+    """Lock the run's folder, whose name rank 0 has decided, until closed; collective.
+
+    Args:
+        unnamed: the config before the run had a number; None where it has none.
+    """
+    config = started.config
+    with dist.together(), run_folder.usable(config.folder):
+        if dist.is_root():
+            loggers.check(config.monitor.loggers)
+            config = run_folder.take(config, started.path, unnamed, until_closed)
+    return replace(started, config=replace(config, name=dist.broadcast_object(config.name)))

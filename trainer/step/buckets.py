@@ -13,14 +13,16 @@ the order of summation, and every bit of the result, is the same in every run.
 
 On a slow link buckets queue up, and the next forward waits for the first layers, whose gradients
 come last. What is needed first should be sent first (Jayarajan et al., "Priority-based parameter
-propagation for distributed DNN training", MLSys 2019): of the buckets that are ready at the same
-time, Horovod sends those first that it has sent first before, so that the first step, which sends
-one at a time in the order of forward, settles it.
+propagation for distributed DNN training", MLSys 2019). Horovod sends all that is ready in one go,
+so some of the last layers' buckets are held back until the first layers' is ready, and travel while
+the next forward computes what does not need them: see :func:`held`. Of the buckets that are ready
+at the same time it sends those first that it has sent first before; the first step, which sends one
+at a time in the order of forward, settles that.
 """
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Set
 
 import mxnet as mx
 import numpy as np
@@ -32,6 +34,7 @@ from ..mxnet_internals import clear_static_graphs, set_gradient
 
 _FIRST = 2**20  # bytes of the first bucket, unless all are to be smaller
 _ALIGNED = 64  # bytes: where a gradient begins in its bucket, for vectorized kernels
+_HELD = 0.4  # of the bytes, at most: about what a third of a step, its forward, can hide
 
 Plan = List[List[int]]  # the gradients of each bucket, by their place among the trained ones
 
@@ -63,6 +66,7 @@ class Buckets:
         self._forward = [places[id(parameter)] for parameter in parameters]
         self._bytes, self.half = megabytes * 2**20, half
         self._buckets: List[_Bucket] = []
+        self._held: Set[int] = set()  # numbers of buckets
         self._numbers: Dict[int, int] = {}
 
     def __getstate__(self) -> Dict[str, Any]:
@@ -83,7 +87,9 @@ class Buckets:
                 bucket.reduce()
                 bucket.flat.wait_to_read()
         else:
-            for bucket in self._buckets:
+            for number, bucket in enumerate(self._buckets):
+                if number in self._held:
+                    _wait_for(bucket.flat, self._buckets[-1].flat)
                 bucket.reduce()
 
     def number_of(self, index: int) -> int:
@@ -119,6 +125,7 @@ class Buckets:
             _Bucket(parameters, f"gradients.{number}", half)
             for number, parameters in enumerate(self.planned())
         ]
+        self._held = held([bucket.bytes for bucket in self._buckets])
         indices = {id(parameter): index for index, parameter in enumerate(self._parameters)}
         self._numbers = {
             indices[id(parameter)]: number
@@ -148,6 +155,26 @@ def plan(order: Sequence[int], sizes: Sequence[int], dtypes: Sequence[str], limi
     return buckets
 
 
+def held(sizes: Sequence[int]) -> Set[int]:
+    """The buckets, given by their bytes in the order of backward, that are sent after backward.
+
+    Every second one from the last layers on, so that the wire is busy during backward, and never
+    the last, which holds the first layers.
+    """
+    chosen: Set[int] = set()
+    for number in range(1, len(sizes) - 1, 2):
+        if sum(sizes[one] for one in (*chosen, number)) > _HELD * sum(sizes):
+            break
+        chosen.add(number)
+    return chosen
+
+
+def _wait_for(array: mx.nd.NDArray, other: mx.nd.NDArray) -> None:
+    """Have the engine's further work on a flat ``array`` wait for the work on ``other``."""
+    first = array[:1]
+    mx.nd.reshape_like(first, other[:1], out=first)  # onto itself; `other` is for the order alone
+
+
 class _Bucket:
     """Gradients of one dtype and device, side by side in the array ``flat``."""
 
@@ -157,6 +184,7 @@ class _Bucket:
         unit = max(1, _ALIGNED // np.dtype(old[0].dtype).itemsize)
         starts = np.cumsum([0, *(-(-gradient.size // unit) * unit for gradient in old)]).tolist()
         self.flat = mx.nd.zeros(starts[-1], ctx=old[0].context, dtype=old[0].dtype)
+        self.bytes = starts[-1] * np.dtype(old[0].dtype).itemsize
         self.gradients: List[mx.nd.NDArray] = []
         for parameter, start, gradient in zip(parameters, starts, old):
             view = self.flat[start : start + gradient.size].reshape(gradient.shape)

@@ -2,60 +2,114 @@
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, List, NamedTuple, Optional
+import functools
+import re
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional
 
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
 from .. import dist
+from ..config import Evaluate
 from ..data.loader import Batch
-from .loss import Loss, cross_entropy
+from ..errors import ConfigError, show
+from .loss import Loss, check_values, cross_entropy
 from .step import eval_step
+
+# By name: maps scores (B, K) and labels (B,) to a number for each sample (B,); the mean is told.
+Metrics = Mapping[str, Loss]
+
+_TAKEN = ("loss", "accuracy", "step", "set", "samples", "event", "time")  # in logs
+
+
+def check_metrics(metrics: Any, scores: int, ctx: mx.Context) -> None:
+    """Refuse metrics that are not functions of scores and labels, by name.
+
+    Raises:
+        ConfigError: a name cannot be logged, or its function does not give one value per sample.
+    """
+    if not isinstance(metrics, Mapping):
+        raise ConfigError(f"metrics are {show(metrics)}; give a mapping of names to functions")
+    for name, metric in metrics.items():
+        if not re.fullmatch(r"\w+", str(name)) or name in _TAKEN:
+            raise ConfigError(
+                f"a metric's name is {show(name)}; it must be a word, none of {', '.join(_TAKEN)}"
+            )
+        check_values(f"metric {name}", metric, scores, ctx)
+
+
+def built_in(settings: Evaluate, num_classes: int) -> Metrics:
+    """The metrics that ``settings`` ask for.
+
+    Raises:
+        ConfigError: ``evaluate.top_k`` says nothing about a net with so few scores.
+    """
+    if settings.top_k is None:
+        return {}
+    if settings.top_k >= num_classes:
+        raise ConfigError(
+            f"evaluate.top_k is {settings.top_k}, and the net has {num_classes} scores, among "
+            "which the right one always is; take fewer, or evaluate.top_k=null"
+        )
+    return {f"top{settings.top_k}_accuracy": functools.partial(in_top, k=settings.top_k)}
+
+
+def in_top(scores: mx.nd.NDArray, label: mx.nd.NDArray, k: int) -> mx.nd.NDArray:
+    """1 where the label's score is among the ``k`` highest, else 0: (B, K) and (B,) -> (B,)."""
+    return mx.nd.pick(mx.nd.topk(scores, k=k, ret_typ="mask"), label)
 
 
 def evaluate(
-    net: gluon.Block, batches: Iterable[Batch], num_classes: int, loss_of: Loss = cross_entropy
+    net: gluon.Block,
+    batches: Iterable[Batch],
+    num_classes: int,
+    loss_of: Loss = cross_entropy,
+    metrics: Optional[Metrics] = None,
+    flip: bool = False,
 ) -> Evaluation:
     """Run ``net`` over this rank's shard of a set and sum over ranks; collective.
 
     Results are read one batch late, so that loading, forward and reading overlap, and memory does
     not grow with the set.
     """
-    loss_sum, count = 0.0, 0
+    functions = [loss_of, *(metrics or {}).values()]
+    sums, count = np.zeros(len(functions)), 0
     confusion = np.zeros((num_classes, num_classes), np.int64)
     score_counts = np.zeros((2, num_classes, THRESHOLDS), np.int64)
     pending: Optional[List[mx.nd.NDArray]] = None
 
     def take(results: Optional[List[mx.nd.NDArray]]) -> None:
-        nonlocal loss_sum, count, score_counts
+        nonlocal sums, count, score_counts
         if results is None:
             return
-        loss, predicted, label, probability = (array.asnumpy() for array in results)
-        loss_sum += loss.astype(np.float64).sum()
-        count += len(loss)
+        predicted, label, probability, *values = (array.asnumpy() for array in results)
+        sums += [value.astype(np.float64).sum() for value in values]
+        count += len(label)
         label = label.astype(np.int64)
         pairs = label * num_classes + predicted.astype(np.int64)
         confusion.reshape(-1)[:] += np.bincount(pairs, minlength=num_classes**2)
         score_counts += count_scores(probability, label)
 
     for batch in batches:
-        loss, logits = eval_step(net, batch, loss_of)
+        values, logits = eval_step(net, batch, functions, flip)
         probability = mx.nd.softmax(logits, axis=-1)
-        current = [loss, logits.argmax(axis=-1), batch.label, probability]
+        current = [logits.argmax(axis=-1), batch.label, probability, *values]
         take(pending)
         pending = current
     take(pending)
-    sums = dist.allreduce_sum(np.array([loss_sum, count], np.float64), "evaluation.sums")
+    sums = dist.allreduce_sum(np.append(sums, count), "evaluation.sums")
     confusion = dist.allreduce_sum(confusion, "evaluation.confusion")
     score_counts = dist.allreduce_sum(score_counts, "evaluation.scores")
-    total = int(sums[1])
+    total = int(sums[-1])
+    loss, *means = (sums[:-1] / total).tolist()
     return Evaluation(
-        loss=float(sums[0] / total),
+        loss=loss,
         accuracy=float(np.trace(confusion) / total),
         confusion=confusion,
         samples=total,
         score_counts=score_counts,
+        metrics=dict(zip(metrics or {}, means)),
     )
 
 
@@ -68,6 +122,7 @@ class Evaluation(NamedTuple):
     samples: int
     # int64 (2, K, 127), see count_scores; None if not counted
     score_counts: Optional[np.ndarray] = None
+    metrics: Mapping[str, float] = {}
 
     @property
     def class_accuracy(self) -> np.ndarray:
@@ -77,7 +132,7 @@ class Evaluation(NamedTuple):
 
     def scalars(self) -> Dict[str, float]:
         """The metrics to log, by name."""
-        return {"loss": self.loss, "accuracy": self.accuracy}
+        return {"loss": self.loss, "accuracy": self.accuracy, **self.metrics}
 
 
 THRESHOLDS = 127  # i / 126; the most that TensorBoard reads

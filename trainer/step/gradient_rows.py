@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from typing import Any, Callable, Iterator, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet as mx
 import numpy as np
 
 from ..dist import half_sum, shared_memory
-from ..dist.array_memory import around_memory
+from ..dist.array_memory import Uses, around_memory
 from ..mxnet_internals import clear_static_graphs, gradient_or_none, set_gradient, wait_to_write
 from . import momentum
 
@@ -35,18 +35,21 @@ class Rows:
         memory: mmap.mmap,
         row: int,
         peers: shared_memory.SharedMemorySum,
-        update_can_add: bool = False,
+        update_can_read: bool = False,
     ):
         self._memory, self._row, self._peers = memory, row, peers
-        self.update_can_add = update_can_add
-        _mapped.append(memory)
+        self.update_can_read = update_can_read
+        library = momentum.library()
+        self._uses = None if library is None else Uses(library.leave)
+        _mapped.append((memory, self._uses))
         rows = np.frombuffer(memory, np.uint8).reshape(peers.size, row)
         self._parameters = [parameter for bucket in buckets for parameter in bucket]
         self._gradients: List[mx.nd.NDArray] = []
-        self._places: List[List[int]] = []  # of each parameter's gradient: its address in each row
+        self._sums: List[int] = []  # of each parameter: the address of its gradient's sum
         self._buckets: List[_Part] = []
-        # Enqueue the sums over nodes, on the first rank of each; None on one node alone.
-        self._between: Optional[List[Callable[[], None]]] = None
+        # Of several nodes, on the first rank of each: what enqueues the sum of a bucket over them.
+        self._between: List[Callable[[], None]] = []
+        self._of_nodes: List[mx.nd.NDArray] = []  # of several nodes: the first row of each bucket
         start = 0
         for parameters in buckets:
             dtype = np.dtype(parameters[0].list_grad()[0].dtype)
@@ -60,23 +63,18 @@ class Rows:
                 place, own = own[: old.size].reshape(old.shape), own[old.size :]
                 place[...] = old.asnumpy()
                 offset = place.ctypes.data - rows[peers.index].ctypes.data
-                self._places.append([row.ctypes.data + offset for row in rows])
-                self._gradients.append(around_memory(place, type(old)))
+                self._sums.append(rows.ctypes.data + offset)
+                self._gradients.append(around_memory(place, type(old), self._uses))
                 set_gradient(parameter, self._gradients[-1])
             self._buckets.append(_Part(flat, _shares(numbers, peers.size), self._gradients[first:]))
 
     def join_nodes(self, half: Optional[bool], leaders: Any) -> None:
         """Add up over nodes too, through their ``leaders``; for ``half`` see half_sum.summing."""
-        self._sums = [around_memory(part.rows[0]) for part in self._buckets]
+        self._of_nodes = [around_memory(part.rows[0], uses=self._uses) for part in self._buckets]
         self._between = [
             half_sum.summing(array, f"node_gradients.{number}", half, leaders)
-            for number, array in enumerate(self._sums if self._peers.index == 0 else [])
+            for number, array in enumerate(self._of_nodes if self._peers.index == 0 else [])
         ]
-
-    @property
-    def rows_to_add(self) -> int:
-        """How many gradients of each parameter :meth:`rows` gives."""
-        return self._peers.size if self._between is None else 1
 
     @staticmethod
     def bytes_of(parameters: List[mx.gluon.Parameter], buckets: int = 2) -> int:
@@ -92,59 +90,37 @@ class Rows:
 
     def allreduce(self) -> None:
         """Replace every gradient by its sum over ranks."""
-        rank = self._peers.index
-        if self._between is not None:
-            self._sum_over_nodes()
-            for part in self._buckets if rank > 0 else []:
-                part.rows[rank] = part.rows[0]
-        else:
-            mx.nd.waitall()  # for backward, and for pending reads of gradients
-            self._peers.barrier()
-            for part in self._buckets:
-                sum_rows(part.rows, part.shares[rank], part.rows[rank])
-            self._peers.barrier()
-            for part in self._buckets:
-                for other, share in enumerate(part.shares):
-                    if other != rank:
-                        part.rows[rank, share] = part.rows[other, share]
-        self._peers.barrier()  # or the next backward would overwrite what peers still read
+        with self.summed({}):
+            for part in self._buckets if self._peers.index > 0 else []:
+                part.rows[self._peers.index] = part.rows[0]
 
-    def _sum_over_nodes(self) -> None:
-        """Leave the sum over all ranks in the node's first row.
+    @contextlib.contextmanager
+    def summed(self, indices: Mapping[int, int]) -> Iterator[momentum.Addresses]:
+        """Sums over ranks, in the first row; ``indices`` is by the ids of parameters.
 
         A bucket is added up on the node as soon as every rank's backward has made it, and goes on
         its way between the nodes while backward makes the next.
         """
-        assert self._between is not None
         rank = self._peers.index
         for number, part in enumerate(self._buckets):
             for gradient in part.gradients:
                 wait_to_write(gradient)
             self._peers.barrier()
-            sum_rows(part.rows, part.shares[rank], part.rows[0])
+            sum_rows(part.rows, part.shares[rank])
             self._peers.barrier()
-            if rank == 0:
+            if self._between:
                 self._between[number]()
-        for array in self._sums if rank == 0 else []:
+        for array in self._of_nodes if rank == 0 else []:
             array.wait_to_read()
-        self._peers.barrier()
-
-    @contextlib.contextmanager
-    def rows(self, indices: Mapping[int, int]) -> Iterator[momentum.Addresses]:
-        """All ranks' gradients; ``indices`` is by the ids of parameters. See :func:`rows`."""
-        if self._between is None:
-            mx.nd.waitall()
+        if self._of_nodes:
             self._peers.barrier()
-        else:
-            self._sum_over_nodes()
-        places = [place[: self.rows_to_add] for place in self._places]
-        yield dict(zip([indices[id(p)] for p in self._parameters], places))
-        self._peers.barrier()
+        yield {indices[id(p)]: place for p, place in zip(self._parameters, self._sums) if indices}
+        self._peers.barrier()  # or the next backward would overwrite what peers still read
 
     def release(self) -> None:
-        """Move this rank's gradients out and free their pages.
+        """Move this rank's gradients out and free their pages; not to be used any more.
 
-        The mapping stays, because arrays that the user still holds point into it; they read zeros.
+        The mapping stays while arrays that the user still holds point into it; they read zeros.
         """
         mx.nd.waitall()
         for parameter, gradient in zip(self._parameters, self._gradients):
@@ -153,9 +129,13 @@ class Rows:
         mx.nd.waitall()
         clear_static_graphs(self._parameters)
         self._memory.madvise(mmap.MADV_REMOVE, self._peers.index * self._row, self._row)
+        self._gradients, self._buckets, self._of_nodes, self._between = [], [], [], []
+        del gradient, self._memory
+        _mapped[:] = [(memory, uses) for memory, uses in _mapped if uses is None or uses]
 
 
-_mapped: List[mmap.mmap] = []  # never unmapped: MXNet arrays may still point into them
+# While MXNet's arrays may still point there; for good, where nothing counts them.
+_mapped: List[Tuple[mmap.mmap, Optional[Uses]]] = []
 
 
 def _shares(numbers: int, ranks: int) -> List[slice]:
@@ -165,16 +145,10 @@ def _shares(numbers: int, ranks: int) -> List[slice]:
 
 
 @np.errstate(all="ignore")  # a net that diverges is reported by the metrics
-def sum_rows(rows: np.ndarray, share: slice, out: np.ndarray) -> None:
-    """Write a shard of the sum of all rows, in row order, to ``out``, which may be one of them.
-
-    One row, of a node with one rank, is ``out`` itself.
-    """
-    if len(rows) == 1:
-        return
+def sum_rows(rows: np.ndarray, share: slice) -> None:
+    """Replace a shard of the first row by the sum of all rows, in row order."""
     for start in range(share.start, share.stop, _BLOCK):
         block = slice(start, min(start + _BLOCK, share.stop))
         total = rows[0, block]
-        for row in rows[1:-1, block]:
-            total = total + row
-        np.add(total, rows[-1, block], out=out[block])
+        for row in rows[1:, block]:
+            np.add(total, row, out=total)

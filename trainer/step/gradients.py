@@ -10,6 +10,7 @@ import numpy as np
 from mxnet import gluon
 
 from ..dist.array_memory import dense_on_cpu, memory_of
+from ..model.loss_scale import LossScale
 from ..mxnet_internals import (
     has_fresh_gradient,
     mark_gradient_as_fresh,
@@ -46,22 +47,30 @@ def zero_unused_gradients(trainer: gluon.Trainer) -> None:
 
 
 def reduce_and_update(
-    trainer: gluon.Trainer, clip_norm: Optional[float], want_norm: bool, mark: Mark = unmarked
+    trainer: gluon.Trainer,
+    clip_norm: Optional[float],
+    want_norm: bool,
+    mark: Mark = unmarked,
+    loss_scale: Optional[LossScale] = None,
 ) -> Optional[mx.nd.NDArray]:
     """Average gradients over ranks, clip them, update the parameters; asynchronous.
 
+    With a ``loss_scale`` gradients are those of the scaled loss, and an update by such as are not
+    finite is left out.
+
     Returns:
         The L2 norm, before clipping, of the gradient of the global batch's mean loss, float32
-        (1,) on the device, where ``want_norm`` or ``clip_norm`` asks for it. Otherwise the ranks'
-        gradients may be added up in the update alone, and mean_gradients does not find them.
+        (1,) on the device, where ``want_norm`` or ``clip_norm`` asks for it. Otherwise the update
+        may read the sums from where they are, and mean_gradients does not find them.
     """
     zero_unused_gradients(trainer)
-    whole = clip_norm is None and not want_norm and mark is unmarked
-    if whole and _reduce_in_update(trainer):
+    whole = clip_norm is None and not want_norm and mark is unmarked and loss_scale is None
+    if whole and _update_from_sums(trainer):
         return None
     mark("ranks")
     trainer.allreduce_grads()
     mark("allreduce")
+    finite = None if loss_scale is None else loss_scale.remove(gradients(trainer))
     norm = None
     if want_norm or clip_norm is not None:
         arrays = gradients(trainer)
@@ -69,22 +78,25 @@ def reduce_and_update(
         norm = _norm(arrays) * scale(trainer)
         if clip_norm is not None:
             _rescale(arrays, mx.nd.minimum(clip_norm / (norm + 1e-12), 1.0))
-    trainer.update(1)
+    if loss_scale is None:
+        trainer.update(1)
+    else:
+        loss_scale.update(trainer, finite)
     mark("update")
     return norm
 
 
-def _reduce_in_update(trainer: gluon.Trainer) -> bool:
-    """Add up the gradients of ranks that share memory while updating; False if not possible."""
+def _update_from_sums(trainer: gluon.Trainer) -> bool:
+    """Update by the sums that lie in the memory which ranks share; False if not possible."""
     optimizer = trainer.optimizer
     if not isinstance(optimizer, momentum.InOnePass):
         return False
     if not optimizer.handles(*(p.list_data()[0] for p in trained_parameters(trainer))):
         return False
-    rows = shared_gradients.rows(trainer)
-    if rows is None:
+    summed = shared_gradients.summed(trainer)
+    if summed is None:
         return False
-    with rows as gradients, optimizer.adding(gradients):
+    with summed as gradients, optimizer.reading(gradients):
         trainer.update(1)
     return True
 

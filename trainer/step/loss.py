@@ -1,4 +1,4 @@
-"""Losses: softmax cross entropy, and the check of one that the user gives."""
+"""Losses: softmax cross entropy, and the check of a loss or metric that the user gives."""
 
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ def check_loss(loss_of: Loss, scores: int, ctx: mx.Context) -> None:
         ConfigError: it fails, has another shape, cannot be differentiated, or has parameters to be
             trained.
     """
-    if isinstance(loss_of, type):
-        name = loss_of.__name__
-        raise ConfigError(f"the loss is the class {name}; give an instance of it, {name}()")
     own = loss_of.collect_params().values() if isinstance(loss_of, gluon.Block) else ()
     trained = [parameter.name for parameter in own if parameter.grad_req != "null"]
     if trained:
@@ -29,22 +26,7 @@ def check_loss(loss_of: Loss, scores: int, ctx: mx.Context) -> None:
             f"the loss has parameters of its own ({', '.join(trained)}), which fit would not "
             "train; make them part of the net, and the loss a function of its scores"
         )
-    given, label = mx.nd.zeros((2, scores), ctx=ctx), mx.nd.zeros((2,), ctx=ctx)
-    given.attach_grad()
-    try:
-        with autograd.record():
-            found = loss_of(given, label)
-        mx.nd.waitall()
-    except Exception as error:
-        raise ConfigError(
-            f"the loss cannot take scores (2, {scores}) and labels (2,): {describe_error(error)}"
-        ) from error
-    shape = getattr(found, "shape", None)
-    if shape != (2,):
-        raise ConfigError(
-            f"the loss gives {shape or type(found).__name__} for 2 samples; it must be (2,), one "
-            "number for each, as Gluon's losses give"
-        )
+    found = check_values("the loss", loss_of, scores, ctx)
     try:
         found.backward()
         mx.nd.waitall()
@@ -53,6 +35,34 @@ def check_loss(loss_of: Loss, scores: int, ctx: mx.Context) -> None:
             f"the loss has no gradient with respect to the scores: {describe_error(error)}; "
             "compute it by operators of MXNet, on the arrays it is given"
         ) from error
+
+
+def check_values(what: str, of: Loss, scores: int, ctx: mx.Context) -> mx.nd.NDArray:
+    """What a loss or metric gives for 2 samples, recorded.
+
+    Raises:
+        ConfigError: it fails, or gives something else than one value per sample.
+    """
+    if isinstance(of, type):
+        name = of.__name__
+        raise ConfigError(f"{what} is the class {name}; give an instance of it, {name}()")
+    given, label = mx.nd.zeros((2, scores), ctx=ctx), mx.nd.zeros((2,), ctx=ctx)
+    given.attach_grad()
+    try:
+        with autograd.record():
+            found = of(given, label)
+        mx.nd.waitall()
+    except Exception as error:
+        raise ConfigError(
+            f"{what} cannot take scores (2, {scores}) and labels (2,): {describe_error(error)}"
+        ) from error
+    shape = getattr(found, "shape", None)
+    if shape != (2,):
+        raise ConfigError(
+            f"{what} gives {shape or type(found).__name__} for 2 samples; it must be (2,), one "
+            "number for each, as Gluon's losses give"
+        )
+    return found
 
 
 def are_probabilities(scores: np.ndarray) -> bool:

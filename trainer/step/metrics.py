@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, List, NamedTuple, Sequence
+from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -10,9 +10,10 @@ from mxnet import gluon
 
 from .. import dist
 from ..dist.array_memory import dense_on_cpu, memory_of
+from ..model.loss_scale import LossScale, Reading, all_finite
 from .step import StepResult
 
-_AT_ONCE = 200  # the most arrays that multi_all_finite takes on GPUs
+_KEPT = 100  # steps whose sums are arrays of their own
 
 
 class NonFiniteError(RuntimeError):
@@ -38,6 +39,7 @@ class TrainMetrics:
         ctx: mx.Context,
         totals: Sequence[Sequence[float]] = ((0.0,) * 3,) * 2,
         parameters: Iterable[gluon.Parameter] = (),
+        scale: Optional[LossScale] = None,
     ):
         """Start at the beginning of an epoch, or resume.
 
@@ -45,34 +47,45 @@ class TrainMetrics:
             totals: the saved :meth:`totals` to resume from.
             parameters: checked for non-finite values whenever the sums are read. The loss alone
                 does not show them: oneDNN's ReLU (``nn.Activation`` on CPUs) turns NaN into 0.
+            scale: of the loss, in float16, to be read with the sums.
         """
-        self._ctx, self._parameters = ctx, list(parameters)
+        self._scale = scale
+        self.loss_scale: Optional[Reading] = None  # at the last reading
+        self._parameters = list(parameters)
         self._step = 0
         self._window, self._epoch = (np.array(total, np.float64) for total in totals)
         self._clear()
 
     def _clear(self) -> None:
-        # In float64, sums of a few thousand float32 values are exact, so they do not depend on
-        # where a run was interrupted.
-        self._loss_sum = mx.nd.zeros((1,), ctx=self._ctx, dtype="float64")
-        self._correct = mx.nd.zeros((1,), ctx=self._ctx, dtype="float64")
+        # Kept on the device as they are: to look at them, or to add them up, takes time in each
+        # step, and on the host would wait for it.
+        self._losses: List[mx.nd.NDArray] = []
+        self._corrects: List[mx.nd.NDArray] = []
+        self._steps: List[int] = []
         self._count = 0
-        # The first step whose loss was not finite. Kept on the device, because checking each loss
-        # on the host would wait for every step.
-        self._first_bad = mx.nd.full((1,), np.inf, ctx=self._ctx, dtype="float64")
 
     def add(self, step: int, result: StepResult, count: int) -> None:
         """Add one step's sums over ``count`` samples of this rank."""
         self._step = step
-        loss_sum = result.loss_sum.astype("float64")
-        self._loss_sum = self._loss_sum + loss_sum
-        self._correct = self._correct + result.correct.astype("float64")
+        self._steps.append(step)
+        self._losses.append(result.loss_sum)
+        self._corrects.append(result.correct)
         self._count += count
-        finite = mx.nd.contrib.isfinite(loss_sum)
-        never, now = (
-            mx.nd.full((1,), value, ctx=self._ctx, dtype="float64") for value in (np.inf, step)
-        )
-        self._first_bad = mx.nd.minimum(self._first_bad, mx.nd.where(finite, never, now))
+        if len(self._losses) > _KEPT:
+            self._losses, self._corrects = [_joined(self._losses)], [_joined(self._corrects)]
+
+    def _own(self) -> Tuple[List[float], float]:
+        """This rank's sums, in float64, and its first step whose loss was not finite, or -1."""
+        if not self._steps:
+            return [0.0, 0.0, 0.0], -1
+        losses = _joined(self._losses).asnumpy().astype(np.float64)
+        bad = ~np.isfinite(losses)
+        if bad.any():
+            return [0.0, 0.0, 0.0], self._steps[bad.argmax()]
+        corrects = _joined(self._corrects).asnumpy().astype(np.float64)
+        # Sums of a few thousand float32 values are exact, so they do not depend on where a run was
+        # interrupted.
+        return [losses.sum(), corrects.sum(), self._count], -1
 
     def totals(self) -> List[List[float]]:
         """[loss sum, correct, samples] over all ranks, of the window and of the epoch; collective.
@@ -80,15 +93,13 @@ class TrainMetrics:
         A run that resumes from these totals adds in the same order as this one.
 
         Raises:
-            NonFiniteError: on every rank, if the loss of a sample or a parameter is not finite.
+            NonFiniteError: on every rank, if the loss of a sample or a parameter is not finite, or,
+                in float16, gradients at any scale.
         """
-        loss_sum, correct, first_bad = mx.nd.concat(
-            self._loss_sum, self._correct, self._first_bad, dim=0
-        ).asnumpy()
+        own, first_bad = self._own()
         # The minimum over ranks by means of a sum: one element for each rank.
         steps = np.zeros(dist.world_size())
-        steps[dist.rank()] = first_bad if np.isfinite(first_bad) else -1
-        own = [0.0, 0.0, 0.0] if np.isfinite(first_bad) else [loss_sum, correct, self._count]
+        steps[dist.rank()] = first_bad
         lost = not _all_finite(p.list_data()[0] for p in self._parameters)
         summed = dist.allreduce_sum(np.concatenate([own, [lost], steps]), "train_metrics")
         bad = summed[4:][summed[4:] >= 0]
@@ -96,6 +107,9 @@ class TrainMetrics:
             raise NonFiniteError(int(bad.min()), "the loss was not finite")
         if summed[3]:
             raise NonFiniteError(self._step, "the net's weights were found not finite")
+        self.loss_scale = None if self._scale is None else self._scale.read()
+        if self.loss_scale is not None and self.loss_scale.scale < 1:
+            raise NonFiniteError(self._step, "gradients were found not finite, loss scale or not,")
         self._window += summed[:3]
         self._epoch += summed[:3]
         self._clear()
@@ -116,26 +130,25 @@ class TrainMetrics:
         return _means(epoch)
 
 
+def _joined(sums: List[mx.nd.NDArray]) -> mx.nd.NDArray:
+    return mx.nd.concat(*sums, dim=0)
+
+
+def step_means(result: StepResult, count: int) -> Means:
+    """Means of one step, of ``count`` samples of this rank, once it is done; collective."""
+    own = [result.loss_sum.asscalar(), result.correct.asscalar(), count]
+    return _means(dist.allreduce_sum(np.array(own, np.float64), "step_means").tolist())
+
+
 def _all_finite(arrays: Iterable[mx.nd.NDArray]) -> bool:
     floats = [array for array in arrays if np.issubdtype(array.dtype, np.floating)]
     mx.nd.waitall()  # oneDNN reorders weights in place during a forward
     in_memory = [array for array in floats if dense_on_cpu(array, np.float32, np.float64)]
+    others = [array for array in floats if not dense_on_cpu(array, np.float32, np.float64)]
     # MXNet's kernel takes 60 times as long as NumPy's on CPUs.
-    return all(np.isfinite(memory_of(array)).all() for array in in_memory) and _finite_by_kernel(
-        [array for array in floats if not dense_on_cpu(array, np.float32, np.float64)]
+    return all(np.isfinite(memory_of(array)).all() for array in in_memory) and (
+        not others or bool(all_finite(others).asscalar())
     )
-
-
-def _finite_by_kernel(arrays: Sequence[mx.nd.NDArray]) -> bool:
-    by_dtype: Dict[type, List[mx.nd.NDArray]] = {}
-    for array in arrays:
-        by_dtype.setdefault(array.dtype, []).append(array)
-    found = [
-        mx.nd.multi_all_finite(*some, num_arrays=len(some))
-        for alike in by_dtype.values()
-        for some in (alike[i : i + _AT_ONCE] for i in range(0, len(alike), _AT_ONCE))
-    ]
-    return all(flag.asscalar() for flag in found)
 
 
 def _means(totals: Sequence[float]) -> Means:

@@ -1,8 +1,8 @@
 """SGD with momentum, plain or Nesterov's, faster than MXNet's for float32 arrays on the CPU.
 
 MXNet's kernels are not vectorized. The one in native/momentum.cc is as fast as memory allows, and
-can add up the gradients of ranks that share memory while it reads them. It gives the same bits as
-MXNet's, which do the rest: on GPUs, other dtypes, with ``clip_gradient``, without momentum, without
+reads the sums of ranks that share memory from where they are. It gives the same bits as MXNet's,
+which do the rest: on GPUs, other dtypes, with ``clip_gradient``, without momentum, without
 a compiler, and where waiting for backward before the update would cost more than it gains.
 """
 
@@ -13,7 +13,7 @@ import ctypes
 import itertools
 import sys
 import types
-from typing import Any, Callable, ClassVar, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, ClassVar, Iterator, List, Mapping, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -22,10 +22,10 @@ from ..dist import environment
 from ..dist.array_memory import address_of, dense_on_cpu
 from ..native import compile
 
-MOST_GRADIENTS = 4  # that are added up: the C++ has a loop for each number
+_AT_ONCE = 60  # arrays: the most that MXNet's kernel takes
 _LARGE = 10_000  # elements; for smaller arrays the overhead of a call dominates
 
-Addresses = Mapping[int, Sequence[int]]  # of all ranks' gradients, by a parameter's index
+Addresses = Mapping[int, int]  # of float32 gradients, by a parameter's index
 
 
 def library() -> Optional[ctypes.CDLL]:
@@ -50,14 +50,14 @@ class InOnePass(mx.optimizer.Optimizer):
 
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
-        self._at_once = max(1, self.aggregate_num)  # arrays in a call of MXNet's kernels
+        self._at_once = max(1, self.aggregate_num)  # large arrays on the CPU in a call of MXNet's
         self.aggregate_num = sys.maxsize  # in an update: Gluon then gives lists, of all at once
         # By a parameter's index: those of another bucket get their gradients at another time.
         self.bucket_of: Callable[[int], int] = _one_bucket
 
     @contextlib.contextmanager
-    def adding(self, gradients: Addresses) -> Iterator[None]:
-        """Update by the sums of ``gradients``, in their order, instead of by those passed."""
+    def reading(self, gradients: Addresses) -> Iterator[None]:
+        """Update by ``gradients`` instead of by those passed."""
         self._gradients = gradients
         try:
             yield
@@ -72,7 +72,7 @@ class InOnePass(mx.optimizer.Optimizer):
 
     def update_multi_precision(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
         """Update the parameters of a list."""
-        if self._gradients:  # whoever adds them up has asked handles() about the weights
+        if self._gradients:  # whoever gives them has asked handles() about the weights
             assert all(array.dtype == np.float32 for array in (*weight, *state)), "sums are float32"
         if self._gradients or self.handles(*weight, *grad, *state):
             self._update(*map(list, (index, weight, grad, state)))
@@ -94,15 +94,15 @@ class InOnePass(mx.optimizer.Optimizer):
         rates = np.array(self._get_lrs(indices), np.float32)
         decays = np.array(self._get_wds(indices), np.float32)
         mx.nd.waitall()  # for backward, and for all that reads the weights
-        rows = [
-            self._gradients.get(index) or [address_of(gradient)]
+        places = [
+            self._gradients.get(index) or address_of(gradient)
             for index, gradient in zip(indices, gradients)
         ]
         numbers = (
             np.array([array.size for array in weights], np.int64),
             np.array([address_of(array) for array in weights], np.uintp),
             np.array([address_of(array) for array in momenta], np.uintp),
-            np.array(rows, np.uintp),
+            np.array(places, np.uintp),
             rates,
             decays,
         )
@@ -110,7 +110,6 @@ class InOnePass(mx.optimizer.Optimizer):
         assert kernel is not None
         kernel.update(
             len(indices),
-            len(rows[0]),
             *(ctypes.c_void_p(array.ctypes.data) for array in numbers),
             ctypes.c_float(self.momentum),
             ctypes.c_float(self.rescale_grad),
@@ -140,8 +139,10 @@ class SGD(InOnePass, mx.optimizer.SGD):
             key=lambda one: self.bucket_of(one[0]),
         ):
             bucket = list(alike)
-            for start in range(0, len(bucket), self._at_once):
-                few = bucket[start : start + self._at_once]
+            large = any(one[1].size >= _LARGE and one[1].context == mx.cpu() for one in bucket)
+            at_once = self._at_once if large else _AT_ONCE
+            for start in range(0, len(bucket), at_once):
+                few = bucket[start : start + at_once]
                 mx.optimizer.SGD.update_multi_precision(self, *map(list, zip(*few)))
 
     def _update_alone(self, index: int, weight: Any, grad: Any, momentum: Any) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import os
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 import mxnet as mx
 from mxnet import gluon
@@ -20,11 +21,13 @@ from ..mxnet_internals import (
     has_sparse_gradients,
     ordered_parameters,
     set_allreduce,
+    structural_parameters,
 )
 from . import momentum
 from .buckets import Buckets
 from .shared_gradients import SharedGradients, used_by
 
+_SHOWN = 4  # parameters, in a message
 _IN_ONE_PASS = {"sgd": momentum.SGD, "nag": momentum.NAG}
 
 
@@ -69,10 +72,12 @@ def _try_out(optimizer: mx.optimizer.Optimizer) -> None:
 def make_trainer(net: gluon.Block, settings: Optimizer) -> gluon.Trainer:
     """The distributed trainer of ``net``, which must be initialised; on every rank.
 
-    Unless asked for, gamma, beta and biases (parameters of at most one dimension) do not decay.
+    ``lr_mult`` replaces the parameters' own where a pattern fits. Unless asked for, gamma, beta and
+    biases (parameters of at most one dimension) do not decay.
 
     Raises:
-        ConfigError: the optimizer would not keep the weights of several ranks alike.
+        ConfigError: the optimizer would not keep the weights of several ranks alike, or a pattern
+            of ``lr_mult`` fits nothing.
     """
     optimizer = make_optimizer(settings)
     if dist.world_size() > 1 and isinstance(optimizer, mx.optimizer.SGLD):
@@ -80,6 +85,7 @@ def make_trainer(net: gluon.Block, settings: Optimizer) -> gluon.Trainer:
             f"optimizer.name is {settings.name}, whose noise each rank would draw for itself, so "
             "that their weights would part; train on one rank, or take another optimizer"
         )
+    _set_lr_mult(net, settings.lr_mult)
     # By number, because a trainer sorts by its keys, and gradients are matched over ranks by place.
     parameters = {f"{place:08d}": p for place, p in enumerate(ordered_parameters(net))}
     for parameter in parameters.values():
@@ -102,6 +108,19 @@ def make_trainer(net: gluon.Block, settings: Optimizer) -> gluon.Trainer:
     return trainer
 
 
+def _set_lr_mult(net: gluon.Block, factors: Mapping[str, float]) -> None:
+    named = structural_parameters(net)
+    for pattern, factor in factors.items():
+        fitting = fnmatch.filter(named, pattern)
+        if not fitting:
+            raise ConfigError(
+                f"optimizer.lr_mult has {pattern!r}, which fits no parameter of the net; it has "
+                f"{', '.join(list(named)[:_SHOWN])}, ..."
+            )
+        for name in fitting:
+            named[name].lr_mult = factor
+
+
 def _waits_anyway(trainer: gluon.Trainer) -> bool:
     """Whether this process waits for backward before the update, or has one core for everything.
 
@@ -109,8 +128,9 @@ def _waits_anyway(trainer: gluon.Trainer) -> bool:
     """
     if dist.world_size() == 1:
         return os.environ.get("OMP_NUM_THREADS") == "1"
-    together = dist.ranks_share_memory() or dist.leaders_process_set() is not None
-    return together and used_by(trainer)
+    if not used_by(trainer) or devices(trainer)[0].device_type != "cpu":
+        return False
+    return dist.ranks_share_memory() or dist.leaders_process_set() is not None
 
 
 def gluon_trainer(

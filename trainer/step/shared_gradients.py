@@ -2,21 +2,15 @@
 
 Between processes of one machine Horovod's Gloo sends gradients through TCP sockets: each byte is
 copied into a buffer, into the kernel, out of it and back, on the cores that compute the step. Here
-backward writes each rank's gradients directly into shared memory. Each rank sums its own shard of
-the elements, then copies the other shards' sums from their owners: a reduce-scatter followed by an
-allgather (Rabenseifner, "Optimization of collective reduction operations", ICCS 2004). Sums run in
-rank order, so every run and every rank gets the same bits; on two ranks, the same as Horovod's.
+backward writes each rank's gradients directly into shared memory, and each rank replaces a shard of
+the first rank's by the sums, which all read there: the first half of Rabenseifner's algorithm
+("Optimization of collective reduction operations", ICCS 2004). Sums run in rank order, so every run
+and every rank gets the same bits; on two ranks, the same as Horovod's.
 """
 
 from __future__ import annotations
 
-from typing import (
-    Any,
-    ContextManager,
-    Dict,
-    List,
-    Optional,
-)
+from typing import Any, ContextManager, Dict, List, Optional
 
 import mxnet as mx
 import numpy as np
@@ -25,17 +19,11 @@ from .. import dist
 from ..config import Optimizer
 from ..dist import half_sum, shared_memory
 from ..dist.array_memory import dense_on_cpu
-from ..mxnet_internals import (
-    all_parameters,
-    allreduce_of,
-    clear_static_graphs,
-)
+from ..mxnet_internals import all_parameters, allreduce_of, clear_static_graphs
 from . import momentum
 from .buckets import Buckets
 from .gradient_rows import Rows
 
-# Ranks; with more, reading all gradients costs more than exchanging sums.
-_READ_BY_ALL = momentum.MOST_GRADIENTS
 _MOVES = 20  # into shared memory, per trainer: each takes a file descriptor and a mapping
 
 
@@ -87,12 +75,12 @@ class SharedGradients:
 
     def _share(self, parameters: List[mx.gluon.Parameter]) -> Optional[Rows]:
         """Move the gradients into shared memory; None where that is impossible; collective."""
+        dense = all(dense_on_cpu(p.list_grad()[0], np.float32, np.float64) for p in parameters)
+        if dist.any_rank(not dense, "shared_gradients.dense"):
+            return None
         one_node = dist.ranks_share_memory() and not self._fallback.half
         leaders = None if one_node else dist.leaders_process_set()
         if not one_node and leaders is None:
-            return None
-        dense = all(dense_on_cpu(p.list_grad()[0], np.float32, np.float64) for p in parameters)
-        if dist.any_rank(not dense, "shared_gradients.dense"):
             return None
         if one_node:
             by_dtype = (np.float64, np.float32)
@@ -138,21 +126,18 @@ def release(trainer: mx.gluon.Trainer) -> None:
         gradients.release()
 
 
-def rows(trainer: mx.gluon.Trainer) -> Optional[ContextManager[momentum.Addresses]]:
-    """The addresses of all ranks' gradients, by the index of the parameter in ``trainer``.
+def summed(trainer: mx.gluon.Trainer) -> Optional[ContextManager[momentum.Addresses]]:
+    """Where the gradients' sums over ranks are, by the index of a parameter in ``trainer``.
 
-    They can be read within the context, which waits for backward and, at its end, for the ranks to
-    have read them. None on all ranks if they share no memory, are so many that reading all
-    gradients would be slower than an allreduce, or one has no compiled update; collective.
+    They can be read within the context. None on all ranks if they share no memory, or one has no
+    compiled update; collective.
     """
     gradients = _of(trainer)
-    if gradients is None:
-        return None
-    shared = gradients.shared()
-    if shared is None or not shared.update_can_add or shared.rows_to_add > _READ_BY_ALL:
+    shared = None if gradients is None else gradients.shared()
+    if shared is None or not shared.update_can_read:
         return None
     indices = {id(parameter): index for index, parameter in enumerate(all_parameters(trainer))}
-    return shared.rows(indices)
+    return shared.summed(indices)
 
 
 def _sum_over_node(values: np.ndarray) -> np.ndarray:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import NamedTuple, Optional, Tuple
+import operator
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet as mx
 from mxnet import autograd, gluon
 
 from .. import batch_norm, dist
 from ..config import Config
+from ..data.augment.mixing import Mixed
 from ..data.loader import Batch
 from ..errors import ConfigError
+from ..model.loss_scale import LossScale
 from ..mxnet_internals import trained_parameters
 from .gradients import reduce_and_update
 from .loss import Loss, cross_entropy
@@ -51,6 +54,7 @@ def train_step(
     want_norm: bool = False,
     mark: Mark = unmarked,
     loss_of: Optional[Loss] = None,
+    scale: Optional[LossScale] = None,
 ) -> StepResult:
     """One training step: forward, backward, average over ranks, update; collective.
 
@@ -62,24 +66,30 @@ def train_step(
         want_norm: return the gradient norm, and leave gradients for ``gradients.mean_gradients``.
         mark: called with each of ``timing.PARTS`` when that part of the step has been enqueued.
         loss_of: None takes cross entropy with the label smoothing of ``config``.
+        scale: of the loss, in float16; a step whose gradients overflow then changes no weight.
     """
     loss_of = loss_of or functools.partial(cross_entropy, smoothing=config.train.label_smoothing)
     if config.optimizer.accumulate > 1:
         for parameter in trained_parameters(trainer):
             parameter.zero_grad()
-    loss_sum, correct, stop = 0.0, 0.0, 0
+    sums, stop = [], 0
     for rows in batch.micro_batches or (batch.samples,):
         start, stop = stop, stop + rows
-        part_loss, part_correct = _forward_backward(
-            net, batch, slice(start, stop), config, loss_of, mark
-        )
-        loss_sum, correct = loss_sum + part_loss, correct + part_correct
-    norm = reduce_and_update(trainer, config.optimizer.clip_norm, want_norm, mark)
+        part = slice(start, stop)
+        sums.append(_forward_backward(net, batch, part, config, loss_of, mark, scale))
+    loss_sum, correct = (functools.reduce(operator.add, parts) for parts in zip(*sums))
+    norm = reduce_and_update(trainer, config.optimizer.clip_norm, want_norm, mark, scale)
     return StepResult(loss_sum, correct, norm)
 
 
 def _forward_backward(
-    net: gluon.Block, batch: Batch, part: slice, config: Config, loss_of: Loss, mark: Mark
+    net: gluon.Block,
+    batch: Batch,
+    part: slice,
+    config: Config,
+    loss_of: Loss,
+    mark: Mark,
+    scale: Optional[LossScale],
 ) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
     """Backward over a part of a rank's batch; sums of loss and correct ones.
 
@@ -91,27 +101,52 @@ def _forward_backward(
     empty = rows == 0
     synced = config.batch_norm != "local"
     whole = rows == batch.samples
-    data, label = batch.data, batch.label
+    data, label, mixed = batch.data, batch.label, batch.mixed
     if not whole:
         shown = slice(0, 1) if empty else part
         data, label = data[shown], label[shown]
+        mixed = mixed and Mixed(*(array[shown] for array in mixed))
     weight = 0.0 if empty else dist.world_size() / batch.global_samples
     context = batch_norm.empty_batch() if empty and synced else contextlib.nullcontext()
     with context:
         with autograd.record(train_mode=synced or not empty):
             logits = forward(net, data)
             mark("forward")
-            loss = loss_of(logits, label)
-        loss.backward(mx.nd.full(loss.shape, weight, ctx=loss.context, dtype=loss.dtype))
+            loss = _of_mixed(lambda label: loss_of(logits, label), label, mixed)
+        gradient = _filled(loss.shape, weight, loss.context, loss.dtype)
+        loss.backward(gradient if scale is None else scale.applied(gradient))
     mark("backward")
-    correct = mx.nd.equal(logits.detach().argmax(axis=-1), label)
-    counted = 0.0 if empty else 1.0
-    return loss.detach().sum() * counted, correct.sum() * counted
+    best = logits.detach().argmax(axis=-1)
+    correct = _of_mixed(lambda label: mx.nd.equal(best, label), label, mixed)
+    sums = loss.detach().sum(), correct.sum()
+    return (sums[0] * 0.0, sums[1] * 0.0) if empty else sums
+
+
+@functools.lru_cache(maxsize=8)  # steps are alike, but for the last of an epoch
+def _filled(shape: Tuple[int, ...], value: float, ctx: mx.Context, dtype: type) -> mx.nd.NDArray:
+    return mx.nd.full(shape, value, ctx=ctx, dtype=dtype)
+
+
+def _of_mixed(
+    of: Callable[[mx.nd.NDArray], mx.nd.NDArray], label: mx.nd.NDArray, mixed: Optional[Mixed]
+) -> mx.nd.NDArray:
+    """What ``of`` gives for the labels; of mixed samples the mean over both, by their shares.
+
+    For cross entropy, which is linear in the labels, this is its value for the soft label.
+    """
+    if mixed is None:
+        return of(label)
+    return mixed.share * of(label) + (1 - mixed.share) * of(mixed.label)
 
 
 def eval_step(
-    net: gluon.Block, batch: Batch, loss_of: Loss = cross_entropy
-) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
-    """Losses, float32 (B,), and logits, float32 (B, K), of the samples of a batch."""
+    net: gluon.Block, batch: Batch, functions: Sequence[Loss], flip: bool = False
+) -> Tuple[List[mx.nd.NDArray], mx.nd.NDArray]:
+    """What each function, a loss or metric, gives, float32 (B,); and logits, float32 (B, K).
+
+    With ``flip`` logits are the mean of those of each image and of its mirror image.
+    """
     logits = forward(net, batch.data)
-    return loss_of(logits, batch.label), logits
+    if flip:
+        logits = (logits + forward(net, batch.data.flip(axis=3))) / 2
+    return [of(logits, batch.label) for of in functions], logits

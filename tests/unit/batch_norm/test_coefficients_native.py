@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mxnet import autograd, nd
 
-from launch.core.blame import lacks_cause
+from launch.core.process import lacks_cause
 from trainer.batch_norm import coefficients, coefficients_native
 from trainer.batch_norm.coefficients_native import operator_type
 from trainer.batch_norm.rank_sum import RankSum, empty_batch, registry

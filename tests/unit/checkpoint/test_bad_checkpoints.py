@@ -32,6 +32,8 @@ from trainer.config import Config, Optimizer, to_dict
 from trainer.errors import ConfigError
 from trainer.inference import trained_model
 from trainer.report.tensorboard import Monitor
+from trainer.run import outcome
+from trainer.step.metrics import NonFiniteError
 from trainer.step.optimizer import make_trainer
 
 STATE = RunState(totals=[[1.0, 2.0, 3.0]] * 2, accuracy=0.5, config=to_dict(Config()))
@@ -140,6 +142,55 @@ def test_any_value_in_a_state_under_right_sums(run, newest, data, value):
         (newest / checkpoint.STATE).write_text(text)
 
 
+def rewritten(path: Path, change) -> None:
+    """The arrays of a checkpoint's file as ``change`` leaves them, under right sums."""
+    arrays = mx.nd.load(str(path))
+    change(arrays)
+    mx.nd.save(str(path), arrays)
+    seal(path.parent)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays: arrays.pop("0.weight.0"),
+        lambda arrays: [arrays.pop(name) for name in list(arrays) if name != "statistics"],
+        lambda arrays: arrays.update({"0.weight.1": mx.nd.ones((4, 5))}),
+        lambda arrays: arrays.update({"0.weight.0": mx.nd.ones((5, 4))}),
+        lambda arrays: arrays.pop("statistics"),
+    ],
+    ids=["one less", "none", "one more", "another shape", "no statistics"],
+)
+def test_other_optimizer_arrays_than_were_saved_make_a_checkpoint_bad(run, newest, change):
+    rewritten(newest / checkpoint.OPTIMIZER, change)
+    wrong = checkpoint.problem(newest)
+    assert (
+        wrong == f"{newest / checkpoint.OPTIMIZER} does not hold the arrays that state.json lists"
+    )
+    use(run, newest)
+
+
+@pytest.mark.parametrize("file", [checkpoint.OPTIMIZER, checkpoint.PARAMETERS])
+def test_nan_makes_a_checkpoint_bad_and_not_the_last_good_one(run, newest, file):
+    """Resumed, it would have blamed the learning rate, and called itself the last good one."""
+    key = "0.weight.0" if file == checkpoint.OPTIMIZER else "0.weight"
+    rewritten(newest / file, lambda arrays: arrays[key].__setitem__(0, np.nan))
+    assert checkpoint.problem(newest) == f"{newest / file} cannot be used: {key} holds NaN"
+    use(run, newest)
+    folder = newest.parents[1]
+    settings_ = Config(output=str(folder.parent), name=folder.name)
+    told = str(outcome.not_finite(settings_, NonFiniteError(3, "the loss was not finite")))
+    assert f"the last good checkpoint is {newest.parent / 'step-00000001'}" in told
+
+
+def test_a_checkpoint_of_an_optimizer_whose_arrays_were_not_recorded_is_whole(newest):
+    state = json.loads((newest / checkpoint.STATE).read_text())
+    del state["optimizer"]["shapes"]
+    (newest / checkpoint.STATE).write_text(json.dumps(state))
+    seal(newest)
+    assert checkpoint.problem(newest) is None
+
+
 def test_statistics_of_another_net_are_refused_with_the_way_out(run, tmp_path):
     """Such as those of a run with frozen weights, which once were among them."""
     content = checkpoint.snapshot(run.net, run.trainer, replace(STATE, step=1), np.zeros((2, 99)))
@@ -174,6 +225,12 @@ def test_what_is_no_file_is_not_read(newest, name, how):
     command = [*limited, sys.executable, "-c", code, newest]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.stdout == f"{newest / name} is missing\n", done.stderr
+    code = "import sys, pathlib; from trainer import checkpoint as c\n"
+    code += "print(c.find_best(pathlib.Path(sys.argv[1]).parent))"
+    command = [*limited, sys.executable, "-c", code, newest]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    best = newest if name != checkpoint.STATE else newest.parent / "step-00000001"
+    assert done.stdout == f"{best}\n", done.stderr
 
 
 def test_a_folder_without_a_model_to_evaluate_is_reported_in_one_line(newest, tmp_path):
@@ -220,10 +277,10 @@ def test_strange_things_in_the_run_folder(tmp_path, place):
         strange.write_text("mine")
     settings_ = Config(output=str(output), name="run")
     start = settings_.checkpoint_folder / "step-00000001"
-    with pytest.raises(ConfigError) as error, run_folder.usable(settings_.folder), (
-        run_folder.taken_folder(settings_, start)
-    ):
-        Monitor(settings_.folder / "events", 0, enabled=True)
+    with pytest.raises(ConfigError) as error, run_folder.usable(
+        settings_.folder
+    ), run_folder.taken_folder(settings_, start):
+        Monitor(settings_.folder / "events", 0)
     assert str(tmp_path) in one_line(error.value)
     assert (strange / "mine").is_dir() if strange.is_dir() else strange.read_text() == "mine"
 
@@ -260,9 +317,9 @@ def test_read_only_folder(run, disk):
     failure = saver.wait()
     assert failure and "Read-only file system" in failure and told == [f"{failure}; " + KEPT]
     assert checkpoint.find_latest(folder, pytest.fail).name == "step-00000001"
-    with pytest.raises(ConfigError, match="Read-only file system"), run_folder.usable(folder), (
-        run_folder.taken_folder(settings_, folder / "step-00000001")
-    ):
+    with pytest.raises(ConfigError, match="Read-only file system"), run_folder.usable(
+        folder
+    ), run_folder.taken_folder(settings_, folder / "step-00000001"):
         pass
 
 
@@ -278,17 +335,17 @@ def test_folders_on_other_devices(run, disk, tmp_path):
     path = checkpoint.write(settings_.checkpoint_folder, content)
     assert checkpoint.problem(path) is None and (disk.folder / path.name).is_dir()
     mounted = Config(output=str(tmp_path), name="disk")
-    with pytest.raises(ConfigError) as error, run_folder.usable(mounted.folder), (
-        run_folder.taken_folder(mounted, None)
-    ):
+    with pytest.raises(ConfigError) as error, run_folder.usable(
+        mounted.folder
+    ), run_folder.taken_folder(mounted, None):
         pass
     assert "busy" in one_line(error.value) and (disk.folder / path.name).is_dir()
 
 
 def test_strange_event_files_are_left_alone(tmp_path):
     (tmp_path / "events.out.tfevents.1.host").write_bytes(b"\xff" * 99)
-    monitor = Monitor(tmp_path, 5, enabled=True)
-    monitor.scalars({"train/loss": 1.0}, 6)
+    monitor = Monitor(tmp_path, 5)
+    monitor.scalars({"loss/train": 1.0}, 6)
     monitor.close()
     assert (tmp_path / "events.out.tfevents.1.host").read_bytes() == b"\xff" * 99
     assert len(list(tmp_path.iterdir())) == 2

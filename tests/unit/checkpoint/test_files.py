@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -37,7 +38,7 @@ from trainer.step.optimizer import make_trainer
 from trainer.step.step import train_step
 
 FILES = ["manifest.json", "model.params", "optimizer.params", "state.json"]
-TOTALS = [[1.5, 2.0, 6.0], [3.0, 4.0, 12.0]]
+TOTALS = [[1.5, 2.0, 6.0], [-3.0, 4.0, 12.0]]  # a loss may be below zero
 # Without the one for MXNet's own tests, and the one that takes matrices only.
 OPTIMIZERS = sorted(set(mx.optimizer.Optimizer.opt_registry) - {"test", "groupadagrad"})
 
@@ -129,7 +130,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, name, 
     stopped = Run(name, **settings).train(0, 4)
     path = stopped.save(tmp_path, 4)
     resumed = Run(name, seed=99, **settings)
-    state, _ = restore(path, resumed.net, resumed.trainer)
+    state = restore(path, resumed.net, resumed.trainer).state
     given = {"step": 4, "totals": TOTALS, "accuracy": None, "config": {"seed": 1}}
     assert {key: getattr(state, key) for key in given} == given
     assert resumed.trainer.optimizer.num_update == stopped.trainer.optimizer.num_update == 4
@@ -169,7 +170,7 @@ def test_running_statistics_of_each_rank_come_back(tmp_path, trained, dtype):
     content = checkpoint.snapshot(trained.net, trained.trainer, state, statistics)
     path = checkpoint.write(tmp_path, content)
     other = Run(seed=1)
-    _, restored = restore(path, other.net, other.trainer)
+    restored = restore(path, other.net, other.trainer).statistics
     assert restored.dtype == dtype and restored.tobytes() == statistics.tobytes()
     assert_same(other.arrays(), trained.arrays())
 
@@ -589,3 +590,31 @@ def test_what_the_format_does_not_know_is_refused(tmp_path, trained):
     path = rewritten(trained.save(tmp_path, 1), momentum=[1.0])
     with pytest.raises(CheckpointError, match="has 'momentum', which format 1 lacks"):
         checkpoint.read_state(path)
+
+
+def test_a_run_of_other_settings_has_the_next_free_number(tmp_path):
+    def settings(lr: float) -> Config:
+        return Config(output=str(tmp_path), name="mine", optimizer=Optimizer(lr=lr))
+
+    for lr, name in ((0.1, "mine"), (0.2, "mine-2"), (0.3, "mine-3"), (0.2, "mine-2")):
+        named = run_folder.numbered(settings(lr))
+        assert named.name == name
+        with run_folder.taken_folder(named, None):
+            pass
+    (tmp_path / "mine" / "config.yaml").write_text("seed: [")
+    assert run_folder.numbered(settings(0.1)).name == "mine-4"
+
+
+def test_of_two_launches_at_once_the_second_takes_the_next_number(tmp_path, capsys):
+    def settings(lr: float) -> Config:
+        return Config(output=str(tmp_path), name="mine", optimizer=Optimizer(lr=lr))
+
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        run_folder.take(settings(0.1), None, settings(0.1), first)
+        named = run_folder.take(settings(0.2), None, settings(0.2), second)
+        assert named.name == "mine-2"
+        assert "(optimizer.lr: 0.1 -> 0.2); this run is " in capsys.readouterr().err
+        with pytest.raises(ConfigError, match="another run is using"):
+            run_folder.take(settings(0.1), None, settings(0.1), second)
+        with pytest.raises(ConfigError, match="another run is using"):
+            run_folder.take(settings(0.3), None, None, second)

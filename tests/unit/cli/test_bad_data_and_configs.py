@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.bad_input import EndError, damage, one_line
 from trainer.cli import main as entry
 from trainer.config import Config, as_yaml, load
-from trainer.data import fashion_mnist, idx_file, idx_folder
+from trainer.data import fashion_mnist, idx_file
 from trainer.errors import ConfigError
 
 
@@ -27,7 +27,7 @@ def idx(kind: int, *shape: int) -> bytes:
 def test_damaged_images_and_labels(tmp_path_factory, of_images, packed, inside, spoil):
     folder = tmp_path_factory.mktemp("idx")
     contents = [idx(3, 4, 5, 6), idx(1, 4)]
-    for place, name in enumerate(idx_folder.FILES["train"]):
+    for place, name in enumerate(fashion_mnist.FILES["train"]):
         content, damaged = contents[place], of_images == (place == 0)
         if damaged and (inside or not packed):
             content = spoil(content)
@@ -64,7 +64,7 @@ WORDS = [
     "--resume",
     "--force",
     "--samples",
-    "--out",
+    "--output",
     "-h",
     "--",
     "0",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
-from launch.core.blame import lacks_cause
+from launch.core.process import lacks_cause
 from tests.bad_input import EndError, one_line
 from trainer.batch_norm.rank_sum import registry
 from trainer.cli import main as entry
@@ -20,6 +24,8 @@ from trainer.dist.shared_memory import LostPeerError
         ({"HOROVOD_SIZE": "2", "HOROVOD_RANK": "1"}, "`unset HOROVOD_SIZE HOROVOD_RANK`"),
         ({"HOROVOD_SIZE": "two"}, "HOROVOD_SIZE is 'two'; it must be a whole number"),
         ({"HOROVOD_RANK": ""}, "`unset HOROVOD_RANK`"),
+        ({"HOROVOD_SIZE": "-1"}, "HOROVOD_SIZE is '-1'; it must be a whole number from 1"),
+        ({"HOROVOD_RANK": "-1"}, "HOROVOD_RANK is '-1'; it must be a whole number from 0"),
     ],
 )
 def test_variables_that_no_launcher_set_are_reported_whatever_rank_they_name(
@@ -36,6 +42,33 @@ def test_variables_that_no_launcher_set_are_reported_whatever_rank_they_name(
         entry.run()
     error = capsys.readouterr().err
     assert error.startswith("error: ") and words in one_line(error.rstrip("\n"))
+
+
+IMPORT_FIT = ["-c", "from trainer import fit"]
+PREDICT = ["-m", "trainer", "predict", "nowhere", "picture.png"]
+
+
+@pytest.mark.parametrize("command", [PREDICT, IMPORT_FIT], ids=["command line", "Python"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OMP_NUM_THREADS", "2,1"),  # ended the process within MXNet
+        ("OMP_NUM_THREADS", "many"),
+        ("OMP_NUM_THREADS", "0"),
+        ("OMP_NUM_THREADS", ""),
+        ("MXNET_CPU_WORKER_NTHREADS", "-2"),
+        ("HOROVOD_GLOO_TIMEOUT_SECONDS", "5 s"),
+    ],
+)
+def test_counts_that_libraries_cannot_read_are_refused_in_one_line(command, name, value):
+    done = subprocess.run(
+        [sys.executable, *command], env={**os.environ, name: value}, capture_output=True, text=True
+    )
+    last = done.stderr.splitlines()[-1]
+    words = f"{name} is {value!r}; it must be a whole number from 1 to 999999: correct it, or"
+    assert done.returncode in (1, 2) and words in last, done.stderr
+    if command == PREDICT:
+        assert last.startswith("error: ") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -85,9 +118,23 @@ def test_an_unexpected_error_is_reported_with_its_traceback_on_any_rank(said_of,
     assert f"rank {rank} on" in error and "operands could not" in error
 
 
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("x\nstd::bad_alloc")])
+def test_memory_that_runs_out_is_one_line(said_of, error):
+    assert said_of(error, 1).endswith(
+        ": memory ran out; lower train.global_batch_size, or start fewer ranks\n"
+    )
+
+
+def test_a_limit_of_addresses_in_which_mxnet_crashes_is_refused_in_one_line():
+    line = f"ulimit -v 1400000; exec {sys.executable} -m trainer predict nowhere picture.png"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: `ulimit -v` allows 1400000 kB of addresses; MXNet's")
+
+
 @pytest.mark.parametrize("words", entry._LOST_PEER)
 def test_a_rank_that_lost_another_says_so_in_words_that_the_launcher_knows(said_of, words):
-    """Or it would be named for the cause: see launch/core/blame.py."""
+    """Or it would be named for the cause: see launch/core/process.py."""
     error = said_of(RuntimeError(f"...: {words}"), 1)
     assert len(error.splitlines()) == 1 and "rank 1 on" in error
     assert lacks_cause(True, error.splitlines()) and lacks_cause(True, [words])

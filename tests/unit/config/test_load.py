@@ -50,7 +50,7 @@ def message(*overrides: str) -> str:
 WRONG = {
     "misspelt setting": (["optimizer.learning_rte=1"], ["optimizer.learning_rte"]),
     "misspelt section": (["optimzer.lr=1"], ["optimzer", "did you mean optimizer?"]),
-    "section left out": (["lr=1"], ["lr", "did you mean optimizer.lr or"]),
+    "section left out": (["lr=1"], ["lr", "did you mean optimizer.lr?"]),
     "one of several leaves": (["batch_size=1"], ["train.global_batch_size", "evaluate.batch_size"]),
     "swapped letters": (["optimizer.momentmu=0.9"], ["did you mean optimizer.momentum?"]),
     "resembles nothing": (["data.zzzz=1"], ["data.zzzz", "pad_crop", "image_size"]),
@@ -100,6 +100,29 @@ WRONG = {
         ["schedule.milestones=[1, 2]"],
         ["schedule.milestones", "schedule.name=step", "cosine"],
     ),
+    "an unknown logger": (
+        ["monitor.loggers=[csv, wanda]"],
+        ["monitor.loggers is 'wanda'", "tensorboard, csv, wandb, mlflow", "mean wandb"],
+    ),
+    "a setting that has gone": (
+        ["monitor.tensorboard=true"],
+        ["monitor.tensorboard", "monitor.loggers=[]"],
+    ),
+    "plateau without patience": (["schedule.name=plateau"], ["schedule.patience", "e.g. 3"]),
+    "patience without plateau": (
+        ["schedule.patience=2"],
+        ["schedule.patience is 2", "schedule.name=plateau", "cosine"],
+    ),
+    "plateau without evaluations": (
+        ["schedule.name=plateau", "schedule.patience=2", "evaluate.every_epochs=0"],
+        ["schedule.patience is 2", "evaluate.every_epochs=1"],
+    ),
+    "one cycle without a rise": (["schedule.name=one_cycle"], ["schedule.warmup_epochs"]),
+    "a factor that is none": (
+        ["optimizer.lr_mult={a*: fast}"],
+        ["optimizer.lr_mult['a*'] is 'fast'", "a number from 0"],
+    ),
+    "a negative factor": (["optimizer.lr_mult={a*: -1}"], ["optimizer.lr_mult['a*'] is -1"]),
     "milestones without brackets": (
         ["schedule.name=step", "schedule.milestones=1,2"],
         ["schedule.milestones", "'1,2'", "a list of numbers", "[30, 60]"],
@@ -124,6 +147,12 @@ WRONG = {
         ["schedule.milestones is 1:30", "90"],
     ),
     "octal in arguments": (["model.arguments={a: [010]}"], ["model.arguments is 010"]),
+    "octal of YAML 1.2": (["optimizer.arguments={a: 0o17}"], ["arguments is 0o17", "reads as 15"]),
+    "flag or text in arguments": (
+        ["model.arguments={activation: on}"],
+        ["model.arguments is on", "reads as True", "write true or false, and texts in quotes"],
+    ),
+    "flag or text as a name": (["optimizer.arguments={no: 1}"], ["arguments is no", "False"]),
     "variable that is not set": (["output=$NO_SUCH/x"], ["output is '$NO_SUCH/x'", "NO_SUCH is"]),
     "variable in braces": (["data.folder=${NO_SUCH}"], ["data.folder", "NO_SUCH is not set"]),
     "variable that is empty": (["output=${EMPTY}/runs"], ["EMPTY is not set or empty"]),
@@ -287,6 +316,21 @@ def test_texts_keep_what_was_typed(tmp_path, text):
     assert from_dict(yaml.safe_load(as_yaml(config))) == config
 
 
+def test_arguments_are_what_they_look_like():
+    typed = """{a: 1e-5, b: -1.5E3, c: .5e+1, d: 1_000, e: "0.10", f: 'on', g: TRUE, h: 0.10,
+        i: 2026-11-28}"""
+    config = load(None, [f"model.arguments={typed}", f"optimizer.arguments={typed}"])
+    expected = {"a": 1e-5, "b": -1500.0, "c": 5.0, "d": 1000, "e": "0.10", "f": "on", "g": True}
+    expected.update(h=0.1, i="2026-11-28")
+    assert config.model.arguments == config.optimizer.arguments == expected
+    assert from_dict(yaml.safe_load(as_yaml(config))) == config
+
+
+@pytest.mark.parametrize("text, flag", [("on", True), ("No", False), ("true", True)])
+def test_flags_may_be_on_and_off(text, flag):
+    assert load(None, [f"data.flip={text}"]).data.flip is flag
+
+
 def test_a_float_is_no_name_in_python():
     with pytest.raises(ConfigError, match=r"name is 1\.1; it must be a text"):
         Config(name=1.10)
@@ -387,7 +431,7 @@ def flat(values: dict, prefix: str = "") -> dict:
     """A nested config by the dotted names of its settings."""
     found = {}
     for key, value in values.items():
-        if isinstance(value, dict) and key != "arguments":
+        if isinstance(value, dict) and key not in ("arguments", "lr_mult"):
             found.update(flat(value, f"{prefix}{key}."))
         else:
             found[prefix + key] = value
@@ -417,6 +461,9 @@ def test_round_trip_of_a_config_that_sets_everything():
             flip=True,
             color_jitter=0.3,
             erase=0.25,
+            trivial_augment=True,
+            mixup=0.2,
+            cutmix=1.0,
             mean=(0.1,),
             std=(0.2,),
             workers=3,
@@ -429,6 +476,7 @@ def test_round_trip_of_a_config_that_sets_everything():
             base_batch_size=8,
             momentum=0.5,
             weight_decay=0.1,
+            lr_mult={"a.*": 0.5},
             decay_norm_and_bias=True,
             arguments={"beta1": 0.8},
             clip_norm=2.0,
@@ -437,15 +485,15 @@ def test_round_trip_of_a_config_that_sets_everything():
             bucket_mb=2.0,
             shared_memory=False,
         ),
-        schedule=Schedule("step", 0.5, (1.0, 2.5), 0.2, 0.3),
-        train=Train(4, 7, 5, 3, 0.1, 8.0, "bfloat16"),
-        evaluate=Evaluate(2, 99),
+        schedule=Schedule("step", 0.5, (1.0, 2.5), 0.2, 0.3, power=2.0),
+        train=Train(4, 7, 5, 3, 0.1, 8.0, "bfloat16", max_minutes=9.0, ema=0.9),
+        evaluate=Evaluate(2, 99, flip=True, top_k=3),
         checkpoint=Checkpoint(9, 4),
-        monitor=Monitor(3, False, 2, "json"),
+        monitor=Monitor(3, ("csv",), 2, "json"),
     )
     chosen, default = flat(to_dict(config)), flat(to_dict(Config()))
     left = [name for name in default if chosen[name] == default[name]]
-    assert left == ["optimizer.nesterov"], "which does not go with adam"
+    assert left == ["optimizer.nesterov", "schedule.patience"], "not with adam, and with steps"
     assert from_dict(to_dict(config)) == config
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
     assert from_dict(yaml.safe_load(as_yaml(config))) == config
@@ -485,6 +533,21 @@ def test_differences_name_what_changes_the_result():
     assert len(changed("train.epochs=3", "train.global_batch_size=3", "batch_norm=sync")) == 3
 
 
+@pytest.mark.parametrize("given", ["csv,wandb", "[csv, wandb]", "'csv, wandb'"])
+def test_several_words_may_be_given_with_commas(given):
+    assert load(None, [f"monitor.loggers={given}"]).monitor.loggers == ("csv", "wandb")
+    assert load(None, ["monitor.loggers=csv"]).monitor.loggers == ("csv",)
+    assert load(None, ["monitor.loggers=[]"]).monitor.loggers == ()
+
+
+def test_differences_take_patterns_for_no_settings():
+    changed_ = changed("optimizer.lr_mult={a.b: 2}")
+    assert changed_ == ["optimizer.lr_mult: {} -> {'a.b': 2}"]
+    before = to_dict(Config())
+    del before["optimizer"]["lr_mult"]  # as an older version wrote it
+    assert differences(before, to_dict(Config())) == []
+
+
 def test_differences_leave_out_what_does_not():
     assert not changed(
         "output=x",
@@ -493,10 +556,11 @@ def test_differences_leave_out_what_does_not():
         "evaluate.batch_size=3",
         "evaluate.every_epochs=3",
         "checkpoint.keep=3",
-        "monitor.tensorboard=false",
+        "monitor.loggers=[]",
         "data.folder=x",
         "data.prefetch=9",
         "train.max_steps=1",
+        "train.max_minutes=1",
         "train.patience=1",
         "train.watchdog_seconds=9",
     )

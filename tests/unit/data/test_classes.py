@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from trainer.config import Data
 from trainer.data import classes, input_pipeline
 from trainer.data.idx_file import DataError
-from trainer.data.validation import split
+from trainer.data.input_pipeline import split
 
 IMAGES = np.zeros((6, 4, 5), np.uint8)
 WORDS = np.array(["owl", "cat", "cat", "owl", "dog", "dog"])
@@ -47,6 +47,24 @@ def test_a_label_that_training_has_not_is_named():
         input_pipeline.read(Data(), (IMAGES, WORDS), (IMAGES[:2], np.array([0, 1])))
     with pytest.raises(DataError, match="test labels are texts, and those of the training"):
         input_pipeline.read(Data(), (IMAGES, np.arange(6)), (IMAGES[:1], WORDS[:1]))
+
+
+@pytest.mark.parametrize("labels", [WORDS, np.arange(1, 7)])
+def test_a_dataset_beside_arrays_has_the_labels_of_theirs(labels):
+    class Lazily:
+        def __len__(self):
+            return len(labels)
+
+        def __getitem__(self, index):
+            return IMAGES[index], labels[index] if index else "fox"
+
+    given = Data("arrays", workers=1)
+    sets = input_pipeline.read(given, (IMAGES, labels), validation=Lazily())
+    wrong, *found = sets.validation.samples(range(6), 0, 0)
+    assert [label for _, label in found] == sets.train.labels[1:].tolist()
+    said = f"validation[0] has the label fox; those of the training set are {min(labels)} to"
+    assert str(wrong).startswith(said)
+    sets.close()
 
 
 def test_a_trained_net_knows_its_classes():

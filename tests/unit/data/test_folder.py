@@ -157,8 +157,14 @@ def test_a_validation_set_of_its_own(pictures, tmp_path):
     shutil.copytree(pictures / "train", tmp_path / "set" / "val")
     sets = input_pipeline.read(settings(tmp_path / "set"))
     assert sets.watched is sets.validation and len(sets.validation) == sum(COUNTS)
-    with pytest.raises(DataError, match="holds a validation set of its own"):
+    with pytest.raises(DataError, match="holds a validation set of its own; set data.validation=0"):
         input_pipeline.read(settings(tmp_path / "set", validation=0.1))
+    make_records(tmp_path / "train.rec", [(0.0, b"x"), (1.0, b"y")])
+    make_records(tmp_path / "val_a.rec", [(1.0, b"z")])
+    sets = input_pipeline.read(settings(tmp_path, "records"))
+    assert sets.watched is sets.validation and sets.validation.read(0) == (b"z", 1)
+    with pytest.raises(DataError, match="holds a validation set of its own"):
+        input_pipeline.read(settings(tmp_path, "records", validation=0.5))
 
 
 @pytest.mark.parametrize(
@@ -189,6 +195,21 @@ def test_digests_tell_other_pictures_apart_and_not_other_places(pictures, tmp_pa
     shutil.copy(pictures / "train" / "cat" / "00.png", victim)
     victim.rename(victim.with_name("99.png"))
     assert folder.find(settings(copy))[0].digests()["images"] != first["images"]
+
+
+def test_what_is_not_read_is_told_and_links_that_lead_nowhere_are_bad_samples(tmp_path, capfd):
+    make_folder(tmp_path, (2, 2))
+    (tmp_path / "cat" / "IMG.HEIC").write_bytes(b"")
+    (tmp_path / "cat" / "more").mkdir()
+    (tmp_path / "cat" / "folder.jpg").mkdir()
+    (tmp_path / "dog" / "00.png").rename(tmp_path / "dog" / "00.PNG")
+    (tmp_path / "dog" / "gone.jpg").symlink_to("nowhere")
+    source = folder.find(settings(tmp_path))[0]
+    assert source.labels.tolist() == [0, 0, 1, 1, 1]
+    said = "holds 3 files or folders that are not read: cat/IMG.HEIC, cat/folder.jpg, cat/more\n"
+    assert capfd.readouterr().err.endswith(said)
+    with pytest.raises(BadSampleError, match=r"dog/gone.jpg cannot be read: No such file"):
+        source.digests()
 
 
 def test_names_that_are_not_utf_8(tmp_path):
@@ -262,7 +283,8 @@ def test_records_are_named_by_file_and_number(recorded):
 
 def test_a_label_that_the_net_has_not_is_named(recorded):
     source = source_of(recorded)
-    source.expect(2)
+    with pytest.raises(BadSampleError, match=r"record 2 of .* the label 2.0; .* from 0 to 1"):
+        source.expect(2)  # before the first step
     assert source.read(0)[1] == 0
     with pytest.raises(BadSampleError, match=r"record 2 of .* the label 2.0; .* from 0 to 1"):
         source.read(12)
@@ -272,9 +294,12 @@ def test_a_label_that_the_net_has_not_is_named(recorded):
 def test_a_wrong_label_is_named(tmp_path, label):
     make_records(tmp_path / "train.rec", [(0.0, b"x"), (label, b"x")])
     source = source_of(tmp_path)
-    with pytest.raises(BadSampleError, match="record 1 of .* it must be a whole number from 0 up"):
-        source.read(1)
-    assert source.all_labels().tolist() == [0, -1]
+    for read in (lambda: source.read(1), source.all_labels, lambda: source.expect(9)):
+        with pytest.raises(BadSampleError, match=r"record 1 of .* it must be a whole number from"):
+            read()
+    skipping = source_of(tmp_path, bad_samples="skip")
+    skipping.expect(9)
+    assert skipping.all_labels().tolist() == [0, -1]
 
 
 def test_several_labels_are_refused_and_one_in_a_list_is_taken(tmp_path):
@@ -298,9 +323,10 @@ def test_a_record_cut_short_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-50])
     source = source_of(tmp_path)
     assert source.read(0)[1] == 0
-    with pytest.raises(BadSampleError, match=r"record 1 of .*train\.rec is cut short: the file"):
-        source.read(1)
-    assert len(source.digests()["images"]) == 32
+    for read in (lambda: source.read(1), source.digests):
+        with pytest.raises(BadSampleError, match=r"record 1 of .*\.rec is cut short: the file"):
+            read()
+    assert len(source_of(tmp_path, bad_samples="skip").digests()["images"]) == 32
 
 
 def test_a_record_is_not_given_the_memory_that_it_claims(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import mxnet as mx
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from mxnet.gluon.data import ArrayDataset, DataLoader
 
-from trainer.config import Data
-from trainer.data import arrays, fashion_mnist, input_pipeline
+from trainer.config import Data, from_dict
+from trainer.data import fashion_mnist, input_pipeline, sharding
 from trainer.data.idx_file import DataError
+
+from .pictures import encoded
 
 IMAGES = np.zeros((6, 4, 5), np.uint8)
 LABELS = np.arange(6)
@@ -28,8 +31,7 @@ def test_given_sets_are_taken_as_they_are():
     [
         (IMAGES, "train is a ndarray; it must be (images, labels)"),
         ((IMAGES / 255, LABELS), "train images are float64 (6, 4, 5); they must be uint8"),
-        ((IMAGES / 255, LABELS), "(images * 255).round().astype('uint8')"),
-        ((IMAGES + 2.0, LABELS), "images.round().astype('uint8')"),
+        ((IMAGES / 255, LABELS), "fit scales pixels itself (data.mean, data.std): leave ToTensor"),
         ((IMAGES[:, None], LABELS), "images.transpose(0, 2, 3, 1)"),
         ((IMAGES[:, :0], LABELS), "train images are uint8 (6, 0, 5); they must be"),
         ((IMAGES[:, 0], LABELS), "(6, 5); they must be uint8 (N, height, width)"),
@@ -58,55 +60,9 @@ def test_an_invalid_dataset_is_reported_in_one_line(given, expected):
     assert "\n" not in str(raised.value)
 
 
-def _said(raised) -> str:
-    """The line, from its advice on."""
-    return str(raised.value).split("data.std): ")[1].split("Normalize out, or ")[-1]
-
-
 PIXELS = np.random.RandomState(3).randint(0, 256, (6, 4, 5, 3)).astype(np.uint8)
 PIXELS[0, 0, 0] = 0, 255, 128
 FLOATS = PIXELS.astype(np.float32)
-
-
-@pytest.mark.parametrize(
-    ("images", "tolerance"),
-    [
-        (FLOATS / 255, 0),
-        (FLOATS.astype(np.float64) / 255, 0),
-        (FLOATS, 0),
-        (PIXELS.astype(np.int64), 0),
-        (PIXELS.astype(np.uint16) << 8, 0),
-        ((PIXELS.astype(int) - 128).astype(np.int8), 0),
-        (FLOATS / 127.5 - 1, 0),
-        ((FLOATS - 73) / 90, 0),
-        ((FLOATS / 255).astype(np.float16), 1),
-        (PIXELS > 127, 127),
-    ],
-)
-@pytest.mark.parametrize("channels_first", [False, True])
-def test_the_advice_gives_the_pixels_back(images, tolerance, channels_first):
-    """Both sets', by the same line: a smaller range of the test set is no reason for another."""
-    given = images.transpose(0, 3, 1, 2) if channels_first else images
-    ends = {"low": float(images.min()), "high": float(images.max())}
-    for name in ("train", "test"):
-        part = given if name == "train" else given[1:]
-        with pytest.raises(DataError) as raised:
-            arrays.given(name, (part, LABELS[: len(part)]), Data())
-        (code,) = re.findall(r"((?:\(?images|np\.).*?)(?:, (?:for|low) .*)?$", _said(raised))
-        changed = eval(code, {"np": np, "images": part, **ends})
-        found, _ = arrays.given(name, (changed, LABELS[: len(part)]), Data())
-        wanted = PIXELS if name == "train" else PIXELS[1:]
-        assert np.abs(found.astype(int) - wanted).max() <= tolerance, code
-
-
-@pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_images_that_are_not_finite_are_said_to_be(wrong):
-    images = FLOATS.copy()
-    images[1, 2, 3] = wrong
-    with pytest.raises(DataError, match="not finite"):
-        arrays.given("train", (images, LABELS), Data())
-
-
 ENDS_ONLY = "hold numbers near 0 and near 255 only"
 
 
@@ -115,26 +71,46 @@ ENDS_ONLY = "hold numbers near 0 and near 255 only"
     [
         ((FLOATS / 255).astype(np.uint8), "hold 0 to 1 only"),
         (PIXELS // 16, "hold 0 to 15 only"),
-        (
-            ((FLOATS - 73) / 30).astype(np.int64).astype(np.uint8),
-            ENDS_ONLY,
-        ),
-        (
-            (FLOATS / 127.5 - 1).astype(np.int64).astype(np.uint8),
-            ENDS_ONLY,
-        ),
+        (((FLOATS - 73) / 30).astype(np.int64).astype(np.uint8), ENDS_ONLY),
+        ((FLOATS / 127.5 - 1).astype(np.int64).astype(np.uint8), ENDS_ONLY),
         (PIXELS, None),
         (PIXELS // 4, None),
         (np.uint8(255) * (PIXELS > 127), None),
     ],
 )
-def test_pixels_in_a_corner_of_the_range_are_told_of(images, held, capfd):
-    arrays.given("train", (images, LABELS), Data())
+@pytest.mark.parametrize("kind", ["arrays", "dataset"])
+def test_pixels_in_a_corner_of_the_range_are_told_of(images, held, kind, capfd):
+    given = images, LABELS
+    if kind == "dataset":  # with a transform, so that it is read when it is needed
+        given = ArrayDataset(images, LABELS).transform(lambda image, label: (image, label))
+    with contextlib.closing(input_pipeline.read(Data(), given)) as sets:
+        input_pipeline.tell_of_ranges(sets, Data())
     said = capfd.readouterr().err
     if held is None:
         assert not said
     else:
-        assert said.count("\n") == 1 and f"warning: train images {held}" in said
+        assert said.count("\n") == 1 and f"warning: training images {held}" in said
+
+
+@pytest.mark.parametrize("divisor", [1, 16])
+def test_pictures_of_a_folder_in_a_corner_of_the_range_are_told_of(divisor, capfd, tmp_path):
+    for number, image in enumerate(PIXELS // divisor):
+        place = tmp_path / "train" / str(number) / "image.png"
+        place.parent.mkdir(parents=True)
+        place.write_bytes(encoded(image, "PNG"))
+    settings = Data("folder", str(tmp_path), image_size=4)
+    with contextlib.closing(input_pipeline.read(settings)) as sets:
+        input_pipeline.tell_of_ranges(sets, settings)
+    said = capfd.readouterr().err
+    assert bool(re.search(r"training images hold \d+ to \d+ only", said)) == (divisor == 16), said
+
+
+def test_a_bad_sample_is_not_told_of_before_it_is_trained_on(capfd):
+    samples = ArrayDataset(IMAGES, LABELS).transform(lambda image, label: (image / 2, label))
+    with contextlib.closing(input_pipeline.read(Data(bad_samples="skip"), samples)) as sets:
+        sets.train._shape = (4, 5)
+        input_pipeline.tell_of_ranges(sets, Data(bad_samples="skip"))
+    assert not capfd.readouterr().err and not len(sets.train.skipped)
 
 
 def test_the_test_set_is_looked_at_too():
@@ -164,8 +140,19 @@ def test_a_gluon_dataset_in_memory_is_read():
 
 def test_own_images_are_not_mixed_with_fashion_mnist():
     assert input_pipeline.read(Data(), SET).test is None
-    with pytest.raises(DataError, match="give both"):
+    with pytest.raises(DataError, match="^test=... is given without train=...; give both"):
         input_pipeline.read(Data(), None, SET)
+    with pytest.raises(DataError, match="^validation=... is given without train=...; give both"):
+        input_pipeline.read(Data(), validation=SET)
+
+
+def test_a_validation_set_of_its_own_is_taken_and_not_beside_a_split():
+    train, validation, test = input_pipeline.read(Data(), SET, validation=(IMAGES[:2], LABELS[:2]))
+    assert len(train) == 6 and len(validation) == 2 and test is None
+    with pytest.raises(DataError, match="^validation labels hold -1"):
+        input_pipeline.read(Data(), SET, validation=(IMAGES, LABELS - 1))
+    with pytest.raises(DataError, match="is a validation set of its own; set data.validation=0"):
+        input_pipeline.read(Data(validation=0.5), SET, validation=SET)
 
 
 def test_sets_of_two_sizes_need_a_common_one():
@@ -181,3 +168,12 @@ def test_a_run_on_arrays_is_not_taken_for_one_on_fashion_mnist():
     assert fashion_mnist.class_names("fashion_mnist_sample", 11)[8:] == ["bag", "ankle boot", "10"]
     with pytest.raises(DataError, match="given to fit"):
         input_pipeline.read(Data(dataset="arrays"))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_order_of_training_goes_by_the_seed(seed):
+    train = input_pipeline.read(Data(), (PIXELS, LABELS), None).train
+    config = from_dict({"seed": seed, "train": {"global_batch_size": 6}})
+    (batch,) = input_pipeline.train_loader(train, config, mx.cpu()).from_step(0, 1)
+    assert batch.label.asnumpy().tolist() == sharding.epoch_order(6, seed, 0).tolist()
+    assert sharding.epoch_order(6, 1, 0).tolist() != sharding.epoch_order(6, 2, 0).tolist()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.waiting import wait_until
-from trainer.dist import channel
+from trainer.dist import channel, environment
 from trainer.dist.channel import TOKEN_BYTES, Channel, Listener, partners
 
 HERE = "127.0.0.1"
@@ -138,7 +138,7 @@ def test_a_partner_that_stands_still_is_lost_after_its_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its connection is open, and the kernel acknowledges what it is sent."""
-    monkeypatch.setenv("HOROVOD_GLOO_TIMEOUT_SECONDS", "0.5")
+    monkeypatch.setattr(environment, "patience", lambda: 0.5)
     ours, theirs = socket.socketpair()
     still = Channel(0, 2, {1: ours})
     assert still.sum(0, 1, np.ones(3)) == LOST
@@ -147,7 +147,7 @@ def test_a_partner_that_stands_still_is_lost_after_its_time(
 
 
 def test_partners_that_have_nothing_to_say_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOROVOD_GLOO_TIMEOUT_SECONDS", "0.5")
+    monkeypatch.setattr(environment, "patience", lambda: 0.5)
     first, second = connected(2)
     sums: List[int] = []
     waiting = threading.Thread(target=lambda: sums.append(first.sum(0, 1, np.ones(3))))

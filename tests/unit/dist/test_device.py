@@ -115,7 +115,7 @@ def test_gpu_that_cannot_compute_is_named_with_the_way_out(asked):
 
 
 BROKEN = """Traceback (most recent call last):
-  File "/work/mxnet/include/mxnet/base.h", line 458
+  File "../include/mxnet/base.h", line 458
 CUDA: Check failed: e == cudaSuccess (803 vs. 0) : system has unsupported display driver"""
 
 

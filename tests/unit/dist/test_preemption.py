@@ -130,3 +130,10 @@ def test_an_interrupt_within_a_destructor_is_not_lost():
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_time_that_is_up_stops_as_a_signal_does() -> None:
+    with StopRequest(minutes=1e-9) as stop:
+        assert stop.agreed() and not stop.interrupted
+    with StopRequest(minutes=60) as stop:
+        assert not stop.agreed()

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.waiting import wait_until
-from trainer.dist import shared_memory
+from trainer.dist import environment, shared_memory
 from trainer.dist.shared_memory import SharedMemorySum
 
 
@@ -110,7 +110,7 @@ def test_a_dead_peer_is_noticed(peer: Any, tmp_path: Path) -> None:
 def test_a_stopped_peer_is_given_as_long_as_horovod_gives_it(
     peer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOROVOD_GLOO_TIMEOUT_SECONDS", "0.5")
+    monkeypatch.setattr(environment, "patience", lambda: 0.5)
     shared = SharedMemorySum(opened(str(tmp_path / "sum")), 1, 0, 2)
     shared._enter()
     shared.check_peers()  # it lives

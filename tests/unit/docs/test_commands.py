@@ -132,7 +132,7 @@ def test_python_in_the_documents_compiles_and_imports_what_there_is(document: Pa
         "python -m trainer train configs/quickstart.yaml optimizer.lr=-1",
         "python -m trainer predict runs/quickstart",
         "python -m trainer bench configs/quickstart.yaml --sweep optimizer.lr=1,2",
-        "python -m trainer export runs/quickstart --out there",
+        "python -m trainer export runs/quickstart --folder there",
         "python -m launch local -np 2 -- python -m trainer train",
         "python -m launch local -n 2 -- python -m trainer train --again",
         "python -m launch here -n 2 -- python -m trainer train",

@@ -68,6 +68,15 @@ def test_the_table_of_the_trials_holds_their_figures() -> None:
     assert str(results["figures"]["seconds to recover, worst"]) in page
 
 
+def test_the_numbers_of_drawn_inputs_are_those_of_the_results() -> None:
+    figures = json.loads((ROOT / "benchmarks" / "results" / "fuzz.json").read_text())["figures"]
+    page = " ".join((ROOT / "docs" / "reliability.md").read_text().split())
+    assert figures["inputs"] >= 10_000
+    said = f"Of {figures['inputs']:,} (a sixth of each kind) {figures['read']:,} were valid after "
+    said += f"all, {figures['refused in one line']:,} were refused in one line, and "
+    assert f"{said}{figures['tracebacks']} ended in a traceback" in page
+
+
 @pytest.mark.parametrize("package", ["trainer", "launch"])
 def test_every_file_has_its_place_on_the_map(package: str) -> None:
     page = (ROOT / "docs" / "how_it_works.md").read_text()

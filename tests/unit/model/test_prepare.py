@@ -140,10 +140,7 @@ def refusal(net: gluon.Block, **settings) -> str:
         (gluon.contrib.nn.SyncBatchNorm, "waits for other devices of its process"),
         (NamedAlike, "two layers of the net have parameters of one name"),
         (LooksAtItsShape, "the net runs, but not compiled: AttributeError"),
-        (
-            cast_to_float16,
-            "its weights are float16, and fit gives it float32 images: leave net.cast",
-        ),
+        (cast_to_float16, "the net cannot take a float32 image"),
     ],
 )
 def test_faults_of_the_users_net_are_reported_with_their_place(net, expected):
@@ -197,3 +194,12 @@ def test_scores_that_do_not_fit_the_classes_are_reported(last, shown):
     with pytest.raises(ConfigError, match="the data has 10 classes") as raised:
         prepare.class_scores(net, (1, 5, 5), mx.cpu(), classes=10)
     assert shown in str(raised.value)
+
+
+def test_initial_weights_go_by_the_seed():
+    def drawn(seed):
+        net = nn.Dense(3)
+        prepare.prepare_net(net, Config(seed=seed), (1, 2, 2), mx.cpu())
+        return net.weight.data().asnumpy().tolist()
+
+    assert drawn(1) == drawn(1) != drawn(2)

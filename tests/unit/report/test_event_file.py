@@ -12,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboardX.summary import scalar
 
-from trainer.report.event_file import EventFile
+from trainer.report.tensorboard import EventFile
 
 
 def steps(folder: Path) -> List[int]:

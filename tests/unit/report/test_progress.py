@@ -15,7 +15,7 @@ import time
 import pytest
 
 from trainer.report import wording
-from trainer.report.progress import JsonDisplay, ProgressDisplay
+from trainer.report.progress import Display
 
 
 def lines(stream: io.StringIO) -> list:
@@ -24,7 +24,7 @@ def lines(stream: io.StringIO) -> list:
 
 def test_pipe_gets_a_line_at_each_reading_and_none_at_a_step():
     stream = io.StringIO()
-    display = ProgressDisplay(0, 40, stream)
+    display = Display("text", 0, 40, stream)
     for step in range(1, 41):
         display.step(step)
         if step % 20 == 0:
@@ -46,7 +46,7 @@ def test_remaining_time_is_read_as_minutes_and_seconds(monkeypatch, seconds, exp
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     stream = io.StringIO()
-    display = ProgressDisplay(0, 20, stream)
+    display = Display("text", 0, 20, stream)
     now[0] = float(seconds)
     display.figures(10, "")  # half is done, so as long again
     assert lines(stream)[0].endswith(f"  {expected} left")
@@ -56,7 +56,7 @@ def test_resumed_run_reckons_with_the_steps_it_made_itself(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     stream = io.StringIO()
-    display = ProgressDisplay(90, 100, stream)
+    display = Display("text", 90, 100, stream)
     now[0] = 10.0
     display.figures(95, "x")
     assert lines(stream) == ["[=================== ] 95/100 x  0:10 left"]
@@ -64,7 +64,7 @@ def test_resumed_run_reckons_with_the_steps_it_made_itself(monkeypatch):
 
 def test_first_line_of_a_resumed_run_guesses_nothing():
     stream = io.StringIO()
-    ProgressDisplay(90, 100, stream).figures(90, "x")
+    Display("text", 90, 100, stream).figures(90, "x")
     assert lines(stream) == ["[==================  ] 90/100 x"]
 
 
@@ -76,7 +76,7 @@ def test_lines_are_flushed_at_once():
             self.flushed += 1
 
     stream = Stream()
-    display = ProgressDisplay(0, 2, stream)
+    display = Display("text", 0, 2, stream)
     display.figures(1, "x")
     display.line("y")
     assert stream.flushed == 2
@@ -92,7 +92,7 @@ def on_terminal(encoding: str) -> str:
     """What a terminal is sent of a run of 9380 steps."""
     main, terminal = pty.openpty()
     with os.fdopen(terminal, "w", encoding=encoding) as stream:
-        display = ProgressDisplay(0, 9380, stream, ranks=16)
+        display = Display("text", 0, 9380, stream, ranks=16)
         for step in range(1, 9381):
             display.step(step)
         display.figures(9380, FIGURES)
@@ -128,7 +128,7 @@ def test_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch):
 
 def test_json_is_one_object_a_line_and_strict():
     stream = io.StringIO()
-    display = JsonDisplay(0, 40, stream)
+    display = Display("json", 0, 40, stream)
     display.step(1)
     display.show("step", {"step": 20, "loss": float("nan"), "accuracy": 0.5})
     display.show("checkpoint", {"step": 20, "path": "runs/a"})
@@ -141,7 +141,7 @@ def test_json_is_one_object_a_line_and_strict():
 
 def test_in_words_a_checkpoint_is_not_worth_a_line():
     stream = io.StringIO()
-    ProgressDisplay(0, 40, stream).show("checkpoint", {"step": 20, "path": "runs/a"})
+    Display("text", 0, 40, stream).show("checkpoint", {"step": 20, "path": "runs/a"})
     assert stream.getvalue() == ""
 
 

@@ -6,14 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mxnet as mx
 import numpy as np
 import pytest
+from mxnet.gluon import nn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from trainer import dist
 from trainer.config import Config, Model, Schedule
 from trainer.report.figures import confusion_figure, prediction_figure
+from trainer.report.report import Report
 from trainer.report.tensorboard import HISTOGRAM_VALUES, Monitor
 from trainer.step.evaluation import THRESHOLDS, Evaluation
+from trainer.step.metrics import Means
 
 NAMES = ["t-shirt", "trouser", "ankle boot"]
 
@@ -29,21 +34,21 @@ def points(folder: Path, tag: str) -> list:
 
 
 def test_scalars_come_back_at_their_steps(tmp_path):
-    monitor = Monitor(tmp_path, 0, enabled=True)
+    monitor = Monitor(tmp_path, 0)
     for step in (20, 40):
         monitor.scalars(
-            {"train/loss": step / 100, "train/lr": 0.5, "train/gradient_norm": None}, step
+            {"loss/train": step / 100, "optimizer/lr": 0.5, "optimizer/gradient_norm": None}, step
         )
     monitor.close()
-    assert points(tmp_path, "train/loss") == [(20, pytest.approx(0.2)), (40, pytest.approx(0.4))]
-    assert sorted(read(tmp_path).Tags()["scalars"]) == ["train/loss", "train/lr"]
+    assert points(tmp_path, "loss/train") == [(20, pytest.approx(0.2)), (40, pytest.approx(0.4))]
+    assert sorted(read(tmp_path).Tags()["scalars"]) == ["loss/train", "optimizer/lr"]
 
 
 def test_flush_puts_everything_into_the_files(tmp_path):
-    monitor = Monitor(tmp_path, 0, enabled=True)
-    monitor.scalars({"train/loss": 1.0}, 1)
+    monitor = Monitor(tmp_path, 0)
+    monitor.scalars({"loss/train": 1.0}, 1)
     monitor.flush()
-    assert points(tmp_path, "train/loss") == [(1, 1.0)]
+    assert points(tmp_path, "loss/train") == [(1, 1.0)]
     monitor.close()
 
 
@@ -53,22 +58,22 @@ def test_points_are_in_the_files_when_they_are_flushed_not_when_a_thread_finds_t
         "import os, sys\n"
         "from pathlib import Path\n"
         "from trainer.report.tensorboard import Monitor\n"
-        "monitor = Monitor(Path(sys.argv[1]), 0, enabled=True)\n"
-        "for step in range(1, 31): monitor.scalars({'train/loss': 1.0}, step)\n"
+        "monitor = Monitor(Path(sys.argv[1]), 0)\n"
+        "for step in range(1, 31): monitor.scalars({'loss/train': 1.0}, step)\n"
         "monitor.flush()\n"
         "os.kill(os.getpid(), 9)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60, check=False)
-    assert [step for step, _ in points(tmp_path, "train/loss")] == list(range(1, 31))
+    assert [step for step, _ in points(tmp_path, "loss/train")] == list(range(1, 31))
 
 
 def run(folder: Path, first_step: int, last_step: int, value: float) -> None:
-    monitor = Monitor(folder, first_step, enabled=True)
+    monitor = Monitor(folder, first_step)
     monitor.start(Config(), "layers")
     for step in range(first_step + 1, last_step + 1):
-        monitor.scalars({"train/loss": value}, step)
+        monitor.scalars({"loss/train": value}, step)
         if step % 3 == 0:
-            monitor.scalars({"test/accuracy": value}, step)
+            monitor.scalars({"accuracy/test": value}, step)
     monitor.close()
 
 
@@ -77,29 +82,31 @@ def test_resumed_run_has_each_step_once(tmp_path):
     run(tmp_path, 0, 8, 1.0)
     run(tmp_path, 6, 7, 2.0)
     run(tmp_path, 6, 12, 3.0)
-    assert points(tmp_path, "train/loss") == [
+    assert points(tmp_path, "loss/train") == [
         *((step, 1.0) for step in range(1, 7)),
         *((step, 3.0) for step in range(7, 13)),
     ]
-    assert points(tmp_path, "test/accuracy") == [(3, 1.0), (6, 1.0), (9, 3.0), (12, 3.0)]
+    assert points(tmp_path, "accuracy/test") == [(3, 1.0), (6, 1.0), (9, 3.0), (12, 3.0)]
 
 
-def test_other_ranks_write_nothing(tmp_path):
-    folder = tmp_path / "events"
-    monitor = Monitor(folder, 0, enabled=False)
-    monitor.start(Config(), "layers")
-    monitor.scalars({"train/loss": 1.0}, 1)
-    monitor.evaluation(evaluation(), NAMES, 1)
-    monitor.predictions(*grid(), NAMES, 1)
-    monitor.histograms("weights", {"a": np.ones(3)}, 1)
-    monitor.hyper_parameters(Config(), 1, {"accuracy": 1.0})
-    monitor.flush()
-    monitor.close()
-    assert not folder.exists()
+def test_other_ranks_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(dist, "is_root", lambda: False)
+    config = Config(output=str(tmp_path / "runs"))
+    report = Report(config, 1, 0, 1, NAMES)
+    net = nn.Dense(1)
+    report.begin({"training": 1}, mx.cpu(), None, [], net)
+    report.training(1, Means(0.5, 0.5), 0.1, None, None, {})
+    report.epoch(1, Means(0.5, 0.5), 0)
+    report.evaluation(1, evaluation(), "test")
+    report.predictions(1, "test", *grid())
+    report.drift(1, {"drift": 0.5})
+    report.end(1, "done", evaluation(), None)
+    report.close()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_config_and_layers_are_texts(tmp_path):
-    monitor = Monitor(tmp_path, 0, enabled=True)
+    monitor = Monitor(tmp_path, 0)
     monitor.start(Config(name="mine", seed=77), "| layer | kind |")
     monitor.close()
     accumulator = read(tmp_path)
@@ -131,17 +138,17 @@ def picture(folder: Path, tag: str) -> tuple:
 
 
 def test_evaluation_is_figures_and_a_picture(tmp_path):
-    monitor = Monitor(tmp_path, 0, enabled=True)
+    monitor = Monitor(tmp_path, 0)
     monitor.evaluation(evaluation(), NAMES, 468)
     monitor.close()
-    assert points(tmp_path, "test/loss") == [(468, 0.25)]
-    assert points(tmp_path, "test/accuracy") == [(468, 0.75)]
+    assert points(tmp_path, "loss/test") == [(468, 0.25)]
+    assert points(tmp_path, "accuracy/test") == [(468, 0.75)]
     assert picture(tmp_path, "test/confusion") == 468
 
 
 @pytest.mark.parametrize("count", [1, 8, 11])
 def test_predictions_are_a_picture(tmp_path, count):
-    monitor = Monitor(tmp_path, 0, enabled=True)
+    monitor = Monitor(tmp_path, 0)
     monitor.predictions(*grid(count), NAMES, 5)
     monitor.close()
     assert picture(tmp_path, "test/predictions") == 5
@@ -154,7 +161,7 @@ def test_predictions_name_what_was_wrong():
     assert [title.get_text() for title in titles] == ["t-shirt", "trouser\nnot ankle boot"]
     assert [title.get_color() for title in titles] == ["black", "red"]
     (frame,) = figure.axes[0].patches
-    assert frame.get_xy() == (29.5, 9.5), "round the second image"
+    assert frame.get_xy() == (29.5, 11.5), "round the second image"
 
 
 @pytest.mark.parametrize(("channels", "shown"), [((), ()), ((3,), (3,)), ((1,), ()), ((4,), ())])
@@ -183,16 +190,17 @@ def test_class_without_samples_and_many_classes_are_no_error():
     assert len(axes.get_xticks()) < 20 and len(axes.get_yticks()) < 20
 
 
-def test_hyper_parameters_come_with_the_final_figures(tmp_path):
+def test_hyper_parameters_are_in_the_run_itself(tmp_path):
+    """A folder of their own would be a second run in TensorBoard's lists."""
     config = Config(
         schedule=Schedule("step", milestones=(1.0, 2.0)), model=Model(arguments={"stem": "small"})
     )
-    monitor = Monitor(tmp_path, 0, enabled=True)
-    monitor.hyper_parameters(config, 2, {"accuracy": 0.9, "loss": 0.1, "speed": None})
+    monitor = Monitor(tmp_path, 0)
+    monitor.hyper_parameters(config, 2)
     monitor.close()
-    (folder,) = [path for path in tmp_path.iterdir() if path.is_dir()]
-    assert [value for _, value in points(folder, "final/accuracy")] == [pytest.approx(0.9)]
-    content = read(folder).summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    (file,) = tmp_path.iterdir()
+    assert file.is_file()
+    content = read(tmp_path).summary_metadata["_hparams_/session_start_info"].plugin_data.content
     for part in (b"optimizer.lr", b"schedule.milestones", b"train.epochs", b"model.arguments.stem"):
         assert part in content
     assert b"ranks" in content and b"output" not in content and b"monitor" not in content
@@ -202,11 +210,11 @@ def test_each_class_has_its_accuracy_and_its_curve(tmp_path):
     counts = np.zeros((2, 3, THRESHOLDS), np.int64)
     counts[1, 0, [0, 126]] = 1, 3  # of four t-shirts three were certain
     counts[0, 0, 126] = 1  # and so was something else
-    monitor = Monitor(tmp_path, 0, enabled=True)
+    monitor = Monitor(tmp_path, 0)
     monitor.evaluation(evaluation()._replace(score_counts=counts), NAMES, 5)
     monitor.close()
-    assert points(tmp_path, "class/t-shirt") == [(5, pytest.approx(5 / 6))]
-    assert points(tmp_path, "class/ankle_boot") == [(5, 0.0)]
+    assert points(tmp_path, "per_class/t-shirt") == [(5, pytest.approx(5 / 6))]
+    assert points(tmp_path, "per_class/ankle_boot") == [(5, 0.0)]
     (event,) = read(tmp_path).Tensors("test/t-shirt")
     curve = np.array(event.tensor_proto.float_val).reshape(6, THRESHOLDS)
     np.testing.assert_allclose(curve[:, 126], [3, 1, 0, 1, 0.75, 0.75])
@@ -215,11 +223,11 @@ def test_each_class_has_its_accuracy_and_its_curve(tmp_path):
 def test_many_classes_have_no_curves(tmp_path):
     confusion = np.eye(30, dtype=np.int64)
     counts = np.ones((2, 30, THRESHOLDS), np.int64)
-    monitor = Monitor(tmp_path, 0, enabled=True)
+    monitor = Monitor(tmp_path, 0)
     seen = Evaluation(1.0, 1.0, confusion, 30, counts)
     monitor.evaluation(seen, [str(label) for label in range(30)], 5)
     monitor.close()
-    assert sorted(read(tmp_path).Tags()["scalars"]) == ["test/accuracy", "test/loss"]
+    assert sorted(read(tmp_path).Tags()["scalars"]) == ["accuracy/test", "loss/test"]
     assert not read(tmp_path).Tags()["tensors"]
 
 
@@ -228,7 +236,7 @@ def test_histograms_hold_the_values_of_large_arrays_thinned_and_of_none_that_is_
 ):
     random = np.random.RandomState(0)
     large = random.normal(3, 1, (HISTOGRAM_VALUES, 5)).astype(np.float32)
-    monitor = Monitor(tmp_path, 0, enabled=True)
+    monitor = Monitor(tmp_path, 0)
     arrays = {
         "large": large,
         "zero": np.zeros(4),
@@ -249,10 +257,10 @@ def test_histograms_hold_the_values_of_large_arrays_thinned_and_of_none_that_is_
 
 
 def test_the_layout_names_tags_that_are_written(tmp_path):
-    monitor = Monitor(tmp_path, 0, enabled=True)
+    monitor = Monitor(tmp_path, 0)
     monitor.start(Config(), "layers")
     monitor.close()
     (event,) = read(tmp_path).Tensors("custom_scalars__config__")
     content = event.tensor_proto.string_val[0]
-    for part in (b"ranks", b"train/loss", b"test/accuracy", b"speed/compute_ms_.*"):
+    for part in (b"ranks/drift.*", b"loss/.*", b"accuracy/.*", b"speed/compute_ms_.*"):
         assert part in content

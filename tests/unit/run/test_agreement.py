@@ -69,6 +69,20 @@ def test_one_pixel_more_is_another_set(name):
     ]
 
 
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_one_other_label_is_another_set(name):
+    labels = {"train": np.zeros(3, int), "test": np.zeros(2, int)}
+
+    def digests():
+        train, test = (ArraySource(np.zeros((len(y), 2, 2), np.uint8), y) for y in labels.values())
+        return agreement.of_data(Sets(train, None, test))
+
+    before = digests()
+    labels[name] = np.append(labels[name][:-1], 1)
+    changed = [key for key, value in digests().items() if value != before[key]]
+    assert changed == [f"{'training' if name == 'train' else name} labels"]
+
+
 def net(units=3, more=0):
     for _ in range(more):
         nn.Dense(1)
@@ -82,6 +96,30 @@ def test_a_net_is_its_parameters_by_structural_name():
     frozen = net()
     frozen[0].bias.grad_req = "null"
     assert agreement.of_net(frozen) != agreement.of_net(net())
+
+
+def test_layers_that_share_their_parameters_are_another_net():
+    def made(tied):
+        net = nn.HybridSequential()
+        net.add(nn.Dense(2, in_units=2))
+        net.add(nn.Dense(2, in_units=2, params=net[0].params if tied else None))
+        return agreement.of_net(net)
+
+    assert made(True) == made(True) != made(False)
+
+
+def test_a_file_of_initial_weights_counts_by_its_content(tmp_path):
+    made, file = net(), tmp_path / "w.params"
+    made.initialize(mx.init.One())
+    found = []
+    for value in (1, 2):
+        made[0].bias.set_data(mx.nd.full(3, value))
+        made.save_parameters(str(file))
+        found.append(agreement.of_initial_weights(net(), str(file)))
+    assert found[0] != found[1] and list(found[0]) == ["initial weights"]
+    assert agreement.of_initial_weights(net(), str(file)) == found[1]
+    file.unlink()
+    assert agreement.of_initial_weights(made, str(file)) == {}
 
 
 def test_weights_count_once_they_are_all_there():

@@ -8,7 +8,7 @@ from typing import Any, List
 import pytest
 
 from trainer.checkpoint.state import is_plateau
-from trainer.run.early_stopping import Plateau
+from trainer.run.outcome import Plateau
 
 
 def evaluations_made(accuracies: List[float], patience: int) -> int:
@@ -36,14 +36,31 @@ def test_it_ends_after_so_many_evaluations_without_a_higher_one(
     assert evaluations_made(accuracies, patience) == expected
 
 
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_the_learning_rate_is_reduced_after_so_many_and_after_as_many_again(patience: int) -> None:
+    accuracies = [0.5, 0.4, 0.5, 0.3, 0.6, 0.6, 0.1, 0.2, 0.2, 0.2, 0.7]
+    plateau, found = Plateau(), []
+    best, waited, reductions, expected = -1.0, 0, 0, []
+    for accuracy in accuracies:
+        plateau = plateau.after(accuracy, patience)
+        found.append(plateau.reductions)
+        waited = 0 if accuracy > best else waited + 1  # as PyTorch's ReduceLROnPlateau counts
+        best = max(best, accuracy)
+        if waited == patience:
+            waited, reductions = 0, reductions + 1
+        expected.append(reductions)
+    assert found == expected and found[-1] > 0
+
+
 def test_without_patience_it_never_ends() -> None:
     assert not Plateau(0.5, 10**6).outlasts(None)
 
 
 def test_it_passes_through_json_as_checkpoints_do() -> None:
-    plateau = Plateau().after(1 / 3).after(0.1)
+    plateau = Plateau().after(1 / 3).after(0.1, 1)
     saved = json.loads(json.dumps(plateau))
-    assert is_plateau(saved) and Plateau(*saved) == plateau
+    assert is_plateau(saved) and Plateau(*saved) == plateau == (1 / 3, 1, 1)
+    assert is_plateau(saved[:2])  # as older checkpoints have it
 
 
 @pytest.mark.parametrize("value", [3, {}, [], [0.5], [0.5, -1], [0.5, 1.0], ["a", 1], [0.5, True]])

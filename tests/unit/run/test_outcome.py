@@ -1,4 +1,4 @@
-"""The function given as `on_epoch_end` is looked at before anything starts."""
+"""The functions given to `fit` are looked at before anything starts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trainer.errors import ConfigError
-from trainer.run.outcome import check
+from trainer.run.outcome import Hooks
 
 
 class Logger:
@@ -31,11 +31,12 @@ class Logger:
     ],
 )
 def test_what_takes_one_argument_is_accepted(function: Any) -> None:
-    check(function)
+    Hooks(on_epoch_end=function).check()
 
 
 @pytest.mark.parametrize("function", [3, {"epoch": 1}, lambda: None, lambda a, b: None, Logger.log])
 def test_what_does_not_is_refused_in_one_line(function: Any) -> None:
-    with pytest.raises(ConfigError, match="on_epoch_end is .*; it must be .* one argument") as bad:
-        check(function)
-    assert "\n" not in str(bad.value)
+    for name in Hooks._fields:
+        with pytest.raises(ConfigError, match=f"{name} is .*; it must be .* one argument") as bad:
+            Hooks(**{name: function}).check()
+        assert "\n" not in str(bad.value)

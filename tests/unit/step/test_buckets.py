@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.step.buckets import plan
+from trainer.step.buckets import held, plan
 
 MB = 2**20
 
@@ -27,3 +27,14 @@ def test_a_gradient_is_in_one_bucket_at_any_limit():
     for limit in (1, 10, 100, 10**6):
         buckets = plan(range(40), sizes, ["<f4"] * 40, limit)
         assert [index for bucket in buckets for index in bucket] == list(range(40))
+
+
+def test_every_second_bucket_of_the_last_layers_is_held_back_up_to_two_fifths_of_the_bytes():
+    assert held([MB, *[4 * MB] * 10]) == {1, 3, 5, 7}  # 16 of 41 MB; another would be 20
+    assert held([MB, 40 * MB, MB, MB]) == set()
+    assert held([4, 4, 4, 4, 4]) == {1, 3}
+
+
+def test_the_first_layers_bucket_is_never_held_back():
+    assert held([]) == held([MB]) == held([9 * MB, MB]) == set()
+    assert held([9 * MB, MB, 9 * MB]) == {1}

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mxnet.gluon import nn
 
-from trainer.config import Data
+from trainer.config import Data, Evaluate
 from trainer.data.loader import EvalLoader
 from trainer.data.sources.base import ArraySource
 from trainer.dist.array_memory import on_device
-from trainer.step.evaluation import evaluate
+from trainer.errors import ConfigError
+from trainer.step.evaluation import built_in, check_metrics, evaluate
 
 RANDOM = np.random.RandomState(0)
 IMAGES = RANDOM.randint(0, 256, (37, 4, 4), np.uint8)
@@ -103,3 +104,54 @@ def test_error_in_the_batches_is_passed_on(net):
 
     with pytest.raises(OSError, match="bad record"):
         evaluate(net, batches(), 5)
+
+
+def margin(scores: mx.nd.NDArray, label: mx.nd.NDArray) -> mx.nd.NDArray:
+    """How far the label's score is below the highest."""
+    return scores.max(axis=-1) - mx.nd.pick(scores, label)
+
+
+def test_metrics_are_means_over_all_samples(net):
+    metrics = {**built_in(Evaluate(top_k=2), 5), "margin": margin}
+    found = evaluate(net, loader(8), 5, metrics=metrics)
+    pixels = (IMAGES / 255 - Data().mean) / Data().std
+    scores = net(mx.nd.array(pixels[:, None])).asnumpy().astype(np.float64)
+    own = scores[np.arange(37), LABELS]
+    above = (scores > own[:, None]).sum(axis=1)
+    assert found.metrics["top2_accuracy"] == (above < 2).mean() > found.accuracy
+    assert found.metrics["margin"] == pytest.approx((scores.max(axis=1) - own).mean(), rel=1e-5)
+    assert list(found.scalars()) == ["loss", "accuracy", "top2_accuracy", "margin"]
+    assert found._replace(metrics={}) == evaluate(net, loader(8), 5)._replace(
+        confusion=found.confusion, score_counts=found.score_counts
+    )
+
+
+@pytest.mark.parametrize(
+    "metrics, named",
+    [
+        ([margin], "mapping of names"),
+        ({"loss": margin}, "none of loss, accuracy"),
+        ({"a/b": margin}, "must be a word"),
+        ({"far": lambda scores, label: scores}, "metric far gives .* for 2 samples"),
+        ({"far": lambda scores: scores}, "metric far cannot take scores"),
+    ],
+)
+def test_what_is_no_metric_is_refused(metrics, named):
+    with pytest.raises(ConfigError, match=named):
+        check_metrics(metrics, 5, mx.cpu())
+
+
+def test_a_top_k_that_all_samples_would_be_in_is_refused():
+    with pytest.raises(ConfigError, match="evaluate.top_k is 5, and the net has 5 scores"):
+        built_in(Evaluate(top_k=5), 5)
+
+
+def test_flipped_images_share_in_the_scores(net):
+    found = evaluate(net, loader(8), 5, flip=True)
+    pixels = (IMAGES / 255 - Data().mean) / Data().std
+    both = [net(mx.nd.array(x[:, None])).asnumpy() for x in (pixels, pixels[:, :, ::-1])]
+    scores = np.mean(both, axis=0, dtype=np.float64)
+    losses = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(37), LABELS]
+    assert found.loss == pytest.approx(losses.mean(), rel=1e-5)
+    assert found.accuracy == (scores.argmax(axis=1) == LABELS).mean()
+    assert abs(found.loss - evaluate(net, loader(8), 5).loss) > 1e-3

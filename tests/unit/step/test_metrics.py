@@ -38,6 +38,17 @@ def test_means_weigh_steps_by_their_samples(steps):
     assert means.accuracy == pytest.approx(correct / count)
 
 
+def test_a_window_may_have_more_steps_than_are_kept_apart():
+    metrics = TrainMetrics(CPU)
+    for step in range(350):
+        add(metrics, step, step, 1, 2)
+    assert metrics.read() == (sum(range(350)) / 700, 0.5)
+    for step in range(350):
+        add(metrics, step, float("nan") if step in (202, 303) else 1.0, 1, 2)
+    with pytest.raises(NonFiniteError, match="step 202"):
+        metrics.read()
+
+
 def test_windows_and_epochs_are_apart():
     metrics = TrainMetrics(CPU)
     add(metrics, 0, 2.0, 1, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import mxnet as mx
@@ -80,13 +81,54 @@ def test_cosine_begins_after_the_warmup():
     assert run[10:] == pytest.approx((1 + np.cos(np.pi * progress)) / 2)
 
 
+def test_poly_falls_to_the_final_share_by_its_power():
+    run = shares(Schedule("poly", warmup_epochs=1, power=2, final_lr=0.1), 10, 3)
+    progress = (np.arange(10, 30) - 10) / 20
+    assert run[10:] == pytest.approx(0.1 + 0.9 * (1 - progress) ** 2)
+
+
+def test_one_cycle_rises_and_falls_along_cosines():
+    run = shares(Schedule("one_cycle", warmup_epochs=0.5, final_lr=0.01), 20, 2)
+    rise = 0.04 + 0.96 * (1 - np.cos(np.pi * np.arange(10) / 10)) / 2
+    fall = 0.01 + 0.99 * (1 + np.cos(np.pi * np.arange(30) / 30)) / 2
+    assert run == pytest.approx([*rise, *fall])
+    assert shares(Schedule("one_cycle"), 20, 2)[:21:20] == pytest.approx([1, 0.5])
+
+
+def test_plateau_is_reduced_as_often_as_told_down_to_the_final_share():
+    schedule = Schedule("plateau", patience=2, gamma=0.5, final_lr=0.2)
+    assert [lr_schedule(schedule, 7, 5, 4, n) for n in range(4)] == [1, 0.5, 0.25, 0.2]
+    assert lr_schedule(schedule, 7, 5, 4) == 1
+
+
+def test_lr_mult_applies_where_a_pattern_fits_the_last_one_counting():
+    net, start = tiny(), 0.5
+    factors = {"*": 0.1, "*weight": 0.25}
+    settings = Optimizer(lr=0.2, momentum=0, lr_mult=factors)
+    trainer = make_trainer(net, settings)
+    trained = {n: p for n, p in net.collect_params().items() if p.grad_req != "null"}
+    for parameter in trained.values():
+        parameter.set_data(mx.nd.full(parameter.shape, start))
+    with autograd.record():
+        sum(p.data().sum() for p in trained.values()).backward()
+    reduce_and_update(trainer, None, False)
+    for name, parameter in trained.items():
+        rate = 0.2 * (0.25 if name.endswith("weight") else 0.1)
+        np.testing.assert_allclose(parameter.data().asnumpy(), start - rate, rtol=1e-6)
+
+
+def test_a_pattern_that_fits_nothing_is_refused():
+    with pytest.raises(ConfigError, match=r"lr_mult has 'body\.\*', which fits no parameter"):
+        make_trainer(tiny(), Optimizer(lr_mult={"body.*": 0.1}))
+
+
 def test_warmup_as_long_as_the_run():
     run = shares(Schedule("cosine", warmup_epochs=2), 3, 2)
     assert run == pytest.approx(np.arange(1, 7) / 6)
 
 
 @given(
-    name=st.sampled_from(["constant", "cosine", "step"]),
+    name=st.sampled_from(["constant", "cosine", "step", "poly"]),
     warmup=st.floats(0, 8),
     final=st.floats(0, 1),
     steps_per_epoch=st.integers(1, 30),
@@ -109,7 +151,7 @@ def test_share_is_a_function_of_the_step_between_nothing_and_one(
     rising = math.ceil(warmup * steps_per_epoch)
     assert run[:rising] == sorted(run[:rising])
     assert run[rising:] == sorted(run[rising:], reverse=True)
-    if name == "cosine":
+    if name in ("cosine", "poly"):
         assert min(run[rising:], default=1) >= final - 1e-12
 
 
@@ -125,6 +167,8 @@ def test_set_lr_gives_the_trainer_peak_times_share():
     assert trainer.learning_rate == pytest.approx(0.2)
     assert set_lr(trainer, config, 7, 4) == pytest.approx(0.8)
     assert trainer.learning_rate == pytest.approx(0.8)
+    plateau = dataclasses.replace(config, schedule=Schedule("plateau", patience=1, gamma=0.5))
+    assert [set_lr(trainer, plateau, 0, 4, *n) for n in ((), (1,))] == pytest.approx([0.8, 0.4])
 
 
 # ---------------------------------------------------------------- the update

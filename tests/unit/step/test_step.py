@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+
 import mxnet as mx
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mxnet import autograd
+from mxnet import autograd, gluon
 from mxnet.gluon import Block, nn
 
 from trainer.config import Config, Optimizer, Train
+from trainer.data.augment.mixing import Mixed
 from trainer.data.loader import Batch
+from trainer.errors import ConfigError
 from trainer.step import gradients
 from trainer.step.loss import cross_entropy
 from trainer.step.optimizer import make_trainer
-from trainer.step.step import eval_step, train_step
+from trainer.step.step import eval_step, forward, train_step
 from trainer.step.timing import PARTS
 
 RANDOM = np.random.RandomState(0)
@@ -315,12 +320,73 @@ def test_step_does_not_wait_for_the_device(monkeypatch, accumulate):
 def test_evaluation_gives_loss_and_logits_of_each_sample_and_moves_nothing():
     net = make_net(norm=True)
     before = values(net)
-    loss, logits = eval_step(net, batch_of(5, 5))
+    (loss,), logits = eval_step(net, batch_of(5, 5), [cross_entropy])
     assert loss.shape == (5,) and logits.shape == (5, 4)
     expected = cross_entropy(net(mx.nd.array(DATA[:5])), mx.nd.array(LABEL[:5])).asnumpy()
     assert (loss.asnumpy() == expected).all()
     after = values(net)
     assert all((after[name] == before[name]).all() for name in before)
+
+
+class Two(Block):
+    def forward(self, x):
+        return x, x
+
+
+@pytest.mark.parametrize(("recorded", "mode"), [(True, "training"), (False, "inference")])
+def test_a_net_of_several_outputs_is_refused_in_one_line(recorded, mode):
+    said = (
+        f"in {mode} the net gives a tuple; it must be one array of scores, (batch, classes): have "
+        "its forward return the first, or their sum"
+    )
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"), contextlib.ExitStack() as within:
+        if recorded:
+            within.enter_context(autograd.record())
+        forward(Two(), mx.nd.zeros((1, 1)))
+
+
+def test_scores_in_float32_are_not_copied():
+    class Same(Block):
+        def forward(self, x):
+            return x
+
+    data = mx.nd.zeros((2, 3))
+    assert forward(Same(), data) is data
+    assert forward(Same(), data.astype("float64")).dtype == np.float32
+
+
+def test_a_step_of_one_batch_fills_no_zeros(monkeypatch):
+    net, config = make_net(), settings()
+    trainer = make_trainer(net, config.optimizer)
+    monkeypatch.setattr(gluon.Parameter, "zero_grad", None)
+    train_step(net, trainer, batch_of(7, 7), config)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_mixed_sample_has_the_mean_of_both_labels_by_its_share(parts):
+    share, other = RANDOM.uniform(0.1, 0.9, 7), (LABEL + 1) % 4
+    mixed = Mixed(mx.nd.array(other), mx.nd.array(share))
+    net = make_net()
+    scores = net(mx.nd.array(DATA))
+    expected = {}
+    for name, of in (("loss", cross_entropy), ("hits", lambda s, y: s.argmax(axis=1) == y)):
+        first, second = (of(scores, mx.nd.array(y)).asnumpy() for y in (LABEL, other))
+        expected[name] = (share * first + (1 - share) * second).sum()
+    batch = batch_of(7, 7, parts)._replace(mixed=mixed)
+    config = settings(accumulate=parts)
+    result = train_step(net, make_trainer(net, config.optimizer), batch, config)
+    assert result.loss_sum.asscalar() == pytest.approx(expected["loss"], rel=1e-5)
+    assert result.correct.asscalar() == pytest.approx(expected["hits"], rel=1e-5)
+
+
+def test_flipped_scores_are_the_mean_with_those_of_the_mirror_image():
+    net, batch = make_net(), batch_of(5, 5)
+    mirrored = batch._replace(data=mx.nd.array(DATA[:5, :, :, ::-1]))
+    plain, mirror = (eval_step(net, b, [])[1].asnumpy() for b in (batch, mirrored))
+    (loss,), both = eval_step(net, batch, [cross_entropy], flip=True)
+    np.testing.assert_allclose(both.asnumpy(), (plain + mirror) / 2, rtol=1e-5, atol=1e-6)
+    assert (loss.asnumpy() == cross_entropy(both, batch.label).asnumpy()).all()
+    assert abs(plain - mirror).max() > 1e-3
 
 
 def test_a_step_marks_where_its_parts_end():

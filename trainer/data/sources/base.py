@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from ..transform import Transform
 from .filler import Filler
 
 _DIGESTED = 1 << 28  # bytes of images that a digest reads at most
-_PROBES = 16  # samples that a digest reads of a set on disk
 
 
 class Source(abc.ABC):
@@ -27,6 +26,10 @@ class Source(abc.ABC):
     classes: Classes = None
     #: Scores of the net; None until :meth:`expect` tells. Labels that are read are held to it.
     num_classes: Optional[int] = None
+    #: What figures on it are said to be of.
+    called: str = "test"
+    #: The bad samples that this rank has found, and skipped.
+    skipped: Iterable[int] = ()
 
     @property
     @abc.abstractmethod
@@ -88,14 +91,12 @@ class ArraySource(Source):
 
     @property
     def image_shape(self) -> Tuple[int, ...]:
-        """(height, width) or (height, width, channels)."""
         return self.images.shape[1:]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def filler(self, settings: Data, seed: int, training: bool) -> Filler:
-        """See :class:`Source`."""
         return _ArrayFiller(Transform(self.images, settings, seed, training), self.labels)
 
     def subset(self, indices: np.ndarray) -> Source:
@@ -133,23 +134,31 @@ def digest_of(*parts: Any) -> str:
     return found.hexdigest()
 
 
-def probes(size: int) -> Sequence[int]:
-    """Indices of a few samples, spread evenly, whose content a digest covers."""
-    return np.unique(np.linspace(0, size - 1, min(size, _PROBES)).astype(int)).tolist()
+def probes(size: int, most: int = 16) -> np.ndarray:
+    """Indices of a few samples of a set on disk, spread evenly, that are read at the start."""
+    return np.unique(np.linspace(0, size - 1, min(size, most)).astype(int))
 
 
-def check_label(value: Any, num_classes: Optional[int], name: str) -> int:
-    """``value`` as a class.
+def check_label(value: Any, num_classes: Optional[int], name: str, classes: Classes = None) -> int:
+    """``value``, one of ``classes`` where there are any, as a class.
 
     Raises:
-        BadSampleError: it is no whole number from 0, or the net has no such class.
+        BadSampleError: it is none of them, or no whole number from 0, or the net has no such class.
     """
     number = np.asarray(value).reshape(-1)
+    if classes is not None:
+        if len(number) == 1 and number.tolist()[0] in classes:
+            return classes.index(number.tolist()[0])
+        raise BadSampleError(
+            f"{name} has the label {value}; those of the training set are {classes[0]} to "
+            f"{classes[-1]}"
+        )
     label = float(number[0]) if len(number) == 1 and number.dtype.kind in "iufb" else -1.0
     known = num_classes is None or label < num_classes
     if label < 0 or not label.is_integer() or not known:
         allowed = "up" if num_classes is None else f"to {num_classes - 1}"
         raise BadSampleError(
-            f"{name} has the label {value}; it must be a whole number from 0 {allowed}"
+            f"{name} has the label {value}; it must be a whole number from 0 {allowed}: mend it, "
+            "or the number of the net's scores, or set data.bad_samples=skip"
         )
     return int(label)

@@ -15,7 +15,7 @@ import signal
 import threading
 import traceback
 from multiprocessing.connection import Connection
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import mxnet as mx
 import numpy as np
@@ -24,25 +24,17 @@ from ...config import Data
 from ...errors import describe_error
 from .. import sharding
 from ..idx_file import BadSampleError, DataError
-from ..pictures.batches import Skipped, threads
 from ..randomness import seed_all
-from ..transform import PixelTransform, planes, planes_shape
+from ..transform import planes
 from .base import Source, check_label, digest_of, probes
-from .filler import Filler
+from .filler import Filler, ReadingFiller, Skipped
+from .pictures import threads
 
-_MOST_CHANNELS = 4  # a longer last axis is not taken for channels
+MOST_CHANNELS = 4  # a longer last axis is not taken for channels
+SCALED_BY_FIT = "; fit scales pixels itself (data.mean, data.std): leave ToTensor and Normalize out"
 
-
-class _Sample(NamedTuple):
-    image: np.ndarray
-    label: Any
-
-
-class _Failed(NamedTuple):
-    message: str
-
-
-_Answer = Union[_Sample, _Failed]
+Sample = Tuple[np.ndarray, Any]  # image and label
+_Answer = Union[Sample, str]  # or what is wrong with it, after its name
 
 
 class DatasetSource(Source):
@@ -72,29 +64,17 @@ class DatasetSource(Source):
     def image_shape(self) -> Tuple[int, ...]:
         """The shape of the first sample; all must have it."""
         if self._shape is None:
-            self._shape = self.samples([0], 0, 0)[0].image.shape
+            self._shape = good(self.samples([0], 0, 0)[0])[0].shape
         return self._shape
 
     def name(self, index: int) -> str:
         """As Python writes it: ``train[17]``."""
         return f"{self._name}[{self._indices[index]}]"
 
-    def samples(self, rows: Sequence[int], seed: int, epoch: int) -> List[_Sample]:
-        """The samples ``rows``, as they are drawn from (seed, epoch).
-
-        Raises:
-            BadSampleError: the first that cannot be used.
-        """
-        found = self.try_samples(rows, seed, epoch)
-        for sample in found:
-            if isinstance(sample, BadSampleError):
-                raise sample
-        return [sample for sample in found if isinstance(sample, _Sample)]
-
-    def try_samples(
+    def samples(
         self, rows: Sequence[int], seed: int, epoch: int
-    ) -> List[Union[_Sample, BadSampleError]]:
-        """The samples ``rows``, or why they cannot be used."""
+    ) -> List[Union[Sample, BadSampleError]]:
+        """The samples ``rows``, as they are drawn from (seed, epoch), or why they are none."""
         if self._readers is None:
             self._readers = _Readers(self._dataset, max(1, threads(self._settings)))
         seeds = (sharding.uniform(seed, epoch, np.asarray(rows), 1)[:, 0] * 2**31).astype(int)
@@ -102,20 +82,20 @@ class DatasetSource(Source):
         return [self._checked(row, answer) for row, answer in zip(rows, answers)]
 
     def filler(self, settings: Data, seed: int, training: bool) -> Filler:
-        """See :class:`Source`."""
         return _DatasetBatches(self, settings, seed, training)
 
     def subset(self, indices: np.ndarray) -> DatasetSource:
-        """See :class:`Source`."""
         chosen = self._indices[indices]
         return DatasetSource(self._name, self._dataset, self._settings, chosen)
 
     def images_digest(self) -> str:
         """Of the length, and of a few samples."""
         parts: List[Any] = [str(len(self)), self._indices.astype(np.int64)]
-        for sample in self.try_samples(probes(len(self)), 0, 0):
-            if isinstance(sample, _Sample):
-                parts += [repr(sample.label), np.ascontiguousarray(sample.image)]
+        for sample in self.samples(probes(len(self)).tolist(), 0, 0):
+            if self._settings.bad_samples == "stop":
+                good(sample)
+            if not isinstance(sample, BadSampleError):
+                parts += [repr(sample[1]), np.ascontiguousarray(sample[0])]
         return digest_of(*parts)
 
     def close(self) -> None:
@@ -124,21 +104,17 @@ class DatasetSource(Source):
         if readers is not None:
             readers.close()
 
-    def _checked(self, row: int, answer: _Answer) -> Union[_Sample, BadSampleError]:
+    def _checked(self, row: int, answer: _Answer) -> Union[Sample, BadSampleError]:
         name = self.name(row)
-        if isinstance(answer, _Failed):
-            return BadSampleError(f"{name} {answer.message}")
-        image = answer.image
-        shaped = image.ndim == 2 or (image.ndim == 3 and image.shape[-1] <= _MOST_CHANNELS)
+        if isinstance(answer, str):
+            return BadSampleError(f"{name} {answer}")
+        image, label = answer
+        shaped = image.ndim == 2 or (image.ndim == 3 and image.shape[-1] <= MOST_CHANNELS)
         if image.dtype != np.uint8 or not shaped or 0 in image.shape:
-            way_out = (
-                "; fit scales them itself (data.mean, data.std): leave ToTensor and Normalize out"
-                if image.dtype.kind == "f"
-                else ""
-            )
             return BadSampleError(
                 f"{name} has an image of {image.dtype} {image.shape}; it must be uint8 (height, "
-                f"width), or (height, width, channels) of up to {_MOST_CHANNELS} channels{way_out}"
+                f"width), or (height, width, channels) of up to {MOST_CHANNELS} channels"
+                f"{SCALED_BY_FIT if image.dtype.kind == 'f' else ''}"
             )
         if image.shape[2:] == (1,):
             image = image[..., 0]
@@ -148,50 +124,40 @@ class DatasetSource(Source):
                 "alike, by dataset.transform_first"
             )
         try:
-            return _Sample(image, check_label(answer.label, self.num_classes, name))
+            return image, check_label(label, self.num_classes, name, self.classes)
         except BadSampleError as error:
             return error
 
 
-class _DatasetBatches(Filler):
-    def __init__(self, source: DatasetSource, settings: Data, seed: int, training: bool):
-        self._source, self._seed, self._training = source, seed, training
-        shape = planes_shape(source.image_shape)
-        self._pixels = PixelTransform(shape, settings, seed, training)
-        self._skips = settings.bad_samples == "skip"
-        self.shape = self._pixels.shape
+def good(sample: Union[Sample, BadSampleError]) -> Sample:
+    """``sample``; raises it where it is the error."""
+    if isinstance(sample, BadSampleError):
+        raise sample
+    return sample
 
+
+class _DatasetBatches(ReadingFiller):
     def __call__(
         self, rows: np.ndarray, epoch: int, data: np.ndarray, label: np.ndarray
     ) -> Sequence[int]:
-        found = self._source.try_samples(rows.tolist(), self._seed, epoch)
-        bad = [place for place, sample in enumerate(found) if isinstance(sample, BadSampleError)]
+        wanted: List[int] = rows.tolist()
+        found = dict(zip(wanted, self._source.samples(wanted, self._seed, epoch)))
+
+        def read(row: int) -> Sample:
+            if row not in found:  # it stands in the place of a bad one
+                (found[row],) = self._source.samples([row], self._seed, epoch)
+            return good(found[row])
+
         pixels = np.zeros((len(rows), *self._source.image_shape), np.uint8)
-        for place, sample in enumerate(found):
-            good = (
-                self._instead(int(rows[place]), epoch, sample)
-                if isinstance(sample, BadSampleError)
-                else sample
-            )
-            if good is not None:
-                pixels[place], label[place] = good
+        bad = []
+        for place, row in enumerate(wanted):
+            sample, own = self._usable(row, read)
+            if not own:
+                bad.append(place)
+            if sample is not None:
+                pixels[place], label[place] = sample
         self._pixels(planes(pixels), rows, epoch, data)
         return bad
-
-    def _instead(self, row: int, epoch: int, error: BadSampleError) -> Optional[_Sample]:
-        """The next good sample after the bad one ``row``, in training; in evaluation nothing."""
-        for offset in range(1, Skipped.MOST_IN_A_ROW):
-            if not self._skips:
-                raise error
-            self._source.skipped.tell((row + offset - 1) % len(self._source), error)
-            if not self._training:
-                return None
-            following = (row + offset) % len(self._source)
-            (sample,) = self._source.try_samples([following], self._seed, epoch)
-            if not isinstance(sample, BadSampleError):
-                return sample
-            error = sample
-        raise Skipped.too_many(self._source.name(row))
 
 
 class _Readers:
@@ -251,15 +217,14 @@ def _read(dataset: Any, index: int, seed: int) -> _Answer:
     try:
         sample = dataset[index]
         if not isinstance(sample, (tuple, list)) or len(sample) != 2:
-            kind = type(sample).__name__
-            return _Failed(f"is a {kind}; a dataset must give (image, label)")
-        image, label = (on_host(part) for part in sample)
-        return _Sample(image, label)
+            return f"is a {type(sample).__name__}; a dataset must give (image, label)"
+        image, label = map(on_host, sample)
+        return image, label
     except Exception as error:  # a user's dataset and transforms may fail in any way
-        return _Failed(f"cannot be read: {describe_error(error)}")
+        return f"cannot be read: {describe_error(error)}"
     except BaseException:
         traceback.print_exc()
-        return _Failed("cannot be read: its dataset gave up, see above")
+        return "cannot be read: its dataset gave up, see above"
 
 
 def on_host(value: Any) -> np.ndarray:

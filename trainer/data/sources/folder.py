@@ -13,13 +13,16 @@ from typing import List, Optional, Sequence, Tuple
 import numpy as np
 
 from ...config import Data
+from ...console import warn
+from ...dist import environment
 from ..classes import Classes
-from ..idx_file import BadSampleError, DataError
+from ..idx_file import BadSampleError, DataError, readable
 from ..pictures.decode import SUFFIXES
-from .base import digest_of, probes
+from .base import digest_of
 from .pictures import Pictures
 
 TRAIN, VALIDATION, TEST = "train", "val", "test"
+_NAMED = 5  # things that are not read
 
 
 class FolderSource(Pictures):
@@ -50,31 +53,24 @@ class FolderSource(Pictures):
 
     def name(self, index: int) -> str:
         """The path of the file, as printable text: names are bytes, and need not be UTF-8."""
-        path = os.path.join(self._root, self._files[index])
-        return os.fsencode(path).decode("utf-8", "backslashreplace")
+        return _shown(os.path.join(self._root, self._files[index]))
 
     def read(self, index: int) -> Tuple[bytes, int]:
-        """See :class:`Pictures`."""
-        try:
-            with open(os.path.join(self._root, self._files[index]), "rb") as file:
-                return file.read(), int(self.labels[index])
-        except OSError as error:
-            raise BadSampleError(f"{self.name(index)} cannot be read: {error.strerror}") from None
+        with readable(self.name(index), BadSampleError):
+            content = Path(self._root, self._files[index]).read_bytes()
+        return content, int(self.labels[index])
 
     def subset(self, indices: np.ndarray) -> FolderSource:
-        """See :class:`Source`."""
         files = [self._files[index] for index in indices]
         return FolderSource(self._root, files, self.labels[indices], self.classes, self._settings)
 
     def images_digest(self) -> str:
         """Of all names, and of the content of a few files."""
-        content = []
-        for index in probes(len(self)):
-            try:
-                content.append(self.read(index)[0])
-            except BadSampleError:  # told when it is trained on
-                content.append(b"")
-        return digest_of("\0".join(self._files), *content)
+        return digest_of("\0".join(self._files), *self._probed(lambda index: self.read(index)[0]))
+
+
+def _shown(path: str) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def find(
@@ -108,7 +104,7 @@ def find(
 
 def _listed(root: Path, settings: Data, known: Classes) -> FolderSource:
     """The pictures in the folders in ``root``, one for each class, sorted by name."""
-    names = _entries(root, folders=True)
+    names = [entry.name for entry in _entries(root) if entry.is_dir()]
     if not names:
         raise DataError(
             f"folder {root} holds no folder; it must hold one for each class, and the pictures in "
@@ -122,30 +118,30 @@ def _listed(root: Path, settings: Data, known: Classes) -> FolderSource:
             f"{', '.join(map(str, classes[:10]))}{', ...' * (len(classes) > 10)}"
         )
     files: List[str] = []
-    counts = []
+    counts, others = [], []
     for name in names:
+        every = _entries(root / name)
         found = [
-            f"{name}/{file}"
-            for file in _entries(root / name, folders=False)
-            if file.lower().endswith(SUFFIXES)
+            f"{name}/{entry.name}"
+            for entry in every  # one with a link that leads nowhere is a bad sample
+            if entry.name.lower().endswith(SUFFIXES) and (entry.is_symlink() or entry.is_file())
         ]
         if not found:
-            raise DataError(f"folder {root / name} holds no picture (*{', *'.join(SUFFIXES)})")
+            raise DataError(
+                f"folder {root / name} holds no picture (*{', *'.join(SUFFIXES)}); put some into "
+                "it, or remove it"
+            )
+        others += sorted({f"{name}/{entry.name}" for entry in every} - {*found})
         files += found
         counts.append(len(found))
+    if others and environment.rank() == 0:
+        shown = _shown(", ".join(others[:_NAMED])) + ", ..." * (len(others) > _NAMED)
+        warn(f"folder {root} holds {len(others)} files or folders that are not read: {shown}")
     numbers = [classes.index(name) for name in names]
     return FolderSource(root, files, np.repeat(numbers, counts), classes, settings)
 
 
-def _entries(place: Path, folders: bool) -> List[str]:
-    """The names of the folders or the files in a folder, without hidden ones, sorted."""
-    try:
-        with os.scandir(place) as entries:
-            return sorted(
-                entry.name
-                for entry in entries
-                if not entry.name.startswith(".")  # e.g. ._photo.jpg from macOS
-                and (entry.is_dir() if folders else entry.is_file())
-            )
-    except OSError as error:
-        raise DataError(f"folder {place} cannot be read: {error.strerror}") from None
+def _entries(place: Path) -> List[os.DirEntry[str]]:
+    """What is in a folder, without hidden files such as macOS's ._photo.jpg, sorted by name."""
+    with readable(f"folder {place}"), os.scandir(place) as entries:
+        return sorted((e for e in entries if e.name[0] != "."), key=lambda entry: entry.name)

@@ -1,14 +1,32 @@
-"""Sets of encoded pictures: what folders and record files have in common."""
+"""Sets of encoded pictures: what folders and record files have in common.
+
+Threads decode and augment batches, not processes: decoding and resizing let other threads run, and
+batches need no copying between processes. Each thread takes a few samples at a time and writes them
+into the batch; what it computes depends on the sample alone, so the number of threads changes
+nothing.
+"""
 
 from __future__ import annotations
 
 import abc
-from concurrent.futures import ThreadPoolExecutor
-from typing import Optional, Tuple
+import contextlib
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
 
 from ...config import Data
-from ..pictures.batches import PictureBatches, Skipped, make_pool
-from .base import Filler, Source
+from .. import sharding
+from ..idx_file import BadSampleError
+from ..pictures import crop
+from ..transform import DRAWS as PIXEL_DRAWS
+from ..transform import planes
+from .base import Source, probes
+from .filler import Filler, ReadingFiller, Skipped
+
+_TOGETHER = 4  # samples that a thread takes at a time
 
 
 class Pictures(Source):
@@ -43,13 +61,31 @@ class Pictures(Source):
         """
 
     def filler(self, settings: Data, seed: int, training: bool) -> Filler:
-        """See :class:`Source`."""
-        return PictureBatches(self, settings, seed, training)
+        return _PictureBatches(self, settings, seed, training)
+
+    def _probed(self, read: Callable[[int], bytes]) -> List[bytes]:
+        """The content of a few samples; nothing of those to be skipped."""
+        found = []
+        for index in probes(len(self)).tolist():
+            found.append(b"")
+            with self._to_be_skipped():
+                found[-1] = read(index)
+        return found
+
+    @contextlib.contextmanager
+    def _to_be_skipped(self) -> Iterator[None]:
+        """Pass over a bad sample, where it will be: then it is told when it is trained on."""
+        try:
+            yield
+        except BadSampleError:
+            if self._settings.bad_samples == "stop":
+                raise
 
     def pool(self, settings: Data) -> Optional[ThreadPoolExecutor]:
         """The threads that decode; started at first use. None: the caller does it."""
         if self._pool is None:
-            self._pool = make_pool(settings)
+            count = threads(settings)
+            self._pool = ThreadPoolExecutor(count, "decode") if count else None
         return self._pool
 
     def close(self) -> None:
@@ -57,3 +93,65 @@ class Pictures(Source):
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown()
+
+
+class _PictureBatches(ReadingFiller):
+    """Makes batches of pictures."""
+
+    def __call__(
+        self, rows: np.ndarray, epoch: int, data: np.ndarray, label: np.ndarray
+    ) -> Sequence[int]:
+        draws = np.empty((len(rows), 0))
+        if self._training:
+            count = PIXEL_DRAWS + crop.DRAWS
+            draws = sharding.uniform(self._seed, epoch, rows, count)[:, PIXEL_DRAWS:]
+
+        def fill(start: int) -> List[int]:
+            part = slice(start, start + _TOGETHER)
+            return [
+                start + position
+                for position in self._fill(rows[part], draws[part], epoch, data[part], label[part])
+            ]
+
+        pool, starts = self._source.pool(self._settings), range(0, len(rows), _TOGETHER)
+        if pool is None:
+            return [position for start in starts for position in fill(start)]
+        parts = [pool.submit(fill, start) for start in starts]
+        wait(parts)  # also if one fails: the others write into memory of the caller
+        return [position for part in parts for position in part.result()]
+
+    def _fill(
+        self,
+        rows: np.ndarray,
+        draws: np.ndarray,
+        epoch: int,
+        data: np.ndarray,
+        label: np.ndarray,
+    ) -> List[int]:
+        """Write some samples of a batch; returns the positions of bad ones."""
+        pixels = np.zeros((len(rows), *self.shape), np.uint8)
+        bad = []
+        for position, (row, draw) in enumerate(zip(rows.tolist(), draws.tolist())):
+            sample, own = self._usable(row, functools.partial(self._sample, draw))
+            if not own:
+                bad.append(position)
+            if sample is not None:
+                image, label[position] = sample
+                np.copyto(pixels[position], planes(image[None])[0])
+        self._pixels(pixels, rows, epoch, data)
+        return bad
+
+    def _sample(self, draw: Sequence[float], index: int) -> Tuple[np.ndarray, int]:
+        content, label = self._source.read(index)
+        try:
+            return crop.cut(content, self._settings, draw), label
+        except crop.decode.UnreadableError as error:
+            raise BadSampleError(
+                f"{self._source.name(index)} is a bad picture: {error}; mend or remove it, or set "
+                "data.bad_samples=skip"
+            ) from None
+
+
+def threads(settings: Data) -> int:
+    """Threads that decode: ``data.workers``, or as many as the rank has cores."""
+    return len(os.sched_getaffinity(0)) if settings.workers is None else settings.workers

@@ -19,8 +19,10 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from ...config import Data
+from ...dist import environment
+from .. import sharding
 from ..classes import Classes
-from ..idx_file import BadSampleError, DataError
+from ..idx_file import BadSampleError, DataError, readable
 from .base import check_label, digest_of, probes
 from .folder import TEST, TRAIN, VALIDATION
 from .pictures import Pictures
@@ -30,6 +32,7 @@ _HEAD = struct.Struct("<II")  # magic number; length in the lower 29 bits, above
 _IMAGE = struct.Struct("<IfQQ")  # flag, label, two numbers
 _LENGTH = (1 << 29) - 1
 _WHOLE, _LAST = 0, 3  # parts of a record
+_LABELS = 4096  # records at most whose labels are looked at before the first step
 
 
 class _File(NamedTuple):
@@ -67,36 +70,38 @@ class RecordSource(Pictures):
         return f"record {self._keys[index]} of {self._files[self._which[index]].path}"
 
     def read(self, index: int) -> Tuple[bytes, int]:
-        """See :class:`Pictures`."""
         content = self._record(index)
         label, start = self._label(index, content)
         return content[start:], label
 
     def subset(self, indices: np.ndarray) -> RecordSource:
-        """See :class:`Source`."""
         which, keys, offsets = self._which[indices], self._keys[indices], self._offsets[indices]
         return RecordSource(self._files, which, keys, offsets, self._settings)
 
     def all_labels(self) -> Optional[np.ndarray]:
-        """The label of each record, int64 (N,), read from its beginning; -1 of a bad one."""
-        found = np.empty(len(self), np.int64)
+        """The label of each record, int64 (N,), read from its beginning; -1 of bad ones."""
+        found = np.full(len(self), -1)
         for index in range(len(self)):
-            try:
-                found[index], _ = self._label(index, self._record(index, most=_IMAGE.size + 4))
-            except BadSampleError:  # told when it is trained on
-                found[index] = -1
+            with self._to_be_skipped():
+                found[index] = self._label_alone(index)
         return found
+
+    def expect(self, num_classes: int) -> None:
+        """Also look at labels, each rank at some, of as many records as take no time."""
+        super().expect(num_classes)
+        some = probes(len(self), _LABELS)
+        for index in sharding.shard(some, environment.rank(), environment.size()):
+            with self._to_be_skipped():
+                self._label_alone(index)
 
     def images_digest(self) -> str:
         """Of the index, and of the content of a few records."""
-        content = []
-        for index in probes(len(self)):
-            try:
-                content.append(self._record(index))
-            except BadSampleError:
-                content.append(b"")
         sizes = repr([file.size for file in self._files])
-        return digest_of(sizes, self._which.tobytes(), self._offsets.tobytes(), *content)
+        where = self._which.tobytes(), self._offsets.tobytes()
+        return digest_of(sizes, *where, *self._probed(self._record))
+
+    def _label_alone(self, index: int) -> int:
+        return self._label(index, self._record(index, most=_IMAGE.size + 4))[0]
 
     def _label(self, index: int, content: bytes) -> Tuple[int, int]:
         """(class, where the picture begins in the record)."""
@@ -106,7 +111,10 @@ class RecordSource(Pictures):
         if flag == 1 and len(content) >= _IMAGE.size + 4:
             (label,) = struct.unpack_from("<f", content, _IMAGE.size)
         if flag > 1:
-            raise BadSampleError(f"{self.name(index)} has {flag} labels; it must have one")
+            raise BadSampleError(
+                f"{self.name(index)} has {flag} labels; it must have one: im2rec.py without "
+                "--pack-label"
+            )
         return check_label(label, self.num_classes, self.name(index)), _IMAGE.size + 4 * flag
 
     def _record(self, index: int, most: int = _LENGTH) -> bytes:
@@ -128,14 +136,13 @@ class RecordSource(Pictures):
             position += -(-length // 4) * 4
 
     def _bytes(self, index: int, file: _File, position: int, count: int) -> bytes:
-        try:
-            left = max(0, file.size - position)
+        left = max(0, file.size - position)
+        with readable(self.name(index), BadSampleError):
             content = os.pread(file.descriptor, min(count, left), position)
-        except OSError as error:
-            raise BadSampleError(f"{self.name(index)} cannot be read: {error.strerror}") from None
         if len(content) < count:
             raise BadSampleError(
-                f"{self.name(index)} is cut short: the file ends after {file.size} bytes"
+                f"{self.name(index)} is cut short: the file ends after {file.size} bytes; copy or "
+                "make it anew, or set data.bad_samples=skip"
             )
         return content
 
@@ -166,10 +173,8 @@ def _opened(paths: Sequence[Path], settings: Data) -> RecordSource:
     files, which, keys, offsets = [], [], [], []
     for number, path in enumerate(paths):
         index = _index(path.with_suffix(".idx"))
-        try:
+        with readable(path):
             keeper = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with the source)
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from None
         files.append(_File(path, keeper.fileno(), os.fstat(keeper.fileno()).st_size, keeper))
         which.append(np.full(len(index), number, np.int32))
         keys.append(index[:, 0])

@@ -1,0 +1,27 @@
+"""A mutant differs in one place, and a test that sees it kills it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import mutants
+
+SOURCE = "def double(x):\n    return 2 * x\n"
+
+
+def test_a_mutant_differs_in_one_place() -> None:
+    made = mutants.mutants(SOURCE)
+    assert [mutants.changed(SOURCE, mutant) for mutant in made] == [
+        ("return 2 * x", "return 3 * x"),
+        ("return 2 * x", "return 2 / x"),
+    ]
+
+
+@pytest.mark.parametrize(("seen", "source"), [(True, "2 / x"), (False, "x * 2")])
+def test_what_a_test_sees_is_killed(tmp_path: Path, seen: bool, source: str) -> None:
+    test = tmp_path / "test_doubled.py"
+    test.write_text("import doubled\n\ndef test(): assert doubled.double(4) == 8\n")
+    mutant = f"def double(x):\n    return {source}\n"
+    assert mutants.survives("doubled.py", mutant, [str(test)]) is not seen

@@ -1,0 +1,81 @@
+"""With what Horovod is started."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List
+
+import pytest
+
+from trainer.dist import collectives, environment, shared_memory
+
+Layout = Dict[str, str]
+
+
+def started(monkeypatch: pytest.MonkeyPatch, layout: Layout, **asked: bool) -> Any:
+    """(process sets, cycle time in ms) that Horovod is given."""
+    given: List[Any] = []
+
+    class Horovod:
+        def is_initialized(self) -> bool:
+            return bool(given)
+
+        def init(self, process_sets: Any = None) -> None:
+            given.append(process_sets)
+
+        def size(self) -> int:
+            return environment.size()
+
+    monkeypatch.setattr(collectives, "horovod", Horovod)
+    monkeypatch.setattr(collectives, "way", lambda: None)
+    monkeypatch.setattr(shared_memory, "possible", lambda: True)
+    for name in ("FUSION_THRESHOLD", "CYCLE_TIME"):
+        monkeypatch.setenv(f"HOROVOD_{name}", "")  # so that it is put back
+        monkeypatch.delenv(f"HOROVOD_{name}")
+    monkeypatch.setenv("HOROVOD_GLOO_RENDEZVOUS_ADDR", "node1")
+    for name, value in layout.items():
+        monkeypatch.setenv(name, value)
+    collectives.init(**asked)
+    return given[0], float(collectives.os.environ.get("HOROVOD_CYCLE_TIME", "1"))
+
+
+def layout(size: int, local_size: int, cross_size: int, threads: int) -> Layout:
+    """What a launcher tells a rank."""
+    sizes = {"SIZE": size, "LOCAL_SIZE": local_size, "CROSS_SIZE": cross_size}
+    told = {f"HOROVOD_{name}": str(value) for name, value in sizes.items()}
+    return {**told, "HOROVOD_RANK": "0", "OMP_NUM_THREADS": str(threads)}
+
+
+@pytest.mark.parametrize(
+    ("told", "in_memory", "process_sets", "cycle"),
+    [
+        (layout(2, 2, 1, 1), True, None, 100),
+        (layout(2, 2, 1, 1), False, None, 10),
+        (layout(2, 1, 2, 1), True, None, 10),
+        (layout(2, 1, 2, 4), True, None, 2.5),
+        (layout(2, 1, 2, 64), True, None, 1),
+        (layout(4, 2, 2, 1), True, "dynamic", 10),
+        (layout(3, 1, 2, 1), True, "dynamic", 10),  # the lone rank of a node beside one of two
+    ],
+)
+def test_horovods_idle_rounds_take_no_more_of_the_cores_than_they_must(
+    told: Layout,
+    in_memory: bool,
+    process_sets: Any,
+    cycle: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert started(monkeypatch, told, steps_in_memory=in_memory) == (process_sets, cycle)
+
+
+def test_a_cycle_time_of_the_users_own_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOROVOD_CYCLE_TIME", "3")
+    given = started(monkeypatch, {**layout(2, 1, 2, 1), "HOROVOD_CYCLE_TIME": "3"})
+    assert given == (None, 3)
+
+
+def test_ranks_on_gpus_leave_horovods_cycle_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectives, "visible_gpus", lambda: 8)
+    assert started(monkeypatch, layout(16, 8, 2, 1)) == ("dynamic", 1)
+    monkeypatch.undo()
+    monkeypatch.setattr(collectives, "visible_gpus", lambda: 8)
+    assert started(monkeypatch, layout(16, 8, 2, 1), on_cpu=True) == ("dynamic", 10)

@@ -1,0 +1,95 @@
+"""The moving average of weights, against NumPy."""
+
+from __future__ import annotations
+
+from typing import Dict
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import gluon
+from mxnet.gluon import nn
+
+from trainer.model.ema import Ema
+
+RANDOM = np.random.RandomState(0)
+
+
+def make_net(dtype: str = "float32") -> gluon.Block:
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(3, 3, in_channels=2), nn.BatchNorm(in_channels=3), nn.Dense(4, in_units=12))
+    net.initialize(mx.init.Normal(1))
+    net.cast(dtype)
+    return net
+
+
+def values(net: gluon.Block) -> Dict[str, np.ndarray]:
+    named = net._collect_params_with_prefix().items()
+    return {name: parameter.data().asnumpy() for name, parameter in named}
+
+
+def moved(net: gluon.Block) -> None:
+    """Other weights and running statistics, as after a step."""
+    for parameter in net.collect_params().values():
+        parameter.set_data(mx.nd.array(RANDOM.normal(size=parameter.shape), dtype=parameter.dtype))
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.999])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_averages_are_those_of_numpy(decay: float, dtype: str) -> None:
+    net = make_net(dtype)
+    ema, expected = Ema(net, decay), values(net)
+    for step in range(1, 20):
+        moved(net)
+        ema.after(step)
+        d = min(decay, (1 + step) / (10 + step))
+        expected = {k: d * expected[k] + (1 - d) * v for k, v in values(net).items()}
+    trained = values(net)
+    with ema.in_place():
+        for name, value in values(net).items():
+            np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5)
+        kept = {name: array.asnumpy() for name, array in ema.others().items()}
+        for name, value in trained.items():
+            np.testing.assert_array_equal(kept[f"trained:{name}"], value)
+    for name, value in values(net).items():
+        np.testing.assert_array_equal(value, trained[name])
+
+
+def test_a_run_goes_on_from_what_it_saved_to_the_last_bit() -> None:
+    net, other = make_net(), make_net()
+    ema = Ema(net, 0.9)
+    for step in (1, 2):
+        moved(net)
+        ema.after(step)
+    with ema.in_place():
+        averages, others = values(net), {k: a.copy() for k, a in ema.others().items()}
+    for name, parameter in other._collect_params_with_prefix().items():
+        parameter.set_data(mx.nd.array(averages[name]))
+    resumed = Ema(other, 0.9)
+    resumed.train_on(others)
+    for one in (ema, resumed):
+        RANDOM.seed(7)
+        moved(net if one is ema else other)
+        one.after(3)
+        one.swap()
+    for name, value in values(net).items():
+        assert value.tobytes() == values(other)[name].tobytes()
+
+
+def test_a_parameter_of_two_layers_is_averaged_once() -> None:
+    net = nn.HybridSequential()
+    first = nn.Dense(3, in_units=3)
+    net.add(first, nn.Dense(3, in_units=3, params=first.params))
+    net.initialize(mx.init.One())
+    ema = Ema(net, 0.5)
+    first.weight.set_data(mx.nd.zeros((3, 3)))
+    ema.after(100)
+    with ema.in_place():
+        np.testing.assert_allclose(first.weight.data().asnumpy(), 0.5)
+
+
+def test_without_a_decay_nothing_is_held() -> None:
+    net = make_net()
+    ema = Ema(net, None)
+    ema.after(1)
+    assert not ema and ema.others() == {}

@@ -1,0 +1,149 @@
+"""A run's scalars in a CSV file, and in Weights & Biases and MLflow.
+
+The latter two are not among what the project requires. Stand-ins with the calls that are used take
+their place here; where they are installed, the last tests write with them offline.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import sys
+import types
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+
+from trainer.config import Config, Monitor
+from trainer.errors import ConfigError
+from trainer.report import loggers
+from trainer.report.loggers import Loggers
+
+
+def config(folder: Path, *names: str) -> Config:
+    (folder / "run").mkdir(exist_ok=True)
+    return Config(output=str(folder), name="run", monitor=Monitor(loggers=names))
+
+
+def rows(folder: Path) -> List[Dict[str, str]]:
+    with open(folder / "run" / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_has_a_row_for_each_point_once(tmp_path: Path) -> None:
+    first = Loggers(config(tmp_path, "csv", "tensorboard"), 0, pytest.fail)
+    for step in (10, 20, 30):
+        first.scalars({"loss/train": 1 / step, "class/T-shirt, top": 0.5, "gone": None}, step)
+    with open(tmp_path / "run" / "metrics.csv", "a") as file:
+        file.write("4")  # killed within a row
+    resumed = Loggers(config(tmp_path, "csv"), 20, pytest.fail)
+    resumed.scalars({"loss/train": 0.25}, 30)
+    resumed.close()
+    found = [(int(r["step"]), r["tag"], float(r["value"])) for r in rows(tmp_path)]
+    loss, top = "loss/train", "class/T-shirt, top"
+    before = [(10, loss, 1 / 10), (10, top, 0.5), (20, loss, 1 / 20), (20, top, 0.5)]
+    assert found == [*before, (30, loss, 0.25)]
+    Loggers(config(tmp_path, "csv"), 0, pytest.fail).close()  # anew
+    assert rows(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_what_is_not_installed_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=f"has {name}, which is not installed; `pip install"):
+        loggers.check(("tensorboard", "csv", name))
+    loggers.check(("tensorboard", "csv"))
+
+
+class StandIn(types.ModuleType):
+    """Records calls under the names that both packages have."""
+
+    def __init__(self) -> None:
+        super().__init__("stand-in")
+        self.calls: List[Any] = []
+        self.info = types.SimpleNamespace(run_id="abc")
+
+    def note(self, name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append((name, *args, kwargs))
+            return self
+
+        return call
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self.note(name)
+
+
+def test_wandb_gets_points_and_a_resumed_run_its_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = StandIn()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for first_step in (0, 5, 0):
+        logger = Loggers(config(tmp_path, "wandb"), first_step, pytest.fail)
+        logger.scalars({"loss/train": 0.5, "gone": None}, 10)
+        logger.close()
+    kinds = [call[0] for call in wandb.calls]
+    assert kinds == ["init", "log", "finish"] * 3
+    assert wandb.calls[1] == ("log", {"loss/train": 0.5}, {"step": 10})
+    ids = [call[-1]["id"] for call in wandb.calls if call[0] == "init"]
+    assert ids[0] == ids[1] != ids[2]
+    assert wandb.calls[0][-1]["config"]["optimizer.lr"] == 0.1
+
+
+def test_mlflow_gets_points_and_goes_on_with_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = StandIn()
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    for first_step in (0, 5):
+        logger = Loggers(config(tmp_path, "mlflow"), first_step, pytest.fail)
+        logger.scalars({"loss/train": 0.5}, 10)
+        logger.close()
+    names = [call[0] for call in mlflow.calls]
+    points = ["log_metrics", "end_run"]
+    assert names == ["start_run", "log_params", *points, "start_run", *points]
+    assert mlflow.calls[0][-1] == {"run_name": "run"}
+    assert mlflow.calls[4][-1] == {"run_id": "abc"}
+    assert mlflow.calls[2] == ("log_metrics", {"loss/train": 0.5}, {"step": 10})
+
+
+def test_a_logger_that_fails_is_told_once_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb, told = StandIn(), []
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    both = Loggers(config(tmp_path, "wandb", "csv"), 0, told.append)
+    wandb.__dict__["log"] = lambda *_, **__: 1 / 0
+    both.scalars({"a": 1.0}, 1)
+    both.scalars({"a": 2.0}, 2)
+    both.close()
+    assert len(told) == 1 and "logger wandb gets nothing more: " in told[0]
+    assert [r["value"] for r in rows(tmp_path)] == ["1.0", "2.0"]
+    wandb.__dict__["init"] = lambda *_, **__: 1 / 0
+    with pytest.raises(ConfigError, match="has wandb, which cannot be started"):
+        Loggers(config(tmp_path, "wandb"), 0, told.append)
+
+
+def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = Loggers(config(tmp_path, "wandb"), 0, pytest.fail)
+    logger.scalars({"loss/train": 0.5}, 10)
+    logger.close()
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_mlflow_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(f"file:{tmp_path}/mlruns")
+    for first_step, step in ((0, 10), (10, 20)):
+        logger = Loggers(config(tmp_path, "mlflow"), first_step, pytest.fail)
+        logger.scalars({"loss/train": 0.5}, step)
+        logger.close()
+    (file,) = (tmp_path / "mlruns").glob("*/*/metrics/loss/train")
+    assert [line.split()[2] for line in file.read_text().splitlines()] == ["10", "20"]

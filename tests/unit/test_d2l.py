@@ -1,0 +1,20 @@
+"""What ``train_ch5`` refuses before it joins the other ranks."""
+
+from __future__ import annotations
+
+import mxnet as mx
+import pytest
+from mxnet import gluon
+from mxnet.gluon import nn
+
+from trainer.d2l import train_ch5
+
+
+@pytest.mark.parametrize("once", ["train_iter", "test_iter"])
+def test_batches_that_can_be_read_only_once_are_refused(once):
+    net, batches = nn.Dense(2, in_units=3), [(mx.nd.ones((4, 3)), mx.nd.zeros(4))]
+    net.initialize()
+    trainer = gluon.Trainer(net.collect_params(), "sgd")
+    iters = {"train_iter": batches, "test_iter": batches, once: iter(batches)}
+    with pytest.raises(ValueError, match=f"^{once} can be read only once; give a DataLoader"):
+        train_ch5(net, *iters.values(), 4, trainer, mx.cpu(), 1)
