@@ -16,6 +16,7 @@ from tests.documents import DOCUMENTS, mentioned, typed
 CANNOT: Dict[str, str] = {
     r"^(docker|apptainer) ": "needs an image with MXNet and Horovod, and GPUs",
     r"^make .*GPU=1": "installs MXNet for GPUs; tests/unit/launch/test_install.py has its steps",
+    r"^apt-get install": "a package of the system's; `make test` installs this one where it can",
     r"^make lint": "continuous integration runs it: two minutes",
     r"benchmarks\.minimal_debian": "sets up a Debian: root, the network, minutes",
     r"benchmarks\.fresh_clone": "sets up and runs all tests: the network, a quarter of an hour",
@@ -34,8 +35,11 @@ ELSEWHERE: Dict[str, Tuple[str, ...]] = {
     r"^horovodrun .*--host-discovery-script": (  # with other numbers, on hosts that come and go
         "test_elastic_horovodrun_takes_in_a_host_and_loses_rank_0",
     ),
+    r"^python -m trainer average|runs/long": ("test_the_mean_of_checkpoints_is_written",),
     r"data\.folder=pets|runs/pets": ("test_fine_tuning_on_folders_as_the_page_says",),
-    r"^make train CONFIG=configs/folder-example": ("test_the_example_of_folders_trains",),
+    r"^make train CONFIG=configs/folder-example": (
+        "test_the_example_of_folders_trains_when_typed",
+    ),
     r'^pip install "?(\.|CLONE)': (
         "test_the_wheel_holds_all_that_is_needed_and_nothing_of_a_site",
     ),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Iterator, List, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 DOCUMENTS.append(ROOT / "SECURITY.md")
 
 # The first words of command lines.

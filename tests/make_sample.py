@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.fashion_mnist import SAMPLE_FOLDER, load
-from trainer.data.idx_folder import FILES
+from trainer.data.fashion_mnist import FILES, SAMPLE_FOLDER, load
 
 PER_CLASS = {"train": 200, "test": 50}
 

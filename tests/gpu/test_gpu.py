@@ -19,7 +19,7 @@ from trainer import checkpoint
 from trainer.batch_norm import convert_sync_batch_norm, layers_of, running_statistics
 from trainer.config import from_dict
 from trainer.config.schema import Config
-from trainer.data import input_pipeline
+from trainer.data import input_pipeline, randomness
 from trainer.data.sources.base import ArraySource
 from trainer.run.loop import fit
 from trainer.step.optimizer import make_trainer
@@ -77,6 +77,16 @@ def test_batches_are_where_the_net_is(ctx):
     for here, there in zip(found, expected):
         np.testing.assert_array_equal(here.data.asnumpy(), there.data.asnumpy())
         np.testing.assert_array_equal(here.label.asnumpy(), there.label.asnumpy())
+
+
+def test_dropout_follows_the_seed(ctx):
+    def dropped(seed: int) -> np.ndarray:
+        mx.random.seed(seed)
+        with randomness.seeded_dropout(), mx.autograd.train_mode():
+            return nn.Dropout(0.5)(mx.nd.ones(1000, ctx=ctx)).asnumpy()
+
+    np.testing.assert_array_equal(dropped(3), dropped(3))
+    assert (dropped(3) != dropped(4)).any()
 
 
 @pytest.mark.parametrize("settings", [{}, {"clip_norm": 0.5, "accumulate": 2}])

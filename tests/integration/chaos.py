@@ -9,35 +9,19 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-import re
 import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Dict, Iterator, NamedTuple, Optional
 
 import mxnet as mx
 import numpy as np
 
-from tests.waiting import wait_until
 from trainer import checkpoint
 
-from . import hosts
-from .commands import SMALL, run, start, trainer
+from .chaos_jobs import EPOCH, LAST, SETTINGS, TOLD, Trial, begin, end
+from .chaos_outside import FROM_OUTSIDE
+from .commands import run, trainer
 from .saboteur import SIGNALS, Fault
-
-GLOO_TIMEOUT = 5
-WATCHDOG = 20
-LIMIT = 150.0
-"""Seconds in which a trial's job must have ended, on a machine that is busy with other work."""
-EPOCH, LAST = 16, 32  # steps of an epoch, and of a run
-SETTINGS = [
-    *SMALL,
-    "model.factory=tests.integration.nets:steady",
-    "train.epochs=2",
-    "checkpoint.every_steps=3",
-    f"train.watchdog_seconds={WATCHDOG}",
-]
 
 # What goes wrong, and where; a trial's number chooses, so that as many trials have all of them.
 KINDS = [
@@ -67,17 +51,18 @@ KINDS = [
     "crash save",
     "kill start, stop step",
     "hang step",
+    "kill step, no locks",
+    "kill step, no folder sync",
+    "kill step, slow sync",
+    "kill launcher",
+    "host cut",
+    "remove folder",
+    "sealed damage",
+    "kill leader",
+    "second launch",
+    "host stopped",
+    "close stdout",
 ]
-
-
-class Trial(NamedTuple):
-    """A kind of fault, and how many ranks it meets."""
-
-    number: int
-    kind: str
-    ranks: int
-    faults: List[Fault]
-    step: int  # of faults that come from outside
 
 
 WENT_ON = "went on"
@@ -98,14 +83,13 @@ def choose(seed: int, number: int) -> Trial:
     """The trial of that number; the same for the same seed."""
     chance = random.Random(f"{seed} {number}")
     kind = KINDS[number % len(KINDS)]
-    faults = [_fault(words, chance) for words in kind.split(", ") if words.split()[0] in _HOW]
+    inside = [] if kind in FROM_OUTSIDE else kind.split(", ")
+    faults = [_fault(words, chance) for words in inside if words.split()[0] in _HOW]
     return Trial(number, kind, chance.randint(2, 4), faults, chance.randint(4, LAST - 4))
 
 
-# The launcher's or the trainer's line; or Horovod's, in ranks on hosts that nobody supervises.
-_TOLD = re.compile(
-    "launch: |error: |Timed out waiting .* for recv|Connection closed by peer|caused pair closure"
-)
+# Faults that no rank ends by, so that there is nothing to recover from.
+ENDS_NO_RANK = ("fill step", "short cut", "remove folder", "second launch", "close stdout")
 _HOW = (*SIGNALS, "crash", "hang", "fill")
 
 
@@ -139,20 +123,18 @@ def run_trial(trial: Trial, folder: Path, expected: Dict[str, np.ndarray]) -> Re
     """Make a trial in `folder`, which is empty; an AssertionError tells what did not hold."""
     (folder / "faults.json").write_text(json.dumps([fault._asdict() for fault in trial.faults]))
     with _disk(folder, "fill" in trial.kind) as output:
-        if trial.kind == "damage":
-            code, said = _killed_and_damaged(trial, folder, output)
-        elif "cut" in trial.kind:
-            code, said = _cut(trial, folder, output)
+        if trial.kind in FROM_OUTSIDE:
+            code, said = FROM_OUTSIDE[trial.kind](trial, folder, output)
         else:
-            code, said = _end(_start(trial, folder, output))
+            code, said = end(begin(trial, folder, output))
         outcome, because = WENT_ON, None
         if code != 0:
-            told = [line for line in said.splitlines() if _TOLD.search(line)]
+            told = [line for line in said.splitlines() if TOLD.search(line)]
             assert told, said
             outcome, because = AGAIN, "\n".join(told[-6:])
             with contextlib.suppress(FileNotFoundError):
                 (output / "filler").unlink()
-            code, again = _end(_start(trial, folder, output))
+            code, again = end(begin(trial, folder, output))
             assert code == 0, said + again
         struck = len(list(folder.glob("struck-*")))
         assert struck == len(trial.faults), f"{struck} faults struck\n{said}"
@@ -161,30 +143,6 @@ def run_trial(trial: Trial, folder: Path, expected: Dict[str, np.ndarray]) -> Re
         np.testing.assert_allclose(found[name], array, rtol=1e-3, atol=1e-4, err_msg=said)
     difference = max(float(np.abs(found[name] - expected[name]).max()) for name in expected)
     return Result(trial, outcome, because, _recovery(trial, folder), difference)
-
-
-def _command(folder: Path, output: Path) -> List[str]:
-    module = [sys.executable, "-m", "tests.integration.saboteur", str(folder)]
-    return [*module, "train", *SETTINGS, f"output={output}"]
-
-
-def _start(trial: Trial, folder: Path, output: Path) -> subprocess.Popen:
-    """A job that loses slots, or (every third) one that replaces lost ranks."""
-    elastic = ["--max-restarts", "4"] + (["--min-ranks", "1"] if trial.number % 3 else [])
-    launch = [sys.executable, "-m", "launch", "local", "-n", str(trial.ranks), "--kill-after", "2"]
-    gloo = f"HOROVOD_GLOO_TIMEOUT_SECONDS={GLOO_TIMEOUT}"
-    job = [*launch, *elastic, "--", *_command(folder, output)]
-    return start(["env", gloo, "STEP_SECONDS=0.05", *job])
-
-
-def _end(process: subprocess.Popen) -> Any:
-    """The exit code of a job, and what it said."""
-    try:
-        said = process.communicate(timeout=LIMIT)[0]
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise AssertionError(f"not ended in {LIMIT} s:\n{process.communicate()[0]}") from None
-    return process.returncode, said
 
 
 @contextlib.contextmanager
@@ -202,73 +160,12 @@ def _disk(folder: Path, tiny: bool) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def _wait_for_step(folder: Path, step: int) -> None:
-    wait_until(
-        lambda: _last_step(folder) >= step, lambda: f"stands at step {_last_step(folder)}", LIMIT
-    )
-
-
-def _last_step(folder: Path) -> int:
-    path = folder / "steps"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return int(lines[-1].split()[1]) if lines else 0
-
-
-def _note(folder: Path) -> None:
-    """Write down that something from outside strikes now."""
-    (folder / "outside").write_text(f"{time.time()} {_last_step(folder)}")
-
-
-def _killed_and_damaged(trial: Trial, folder: Path, output: Path) -> Any:
-    """All processes are killed, and one byte of the newest checkpoint is turned."""
-    job = _start(trial, folder, output)
-    try:
-        _wait_for_step(folder, 8 + trial.step // 2)  # so that two have been written
-        _note(folder)
-    finally:
-        job.kill()
-        job.communicate()
-    chance = random.Random(trial.number)
-    newest = checkpoint.find_latest(output / "default" / "checkpoints", print)
-    assert newest is not None
-    path = chance.choice(sorted(newest.iterdir()))
-    content = bytearray(path.read_bytes())
-    content[chance.randrange(len(content))] ^= 1 + chance.randrange(255)
-    path.write_bytes(content)
-    code, said = _end(_start(trial, folder, output))
-    assert "using the checkpoint before it" in said, said
-    return code, said
-
-
-def _cut(trial: Trial, folder: Path, output: Path) -> Any:
-    """Ranks on hosts of their own, of which one loses its cable: for good, or for a second."""
-    shared = {"STEP_SECONDS": "0.05", "HOROVOD_GLOO_TIMEOUT_SECONDS": str(GLOO_TIMEOUT)}
-    rank = [sys.executable, "-m", "launch", "slurm-rank", "--", *_command(folder, output)]
-    with hosts.Hosts(trial.ranks, folder) as made:
-        ranks = [
-            made.start(name, rank, {**hosts.slurm_variables(n, trial.ranks), **shared})
-            for n, name in enumerate(made.names)
-        ]
-        _wait_for_step(folder, trial.step)
-        lost = made.names[trial.step % trial.ranks]
-        _note(folder)
-        made.cut(lost)
-        if trial.kind == "short cut":
-            time.sleep(1.0)
-            made.mend(lost)
-        ends = [_end(process) for process in ranks]
-    said = "".join(words for _, words in ends)
-    codes = [code for code, _ in ends]
-    assert all(codes) or trial.kind == "short cut", said
-    return max(codes), said
-
-
 def _recovery(trial: Trial, folder: Path) -> Optional[float]:
     """Seconds from the last fault until the step that it struck was done, by ranks started after.
 
     None where no step was left to do, and for faults that end no rank.
     """
-    if trial.kind in ("fill step", "short cut"):
+    if trial.kind in ENDS_NO_RANK:
         return None
     struck = sorted([*folder.glob("struck-*"), *folder.glob("outside")])
     when, step = struck[-1].read_text().split()

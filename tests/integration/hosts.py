@@ -167,9 +167,14 @@ class Hosts:
         """Puts the cable back."""
         ip("link", "set", name, "up", namespace=self._switch)
 
-    def kill(self, name: str) -> None:
-        """Ends all processes of the host."""
+    def signal(self, name: str, number: int) -> None:
+        """Sends a signal to all processes of the host."""
         for process in self._processes[name]:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, number)
+
+    def kill(self, name: str) -> None:
+        """Ends all processes of the host."""
+        self.signal(name, signal.SIGKILL)
+        for process in self._processes[name]:
             process.wait()

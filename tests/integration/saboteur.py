@@ -107,7 +107,7 @@ def main() -> None:
     from trainer.report.report import Report
     from trainer.run import evaluator, loop
 
-    _before(loop, "set_lr", lambda trainer, config, step, length: saboteur.reach("step", step))
+    _before(loop, "set_lr", lambda trainer, config, step, *_: saboteur.reach("step", step))
     _before(evaluator, "evaluate", lambda *_: saboteur.reach("evaluation"))
     _before(files, "_put_in_place", lambda *_: saboteur.reach("save"))
     _before(Report, "step", lambda self, step: saboteur.done(step))

@@ -11,7 +11,7 @@ from typing import Dict, Iterator, Tuple
 
 import pytest
 
-from launch.core.blame import lacks_cause
+from launch.core.process import lacks_cause
 from tests.waiting import wait_until
 
 from .hosts import Hosts, start_ranks, why_not

@@ -21,11 +21,21 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, np.ndarra
     return chaos.straight(tmp_path_factory.mktemp("undisturbed"))
 
 
-@pytest.mark.parametrize("kind", ["kill save", "stop step, kill step", "short cut"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "kill save",
+        "stop step, kill step",
+        "short cut",
+        "kill launcher",
+        "sealed damage",
+        "kill leader",
+    ],
+)
 def test_a_run_with_a_fault_ends_right_or_can_be_resumed(
     kind: str, tmp_path: Path, undisturbed: Dict[str, np.ndarray]
 ) -> None:
-    if kind == "short cut" and hosts.why_not() is not None:
+    if kind in ("short cut", "kill leader") and hosts.why_not() is not None:
         pytest.skip(str(hosts.why_not()))
     chaos.run_trial(chaos.choose(1, chaos.KINDS.index(kind)), tmp_path, undisturbed)
 

@@ -15,11 +15,11 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from trainer import checkpoint
+from trainer import checkpoint, config
 from trainer.data import fashion_mnist
 
 from . import nets
-from .commands import SMALL, curves, read_until, run, run_and_signal, start, trainer
+from .commands import ROOT, SMALL, Done, curves, read_until, run, run_and_signal, start, trainer
 
 
 def _weights(folder: Path) -> dict:
@@ -57,7 +57,10 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert expected in done.out
     assert f"tensorboard --logdir {output}" in done.out
     assert str(output / "default" / "checkpoints" / "step-00000032") in done.out
-    assert "with the preset fashion_mnist" in done.out
+    assert "higher accuracy" not in done.out, "of a sample"
+    assert re.search(r"\] 1/32 epoch 1/2  loss \d", done.out), "the first step"
+    began = [line for line in done.out.splitlines() if "starting: " in line]
+    assert len(began) == 3 and "waiting for 2 ranks, reading fashion_mnist_sample" in began[1]
     assert "[1]<stdout>" not in done.out + done.err, "rank 1 is quiet"
     yield output / "default"
 
@@ -116,7 +119,7 @@ def test_a_run_is_the_same_on_1_2_and_4_ranks(tmp_path: Path, accumulate: int) -
         places = [f"output={tmp_path}", f"name={ranks}"]
         done = run(trainer("train", *SMALL, *settings, *places, ranks=ranks))
         assert done.code == 0, done.out + done.err
-        losses[ranks] = np.array([loss for _, loss in curves(tmp_path / str(ranks))["train/loss"]])
+        losses[ranks] = np.array([loss for _, loss in curves(tmp_path / str(ranks))["loss/train"]])
         assert len(losses[ranks]) == 30
         np.testing.assert_allclose(losses[ranks], losses[1], rtol=5e-5)
 
@@ -132,8 +135,9 @@ def test_interrupted_it_saves_and_leaves_without_a_traceback(tmp_path: Path) -> 
     command = trainer("train", *SMALL, "train.epochs=50", f"output={tmp_path}")
     done = run_and_signal(command, "images/s", signal.SIGINT)
     assert done.code == 130
-    assert "Traceback" not in done.out and "error: interrupted" in done.out
-    assert "as asked; saved" in done.out
+    assert "Traceback" not in done.out and "as asked; saved" in done.out
+    last = done.out.strip().splitlines()[-1]
+    assert last.startswith("resume: ") and " -m trainer train model.factory=" in last, last
 
 
 @pytest.mark.parametrize(
@@ -220,15 +224,109 @@ def test_a_saved_model_is_evaluated_and_calibrated_on_ranks(straight: Path) -> N
 def test_other_settings_than_the_checkpoint_are_refused(straight: Path) -> None:
     before = sorted(straight.rglob("*"))
     arguments = [*SMALL, "train.epochs=2", "optimizer.lr=0.06", f"output={straight.parent}"]
+    arguments += ["name=default"]
     done = run(trainer("train", *arguments, ranks=2))
     assert "optimizer.lr: 0.05 -> 0.06" in done.err
     assert done.code != 0 and sorted(straight.rglob("*")) == before
+
+
+def test_a_run_of_other_settings_has_a_name_of_its_own(tmp_path: Path) -> None:
+    """On two ranks, of which the second cannot see the runs: rank 0 decides for both."""
+    command = trainer("train", *SMALL, "train.max_steps=2", f"output={tmp_path}/${{OF}}", ranks=2)
+    for rank in (0, 1):
+        (tmp_path / str(rank)).mkdir()
+    script = 'OF=$HOROVOD_RANK exec "$@"'
+
+    def trained(*settings: str) -> Done:
+        done = run([*command[:3], "sh", "-c", script, "sh", *command[3:], *settings])
+        assert done.code == 0, done.err
+        return done
+
+    trained()
+    second = trained("optimizer.lr=0.06")
+    told = "default was made with other settings (optimizer.lr: 0.05 -> 0.06); this run is "
+    assert told in second.err and f"{tmp_path}/0/default-2: 2000 training" in second.out
+    third = trained("optimizer.lr=0.07")
+    assert f"{tmp_path}/0/default-3: " in third.out and not list((tmp_path / "1").iterdir())
+    again = trained("optimizer.lr=0.06", "train.max_steps=3")
+    assert "resumes from" in again.out and "default-2/checkpoints/step-00000002" in again.out
+    anew = trained("optimizer.lr=0.06", "--resume", "none")
+    assert "default-2.1 now" in anew.err and "default-2: 2000 training" in anew.out
+    assert sorted(p.name for p in (tmp_path / "0").iterdir() if p.name[0] != ".") == [
+        *("default", "default-2", "default-2.1", "default-3"),
+    ]
+
+
+def test_launches_at_once_of_other_settings_have_names_of_their_own(tmp_path: Path) -> None:
+    settings = ["train.max_steps=2", f"output={tmp_path}"]
+    runs = [
+        start(trainer("train", *SMALL, *settings, f"optimizer.lr={lr}")) for lr in (0.1, 0.2, 0.3)
+    ]
+    for process in runs:
+        said, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+    assert sorted(path.name for path in tmp_path.glob("default*")) == [
+        *("default", "default-2", "default-3"),
+    ]
+
+
+@pytest.mark.parametrize("command", ["train", "bench"])
+def test_help_lists_all_settings_by_group_with_their_defaults(command: str) -> None:
+    done = run(["env", "COLUMNS=100", *trainer(command, "--help")])
+    assert done.code == 0
+    for line in ("Settings: optimizer:", "optimizer.lr=0.1 ", "train.epochs=10 ", "seed=0 "):
+        assert f"  {line}" in done.out or f"\n{line}" in done.out, line
+    for name in config.all_settings():
+        assert f"  {name}=" in done.out
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (["--epochs", "3"], "train.epochs=3"),
+        (["--lr=0.1"], "optimizer.lr=0.1"),
+        (["-lr", "0.1"], "optimizer.lr=0.1"),
+        (["--batch-size", "64"], "train.global_batch_size=64"),
+        (["--data-folder", "/x"], "data.folder=/x"),
+        (["--name", "seed=1"], "name=..."),
+    ],
+)
+def test_an_option_that_is_a_setting_is_told_how_to_type_it(option: List[str], told: str) -> None:
+    for command in (["train", "quickstart"], ["bench"], ["evaluate", "x"]):
+        done = run(trainer(*command, *option))
+        assert done.code == 2 and len(done.err.splitlines()) == 1, done.err
+        assert done.err.startswith(f"error: there is no option {option[0].split('=')[0]}; ")
+        assert told in done.err
+
+
+def test_errors_and_helps_of_both_programs_look_alike() -> None:
+    for module, wrong in (("trainer", ["summary", "--deep"]), ("launch", ["local", "--deep"])):
+        done = run([sys.executable, "-m", module, *wrong])
+        assert done.code == 2 and done.err.startswith("error: "), done.err
+        assert len(done.err.splitlines()) == 1
+        said = run([sys.executable, "-m", module, "--help"]).out
+        assert said.startswith(f"Usage: python -m {module} ") and "\nOptions:\n" in said
+
+
+def test_a_run_is_found_by_its_name(straight: Path, tmp_path: Path) -> None:
+    """In the folder of runs below the current one; what there is at a path goes first."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "good").symlink_to(straight)
+    where = ["env", "-C", str(tmp_path), f"PYTHONPATH={ROOT}"]
+    done = run([*where, *trainer("evaluate", "good", "--trust")])
+    assert done.code == 0 and done.out.startswith("runs/good/checkpoints/step-"), done.err
+    done = run([*where, *trainer("compare", "good", str(straight))])
+    assert done.code == 0, done.err
+    done = run([*where, *trainer("predict", "godo", "x.png")])
+    assert done.code == 2 and "there is no folder godo; did you mean good?" in done.err
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["configs/quikstart.yaml"], "did you mean configs/quickstart.yaml?"),
+        (["configs/nosuch.yaml"], "book.yaml, configs/fashion_mnist.yaml"),
+        (["nowhere/nosuch.yaml"], "; presets: book, fashion_mnist"),
         (["optimizer.learning_rate=1"], "unknown setting optimizer.learning_rate"),
         (["model.factory=tests.integration.nets:smal"], "has no such function"),
         (["model.factory=tests.integration.nets:not_a_net"], "not a Gluon Block"),
@@ -244,7 +342,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     done = run(trainer("train", *arguments, f"output={tmp_path}/runs"))
     assert done.code == 2
     assert len(done.err.splitlines()) == 1 and done.err.startswith("error: "), done.err
-    assert words in done.err
+    assert words in done.err and "site-example" not in done.err
     assert not (tmp_path / "runs").exists()
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any, Dict, List
 
 import mxnet as mx
+import numpy as np
 import pytest
 from mxnet.gluon.model_zoo import vision
 
 from tests.documents import ROOT, typed
 from tests.make_folder import make
 from tests.unit.data.pictures import encoded, make_folder, make_records, smooth
+from trainer.checkpoint import CheckpointError
+from trainer.data import sharding
+from trainer.inference import export, trained_model
 
 from .commands import run, trainer
 from .test_docs_commands import shell
@@ -33,7 +36,7 @@ PICTURES = [
     "optimizer.lr=0.01",
     "batch_norm=sync",
     "monitor.every_steps=1",
-    "monitor.tensorboard=false",
+    "monitor.loggers=[]",
 ]
 
 
@@ -63,8 +66,11 @@ def test_ranks_and_a_resume_in_mid_epoch_change_nothing(pictures: Path, tmp_path
     losses = [step["loss"] for step in alone["step"]]
     assert alone["begin"][0]["validation_samples"] == 6  # of 9, 8 and 10 a fifth each
     assert "dog/05.jpeg is a bad picture" in alone["err"][0]["text"]
-    several = events(*fixed, "name=several", "data.workers=2", ranks=2)
-    assert [step["loss"] for step in several["step"]] == pytest.approx(losses, rel=1e-4)
+    assert [epoch["skipped_samples"] for epoch in alone["epoch"]] == [1, 1]
+    for ranks in (2, 3):
+        several = events(*fixed, f"name={ranks}", "data.workers=2", ranks=ranks)
+        assert [step["loss"] for step in several["step"]] == pytest.approx(losses, rel=1e-4)
+        assert [epoch["skipped_samples"] for epoch in several["epoch"]] == [1, 1]
     events(*fixed, "name=parts", "train.max_steps=4")
     rest = events(*fixed, "name=parts", ranks=2)
     assert [step["loss"] for step in rest["step"]] == pytest.approx(losses[4:], rel=1e-4)
@@ -75,10 +81,58 @@ def test_ranks_and_a_resume_in_mid_epoch_change_nothing(pictures: Path, tmp_path
         assert sum(evaluation["set"] == "test" for evaluation in found["evaluation"]) == 1
 
 
+def test_what_is_said_of_a_test_set_is_not_of_the_validation_set(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """The recorded accuracy is that of the validation set, the exported files' of the test set."""
+    runs = tmp_path / "runs"
+    fixed = [*PICTURES, f"data.folder={pictures}", f"output={runs}", "train.epochs=1", "name=one"]
+    net = "model.factory=tests.integration.nets:smooth"
+    assert run(trainer("train", *fixed, net)).code == 0
+    saved = trained_model.load(str(runs / "one"), trust=True)
+    assert saved.accuracy is not None and saved.chosen_on == "validation"
+    seen = trained_model.evaluate_saved(saved)
+    other = saved._replace(accuracy=seen.accuracy + 0.05)
+    export.check_accuracy(other, seen, "test")
+    with pytest.raises(CheckpointError, match="on this validation set, and .* was recorded"):
+        export.check_accuracy(other, seen, "validation")
+    for called in ("test", "validation"):
+        done = run(trainer("evaluate", str(runs / "one"), "--trust"))
+        told = f"{saved.path} (validation set; there is no test set): loss"
+        assert done.code == 0 and done.out.startswith(told) == (called == "validation"), done.err
+        exported = tmp_path / called
+        done = run(trainer("export", str(runs / "one"), "--trust", f"--output={exported}"))
+        assert done.code == 0 and f" {called} images, the checkpoint's" in done.out, done.err
+        card = (exported / "model_card.md").read_text()
+        assert f"images of the {called} set" in card and f"on the whole {called} set" in card
+        assert ("on which the checkpoint was chosen" in card) == (called == "validation")
+        if called == "test":
+            shutil.rmtree(pictures / "test")
+
+
 def test_a_bad_picture_stops_a_run_in_one_line(pictures: Path, tmp_path: Path) -> None:
     fixed = [*PICTURES, f"data.folder={pictures}", f"output={tmp_path / 'runs'}"]
     done = run(trainer("train", *fixed, "data.bad_samples=stop", "data.validation=0"))
     assert done.code == 2 and re.search(r"^error: .*05\.jpeg is a bad picture", done.err, re.M)
+
+
+def test_a_bad_sample_in_mid_epoch_is_named_whichever_rank_meets_it(
+    pictures: Path, tmp_path: Path
+) -> None:
+    def rank_of(sample: int, seed: int) -> int:
+        """Which of two ranks trains on it in the first epoch of 27 samples."""
+        batches = np.array_split(sharding.epoch_order(27, seed, 0), [7, 14, 21])
+        return next(
+            rank for b in batches for rank in (0, 1) if sample in sharding.shard(b, rank, 2)
+        )
+
+    fixed = [*PICTURES, f"data.folder={pictures}", f"output={tmp_path / 'runs'}"]
+    for rank in (0, 1):
+        seed = next(seed for seed in range(99) if rank_of(9 + 5, seed) == rank)
+        others = ["data.bad_samples=stop", "data.validation=0", f"seed={seed}", f"name={rank}"]
+        done = run(trainer("train", *fixed, *others, ranks=2))
+        assert done.code, done.out
+        assert len(re.findall(r"error: .*dog/05\.jpeg is a bad picture", done.err)) == 1, done.err
 
 
 def test_records_without_a_test_set_train_and_predict(tmp_path: Path) -> None:
@@ -132,19 +186,11 @@ def test_fine_tuning_on_folders_as_the_page_says(tmp_path: Path) -> None:
     assert json.loads(found["classes"]) == ["cat", "dog"] and found["mean"] == "0.485, 0.456, 0.406"
 
 
-def test_the_example_of_folders_trains(tmp_path: Path) -> None:
-    """What `make train CONFIG=configs/folder-example.yaml` does after the set-up."""
+def test_the_example_of_folders_trains_when_typed(tmp_path: Path) -> None:
     make(tmp_path / "pictures")
     assert sum(path.is_file() for path in (tmp_path / "pictures").rglob("*")) == 400
-    rule = (ROOT / "Makefile").read_text()
-    assert "python -m tests.make_folder build/folder-example" in rule
-    found = events(
-        "configs/folder-example.yaml",
-        f"data.folder={tmp_path / 'pictures'}",
-        f"output={tmp_path}",
-        "train.epochs=1",
-        ranks=2,
-    )
-    assert found["end"][0]["test_accuracy"] is not None
-    done = run(shlex.split(f"make -n train CONFIG=configs/folder-example.yaml RANKS=2 -C {ROOT}"))
-    assert "tests.make_folder build/folder-example" in done.out and "--data" not in done.out
+    goal = ["make", "-C", str(ROOT), "train", "CONFIG=configs/folder-example.yaml", "RANKS=2"]
+    done = run([*goal, f"ARGS=output={tmp_path} train.epochs=1 train.max_steps=3"])
+    assert done.code == 0, done.out + done.err
+    assert "270 training, 30 validation and 100 test images" in done.out
+    assert re.search(r"^done: validation accuracy 0\.\d+.*, test accuracy 0\.\d+", done.out, re.M)

@@ -1,4 +1,4 @@
-"""What can happen at the end of an epoch: early stopping, and a function of the user's."""
+"""What can happen at the end of an epoch, early stopping, and the user's functions in a run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mxnet.gluon import nn
 
 import launch
 from launch.local.function import RankError
+from trainer import checkpoint
 from trainer.config import Data, from_dict
 from trainer.report.result import read, write_result
-from trainer.run.early_stopping import Plateau
 from trainer.run.loop import fit
-from trainer.run.outcome import EpochEnd, Result
+from trainer.run.outcome import EpochEnd, Plateau, Result
 
 EPOCHS, EPOCH_STEPS = 12, 3
 DRAW = np.random.RandomState(0)
@@ -46,8 +46,8 @@ def trained(
     folder: Path, patience: Optional[int] = None, net: Optional[gluon.Block] = None, **others: Any
 ) -> Done:
     train = {"epochs": EPOCHS, "global_batch_size": 20, "patience": patience}
-    train["max_steps"] = others.pop("max_steps", None)
-    monitor = {"tensorboard": False, "log_format": "json"}
+    train.update({name: others.pop(name, None) for name in ("max_steps", "max_minutes")})
+    monitor = {"loggers": [], "log_format": "json"}
     config = from_dict({"output": str(folder), "train": train, "monitor": monitor, **others})
     net, ends = net or nn.Dense(4), []
     result = fit(net, config, train=SET, test=SET, on_epoch_end=ends.append)
@@ -138,6 +138,31 @@ def test_a_run_that_ends_early_is_calibrated(tmp_path: Path, capsys: Any) -> Non
     assert done.ends[-1].evaluation.loss == evaluated[-1]["loss"] != evaluated[-2]["loss"]
 
 
+def test_the_plateau_of_the_learning_rate_is_resumed_exactly(tmp_path: Path) -> None:
+    settings = {
+        "schedule": {"name": "plateau", "patience": 1, "gamma": 0.5},
+        "optimizer": {"lr": 1.0},
+    }
+    whole = trained(tmp_path / "whole", **settings)
+    accuracies = [end.evaluation.accuracy for end in whole.ends]
+    reduced = [b <= max(accuracies[: i + 1]) for i, b in enumerate(accuracies[1:])]
+    assert 1 < sum(reduced) < EPOCHS - 1
+    newest = checkpoint.listing(tmp_path / "whole" / "default" / "checkpoints")[-1]
+    state = checkpoint.read_state(newest)
+    assert state.plateau[2] == sum(reduced)
+    for step in (7, 20, None):
+        parts = trained(tmp_path / "parts", max_steps=step, **settings)
+    assert parts.weight.tobytes() == whole.weight.tobytes()
+
+
+def test_a_run_whose_time_is_up_saves_and_resumes(tmp_path: Path, straight: Done) -> None:
+    for made in range(1, 4):  # a step each time
+        stopped = trained(tmp_path, max_minutes=1e-6)
+        assert stopped.result.stopped and stopped.result.steps == made
+    assert read(tmp_path / "default").state == "stopped"
+    assert trained(tmp_path).weight.tobytes() == straight.weight.tobytes()
+
+
 def on_ranks(folder: str, data: Any, failing: Optional[int]) -> Any:
     from mxnet.gluon import nn
 
@@ -153,7 +178,7 @@ def on_ranks(folder: str, data: Any, failing: Optional[int]) -> Any:
             raise RuntimeError("the service is down")
 
     train = {"epochs": 12, "global_batch_size": 20, "patience": 1}
-    config = from_dict({"output": folder, "train": train, "monitor": {"tensorboard": False}})
+    config = from_dict({"output": folder, "train": train, "monitor": {"loggers": []}})
     net = nn.Dense(4)
     result = fit(net, config, train=data, test=data, on_epoch_end=on_epoch_end)
     return ends, result.steps
@@ -171,3 +196,57 @@ def test_all_ranks_are_told_the_same_and_end_at_the_same_step(
     for end, expected in zip(ends, straight.told[2:last_epoch]):
         assert end[:2] == expected[:2] and end[3] == expected[3]
         assert tuple(end[2]) == pytest.approx(tuple(expected[2]), rel=1e-5)
+
+
+def on_ranks_with_all(folder: str, data: Any) -> Any:
+    from mxnet import nd
+    from mxnet.gluon import nn
+
+    from trainer.config import from_dict
+    from trainer.run.loop import fit
+
+    calls: List[Any] = []
+    train = {"epochs": 2, "global_batch_size": 20}
+    config = from_dict({"output": folder, "train": train, "monitor": {"loggers": []}})
+    fit(
+        nn.Dense(4),
+        config,
+        train=data,
+        test=data,
+        metrics={"label": lambda scores, label: label + 0 * nd.pick(scores, label)},
+        on_step=lambda end: calls.append(
+            ("step", end.epoch, end.step, end.lr, end.samples, end.result.loss_sum.asscalar())
+        ),
+        on_evaluation=lambda end: calls.append(("evaluation", end.step, end.set, end.evaluation)),
+        on_epoch_end=lambda end: calls.append(("epoch", end.step, end.training.loss)),
+    )
+    return calls
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_each_step_and_evaluation_is_told_on_every_rank(tmp_path: Path, ranks: int) -> None:
+    told = launch.run(on_ranks_with_all, (str(tmp_path), SET), ranks=ranks)
+    for calls in told:
+        kinds = [call[0] for call in calls]
+        assert kinds == 2 * [*["step"] * EPOCH_STEPS, "evaluation", "epoch"]
+        steps = [call[1:4] for call in calls if call[0] == "step"]
+        assert [step[:2] for step in steps] == [(1, 1), (1, 2), (1, 3), (2, 4), (2, 5), (2, 6)]
+        assert steps[0][2] == 0.1 > steps[-1][2]
+        evaluations = [call[1:] for call in calls if call[0] == "evaluation"]
+        assert [(step, name) for step, name, _ in evaluations] == [(3, "test"), (6, "test")]
+        assert evaluations[-1][2].metrics == {"label": pytest.approx(SET[1].mean())}
+    for number in range(EPOCH_STEPS, EPOCH_STEPS + 2):  # the same on all ranks
+        assert len({repr(calls[number]) for calls in told}) == 1
+    samples = sum(calls[step][4] for calls in told for step in range(EPOCH_STEPS))
+    losses = sum(calls[step][5] for calls in told for step in range(EPOCH_STEPS))
+    assert samples == len(SET[0])
+    assert losses / samples == pytest.approx(told[0][EPOCH_STEPS + 1][2], rel=1e-5)
+
+
+def test_an_exception_in_a_step_ends_the_run(tmp_path: Path) -> None:
+    def fail(end: Any) -> None:
+        raise RuntimeError(f"at step {end.step}")
+
+    config = from_dict({"output": str(tmp_path), "monitor": {"loggers": []}})
+    with pytest.raises(RuntimeError, match="at step 1"):
+        fit(nn.Dense(4), config, train=SET, test=SET, on_step=fail)

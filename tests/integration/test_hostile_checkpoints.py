@@ -26,7 +26,7 @@ COMMANDS: Dict[str, Callable[[Path], List[str]]] = {
     "evaluate": lambda new: [],
     "predict": lambda new: [IDX],
     "export": lambda new: ["--no-onnx", f"--output={new}"],
-    "calibrate": lambda new: ["--samples=4", f"--out={new}"],
+    "calibrate": lambda new: ["--samples=4", f"--output={new}"],
 }
 
 
@@ -34,7 +34,7 @@ COMMANDS: Dict[str, Callable[[Path], List[str]]] = {
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of two steps."""
     output = tmp_path_factory.mktemp("runs")
-    settings = ["train.max_steps=2", "monitor.tensorboard=false", f"output={output}"]
+    settings = ["train.max_steps=2", "monitor.loggers=[]", f"output={output}"]
     return fit(config=config.from_dict({}, [*SMALL, *settings])).folder
 
 
@@ -96,7 +96,7 @@ def test_a_config_of_the_users_own_resumes_nothing_of_the_checkpoints(
     hostile: Path, tmp_path: Path
 ) -> None:
     """Resuming runs the command line's net, and compares it with the checkpoint's."""
-    settings = ["train.max_steps=3", "monitor.tensorboard=false", f"output={tmp_path / 'mine'}"]
+    settings = ["train.max_steps=3", "monitor.loggers=[]", f"output={tmp_path / 'mine'}"]
     (path,) = (hostile / "checkpoints").iterdir()
     with pytest.raises(CheckpointError, match="os:system"):
         fit(config=config.from_dict({}, [*SMALL, *settings]), resume=str(path))

@@ -109,8 +109,23 @@ def test_batch_norm_over_the_ranks_of_each_of_two_hosts(hosts, tmp_path):
     assert (own == [first, first, second, second]).all()
     assert not np.allclose(first, second, rtol=0.01)
     np.testing.assert_allclose(own[:3], expected_own, rtol=1e-4, atol=1e-5)
+    alone, own_alone = trained_with_group_norm(hosts, tmp_path / "two", (1, 1))
+    np.testing.assert_allclose(own_alone, [first, second], rtol=1e-4, atol=1e-5)
     for name, array in expected.items():
-        np.testing.assert_allclose(weights[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
+        for found in (weights, alone):
+            np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_doctor_tells_what_a_slow_link_gives_and_what_to_change(hosts):
+    hosts.throttle("400mbit")
+    doctor = [sys.executable, "-m", "launch", "doctor"]
+    (_, said), *_ = ends(
+        [hosts.start(name, doctor, slurm_variables(n, 3)) for n, name in enumerate(hosts.names)],
+        seconds=300,
+    )
+    found = re.search(r"^warn +allreduce +3 ranks over eth0: [\d.]+ ms, ([\d.]+) MB/s", said, re.M)
+    assert found and float(found[1]) < 50, said  # 400 Mbit/s
+    assert "fix: is there a faster network? HOROVOD_GLOO_IFACE=" in said
 
 
 def test_late_host_is_waited_for_and_each_offers_the_address_others_reach(hosts, tmp_path):

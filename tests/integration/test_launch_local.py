@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,12 @@ from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 STANDIN = Path(__file__).with_name("standin.py")
+
+
+UNSAVED = (
+    "had not ended and got SIGKILL: what was not saved by then is lost (--kill-after gives ranks "
+    "longer)"
+)
 
 
 def start(*arguments, env=None):
@@ -158,7 +165,7 @@ def rank_process(launcher, rank):
     return next(
         child
         for child in psutil.Process(launcher.pid).children()
-        if child.environ()["HOROVOD_RANK"] == str(rank)
+        if child.environ().get("HOROVOD_RANK") == str(rank)
     )
 
 
@@ -171,7 +178,7 @@ def test_ctrl_c_ends_all_ranks_and_their_children(tmp_path):
     wait_for(tmp_path / "0")
     wait_for(tmp_path / "1")
     family = psutil.Process(process.pid).children(recursive=True)
-    assert len(family) == 4
+    assert len(family) == 5  # with the watcher
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -189,7 +196,22 @@ def test_second_ctrl_c_kills_ranks_that_do_not_listen(tmp_path):
     process.send_signal(signal.SIGINT)
     assert "interrupted" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, f"launch: rank 0 {UNSAVED}\n")
+
+
+def test_ranks_that_are_slower_than_kill_after_are_said_to_be_killed_unsaved(tmp_path):
+    code = (
+        "import signal; rank != '1' and signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        f"open(r'{tmp_path}/' + rank, 'w'); time.sleep(600)"
+    )
+    process = start("-n", "3", "--kill-after", "1", *python(code))
+    for rank in range(3):
+        wait_for(tmp_path / str(rank))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.endswith(f"\nlaunch: ranks 0, 2 {UNSAVED}\n")
 
 
 def test_warned_ranks_save_and_the_same_command_resumes(tmp_path):
@@ -232,19 +254,48 @@ def test_ranks_save_when_their_terminal_is_closed(tmp_path):
     assert (tmp_path / "checkpoint").exists()
 
 
-def test_no_rank_outlives_a_killed_launcher(tmp_path):
-    process = start("-n", "2", *python(f"open(r'{tmp_path}/' + rank, 'w'); time.sleep(600)"))
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        [],
+        ["bash", "-c", '"$0" "$@"; exit $?'],
+        # conda run closes what it inherits, and a container's shim has its own session.
+        ["python", "-c", "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))"],
+        ["setsid", "--fork", "--wait"],
+    ],
+    ids=["none", "bash", "python", "another session"],
+)
+def test_no_rank_outlives_a_killed_launcher(tmp_path, wrapper):
+    rank = f"open(r'{tmp_path}/' + rank, 'w'); time.sleep(600)"
+    _, *command = python(rank)
+    process = start("-n", "2", "--", *wrapper, *command)
+    wait_for(tmp_path / "0")
     wait_for(tmp_path / "1")
-    ranks = psutil.Process(process.pid).children()
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) == 1 + 2 * (2 if wrapper else 1)
     process.kill()
     process.communicate()
-    assert psutil.wait_procs(ranks, timeout=10)[1] == []
+    assert psutil.wait_procs(family, timeout=30)[1] == []
+
+
+def test_what_a_job_leaves_running_on_purpose_is_left_alone(tmp_path):
+    """A server of the user's in a session of its own, which outlived the ranks before too."""
+    server = (
+        "import subprocess; p = subprocess.Popen(['sleep', '600'], start_new_session=True); "
+        f"open(r'{tmp_path}/pid', 'w').write(str(p.pid))"
+    )
+    code, _, err = run("-n", "1", *python(server))
+    left = psutil.Process(int((tmp_path / "pid").read_text()))
+    try:
+        assert code == 0 and left.is_running(), err
+    finally:
+        left.kill()
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-n", "2", "--", "nonesuch"], "launch: [Errno 2] No such file or directory: 'nonesuch'"),
+        (["-n", "2", "--", "nonesuch"], "error: [Errno 2] No such file or directory: 'nonesuch'"),
         (["-n", "0", "--", "true"], "'0' is not a number from 1 to 9999"),
         (["-n", "2"], "what to run is missing: python -m launch local ... -- COMMAND"),
         (["-n", "2", "python", "x.py"], "-- is missing: python -m launch local ... -- python x.py"),
@@ -262,12 +313,39 @@ def test_wrong_use_is_one_line(arguments, words):
     [
         ("HOROVOD_GLOO_IFACE", "eth99", "HOROVOD_GLOO_IFACE=eth99: "),
         ("HOROVOD_GLOO_TIMEOUT_SECONDS", "5 s", "HOROVOD_GLOO_TIMEOUT_SECONDS is '5 s'; it must"),
+        ("SLURM_CPUS_ON_NODE", "-4", "SLURM_CPUS_ON_NODE is '-4'; it must be a whole number"),
     ],
 )
 def test_wrong_variable_is_one_line(variable, value, words):
     code, _, err = run("-n", "2", "--", "true", env={variable: value})
     assert code == 2
-    assert err.startswith(f"launch: {words}") and err.count("\n") == 1
+    assert err.startswith(f"error: {words}") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "advice"),
+    [
+        ("true", "ip link set lo up"),
+        ("ip link set lo up && ip addr del 127.0.0.1/8 dev lo", "ip addr add 127.0.0.1/8 dev lo"),
+    ],
+    ids=["no loopback", "IPv6 alone"],
+)
+def test_where_the_loopback_lacks_its_address_the_advice_helps(before, advice):
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("only root can make network namespaces, with iproute2")
+    launch = f"{sys.executable} -m launch local -n 1 -- true"
+    line = f"{before} && {{ {launch}; {advice} && exec {launch}; }}"
+    done = subprocess.run(
+        ["unshare", "-n", "bash", "-c", line],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.endswith(
+        f"has the address 127.0.0.1, by which ranks find each other: `{advice}`\n"
+    )
 
 
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
@@ -310,3 +388,46 @@ def test_a_crowd_of_silent_strangers_ends_no_job(tmp_path):
         timeout=120,
     )
     assert (done.returncode, done.stdout) == (0, "[0] through\n"), done.stderr
+
+
+# Rank 0 connects to whatever begins to listen, as somebody else on the machine could.
+STRANGER = """
+import os, socket, subprocess, sys, time
+from pathlib import Path
+import horovod.mxnet as hvd
+WATCH = '''
+import socket
+def listening():
+    rows = [line.split() for line in open("/proc/net/tcp").read().splitlines()[1:]]
+    return {row[1] for row in rows if row[3] == "0A"}
+known, held = listening(), []
+while True:
+    for place in listening() - known:
+        known.add(place)
+        held.append(socket.socket())
+        held[-1].setblocking(False)
+        held[-1].connect_ex(("127.0.0.1", int(place.split(":")[1], 16)))
+'''
+begun, stranger = Path(sys.argv[1], "begun"), None
+if os.environ["HOROVOD_RANK"] == "0" and not begun.exists():
+    begun.touch()
+    stranger = subprocess.Popen([sys.executable, "-c", WATCH])
+    time.sleep(0.5)
+hvd.init()
+print("met", hvd.size())
+if stranger:
+    stranger.kill()
+"""
+
+
+def test_a_start_that_a_stranger_spoilt_is_made_once_more(tmp_path):
+    """Each of Gloo's ports takes one connection, whoever's it is; he does not always come first."""
+    said = ""
+    for attempt in range(8):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        code, out, said = run("-n", "4", "--quiet", "--", "python", "-c", STRANGER, str(folder))
+        assert code == 0 and out.endswith("met 4\n"), said
+        if "once more" in said:
+            break
+    assert "launch: ranks could not connect to each other as they started; starting " in said

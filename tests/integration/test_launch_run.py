@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import subprocess
@@ -20,14 +21,13 @@ import pytest
 import launch
 from launch.core.ranks import cores_per_rank
 from launch.local.function import RankError
+from tests.documents import ROOT, blocks
 from trainer.config import Data
 from trainer.data import fashion_mnist
 from trainer.data.transform import Transform
 
 from . import nets
 from .commands import SMALL
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_results_come_by_rank_and_lines_name_theirs(
@@ -68,6 +68,23 @@ def test_a_net_comes_back_trained_with_synced_norm_and_compiled(tmp_path: Path) 
     prepared = Transform(images, Data(), seed=0, training=False)(np.arange(len(images)))
     answers = net(mx.nd.array(prepared)).argmax(axis=1).asnumpy()
     assert (answers == labels).mean() == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
+def test_the_first_lines_of_python_on_the_readme_run_as_they_are(page: str, tmp_path: Path) -> None:
+    """But for the size of the run."""
+    lines = next(block.text for block in blocks(ROOT / page) if block.language == "python")
+    smaller = [*SMALL[1:], "batch_norm=sync", f"output={tmp_path}", "train.max_steps=1"]
+    shown = 'Config(name="mine", batch_norm="sync")'
+    assert shown in lines
+    run = f"__import__('trainer').config.load(None, {smaller})"
+    script = tmp_path / "script.py"
+    script.write_text(lines.replace(shown, run), encoding="utf-8")
+    said = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=ROOT)
+    assert said.returncode == 0, said.stderr
+    *_, last = said.stdout.splitlines()
+    first, second = ast.literal_eval(last)
+    assert 0 <= first == second <= 1
 
 
 def _fail_on(rank: int) -> None:
@@ -145,7 +162,7 @@ def test_interrupted_or_killed_it_leaves_no_rank_behind(number: int) -> None:
         said = [script.stdout.readline() for _ in range(2)]
         assert sorted(said) == ["[0] at work\n", "[1] at work\n"]
         below = psutil.Process(script.pid).children(recursive=True)
-        assert len(below) == 3, "a supervisor and two ranks"
+        assert len(below) == 4, "a supervisor, its watcher and two ranks"
         script.send_signal(number)
         rest, _ = script.communicate(timeout=60)
     finally:

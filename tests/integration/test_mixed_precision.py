@@ -1,4 +1,4 @@
-"""Runs in bfloat16 on one process."""
+"""Runs in bfloat16 and float16 on one process."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import Any
 import mxnet as mx
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests import half
 from tests.processor import needs_bfloat16
 from trainer import checkpoint
 from trainer.config import from_dict
-from trainer.config.schema import Config
+from trainer.config.schema import Config, Monitor
 from trainer.inference import trained_model
+from trainer.model import loss_scale
 from trainer.run.loop import fit
 
 from .commands import ROOT, SMALL, trainer
@@ -32,7 +35,7 @@ def config(folder: Path, precision: str, **train: Any) -> Config:
             "name": precision,
             "model": {"factory": "tests.integration.nets:smooth"},
             "train": settings,
-            "monitor": {"tensorboard": False},
+            "monitor": {"loggers": []},
         }
     )
 
@@ -74,6 +77,32 @@ def test_the_saved_model_is_evaluated_in_float32_and_trained_on_in_its_precision
         checkpoint.CheckpointError, match="train.precision: 'bfloat16' -> 'float32'"
     ):
         fit(config=other, train=SET, test=SET)
+
+
+def test_float16s_scale_and_skipped_steps_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """In the log, TensorBoard and the checkpoint; 2^24 is more than the gradients can take."""
+    half.allow(monkeypatch)
+    monkeypatch.setattr(loss_scale, "START", 2.0**24)
+    run = config(tmp_path, "float16")
+    run = replace(run, device="cpu", monitor=Monitor(every_steps=5))
+    fit(config=run, train=SET, test=SET)
+    last = checkpoint.listing(run.folder / "checkpoints")[-1]
+    scale, good, skipped = checkpoint.read_state(last).loss_scale or (0, 0, 0)
+    assert scale == 2.0 ** (24 - skipped) and 0 < skipped <= 15 - good
+    told = capsys.readouterr().out
+    assert f"loss scale {scale:g} ({skipped:g} steps skipped)" in told
+    events = EventAccumulator(str(run.folder / "events")).Reload()
+    assert events.Scalars("optimizer/loss_scale")[-1].value == scale
+    assert events.Scalars("optimizer/skipped_steps")[-1].value == skipped
+
+
+def test_a_cpu_refuses_float16_before_anything_is_written(tmp_path: Path) -> None:
+    command = trainer("train", *SMALL, f"output={tmp_path}/runs", "train.precision=float16")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and not (tmp_path / "runs").exists()
+    assert "error: train.precision is float16, which MXNet has on GPUs alone" in done.stderr
 
 
 def test_an_older_processor_is_reported_before_anything_is_written(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> Watched:
 def test_it_runs_from_top_to_bottom_on_two_ranks(executed: Watched) -> None:
     said = "\n".join(map(_text, executed.nb.cells))
     assert "(1, 512, 7, 7)" in said, "the seed's shapes"
-    assert "2 ranks on cpu, global batch 256, 128 a rank" in said
+    assert "2 ranks on cpu, global batch 256, 128 per rank" in said
     assert "done: test accuracy" in said and "(500 images)" in said
     assert '"event"' not in said, "the ranks' JSON is for the curves"
     assert _pictures(executed.nb) == PICTURES
@@ -145,5 +145,5 @@ def test_a_failed_rank_is_one_line_and_the_stop_button_ends_the_ranks(kernel: tu
 
     waiting = "import time\nlaunch.run(lambda: print('at work') or time.sleep(100), ranks=2)"
     assert _run_cell(client, waiting, stop)["ename"] == "KeyboardInterrupt"
-    assert len(alive) == 3, "a supervisor and two ranks"
+    assert len(alive) == 4, "a supervisor, its watcher and two ranks"
     assert psutil.wait_procs(alive, timeout=20)[1] == []

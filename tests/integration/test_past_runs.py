@@ -13,9 +13,10 @@ from .conftest import PastRuns
 # As docs/monitoring.md has them.
 KEYS = {
     "begin": "folder training_samples validation_samples test_samples epochs steps_per_epoch "
-    "first_step last_step ranks device global_batch_size batch_norm mxnet resumed_from",
-    "step": "step epoch epochs loss accuracy lr images_per_second seconds_left",
-    "epoch": "step epoch loss accuracy",
+    "first_step last_step ranks device global_batch_size batch_norm ema mxnet resumed_from",
+    "step": "step epoch epochs loss accuracy lr loss_scale skipped_steps images_per_second "
+    "seconds_left",
+    "epoch": "step epoch loss accuracy skipped_samples",
     "evaluation": "step set samples loss accuracy",
     "checkpoint": "step path",
     "warning": "message",

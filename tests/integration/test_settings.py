@@ -22,7 +22,7 @@ from trainer.run.loop import fit
 
 from .test_any_net import SET, trained
 
-QUIET = {"tensorboard": False, "log_format": "json"}
+QUIET = {"loggers": [], "log_format": "json"}
 
 
 def _told(capsys: Any, event: str) -> List[Dict[str, Any]]:

@@ -156,7 +156,7 @@ def test_ranks_of_a_function(
     function: tuple, code: int, streams: str, environment: Dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "task.pkl").write_bytes(pickle.dumps((*function, {})))
-    command = [PYTHON, "-m", "launch.local.function_rank", str(tmp_path), "1"]
+    command = [PYTHON, "-m", "launch.local.function", str(tmp_path), "1"]
     check(Case(command, code), streams, environment)
 
 
@@ -201,7 +201,7 @@ HEAVY = {
     "summary": answer("summary", "model.factory=tests.integration.nets:small"),
     "evaluate": answer("evaluate", "{run}", "--trust"),
     "predict": answer("predict", "{run}", "--trust", "tests/sample/t10k-images-idx3-ubyte.gz"),
-    "calibrate": Case(["calibrate", "{run}", "--trust", "--samples=4", "--out={new}"]),
+    "calibrate": Case(["calibrate", "{run}", "--trust", "--samples=4", "--output={new}"]),
     "export": Case(["export", "{run}", "--trust", "--no-onnx", "--output={new}"]),
     "train": Case(["train", *SMALL, "train.max_steps=2", "output={new}"]),
     "train, wrong": Case(["train", "data.folder=nowhere", "data.dataset=idx", "output={new}"], 2),
@@ -229,7 +229,7 @@ def test_training_whose_terminal_has_gone(environment: Dict[str, str], tmp_path:
 
 def test_the_doctor_and_its_probe(environment: Dict[str, str]) -> None:
     """The doctor's exit code is its verdict."""
-    probe = [PYTHON, "-m", "launch.doctor.probe_libraries"]
+    probe = [PYTHON, "-m", "launch.doctor.probe", "libraries"]
     check(Case(probe, full=2), "a full stdout", environment)
     done = run(launch("doctor"), "a full stdout", environment)
     assert done.returncode in (0, 1) and done.stderr == f"launch: {LOST}"

@@ -10,21 +10,21 @@ from .board import TensorBoard
 from .commands import SMALL, run, trainer
 
 SCALARS = {
-    "train/loss",
-    "train/accuracy",
-    "train/lr",
-    "train/gradient_norm",
+    "loss/train",
+    "accuracy/train",
+    "optimizer/lr",
+    "optimizer/gradient_norm",
     "speed/images_per_second",
     "speed/compute_ms_slowest_rank",
     "system/processor_percent",
     "system/load",
     "system/memory_percent",
     "system/memory_megabytes_largest_rank",
-    "epoch/loss",
-    "epoch/accuracy",
-    "test/loss",
-    "test/accuracy",
-    "class/ankle_boot",
+    "loss/epoch",
+    "accuracy/epoch",
+    "loss/test",
+    "accuracy/test",
+    "per_class/ankle_boot",
 }
 OF_TWO_RANKS = {
     "speed/compute_ms_fastest_rank",
@@ -32,25 +32,25 @@ OF_TWO_RANKS = {
     "speed/spread_percent",
     "speed/allreduce_ms",
     "speed/waiting_ms",
-    "batch_norm/drift",
-    "batch_norm/drift_worst_layer",
+    "ranks/drift",
+    "ranks/drift_worst_layer",
 }
 
 
 def test_scalars_have_each_step_once_although_the_run_was_stopped(board: TensorBoard) -> None:
     name = "default/events"
-    for tag in ("train/loss", "train/lr", "train/gradient_norm", "system/load"):
+    for tag in ("loss/train", "optimizer/lr", "optimizer/gradient_norm", "system/load"):
         assert [step for _, step, _ in board.scalars(name, tag)] == list(range(4, 49, 4)), tag
-    for tag in ("test/accuracy", "class/bag"):
+    for tag in ("accuracy/test", "per_class/bag"):
         assert [step for _, step, _ in board.scalars(name, tag)] == [16, 32, 48], tag
 
 
 def test_scalars_are_grouped_and_ranks_compared_where_there_are_several(board: TensorBoard) -> None:
     tags = board.get("plugin/scalars/tags")
-    classes = {f"class/{name.replace(' ', '_')}" for name in fashion_mnist.CLASS_NAMES}
+    classes = {f"per_class/{name.replace(' ', '_')}" for name in fashion_mnist.CLASS_NAMES}
     assert set(tags["default/events"]) == SCALARS | classes
     assert set(tags["two/events"]) == SCALARS | classes | OF_TWO_RANKS
-    assert all(value > 0 for _, _, value in board.scalars("two/events", "batch_norm/drift"))
+    assert all(value > 0 for _, _, value in board.scalars("two/events", "ranks/drift"))
     slowest = board.scalars("two/events", "speed/slowest_rank")
     assert slowest and {value for _, _, value in slowest} <= {0, 1}
 
@@ -66,12 +66,20 @@ def test_pictures_texts_and_the_graph_are_there(board: TensorBoard) -> None:
 def test_weights_and_gradients_are_spread_out_after_each_epoch(board: TensorBoard) -> None:
     for name, steps in (("default/events", [16, 32, 48]), ("two/events", [16, 32])):
         tags = board.get("plugin/histograms/tags")[name]
-        groups = {"weights", "gradients"}
+        groups = {"weights", "weight_gradients"}
         assert {tag.split("/")[0] for tag in tags} == groups and len(tags) == 12
         for group in groups:
             (tag,) = [tag for tag in tags if tag.startswith(group) and "conv0_weight" in tag]
             points = board.get("plugin/histograms/histograms", run=name, tag=tag)
             assert [step for _, step, _ in points] == steps
+
+
+def test_accuracy_and_loss_are_the_first_cards(board: TensorBoard) -> None:
+    """Time Series sorts all of its cards by group."""
+    plugins = ("scalars", "histograms", "images")
+    tags = [tag for name in plugins for tag in board.get(f"plugin/{name}/tags")["two/events"]]
+    groups = sorted({tag.split("/")[0] for tag in tags})
+    assert groups[:3] == ["accuracy", "loss", "optimizer"], groups
 
 
 def test_each_class_has_its_precision_and_recall(board: TensorBoard) -> None:
@@ -83,10 +91,8 @@ def test_each_class_has_its_precision_and_recall(board: TensorBoard) -> None:
     assert last["false_positives"][0] == 450
 
 
-def test_the_final_figures_are_beside_the_settings(board: TensorBoard) -> None:
-    for name in ("default/events", "two/events"):
-        ((_, _, final),) = board.scalars(f"{name}/hparams", "final/accuracy")
-        assert final == board.scalars(name, "test/accuracy")[-1][2]
+def test_each_finished_run_is_listed_once(board: TensorBoard) -> None:
+    assert sorted(board.get("runs")) == ["default/events", "two/events"]
 
 
 def test_rank_0_alone_writes(tmp_path: Path) -> None:

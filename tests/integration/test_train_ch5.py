@@ -16,6 +16,7 @@ import launch
 from launch.local.function import RankError
 from trainer.d2l import load_data_fashion_mnist, train_ch5
 from trainer.data import fashion_mnist
+from trainer.errors import ConfigError
 
 # 193 samples in batches of 64 leave one for the last batch: on two ranks one of them gets none.
 SAMPLES, BATCH = 193, 64
@@ -108,8 +109,86 @@ def test_with_plain_norm_the_ranks_end_with_one_model() -> None:
 
 
 def test_loaders_that_differ_are_refused() -> None:
-    with pytest.raises(RankError, match="ValueError: the ranks' loaders give different batches"):
+    with pytest.raises(RankError, match="ValueError: the ranks' loaders give different images"):
         launch.run(_train, ("trainer.d2l", False, 1, True), ranks=2)
+
+
+def _try(what: str) -> None:
+    """An epoch on six samples of something that would go wrong."""
+    from mxnet import autograd, gluon
+    from mxnet.gluon import nn
+
+    from trainer.d2l import train_ch5
+    from trainer.dist import environment
+
+    rank = environment.rank()
+
+    class Net(nn.HybridSequential):
+        def hybrid_forward(self, F, x):  # type: ignore[no-untyped-def]
+            if what == "parted" and autograd.is_training() and rank:
+                with autograd.pause():
+                    self[0].bias.set_data(mx.nd.ones(3))
+            x = super().hybrid_forward(F, x)
+            if what == "softmax":
+                x = F.softmax(x)
+            if what == "cond":
+                x = F.contrib.cond(x.sum() > 0, lambda: x * 2, lambda: x)
+            return x
+
+    net = Net()
+    net.add(nn.Dense(3, use_bias=what != "net" or not rank, in_units=16 if what == "cond" else 0))
+    net.initialize(mx.init.Zero())
+    if what == "cond":
+        net.hybridize()
+    chance = np.random.RandomState(rank)  # not the global one, which is alike on all ranks
+
+    def image(i: int) -> mx.nd.NDArray:
+        shift = {"images": rank, "augmented": chance.uniform(size=(4, 4))}.get(what, 0)
+        return mx.nd.ones((1, 4, 4)) * i + mx.nd.array(np.full((4, 4), shift))
+
+    class Samples(gluon.data.Dataset):
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, i: int) -> Tuple[mx.nd.NDArray, float]:
+            return image(i), float((i + rank) % 2 if what == "labels" else i % 2)
+
+    loader = gluon.data.DataLoader(Samples(), 2, shuffle=True)
+    trainer = gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 0.1})
+    train_ch5(net, loader, gluon.data.DataLoader(Samples(), 2), 2, trainer, mx.cpu(), 1)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("images", "ValueError: the ranks' loaders give different images"),
+        ("labels", "ValueError: the ranks' loaders give different labels"),
+        ("net", r"the ranks have different nets: 0.bias .* on rank 0.*, 0.weight .* on rank 1"),
+        ("parted", r"ValueError: the ranks' weights have parted in epoch 1: 0.bias on rank 1 is"),
+        ("cond", "the net is compiled and has F.contrib.cond"),
+    ],
+)
+def test_what_would_go_wrong_is_refused_on_ranks(what: str, said: str) -> None:
+    with pytest.raises(RankError, match=said):
+        launch.run(_try, (what,), ranks=2)
+
+
+def test_images_may_be_augmented_by_each_rank_on_its_own() -> None:
+    launch.run(_try, ("augmented",), ranks=2)
+
+
+def test_a_second_softmax_is_told_of(capfd: pytest.CaptureFixture) -> None:
+    for ranks in (1, 2):
+        launch.run(_try, ("softmax",), ranks=ranks)
+        said = "".join(capfd.readouterr())
+        assert said.count("the loss takes their softmax once more") == 1, said
+    launch.run(_try, ("",), ranks=1)
+    assert "softmax" not in "".join(capfd.readouterr())
+
+
+def test_compiled_control_flow_is_refused_on_one_rank() -> None:
+    with pytest.raises(ConfigError, match="the net is compiled and has F.contrib.cond"):
+        _try("cond")
 
 
 def test_its_loaders_give_the_books_batches() -> None:

@@ -28,7 +28,7 @@ def config(folder: Any, **settings: Any) -> Config:
         output=str(folder),
         name="fold",
         train=Train(epochs=1, global_batch_size=20),
-        monitor=Monitor(tensorboard=False),
+        monitor=Monitor(loggers=()),
         **settings,
     )
 
@@ -77,6 +77,35 @@ def test_a_second_fold_is_not_the_first(tmp_path: Any, second: Any, words: str) 
     with pytest.raises(CheckpointError, match=rf'\({words}\).*another name=.*resume="none"'):
         fit(again.pop("net"), config(tmp_path), **again)
     assert len(listing(tmp_path / "fold" / "checkpoints")) == 1, "nothing was changed"
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"loss": hinge}, "other loss"),
+        ({"validation": sets(3)["test"]}, "other validation images; other validation labels"),
+        ({"test": sets(1)["test"]}, "other test images; other test labels"),
+    ],
+)
+@pytest.mark.parametrize("given_first", [True, False])
+def test_what_only_one_of_two_runs_was_given_tells_them_apart(
+    tmp_path: Any, part: Any, words: str, given_first: bool
+) -> None:
+    least = {"train": sets(1)["train"]}
+    runs = [{**least, **part}, least] if given_first else [least, {**least, **part}]
+    fit(net(), config(tmp_path), **runs[0])
+    with pytest.raises(CheckpointError, match=words):
+        fit(net(), config(tmp_path), **runs[1])
+
+
+def test_weights_that_a_resume_replaces_are_told_of(
+    tmp_path: Any, capfd: pytest.CaptureFixture
+) -> None:
+    told = "warning: the net's own weights are replaced by those of the checkpoint"
+    own = net()
+    for again, said in ((own, False), (own, False), (net(), False), (given(2), True)):
+        fit(again, config(tmp_path), **sets(1))
+        assert (told in capfd.readouterr().err) == said
 
 
 def test_the_same_parts_made_anew_are_the_same_run(tmp_path: Any) -> None:

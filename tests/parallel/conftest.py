@@ -26,7 +26,11 @@ DEFAULT_RANKS = (2, 3)
 SECONDS = 900  # for one module on one number of ranks
 INSIDE = "HOROVOD_RANK" in os.environ
 PYTEST = (sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider")
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HOROVOD_GLOO_TIMEOUT_SECONDS": "20"}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "HOROVOD_GLOO_TIMEOUT_SECONDS": "20",
+    "HOROVOD_CYCLE_TIME": "3",  # milliseconds: of hundreds of small sums each takes a cycle or two
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -71,6 +75,7 @@ class LaunchedTests(pytest.Item):
     def __init__(self, ranks: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.ranks = ranks
+        self.add_marker(pytest.mark.timeout(SECONDS + 60))
 
     def runtest(self) -> None:
         horovodrun = str(Path(sys.executable).with_name("horovodrun"))

@@ -13,10 +13,13 @@ import pytest
 from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
-from trainer import dist
+from trainer import config, dist
 from trainer.dist import half_sum
+from trainer.dist.array_memory import memory_of
 from trainer.errors import ConfigError
+from trainer.model import prepare
 from trainer.mxnet_internals import allreduce_of
+from trainer.step import buckets
 from trainer.step.gradients import mean_gradients, reduce_and_update
 from trainer.step.optimizer import gluon_trainer
 
@@ -133,12 +136,27 @@ def test_the_first_layers_bucket_is_the_last() -> None:
     trainer = trainer_of(net, 1e-5)
     backward(net, dist.rank())
     trainer.allreduce_grads()
-    buckets = allreduce_of(trainer)
+    reduce = allreduce_of(trainer)
     names = sorted(p.name for p in net.collect_params().values())
-    numbers = {name: buckets.number_of(index) for index, name in enumerate(names)}
+    numbers = {name: reduce.number_of(index) for index, name in enumerate(names)}
     used = [net[index].weight.name for index in (3, 1, 0)]
     assert [numbers[name] for name in used] == sorted(numbers[name] for name in used)
     assert numbers[used[0]] < numbers[used[1]] < numbers[used[2]]
+
+
+def test_a_bucket_that_is_held_back_waits_for_the_first_layers_gradients() -> None:
+    late, first = mx.nd.ones(5), mx.nd.ones((3,), dtype="float64")
+    mx.nd.waitall()
+    dist.barrier()
+    began = time.monotonic()
+    if dist.rank() == 1:
+        time.sleep(1)
+    dist.allreduce_sum_(first, "first layers")
+    buckets._wait_for(late, first)
+    late += 1
+    late.wait_to_read()
+    assert time.monotonic() - began > 0.9
+    np.testing.assert_array_equal(late.asnumpy(), 2)
 
 
 def test_ranks_that_freeze_other_layers_are_told() -> None:
@@ -156,8 +174,8 @@ def test_a_pickled_trainer_makes_its_buckets_anew() -> None:
     trainer = trainer_of(net, 4)
     backward(net, dist.rank())
     trainer.allreduce_grads()
-    buckets = pickle.loads(pickle.dumps(allreduce_of(trainer)))
-    assert buckets._buckets == []
+    reduce = pickle.loads(pickle.dumps(allreduce_of(trainer)))
+    assert reduce._buckets == []
 
 
 def test_every_run_gives_the_same_bits_whenever_gradients_are_ready() -> None:
@@ -224,3 +242,55 @@ def test_large_gradients_in_float16_become_infinite_and_small_ones_stay() -> Non
     trainer.allreduce_grads()
     large, small, undefined = parameter.grad().asnumpy()
     assert np.isinf(large) and 0 < small < 1e-6 and np.isnan(undefined)
+
+
+def test_the_last_layers_gradients_are_there_before_the_first_ones() -> None:
+    """Otherwise the wire would be idle until most of backward is done."""
+    net = nn.HybridSequential()
+    for _layer in range(6):
+        net.add(nn.Dense(1000, in_units=1000, use_bias=False))
+    settings = config.from_dict({"optimizer": {"shared_memory": False}, "data": {"image_size": 32}})
+    prepare.prepare_net(net, settings, (1, 25, 40), mx.cpu())
+    first, last = (net[number].weight.grad() for number in (0, 5))
+    for _step in range(2):  # the first one compiles
+        memory = memory_of(first)
+        memory[...] = np.nan
+        with autograd.record():
+            loss = net(mx.nd.ones((256, 1, 25, 40))).sum()
+        loss.backward()
+        last.wait_to_read()
+        untouched = bool(np.isnan(memory[-1, -1]))
+        mx.nd.waitall()
+        assert np.isfinite(memory).all()
+    assert untouched
+
+
+class _Two(gluon.HybridBlock):
+    """Gives what its first layer gives, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Dense(5, in_units=5), nn.Dense(3, in_units=5)
+
+    def hybrid_forward(self, F: Any, x: Any) -> Any:
+        hidden = self.first(x)
+        return hidden, self.last(hidden)
+
+
+def test_forward_begins_while_the_last_layers_sum_is_on_its_way() -> None:
+    net = _Two()
+    net.initialize()
+    settings = config.from_dict({"optimizer": {"shared_memory": False}})
+    net.hybridize(static_alloc=True, **prepare._bulks(settings, mx.cpu()))
+    for _step in range(2):  # the first one compiles
+        mx.nd.waitall()
+        under_way = mx.nd.ones(4)
+        if dist.rank() == 1:
+            dist.barrier()
+        dist.allreduce_sum_(under_way, "last layers")
+        buckets._wait_for(net.last.weight.data().reshape(-1), under_way)
+        hidden, scores = net(mx.nd.ones((2, 5)))
+        if dist.rank() != 1:
+            hidden.wait_to_read()  # for ever, if it waited for rank 1, which waits for this one
+            dist.barrier()
+        assert np.isfinite(scores.asnumpy()).all()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from trainer import dist
-from trainer.dist import collectives, small_sums
+from trainer.dist import collectives, preemption, small_sums
 from trainer.dist.preemption import StopRequest
 from trainer.step.optimizer import gluon_trainer
 
@@ -61,6 +61,18 @@ def test_asynchronous_sum_replaces_its_argument() -> None:
     assert tensor.asnumpy().tolist() == [SIZE() * (SIZE() + 1) / 2] * 3
 
 
+def test_sums_in_flight_together_are_to_the_bit_those_of_each_alone() -> None:
+    """Fused into one, those of three ranks would be added up in another order."""
+    drawn = np.random.RandomState(RANK()).normal(size=(8, 501)).astype(np.float32)
+    alone = [dist.allreduce_sum_(mx.nd.array(own), "test.alone").asnumpy() for own in drawn]
+    given = [mx.nd.array(own) for own in drawn]
+    mx.nd.waitall()
+    for number, tensor in enumerate(given):
+        dist.allreduce_sum_(tensor, f"test.together{number}")
+    for expected, found in zip(alone, given):
+        np.testing.assert_array_equal(found.asnumpy(), expected)
+
+
 def test_objects_of_another_type_on_each_rank_arrive() -> None:
     mine = {"from": 0} if RANK() == 0 else None
     assert dist.broadcast_object(mine) == {"from": 0}
@@ -79,12 +91,18 @@ def test_any_rank() -> None:
     assert not dist.any_rank(False, "test.none")
 
 
-def test_a_signal_to_one_rank_stops_all_after_the_same_step() -> None:
+@pytest.mark.parametrize("cheap", [True, False])
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(
+    cheap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preemption, "sums_are_cheap", lambda: cheap)
     with StopRequest() as stop:
         assert not stop.agreed()
         if RANK() == SIZE() - 1:
             os.kill(os.getpid(), signal.SIGUSR1)
+        assert cheap or not stop.agreed()  # read a step later
         assert stop.agreed()
+    mx.nd.waitall()
 
 
 @pytest.fixture(params=["in memory", "by Horovod"])

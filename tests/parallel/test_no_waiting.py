@@ -16,6 +16,7 @@ from mxnet.gluon import nn
 from trainer import batch_norm, dist
 from trainer.config import from_dict
 from trainer.data.loader import Batch
+from trainer.model.loss_scale import LossScale
 from trainer.mxnet_internals import C_LIBRARY
 from trainer.step.metrics import TrainMetrics
 from trainer.step.optimizer import make_trainer
@@ -50,9 +51,11 @@ class Counted:
 
 @pytest.mark.parametrize("norm", ["local", "sync"])
 @pytest.mark.parametrize("optimizer", [{}, {"nesterov": True}, {"accumulate": 2}])
+@pytest.mark.parametrize("scaled", [False, True])
 def test_no_call_of_a_steady_step_blocks(
-    norm: str, optimizer: Dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    norm: str, optimizer: Dict[str, Any], scaled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """``scaled`` as in float16, whose products CPUs lack."""
     monkeypatch.setenv("BATCH_NORM_NATIVE", "device")
     config = from_dict(
         {"batch_norm": norm, "optimizer": {"lr": 0.01, "shared_memory": False, **optimizer}}
@@ -67,14 +70,15 @@ def test_no_call_of_a_steady_step_blocks(
     net.hybridize(static_alloc=True)
     batch_norm.connect(net)
     trainer = make_trainer(net, config.optimizer)
-    metrics = TrainMetrics(mx.cpu(), parameters=net.collect_params().values())
+    scale = LossScale(mx.cpu()) if scaled else None
+    metrics = TrainMetrics(mx.cpu(), parameters=net.collect_params().values(), scale=scale)
     data = mx.nd.array(np.random.RandomState(dist.rank()).normal(size=(4, 1, 8, 8)))
     parts = (2, 2) if "accumulate" in optimizer else ()
     batch = Batch(data, mx.nd.array([0, 1, 2, 3]), 4, 4 * dist.world_size(), parts)
 
     def steps(first: int) -> None:
         for step in range(first, first + STEPS):
-            metrics.add(step, train_step(net, trainer, batch, config), 4)
+            metrics.add(step, train_step(net, trainer, batch, config, scale=scale), 4)
 
     steps(0)
     mx.nd.waitall()

@@ -7,7 +7,7 @@ import gc
 import os
 import time
 from pathlib import Path
-from typing import Any, Iterator, List, Sequence
+from typing import Any, Iterator, List, Mapping, Sequence
 
 import mxnet as mx
 import numpy as np
@@ -143,7 +143,7 @@ def test_a_net_is_trained_as_through_horovod(looking: bool, grad_req: str, hybri
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
-def stepped(nesterov: bool, added: bool) -> List[np.ndarray]:
+def stepped(nesterov: bool, reading: bool) -> List[np.ndarray]:
     """Weights and mean gradients after steps of fit's own, every third of which is reported."""
     net = convolutions()
     net.hybridize(static_alloc=True)
@@ -155,7 +155,7 @@ def stepped(nesterov: bool, added: bool) -> List[np.ndarray]:
             loss = (net(data) ** 2).mean()
         loss.backward()
         reported = step % 3 == 0
-        reduce_and_update(trainer, None, reported, unmarked if added else lambda part: None)
+        reduce_and_update(trainer, None, reported, unmarked if reading else lambda part: None)
         if reported:
             net(data)  # oneDNN brings weights into an order of its own
     mx.nd.waitall()
@@ -164,20 +164,25 @@ def stepped(nesterov: bool, added: bool) -> List[np.ndarray]:
 
 
 @pytest.fixture
-def added(monkeypatch: pytest.MonkeyPatch) -> List[int]:
-    """Grows with each update that adds up gradients of other ranks."""
+def read(monkeypatch: pytest.MonkeyPatch) -> List[int]:
+    """Grows with each update that reads the sums where they are."""
     seen: List[int] = []
-    rows = gradient_rows.Rows.rows
-    monkeypatch.setattr(gradient_rows.Rows, "rows", lambda *given: seen.append(1) or rows(*given))
+    summed = gradient_rows.Rows.summed
+
+    def noted(rows: gradient_rows.Rows, indices: Mapping[int, int]) -> Any:
+        seen.extend([1] if indices else [])
+        return summed(rows, indices)
+
+    monkeypatch.setattr(gradient_rows.Rows, "summed", noted)
     return seen
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_gradients_are_added_in_the_update_to_the_same_bits(
-    nesterov: bool, added: List[int], monkeypatch: pytest.MonkeyPatch
+def test_updates_from_the_sums_give_the_same_bits(
+    nesterov: bool, read: List[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    apart_from_it = stepped(nesterov, added=False)
-    assert not added
+    apart_from_it = stepped(nesterov, reading=False)
+    assert not read
     late, barrier = np.random.RandomState(RANK()), SharedMemorySum.barrier
 
     def late_after(peers: SharedMemorySum) -> None:
@@ -186,27 +191,23 @@ def test_gradients_are_added_in_the_update_to_the_same_bits(
             time.sleep(0.01)
 
     monkeypatch.setattr(SharedMemorySum, "barrier", late_after)
-    in_it = stepped(nesterov, added=True)
-    assert len(added) == 6
+    in_it = stepped(nesterov, reading=True)
+    assert len(read) == 6
     for one, other in zip(in_it, apart_from_it):
         assert np.isfinite(one).all() and np.array_equal(one, other)
 
 
-def test_all_ranks_add_in_the_update_or_none(
-    added: List[int], monkeypatch: pytest.MonkeyPatch
+def test_all_ranks_update_from_the_sums_or_none(
+    read: List[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One has no compiler, say."""
-    whole = stepped(nesterov=False, added=True)
-    added.clear()
+    whole = stepped(nesterov=False, reading=True)
+    read.clear()
     if RANK() == SIZE() - 1:
         monkeypatch.setattr(momentum, "library", lambda: None)
-    for one, other in zip(stepped(nesterov=False, added=True), whole):
+    for one, other in zip(stepped(nesterov=False, reading=True), whole):
         assert np.array_equal(one, other)
-    monkeypatch.undo()
-    monkeypatch.setattr(shared_gradients, "_READ_BY_ALL", SIZE() - 1)
-    for one, other in zip(stepped(nesterov=False, added=True), whole):
-        assert np.array_equal(one, other)
-    assert not added
+    assert not read
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
 from typing import Any, Callable, List, Tuple
 
@@ -12,7 +14,7 @@ from mxnet import gluon
 from mxnet.gluon import nn
 
 from tests.processor import needs_bfloat16
-from trainer import batch_norm, checkpoint, config, dist
+from trainer import EpochEnd, batch_norm, checkpoint, config, dist, fit
 from trainer.checkpoint import resume
 from trainer.data import input_pipeline
 from trainer.data.idx_file import DataError
@@ -24,7 +26,7 @@ from trainer.errors import ConfigError
 from trainer.model import mixed_precision, prepare, replica
 from trainer.mxnet_internals import ordered_parameters
 from trainer.run import agreement
-from trainer.step.evaluation import evaluate
+from trainer.step.evaluation import built_in, evaluate
 from trainer.step.metrics import TrainMetrics
 from trainer.step.optimizer import make_optimizer, make_trainer
 from trainer.step.step import train_step
@@ -74,6 +76,7 @@ def _train(settings: config.Config, rank: int, world_size: int) -> Tuple[List[An
         )
         for parameter in net.collect_params().values():
             parameter.wd_mult = 1.0 if len(parameter.shape) > 1 else 0.0
+            parameter.lr_mult = 0.5 if settings.optimizer.lr_mult and parameter.wd_mult else 1.0
     else:
         trainer = make_trainer(net, settings.optimizer)
     losses = []
@@ -92,8 +95,12 @@ def _train(settings: config.Config, rank: int, world_size: int) -> Tuple[List[An
 
 def _plain_step(net: gluon.Block, trainer: gluon.Trainer, batch: Batch) -> float:
     """What a Gluon tutorial writes for one process; nothing of the project's own step."""
+    label = mx.nd.one_hot(batch.label, 4)
+    if batch.mixed is not None:
+        share = batch.mixed.share.expand_dims(1)
+        label = share * label + (1 - share) * mx.nd.one_hot(batch.mixed.label, 4)
     with mx.autograd.record():
-        loss = gluon.loss.SoftmaxCrossEntropyLoss()(net(batch.data), batch.label)
+        loss = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)(net(batch.data), label)
     loss.backward()
     trainer.step(len(batch.label))
     return float(loss.mean().asscalar())
@@ -147,6 +154,18 @@ def test_clipping_sees_the_gradient_of_the_global_batch() -> None:
 
 def test_accumulation_does_not_change_the_step() -> None:
     optimizer = {**SETTINGS["optimizer"], "accumulate": 3}
+    _agree(config.from_dict({**SETTINGS, "optimizer": optimizer}))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_mixed_samples_have_soft_labels_on_any_number_of_ranks(accumulate: int) -> None:
+    data = {**SETTINGS["data"], "mixup": 0.4, "cutmix": 1.0, "trivial_augment": True}
+    optimizer = {**SETTINGS["optimizer"], "accumulate": accumulate}
+    _agree(config.from_dict({**SETTINGS, "data": data, "optimizer": optimizer}))
+
+
+def test_a_factor_of_the_learning_rate_is_alike_on_all_ranks() -> None:
+    optimizer = {**SETTINGS["optimizer"], "lr_mult": {"*weight": 0.5}}
     _agree(config.from_dict({**SETTINGS, "optimizer": optimizer}))
 
 
@@ -265,6 +284,13 @@ def test_ranks_with_other_losses_are_refused_on_every_rank() -> None:
         agreement.check_sets(digests, {"training": 1})
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_loss_of_one_rank_alone_is_refused_on_every_rank(which: int) -> None:
+    own = gluon.loss.SoftmaxCrossEntropyLoss() if dist.rank() == which else None
+    with pytest.raises(DataError, match="have different loss"):
+        agreement.check_sets(agreement.of_loss(own), {"training": 1})
+
+
 @pytest.mark.parametrize(
     ("made", "words"),
     [
@@ -343,10 +369,16 @@ def test_evaluation_counts_each_sample_once() -> None:
             place=on_device(mx.cpu()),
         )
 
-    spread = evaluate(net, run(dist.rank(), dist.world_size()), 4)
+    metrics = built_in(config.Evaluate(top_k=2), 4)
+    spread = evaluate(net, run(dist.rank(), dist.world_size()), 4, metrics=metrics)
     assert spread.samples == SIZE
     # Every rank over the whole set: sums over ranks are then world_size times one process's.
-    whole = evaluate(net, run(0, 1), 4)
+    whole = evaluate(net, run(0, 1), 4, metrics=metrics)
+    flipped = (
+        evaluate(net, run(*of), 4, flip=True) for of in [(dist.rank(), dist.world_size()), (0, 1)]
+    )
+    assert next(flipped).loss == pytest.approx(next(flipped).loss, rel=1e-6) != whole.loss
+    assert spread.accuracy < spread.metrics["top2_accuracy"] == whole.metrics["top2_accuracy"]
     np.testing.assert_array_equal(spread.confusion * dist.world_size(), whole.confusion)
     np.testing.assert_array_equal(spread.score_counts * dist.world_size(), whole.score_counts)
     np.testing.assert_allclose(spread.loss, whole.loss, rtol=1e-6)
@@ -359,3 +391,42 @@ def test_same_run_twice_is_the_same_to_the_last_bit() -> None:
     assert first[1] == second[1]
     for ours, theirs in zip(first[0], second[0]):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.one_node
+def test_fit_called_many_times_leaks_no_mapping_and_no_file(tmp_path: Path) -> None:
+    """Nor does a gradient that the user has kept break: its memory stays for as long as it does."""
+
+    def mapped_and_open() -> Tuple[int, int]:
+        gc.collect()
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        return sum("/memfd:" in line for line in maps), len(os.listdir("/proc/self/fd"))
+
+    settings = config.from_dict(
+        {
+            "train": {"global_batch_size": 17, "max_steps": 2},
+            "monitor": {"loggers": []},
+            "batch_norm": "sync",
+            "output": str(tmp_path),
+        }
+    )
+    kept: List[mx.nd.NDArray] = []
+
+    def keep(end: EpochEnd) -> None:
+        kept.append(net[0].weight.grad()[:1])
+
+    found = []
+    for number in range(6):
+        net = nn.HybridSequential()
+        net.add(nn.Conv2D(4, 3), nn.BatchNorm(), nn.Flatten(), nn.Dense(4))
+        keeping = keep if number == 2 else None
+        fit(net, settings, resume="none", train=_set(), on_epoch_end=keeping)
+        found.append(mapped_and_open())
+    del found[0]  # it counts what earlier tests have left, until the next run frees it
+    assert not kept[0].asnumpy().any()  # of memory that was given back
+    kept.clear()
+    mx.nd.waitall()
+    fit(net, settings, resume="none", train=_set())
+    assert found[1] == (found[0][0] + 1, found[0][1] + 1), found  # for what is kept
+    assert found[2:] == [found[1]] * 3, found
+    assert mapped_and_open() == found[0], found
