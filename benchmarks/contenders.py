@@ -72,10 +72,10 @@ def ours(*options: str, launcher: List[str] = HOROVODRUN) -> Contender:
     return peer("this_project", launcher, *options)
 
 
-def side_by_side(*options: str) -> Contender:
-    """Two independent runs of one rank each, at the same time."""
+def side_by_side(*options: str, jobs: int = 2) -> Contender:
+    """Independent runs of one rank each, at the same time: the cores' limit, without a network."""
     command = [sys.executable, "-m", "benchmarks.peers.this_project", *options]
-    return lambda data: measure([command, command], data, {})
+    return lambda data: measure([command] * jobs, data, {})
 
 
 def over_hosts(
@@ -186,4 +186,6 @@ def combined(jobs: List[List[Figures]], began: float) -> Figures:
         figures["first_step"] = max(rank["first_step_at"] for rank in ranks) - began
     if "images_per_second" in ranks[0]:
         figures["images_per_second"] = sum(job[0]["images_per_second"] for job in jobs)
+    if "step_microseconds" in ranks[0]:
+        figures["step_microseconds"] = max(rank["step_microseconds"] for rank in ranks)
     return figures

@@ -52,7 +52,7 @@ def losses(output: Path, steps: int, ranks: int, reverse: bool = False) -> List[
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
     events = EventAccumulator(str(output / name / "events"))
     events.Reload()
-    return [point.value for point in events.Scalars("train/loss")]
+    return [point.value for point in events.Scalars("loss/train")]
 
 
 def all_losses(output: Path, steps: int, numbers: List[int]) -> Dict[str, List[float]]:

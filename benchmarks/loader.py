@@ -9,7 +9,8 @@ them once; the results are medians over rounds.
 
 Then JPEGs of 500 x 375 in a record file, cut at random to 224 x 224 and mirrored: this project
 with two workers, MXNet's ``ImageRecordIter``, Gluon's ``DataLoader`` with two workers, PyTorch's
-with two and Pillow if it is installed, and the bare decoding by two threads.
+with two and Pillow if there is a .venv-bench (``make bench TORCH=1``), and the bare decoding by two
+threads. Last, seconds and MiB to the first batch of a million records, in processes of their own.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
-import importlib.util
 import io
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +49,7 @@ BATCH = 64
 SIDE = 224
 OURS = "this project"
 WORKERS = (0, 2, 4)
+TORCH = Path(__file__).resolve().parents[1] / ".venv-bench" / "bin" / "python"
 
 
 def ours(images: np.ndarray, labels: np.ndarray, settings: Data) -> Iterable[Any]:
@@ -119,8 +122,8 @@ def pictures(count: int, rounds: int) -> Dict[str, List[float]]:
             "ImageRecordIter": lambda: speed(record_iter(Path(folder))),
             "Gluon, 2 workers": lambda: speed(gluons_pictures(Path(folder))),
         }
-        if importlib.util.find_spec("torch") and importlib.util.find_spec("torchvision"):
-            makers["PyTorch and Pillow, 2 workers"] = lambda: speed(torchs(content))
+        if TORCH.exists():
+            makers["PyTorch and Pillow, 2 workers"] = lambda: torchs(content)
         speeds: Dict[str, List[float]] = {name: [] for name in makers}
         for _ in range(rounds):
             for name, measure in makers.items():
@@ -207,36 +210,48 @@ def gluons_pictures(folder: Path) -> Iterable[Any]:
     return gluon.data.DataLoader(changed, BATCH, shuffle=True, num_workers=2)
 
 
-def torchs(content: List[bytes]) -> Iterable[Any]:
-    """PyTorch's batches of the same pictures, decoded by Pillow."""
-    import torch.utils.data
-    from torchvision.transforms import v2
+def torchs(content: List[bytes]) -> float:
+    """Images a second of PyTorch's loader over the same pictures, decoded by Pillow."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, encoded in enumerate(content):
+            Path(folder, f"{number:06}.jpg").write_bytes(encoded)
+        script = Path(__file__).with_name("peers") / "torch_pictures.py"
+        options = map(str, (SIDE, BATCH, Data().mean, Data().std))
+        return float(subprocess.check_output([TORCH, script, folder, *options]))
 
-    steps = v2.Compose(
-        [
-            v2.RandomResizedCrop(SIDE),
-            v2.RandomHorizontalFlip(),
-            v2.PILToTensor(),
-            v2.ConvertImageDtype(),
-            v2.Normalize([Data().mean] * 3, [Data().std] * 3),
-        ]
-    )
 
-    class Pictures(torch.utils.data.Dataset):  # type: ignore[misc]
-        def __len__(self) -> int:
-            return len(content)
+FIRST_BATCH = """
+import sys, time
+from trainer.config import Data
+from trainer.data import input_pipeline
+from trainer.data.loader import TrainLoader
+from trainer.data.pictures.decode import opencv
+opencv()
+def kib(name):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
+before, began = kib("VmRSS"), time.perf_counter()
+settings = Data("records", folder=sys.argv[1], image_size=224, workers=2)
+source = input_pipeline.read(settings).train
+source.expect(1000)
+source.digests()
+loader = TrainLoader(source, settings, global_batch_size=64, seed=0)
+next(loader.from_step(0, 1))
+print(time.perf_counter() - began, (kib("VmHWM") - before) / 1024)
+"""
 
-        def __getitem__(self, index: int) -> Any:
-            return steps(Image.open(io.BytesIO(content[index])).convert("RGB")), index % 10
 
-    class Ready(list):
-        """A batch with the method of MXNet's that :func:`speed` calls."""
-
-        def wait_to_read(self) -> None:
-            pass
-
-    batches = torch.utils.data.DataLoader(Pictures(), BATCH, shuffle=True, num_workers=2)
-    return ((Ready(data), label) for data, label in batches)
+def million(records: int, rounds: int) -> Dict[str, List[float]]:
+    """Seconds and MiB of the start, from the index to the first batch, in each round."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_records(Path(folder), BATCH)
+        index = Path(folder) / "train.idx"
+        offsets = [line.split("\t")[1] for line in index.read_text().splitlines()]
+        lines = (f"{number}\t{offsets[number % BATCH]}\n" for number in range(records))
+        index.write_text("".join(lines))
+        command = [sys.executable, "-c", FIRST_BATCH, folder]
+        found = [subprocess.check_output(command, text=True).split() for _ in range(rounds)]
+    seconds, mebibytes = zip(*(map(float, line) for line in found))
+    return {"seconds": [*seconds], "MiB": [*mebibytes]}
 
 
 def main() -> None:
@@ -245,6 +260,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=6_400, help="that Gluon's is timed over")
     parser.add_argument("--pictures", type=int, default=640, help="JPEGs; 0: none")
+    parser.add_argument("--records", type=int, default=1_000_000, help="in an index; 0: none")
     args = parser.parse_args()
     before = report.machine()
     images, labels = fashion_mnist.load("train")
@@ -270,6 +286,12 @@ def main() -> None:
         print(
             report.table(("JPEGs to 224 x 224", "images/s (median)", "this project over it"), pairs)
         )
+    if args.records:
+        first = million(args.records, args.rounds)
+        medians = {what: statistics.median(values) for what, values in first.items()}
+        figures["first batch of records"] = {**first, "medians": medians, "records": args.records}
+        row = [f"{args.records:,}", f"{medians['seconds']:.2f}", f"{medians['MiB']:.0f}"]
+        print(report.table(("records", "seconds to the first batch", "MiB"), [row]))
     print(report.write("loader", figures, before))
 
 

@@ -184,7 +184,7 @@ def failures(debian: Prover) -> List[Dict[str, Any]]:
     preload = {"LD_PRELOAD": f"{STUB}/libcuda.so.1"}
     for gpus in ("1", "2"):
         command = TWO.replace("-n 2", f"-n {int(gpus) + 1}").format(name="few", device="auto")
-        said = f"{int(gpus) + 1} ranks on this node, {gpus} GPUs; start at most one rank a GPU"
+        said = f"{int(gpus) + 1} ranks on this node, {gpus} GPUs; start at most one rank per GPU"
         seen.append(debian.see(command, 2, said, CUDA_DEVICES=gpus, **preload))
     return seen
 

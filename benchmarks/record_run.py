@@ -2,7 +2,8 @@
 
 Reads the run's event files and config, and writes ``results/NAME.json`` with the accuracy after
 each epoch, the wall time from the first to the last point, and the command that made the run.
-``--picture FILE``, before the run, also plots the accuracy.
+``--picture FILE``, before the run, also plots loss and accuracy; of ``results/NAME.json``, given in
+place of the run, it plots them alone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any, Dict
 
 import yaml
 from matplotlib.figure import Figure
@@ -26,6 +27,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("command", nargs=argparse.REMAINDER, help="what was typed to make the run")
     args = parser.parse_args()
+    if args.run.suffix == ".json":
+        draw(json.loads(args.run.read_text())["figures"], args.picture)
+        return
     events = EventAccumulator(str(args.run / "events"))
     events.Reload()
     points = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
@@ -34,27 +38,33 @@ def main() -> None:
     figures: Dict[str, Any] = {
         "made by": " ".join(args.command),
         "minutes between first and last point": round((last - first) / 60, 1),
-        "test accuracy": {p.step: round(p.value, 4) for p in points["test/accuracy"]},
-        "test loss": {p.step: round(p.value, 4) for p in points["test/loss"]},
-        "training loss": {p.step: round(p.value, 4) for p in points["epoch/loss"]},
+        "test accuracy": {p.step: round(p.value, 4) for p in points["accuracy/test"]},
+        "test loss": {p.step: round(p.value, 4) for p in points["loss/test"]},
+        "training loss": {p.step: round(p.value, 4) for p in points["loss/epoch"]},
         "config": yaml.safe_load((args.run / "config.yaml").read_text()),
     }
     if args.picture is not None:
-        draw(list(figures["test accuracy"].values()), args.picture)
+        draw(figures, args.picture)
     path = report.write(args.run.name, figures, report.machine())
-    final = points["test/accuracy"][-1].value
+    final = points["accuracy/test"][-1].value
     print(f"{final:.4f} in {figures['minutes between first and last point']} minutes: {path}")
     print(json.dumps(figures["test accuracy"]))
 
 
-def draw(accuracy: Sequence[float], picture: Path) -> None:
-    """Plot the test accuracy after each epoch."""
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.add_subplot(
-        xlabel="epoch", ylabel="test accuracy, %", xlim=(0, len(accuracy) + 0.5)
-    )
-    axes.plot(range(1, len(accuracy) + 1), [100 * share for share in accuracy], marker="o")
-    axes.grid(alpha=0.3)
+def draw(figures: Dict[str, Any], picture: Path) -> None:
+    """Plot the losses of each epoch, and the test accuracy after it."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    losses, accuracy = figure.subplots(1, 2)
+    for name in ("training loss", "test loss"):
+        values = list(figures[name].values())
+        losses.plot(range(1, len(values) + 1), values, marker="o", label=name)
+    losses.legend()
+    values = [100 * share for share in figures["test accuracy"].values()]
+    accuracy.plot(range(1, len(values) + 1), values, marker="o")
+    accuracy.set_ylabel("test accuracy, %")
+    for axes in (losses, accuracy):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
     figure.savefig(picture, dpi=110)
 
 

@@ -24,8 +24,8 @@ from benchmarks import report
 from benchmarks.scaling_model import Cluster, Horovod, Layer, Link, compute, scaled, step
 from trainer.config.schema import BUCKET_MB
 
-PUBLISHED = {8: 3078.0, 256: 89858.0}  # images a second of ResNet-50, Horovod with MXNet
-BATCH = 128  # images a GPU
+PUBLISHED = {8: 3078.0, 256: 89858.0}  # images per second of ResNet-50, Horovod with MXNet
+BATCH = 128  # images per GPU
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 SHOWN = (8, 32, 256, 1024, 4096)
 PICTURE = report.RESULTS.parents[1] / "docs" / "scaling.png"
@@ -92,7 +92,7 @@ def plot(efficiencies: Dict[str, List[float]], published: float) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(GPUS, [str(gpus) for gpus in GPUS])
     axes.set(xlabel="GPUs", ylabel="efficiency, %", ylim=(0, 102))
-    axes.set_title("ResNet-50 on nodes of 8 V100, 128 images a GPU: the model", fontsize=10)
+    axes.set_title("ResNet-50 on nodes of 8 V100, 128 images per GPU: the model", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="lower left")
     figure.tight_layout()

@@ -48,8 +48,11 @@ SIZE_28 = ("--size=28", "--steps=40")
 EPOCH = ("--size=28", "--steps=463")  # after 5 of warm-up: all whole batches of 128
 SIZE_96 = ("--size=96", "--steps=30", "--warmup=2")
 ONE_STEP = ("--steps=0", "--warmup=1")
-SILENT = ("monitor.tensorboard=false", "monitor.every_steps=1000000")
+NARROW = ("--size=28", "--steps=300", "--width=1", "--batch=2")  # kernels cost next to nothing
+SILENT = ("monitor.loggers=[]", "monitor.every_steps=1000000")
 
+SHARED = f"{OURS}, in shared memory"
+ALONE = f"{OURS}, no network"
 HALF, SYNC, FLAT = f"{OURS}, float16", f"{OURS}, sync", f"{OURS}, rank by rank"
 LAYOUTS = {"10gbit": ("10gbit", 2, 1), "1gbit": ("1gbit", 2, 1), "2x2": ("10gbit", 2, 2)}
 
@@ -66,6 +69,7 @@ def hosts(rate: str, count: int, ranks: int) -> Contenders:
         OURS: over_hosts(rate, layout, *size),
         TORCH: torch_over_hosts(rate, count, ranks, *size, "--contiguous"),
         GLUON: retried(gluon),
+        ALONE: side_by_side(*size, jobs=count * ranks),  # the limit
         **{
             name: over_hosts(rate, layout, *size, "--settings", setting)
             for name, setting in settings.items()
@@ -103,6 +107,13 @@ EXPERIMENTS: Dict[str, Contenders] = {
     "batch_norm": {
         "local": ours(*SIZE_28),
         "sync": ours(*SIZE_28, "--settings", "batch_norm=sync"),
+    },
+    # What Python and the libraries take of a step; gradients go through Horovod, as on GPUs.
+    "host_time": {
+        OURS: ours(*NARROW, "--settings", "optimizer.shared_memory=false"),
+        SHARED: ours(*NARROW),
+        GLUON: horovod_gluon(*NARROW),
+        TORCH: torch(*NARROW, "--contiguous"),
     },
     "first_step": {
         OURS: ours(*ONE_STEP),
@@ -160,6 +171,9 @@ ROWS = [
     # What the same machine does to another synchronous trainer.
     Row("", "scaling", "images_per_second", f"{TORCH}, 2 ranks", f"{TORCH}, 2 x 1 rank", None),
     Row("batch norm, images/s", "batch_norm", "images_per_second", "local", "sync", 1.15, True),
+    Row("host time of a step, µs", "host_time", "step_microseconds", OURS, TORCH, 0.75, True),
+    Row("", "host_time", "step_microseconds", OURS, GLUON, None),
+    Row("", "host_time", "step_microseconds", SHARED, TORCH, None),
     Row("command to first step, s", "first_step", "first_step", OURS, GLUON, 1, at_most=True),
     Row("", "first_step", "first_step", "its own launcher", GLUON, 1, at_most=True),
     Row("10,000 test images, s", "evaluation", "seconds", OURS, GLUON, 1 / 1.3, at_most=True),
@@ -176,6 +190,7 @@ ROWS = [
         for row in (
             (title, f"hosts_{name}", "images_per_second", OURS, TORCH, over_torch),
             ("", f"hosts_{name}", "images_per_second", OURS, GLUON, over_gluon),
+            ("", f"hosts_{name}", "images_per_second", ALONE, TORCH, None),
             ("", f"hosts_{name}", "images_per_second", HALF, TORCH, half),
             ("", f"hosts_{name}", "images_per_second", HALF, OURS, 1.0),
             ("", f"hosts_{name}", "images_per_second", OURS, SYNC, synced, True),
@@ -250,7 +265,7 @@ def medians(rounds: List[Dict[str, Figures]]) -> Dict[str, Figures]:
 
 def table() -> str:
     """The table of all rows that have been measured, in Markdown."""
-    head = ("", "", "", "compared with", "", "ratio", "target", "")
+    head = ("", "", "", "compared with", "", "ratio", "target", "", "measured")
     cells = [cell for cell in map(cells_of, ROWS) if cell]
     return report.table(head, cells)
 
@@ -260,7 +275,8 @@ def cells_of(row: Row) -> Optional[List[str]]:
     path = report.RESULTS / f"speed_{row.experiment}.json"
     if not path.exists():
         return None
-    found = json.loads(path.read_text())["figures"]["medians"]
+    record = json.loads(path.read_text())
+    found = record["figures"]["medians"]
     if row.one not in found or row.other not in found:
         return None
     one, other = (found[name][row.figure] for name in (row.one, row.other))
@@ -279,6 +295,7 @@ def cells_of(row: Row) -> Optional[List[str]]:
         f"{ratio:.2f}",
         aim,
         verdict,
+        f"{record['date']}, {record['machine']['cpu']}",
     ]
 
 

@@ -3,7 +3,7 @@
 python -m launch local -n 2 --quiet -- python -m benchmarks.update
 
 All ranks update at once, as in training, and the ways alternate. Each rank's median goes into
-``results/update.json`` and ``docs/performance.md``.
+``results/update.json`` and ``docs/notes/performance.md``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainer.dist import device
 from trainer.model import resnet18
 from trainer.step import momentum
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "notes" / "performance.md"
 
 SETTINGS = {
     "learning_rate": 0.1,

@@ -35,7 +35,7 @@ def main() -> None:
     train_iter, test_iter = d2lzh.load_data_fashion_mnist(
         args.batch, resize=None if args.size == 28 else args.size
     )
-    net = resnet18()
+    net = resnet18(args.width)
     net.initialize(mx.init.Xavier())
     trainer = gluon.Trainer(
         net.collect_params(),

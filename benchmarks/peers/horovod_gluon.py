@@ -25,7 +25,7 @@ def main() -> None:
     args = workload.parse_args(__doc__)
     hvd.init()
     context = mx.cpu(hvd.local_rank())
-    model = resnet18()
+    model = resnet18(args.width)
     model.hybridize(static_alloc=True)
     model.initialize(mx.init.Xavier(), ctx=context)
     if args.evaluate:

@@ -29,17 +29,17 @@ class Residual(nn.HybridBlock):
         return F.relu(y + x)
 
 
-def resnet18() -> nn.HybridSequential:
-    """For ten classes, not initialised."""
+def resnet18(width: int = 64) -> nn.HybridSequential:
+    """For ten classes, not initialised; ``width``: channels of the first stage."""
     net = nn.HybridSequential()
     net.add(
-        nn.Conv2D(64, kernel_size=7, strides=2, padding=3),
+        nn.Conv2D(width, kernel_size=7, strides=2, padding=3),
         nn.BatchNorm(),
         nn.Activation("relu"),
         nn.MaxPool2D(pool_size=3, strides=2, padding=1),
     )
-    for stage, num_channels in enumerate((64, 128, 256, 512)):
-        halves = stage > 0
+    for stage in range(4):
+        num_channels, halves = width * 2**stage, stage > 0
         net.add(
             Residual(num_channels, use_1x1conv=halves, strides=2 if halves else 1),
             Residual(num_channels),

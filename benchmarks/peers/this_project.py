@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any, Callable
+from typing import Any, Callable, Dict
 
 from benchmarks.peers import workload
 from trainer import config, dist
@@ -30,6 +30,7 @@ def main() -> None:
             "optimizer": {"lr": workload.LEARNING_RATE, "momentum": workload.MOMENTUM},
             "schedule": {"name": "constant"},
             "train": {"global_batch_size": args.batch * ranks},
+            "model": net_of(args.width),
         },
         args.settings,
     )
@@ -38,6 +39,13 @@ def main() -> None:
         evaluate(args, settings)
     else:
         train(args, settings)
+
+
+def net_of(width: int) -> Dict[str, Any]:
+    """This project's own net is 64 wide; of another width it trains the one of its peers."""
+    if width == 64:
+        return {}
+    return {"factory": "benchmarks.peers.seed_net:resnet18", "arguments": {"width": width}}
 
 
 def train(args: argparse.Namespace, settings: config.Config) -> None:

@@ -42,24 +42,25 @@ class Residual(nn.Module):
         return functional.relu(y + x)
 
 
-def resnet18() -> nn.Sequential:
-    """The seed's net (trainer/model/)."""
+def resnet18(width: int) -> nn.Sequential:
+    """The seed's net (trainer/model/), whose ``width`` is 64."""
+    two, four, eight = 2 * width, 4 * width, 8 * width
     return nn.Sequential(
-        nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3),
-        nn.BatchNorm2d(64),
+        nn.Conv2d(1, width, kernel_size=7, stride=2, padding=3),
+        nn.BatchNorm2d(width),
         nn.ReLU(),
         nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
-        Residual(64, 64),
-        Residual(64, 64),
-        Residual(64, 128, use_1x1conv=True, stride=2),
-        Residual(128, 128),
-        Residual(128, 256, use_1x1conv=True, stride=2),
-        Residual(256, 256),
-        Residual(256, 512, use_1x1conv=True, stride=2),
-        Residual(512, 512),
+        Residual(width, width),
+        Residual(width, width),
+        Residual(width, two, use_1x1conv=True, stride=2),
+        Residual(two, two),
+        Residual(two, four, use_1x1conv=True, stride=2),
+        Residual(four, four),
+        Residual(four, eight, use_1x1conv=True, stride=2),
+        Residual(eight, eight),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(512, 10),
+        nn.Linear(eight, 10),
     )
 
 
@@ -94,7 +95,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     torch.manual_seed(0)
     layout = torch.contiguous_format if args.contiguous else torch.channels_last
-    model = DistributedDataParallel(resnet18().to(memory_format=layout))
+    model = DistributedDataParallel(resnet18(args.width).to(memory_format=layout))
     optimizer = torch.optim.SGD(
         model.parameters(), lr=workload.LEARNING_RATE, momentum=workload.MOMENTUM
     )

@@ -34,6 +34,7 @@ def parse_args(description: str) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64, help="samples on each rank")
     parser.add_argument("--steps", type=int, default=30, help="that are timed; 0: the first alone")
     parser.add_argument("--warmup", type=int, default=5, help="steps before them")
+    parser.add_argument("--width", type=int, default=64, help="channels of the net's first stage")
     parser.add_argument("--evaluate", action="store_true", help="time the test set instead")
     parser.add_argument("--settings", nargs="*", default=[], help="this project's: SETTING=VALUE")
     parser.add_argument("--split", action="store_true", help="Horovod's: split the test set too")
@@ -78,6 +79,7 @@ class Clock:
         if self._workload.steps:
             images = self._workload.batch * self._ranks * self._workload.steps
             figures["images_per_second"] = images / (now - self._began)
+            figures["step_microseconds"] = 1e6 * (now - self._began) / self._workload.steps
         write_figures(self._workload, self._rank, **figures)
         return True
 
