@@ -2,7 +2,7 @@
 #
 #   make train    train on Fashion-MNIST: CONFIG, RANKS, and overrides in ARGS ("optimizer.lr=0.1")
 #   make test     run all tests, two files at a time; ARGS go to pytest ("-k sharding", "-n 0")
-#   make chaos    52 runs in which ranks die, disks fill and links break (TRIALS, SEED; as root)
+#   make chaos    200 runs in which ranks die, disks fill and links break (TRIALS, FIRST, SEED; as root)
 #   make lint     ruff, mypy and the rule which room may import which (pyproject.toml)
 #   make bench    compare speed with alternatives, for the docs; TORCH=1 installs PyTorch for it
 #   make setup    only set up; GPU=1 for machines with NVIDIA GPUs
@@ -14,7 +14,8 @@ PYTHON ?= python3
 RANKS ?= 2
 CONFIG ?= configs/quickstart.yaml
 ARGS ?=
-TRIALS ?= 52
+TRIALS ?= 200
+FIRST ?= 0
 SEED ?= 0
 
 INSTALL = $(PYTHON) launch/install.py $(if $(GPU),--gpu)
@@ -24,7 +25,7 @@ INSTALL = $(PYTHON) launch/install.py $(if $(GPU),--gpu)
 train: python
 	@$(INSTALL) $(if $(findstring data.,$(ARGS))$(findstring folder-,$(CONFIG)),,--data)
 	@$(if $(findstring folder-example,$(CONFIG)),.venv/bin/python -m tests.make_folder build/folder-example)
-	@.venv/bin/python -m launch local -n $(RANKS) --quiet -- \
+	@LAUNCHED_BY=make .venv/bin/python -m launch local -n $(RANKS) --quiet -- \
 		.venv/bin/python -m trainer train $(CONFIG) $(ARGS)
 
 test: python
@@ -33,7 +34,7 @@ test: python
 
 chaos: python
 	@$(INSTALL) --dev --test-system
-	.venv/bin/python -m benchmarks.chaos --trials $(TRIALS) --seed $(SEED)
+	.venv/bin/python -m benchmarks.chaos --trials $(TRIALS) --first $(FIRST) --seed $(SEED)
 
 lint: python
 	@$(INSTALL) --dev

@@ -51,14 +51,14 @@ PICTURES = (
     Picture(
         "tensorboard.png",
         "scalars",
-        ("test/accuracy",),
-        (1400, 840),
-        "%5E(test%7Ctrain)/(acc%7Closs)",
+        ("accuracy/test",),
+        (1000, 840),
+        "/(test%7Ctrain)%24",
     ),
     Picture(
-        "tensorboard_images.png", "images", ("test/confusion", "test/predictions"), (1400, 1130)
+        "tensorboard_images.png", "images", ("test/confusion", "test/predictions"), (1100, 1130)
     ),
-    Picture("tensorboard_hparams.png", "hparams", ("optimizer.lr", "final/accuracy"), (1700, 480)),
+    Picture("tensorboard_hparams.png", "hparams", ("optimizer.lr", "accuracy/test"), (1700, 480)),
 )
 
 
@@ -117,7 +117,7 @@ def main() -> None:
 
 def _has_read_all(board: TensorBoard) -> bool:
     tags = board.get("plugin/scalars/tags")
-    return all("final/accuracy" in tags.get(f"{name}/events/hparams", {}) for name in RUNS)
+    return all("accuracy/test" in tags.get(f"{name}/events", {}) for name in RUNS)
 
 
 if __name__ == "__main__":
