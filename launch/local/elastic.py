@@ -249,10 +249,10 @@ class Elastic:
 def visible_devices(slots: Slots) -> Optional[str]:
     """CUDA_VISIBLE_DEVICES for a job on `slots`, so that a lost GPU is not used again.
 
-    None if no slot was lost: then the user's value stays.
+    None if no slot was lost or GPUs were hidden (an empty value): then the user's value stays.
     """
-    if slots == list(range(len(slots))):
-        return None
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if slots == list(range(len(slots))) or given == "":
+        return None
     devices = given.split(",") if given else [str(slot) for slot in range(max(slots) + 1)]
     return ",".join(devices[slot] for slot in slots if slot < len(devices))

@@ -53,14 +53,15 @@ def test_the_mean_of_checkpoints_is_written(folder: Path) -> None:
         np.testing.assert_allclose(mean, expected, rtol=1e-6, atol=1e-9, err_msg=name)
     model = trained_model.load(str(folder), params=str(file))
     accuracy = trained_model.evaluate_saved(model).accuracy
-    assert asked.stdout == f"wrote {file}, the mean of 3 checkpoints, accuracy {accuracy:.4f}\n"
+    told = f"wrote {file}, the mean of 3 checkpoints, test accuracy {accuracy:.4f}\n"
+    assert asked.stdout == told
     two = folder / "two.params"
     ask("average", str(paths[0]), str(paths[2]), "--output", str(two))
     for name, mean in arrays(two).items():
         expected = (saved[0][name] + saved[2][name].astype(np.float64)) / 2
         np.testing.assert_allclose(mean, expected, rtol=1e-6, atol=1e-9, err_msg=name)
     asked = ask("calibrate", str(folder), "--params", str(file))
-    assert asked.stdout.startswith(f"accuracy {accuracy:.4f} -> ")
+    assert asked.stdout.startswith(f"test accuracy {accuracy:.4f} -> ")
     assert ask("evaluate", str(folder), "--params", str(folder / "calibrated.params")).stdout
 
 

@@ -11,13 +11,16 @@ from typing import Any, Dict, List
 import mxnet as mx
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from mxnet.gluon.model_zoo import vision
 
 from tests.documents import ROOT, typed
 from tests.make_folder import make
 from tests.unit.data.pictures import encoded, make_folder, make_records, smooth
 from trainer.checkpoint import CheckpointError
+from trainer.cli.main import main
 from trainer.data import sharding
+from trainer.data.fashion_mnist import SAMPLE_FOLDER
 from trainer.inference import export, trained_model
 
 from .commands import run, trainer
@@ -152,6 +155,39 @@ def test_records_without_a_test_set_train_and_predict(tmp_path: Path) -> None:
     picture.write_bytes(encoded(smooth(30, 40)))
     done = run(trainer("predict", str(tmp_path / "none"), "--trust", str(picture)))
     assert done.code == 0 and done.out.startswith("image,class,probability,0,1,2")
+
+
+@pytest.mark.parametrize("share", [0.2, 0])
+def test_idx_files_without_a_test_set_are_trained_on_and_exported(
+    share: float, tmp_path: Path
+) -> None:
+    """What is measured is measured on the validation set, or nothing is, and it says so."""
+    root = tmp_path / "idx"
+    shutil.copytree(SAMPLE_FOLDER, root, ignore=shutil.ignore_patterns("t10k-*"))
+    net = ["model.factory=tests.integration.nets:smooth", "train.epochs=1", "monitor.loggers=[]"]
+    fixed = ["data.dataset=idx", f"data.folder={root}", f"data.validation={share}"]
+    found = events(*net, *fixed, f"output={tmp_path}", "name=one")
+    assert found["begin"][0]["test_samples"] is None
+    assert {e["set"] for e in found.get("evaluation", [])} == ({"validation"} if share else set())
+    folder = str(tmp_path / "one")
+
+    def asked(command: str, *options: str) -> str:
+        done = CliRunner(mix_stderr=False).invoke(main, [command, folder, "--trust", *options])
+        return done.stdout + str(done.exception or "")
+
+    told = "(validation set; there is no test set)" if share else "holds no test set"
+    assert told in asked("evaluate")
+    told = r"validation accuracy 0\.\d+ -> 0\.\d+; wrote" if share else "wrote"
+    assert re.match(f"{told} .*calibrated.params$", asked("calibrate"))
+    assert (" 400 validation images" in asked("export", "--no-onnx")) == bool(share)
+    card = (tmp_path / "one" / "exported" / "model_card.md").read_text()
+    assert ("not measured: there is no test set" in card) != bool(share)
+
+
+def test_half_a_test_set_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(SAMPLE_FOLDER, tmp_path / "idx", ignore=shutil.ignore_patterns("t10k-im*"))
+    done = run(trainer("train", "data.dataset=idx", f"data.folder={tmp_path / 'idx'}"))
+    assert done.code == 2 and "holds no file t10k-images-idx3-ubyte.gz" in done.err
 
 
 def test_fine_tuning_on_folders_as_the_page_says(tmp_path: Path) -> None:

@@ -82,20 +82,26 @@ def calibrate(
     """
     saved = load_saved(checkpoint, overrides, trust, params)
     from ..checkpoint import params_file
-    from ..inference.trained_model import calibrate_saved, evaluate_saved
+    from ..inference.trained_model import calibrate_saved, evaluate_saved, find_test_set
 
     path = output or str(saved.path.resolve().parents[1] / "calibrated.params")
     with contextlib.ExitStack() as stack:
         with dist.together():  # fails before the measurement, not after it
             file = stack.enter_context(written(path if dist.is_root() else None))
-        before = evaluate_saved(saved, finite=False)  # what it is to mend
+            source = find_test_set(saved)
+        told = f"wrote {path}"
+        if source is not None:  # finite or not: that is what it is to mend
+            before = evaluate_saved(saved, source, finite=False)
         calibrate_saved(saved, samples)
-        after = evaluate_saved(saved)
+        if source is not None:
+            after = evaluate_saved(saved, source)
+            moved = f"accuracy {before.accuracy:.4f} -> {after.accuracy:.4f}"
+            told = f"{source.called} {moved}; {told}"
         if file is not None:
             with params_file.whole(file):
                 saved.net.save_parameters(str(file))
     if dist.is_root():
-        print_line(f"accuracy {before.accuracy:.4f} -> {after.accuracy:.4f}; wrote {path}")
+        print_line(told)
     dist.shutdown()
 
 
@@ -114,17 +120,20 @@ def average(where: Tuple[str, ...], output: Optional[str], trust: bool) -> None:
     saved = load_saved(places[0], overrides, trust)
     from ..checkpoint import params_file
     from ..inference import averaging
-    from ..inference.trained_model import evaluate_saved
+    from ..inference.trained_model import evaluate_saved, find_test_set
 
     paths = averaging.checkpoints(places)
     path = output or str(saved.path.resolve().parents[1] / "averaged.params")
     with written(path) as file:
         assert file is not None  # a path was given
         averaging.average(saved, paths)
-        seen = None if saved.on_given_images else evaluate_saved(saved, finite=False)
+        accuracy = ""
+        source = None if saved.on_given_images else find_test_set(saved)
+        if source is not None:
+            seen = evaluate_saved(saved, source, finite=False)
+            accuracy = f", {source.called} accuracy {seen.accuracy:.4f}"
         with params_file.whole(file):
             saved.net.save_parameters(str(file))
-    accuracy = "" if seen is None else f", accuracy {seen.accuracy:.4f}"
     print_line(f"wrote {path}, the mean of {len(paths)} checkpoints{accuracy}")
 
 
@@ -210,10 +219,10 @@ def export(
     with writing(folder), whole_file.filled(folder) as partial:
         saved = load_saved(checkpoint, overrides, trust, params)
         from ..inference import export, model_card
-        from ..inference.trained_model import evaluate_saved, test_set
+        from ..inference.trained_model import evaluate_saved, find_test_set
 
         export.check_possible(saved, onnx=not no_onnx)
-        test = None if saved.on_given_images else test_set(saved)
+        test = None if saved.on_given_images else find_test_set(saved)
         seen = None if test is None else evaluate_saved(saved, test)
         if seen is not None and test is not None and not overrides:
             export.check_accuracy(saved, seen, test.called)

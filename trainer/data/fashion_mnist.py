@@ -6,7 +6,8 @@ Three datasets, all in MNIST's IDX format (see idx_file.py), gzipped or not:
   and 10,000 test images. Every file is checked against the SHA-256 of its decompressed content,
   because the copies in circulation differ in their compression.
 - `fashion_mnist_sample`: 2,000 + 500 of those images, kept in sample/. Used only on request.
-- `idx`: any set under the four standard file names (MNIST, KMNIST, your own), in a given folder.
+- `idx`: any set under the four standard file names (MNIST, KMNIST, your own), in a given folder;
+  the two of the test set may be missing.
 
 `python -m trainer.data.fashion_mnist` finds or downloads the real set and prints its folder.
 """
@@ -103,6 +104,14 @@ def load(split: str, folder: Optional[str] = None, dataset: str = "fashion_mnist
     """
     _, arrays = _search([split], folder, dataset)
     return arrays[0]
+
+
+def splits(folder: Optional[str], dataset: str) -> List[str]:
+    """The splits that there are: ``idx`` may have no test set, neither of its files."""
+    place = _only_place(folder, dataset) if dataset == "idx" else None
+    if place is None or any(locate(place, name) for name in FILES["test"]):
+        return list(FILES)
+    return ["train"]
 
 
 def find_or_download(folder: Optional[str] = None, dataset: str = "fashion_mnist") -> Path:

@@ -106,7 +106,7 @@ def read(
         if train is None:
             found = {
                 k: fashion_mnist.load(k, settings.folder, settings.dataset)
-                for k in ("train", "test")
+                for k in fashion_mnist.splits(settings.folder, settings.dataset)
             }
         else:
             found = {name: arrays.given(name, part, settings) for name, part in given.items()}
@@ -179,7 +179,8 @@ def image_size(settings: Data) -> Tuple[int, int]:
     """(height, width) of the images that ``settings`` name, before any resizing."""
     if settings.dataset != "idx":
         return fashion_mnist.IMAGE_SIZE
-    height, width = fashion_mnist.load("test", settings.folder, settings.dataset)[0].shape[1:]
+    last = fashion_mnist.splits(settings.folder, settings.dataset)[-1]  # the smaller one
+    height, width = fashion_mnist.load(last, settings.folder, settings.dataset)[0].shape[1:]
     return height, width
 
 

@@ -34,7 +34,7 @@ def as_markdown(
     """The card of ``saved``.
 
     Args:
-        seen: the evaluation on the test set; None where that was passed to ``fit`` and is not kept.
+        seen: the evaluation on the test set; None where there is none, or ``fit`` was given it.
         command: the command line that made the files.
         files: the exported files, verified.
         called: the set of ``seen``; validation where there is no test set.
@@ -92,7 +92,7 @@ def _facts(saved: Saved, seen: Optional[Evaluation], called: str) -> List[str]:
         f"{saved.pixels}, {height} x {width} pixels{resized}, "
         f"(pixel / 255 - {_shown(data.mean_text)}) / {_shown(data.std_text)} |",
         f"| output | logits, float32 (N, {saved.num_classes}); softmax gives probabilities |",
-        *_result_rows(seen, called),
+        *_result_rows(saved, seen, called),
         *(["| evaluated | on the mean scores of each image and of its mirror image |"] * flips),
         f"| checkpoint | {saved.path.name}{weights}; {train.epochs} epochs of global batch "
         f"{train.global_batch_size}, batch norm {settings.batch_norm}"
@@ -124,12 +124,15 @@ def _training(saved: Saved) -> List[str]:
     ]
 
 
-def _result_rows(seen: Optional[Evaluation], called: str) -> List[str]:
+def _result_rows(saved: Saved, seen: Optional[Evaluation], called: str) -> List[str]:
     if seen is None:
-        return ["| accuracy | not measured: the test set was given to `fit` and is not kept |"]
+        given = "the test set was given to `fit` and is not kept"
+        why = given if saved.on_given_images else "there is no test set"
+        return [f"| accuracy | not measured: {why} |"]
+    chosen = saved.accuracy is not None and called == saved.chosen_on
     return [
         f"| accuracy | **{seen.accuracy:.4f}** on the {seen.samples} images of the {called} set"
-        f"{', on which the checkpoint was chosen' if called == 'validation' else ''} |",
+        f"{', on which the checkpoint was chosen' if chosen else ''} |",
         f"| {called} loss | {seen.loss:.4f} (cross entropy, nats) |",
     ]
 

@@ -165,7 +165,20 @@ def test_set(saved: Saved, given: Any = None) -> Source:
     Raises:
         DataError: it cannot be found, or does not fit the net.
     """
+    source = find_test_set(saved, given)
+    if source is None:
+        raise DataError(
+            f"{saved.config.data.folder} holds no test set; name a folder that does, "
+            "data.folder=FOLDER"
+        )
+    return source
+
+
+def find_test_set(saved: Saved, given: Any = None) -> Optional[Source]:
+    """The same; None where there is neither set."""
     source = _read(saved, "test", given)
+    if source is None:
+        return None
     highest = -1 if source.labels is None else int(source.labels.max())
     if highest >= saved.num_classes:
         raise DataError(
@@ -176,7 +189,7 @@ def test_set(saved: Saved, given: Any = None) -> Source:
     return source
 
 
-def _read(saved: Saved, name: str, given: Any) -> Source:
+def _read(saved: Saved, name: str, given: Any) -> Optional[Source]:
     data = saved.config.data
     source: Optional[Source]
     if given is not None:
@@ -190,7 +203,11 @@ def _read(saved: Saved, name: str, given: Any) -> Source:
             f"evaluate_saved(load({str(saved.path)!r}{trust}), test=(images, labels)); "
             "calibrate_saved takes train=..."
         )
-    elif data.of_pictures or (data.validation and name == "train"):
+    elif (
+        data.of_pictures
+        or name not in fashion_mnist.splits(data.folder, data.dataset)
+        or (data.validation and name == "train")
+    ):
         sets = input_pipeline.read(data, seed=saved.config.seed, known=saved.classes)
         source = sets.train if name == "train" else sets.test or sets.validation
         if source is not None and source is sets.validation:
@@ -198,11 +215,7 @@ def _read(saved: Saved, name: str, given: Any) -> Source:
     else:
         loaded = {name: fashion_mnist.load(name, data.folder, data.dataset)}
         source = input_pipeline.in_memory(loaded, saved.classes)[name]
-    if source is None:
-        raise DataError(
-            f"{data.folder} holds no test set; name a folder that does, data.folder=FOLDER"
-        )
-    if source.image_shape[2:] != saved.image_shape[2:]:
+    if source is not None and source.image_shape[2:] != saved.image_shape[2:]:
         raise DataError(
             f"the {name} set has images of {source.image_shape}, the net of {saved.path} takes "
             f"{saved.image_shape} (height, width[, channels]); give the set it was trained on"
@@ -275,6 +288,7 @@ def calibrate_saved(
     settings = saved.config
     prepare.check_calibration(saved.net)
     source = _read(saved, "train", train)
+    assert source is not None  # only a test set may be missing
     loader = input_pipeline.train_loader(source, settings, saved.ctx)
     steps = loader.steps_per_epoch
     if samples is not None:

@@ -57,25 +57,28 @@ def resnet_block(
     return stage
 
 
-def resnet18(num_classes: int = 10, stem: str = "seed") -> nn.HybridSequential:
+def resnet18(num_classes: int = 10, stem: str = "seed", width: int = 64) -> nn.HybridSequential:
     """The seed's net: a stem, four stages of two residual blocks, global average pooling, Dense.
 
     Args:
         stem: ``seed``, 7x7/2 convolution and 3x3/2 max pooling, as the seed has it; or ``small``,
             one 3x3/1 convolution, as ``d2lzh.resnet18`` has it.
+        width: channels of the stem and the first stage; each later stage has twice as many.
     """
     if stem not in ("seed", "small"):
         raise ConfigError(f"model.arguments.stem is {stem!r}; it must be seed or small")
+    if not isinstance(width, int) or width < 1:
+        raise ConfigError(f"model.arguments.width is {width!r}; it must be a whole number, e.g. 64")
     net = nn.HybridSequential()
     kernel, strides = (7, 2) if stem == "seed" else (3, 1)
-    net.add(nn.Conv2D(64, kernel, strides, kernel // 2), nn.BatchNorm(), nn.Activation("relu"))
+    net.add(nn.Conv2D(width, kernel, strides, kernel // 2), nn.BatchNorm(), nn.Activation("relu"))
     if stem == "seed":
         net.add(nn.MaxPool2D(pool_size=3, strides=2, padding=1))
     net.add(
-        resnet_block(64, 2, first_block=True),
-        resnet_block(128, 2),
-        resnet_block(256, 2),
-        resnet_block(512, 2),
+        resnet_block(width, 2, first_block=True),
+        resnet_block(2 * width, 2),
+        resnet_block(4 * width, 2),
+        resnet_block(8 * width, 2),
     )
     net.add(nn.GlobalAvgPool2D(), nn.Dense(num_classes))
     return net

@@ -59,9 +59,24 @@ def test_shapes_of_both_stems(stem, shapes):
     assert x.shape == (1, 7)
 
 
+def test_a_width_is_of_every_stage():
+    net = resnet18(width=3)
+    net.initialize()
+    net(images(1, 1, 32, 32))
+    weights = net.collect_params(".*conv.*weight").values()
+    assert {weight.shape[0] for weight in weights} == {3, 6, 12, 24}
+    assert net[-1].weight.shape == (10, 24)
+
+
 def test_no_such_stem():
     with pytest.raises(ConfigError, match=r"model\.arguments\.stem is 'large'.*seed or small"):
         resnet18(stem="large")
+
+
+@pytest.mark.parametrize("width", [0, -1, 1.5, "64", None])
+def test_no_such_width(width):
+    with pytest.raises(ConfigError, match=r"model\.arguments\.width is .*whole number"):
+        resnet18(width=width)
 
 
 # ---------------------------------------------------------------- the real d2lzh

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 
 import mxnet as mx
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from mxnet import autograd, gluon
 from mxnet.gluon import Block, nn
 
+from trainer.batch_norm.rank_sum import registry
 from trainer.config import Config, Optimizer, Train
 from trainer.data.augment.mixing import Mixed
 from trainer.data.loader import Batch
@@ -273,6 +275,32 @@ def test_empty_micro_batches_leave_running_statistics_alone():
         np.testing.assert_allclose(statistics[0][name], statistics[1][name], rtol=1e-6)
 
 
+class Seeing(Block):
+    """Notes the rows of each forward, whether it trains and whether the batch counts as empty."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense, self.seen = nn.Dense(4, in_units=25), []
+
+    def forward(self, x):
+        empty = bool(registry.batch_is_empty.value)
+        self.seen.append((x.shape[0], autograd.is_training(), empty))
+        self.data = x
+        return self.dense(x.reshape((x.shape[0], -1)))
+
+
+@pytest.mark.parametrize(
+    "kind, stand_in", [("sync", (1, True, True)), ("local", (1, False, False))]
+)
+def test_stand_in_is_one_row_and_an_empty_batch_where_batch_norm_is_synced(kind, stand_in):
+    net = Seeing()
+    net.initialize()
+    config = dataclasses.replace(settings(accumulate=3), batch_norm=kind)
+    batch = batch_of(2, 2, 3)  # of 1, 1 and 0 samples
+    train_step(net, make_trainer(net, config.optimizer), batch, config)
+    assert net.seen == [(1, True, False), (1, True, False), stand_in]
+
+
 # ---------------------------------------------------------------- any net; nothing that waits
 
 
@@ -355,11 +383,15 @@ def test_scores_in_float32_are_not_copied():
     assert forward(Same(), data.astype("float64")).dtype == np.float32
 
 
-def test_a_step_of_one_batch_fills_no_zeros(monkeypatch):
-    net, config = make_net(), settings()
+def test_a_step_of_one_batch_copies_no_image_and_fills_no_array_anew(monkeypatch):
+    net, config, batch = Seeing(), settings(), batch_of(7, 7)
+    net.initialize()
     trainer = make_trainer(net, config.optimizer)
+    train_step(net, trainer, batch, config)
     monkeypatch.setattr(gluon.Parameter, "zero_grad", None)
-    train_step(net, trainer, batch_of(7, 7), config)
+    monkeypatch.setattr(mx.nd, "full", None)
+    train_step(net, trainer, batch, config)
+    assert net.data is batch.data
 
 
 @pytest.mark.parametrize("parts", [1, 3])

@@ -219,6 +219,8 @@ def test_a_lost_gpu_is_not_used_again(monkeypatch):
     assert visible_devices([0, 2, 3]) == "0,2,3"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     assert visible_devices([1, 3]) == "5,7"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # none, and it stays so
+    assert visible_devices([1, 3]) is None
 
 
 @pytest.mark.parametrize(
