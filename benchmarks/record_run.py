@@ -38,8 +38,12 @@ def main() -> None:
     figures: Dict[str, Any] = {
         "made by": " ".join(args.command),
         "minutes between first and last point": round((last - first) / 60, 1),
-        "test accuracy": {p.step: round(p.value, 4) for p in points["accuracy/test"]},
-        "test loss": {p.step: round(p.value, 4) for p in points["loss/test"]},
+        **{
+            f"{name} {what}": {p.step: round(p.value, 4) for p in points[f"{what}/{name}"]}
+            for name in ("validation", "test")
+            for what in ("accuracy", "loss")
+            if f"{what}/{name}" in points
+        },
         "training loss": {p.step: round(p.value, 4) for p in points["loss/epoch"]},
         "config": yaml.safe_load((args.run / "config.yaml").read_text()),
     }
@@ -52,16 +56,17 @@ def main() -> None:
 
 
 def draw(figures: Dict[str, Any], picture: Path) -> None:
-    """Plot the losses of each epoch, and the test accuracy after it."""
+    """Plot the losses of each epoch, and the accuracy of the set that is evaluated after it."""
+    watched = "validation" if "validation accuracy" in figures else "test"
     figure = Figure(figsize=(9, 3), layout="constrained")
     losses, accuracy = figure.subplots(1, 2)
-    for name in ("training loss", "test loss"):
+    for name in ("training loss", f"{watched} loss"):
         values = list(figures[name].values())
         losses.plot(range(1, len(values) + 1), values, marker="o", label=name)
     losses.legend()
-    values = [100 * share for share in figures["test accuracy"].values()]
+    values = [100 * share for share in figures[f"{watched} accuracy"].values()]
     accuracy.plot(range(1, len(values) + 1), values, marker="o")
-    accuracy.set_ylabel("test accuracy, %")
+    accuracy.set_ylabel(f"{watched} accuracy, %")
     for axes in (losses, accuracy):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
