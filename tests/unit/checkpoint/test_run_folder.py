@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import List, Optional
 
@@ -10,7 +11,7 @@ import pytest
 
 from trainer import checkpoint
 from trainer.checkpoint import find_best, find_latest, listing, problem, run_folder
-from trainer.config import Config, Optimizer
+from trainer.config import Config, Optimizer, as_yaml
 from trainer.errors import ConfigError
 
 from .runs import FILES, names
@@ -211,3 +212,178 @@ def test_of_two_launches_at_once_the_second_takes_the_next_number(tmp_path, caps
             run_folder.take(settings(0.1), None, settings(0.1), second)
         with pytest.raises(ConfigError, match="another run is using"):
             run_folder.take(settings(0.3), None, None, second)
+
+
+def test_a_launch_that_waits_for_a_config_tries_for_a_second(tmp_path, monkeypatch):
+    """Another launch has the lock of the folder, and has not written its config yet."""
+    settings = Config(output=str(tmp_path), name="mine")
+    waited = []
+    monkeypatch.setattr(run_folder.time, "sleep", waited.append)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(run_folder.claimed(settings.folder))
+        stack.enter_context(pytest.raises(run_folder.InUseError))
+        run_folder.take(settings, None, settings, stack)
+    assert waited == [0.1] * 9
+
+
+def test_a_new_run_has_a_folder_for_checkpoints_and_its_config(tmp_path):
+    settings = Config(output=str(tmp_path / "deep" / "runs"), name="mine")
+    take_folder(settings, None)
+    made = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    run = ["deep/runs/mine/checkpoints", "deep/runs/mine/config.yaml"]
+    assert made == ["deep", "deep/runs", "deep/runs/.mine.lock", "deep/runs/mine", *run]
+    assert (settings.folder / "config.yaml").read_text() == as_yaml(settings)
+
+
+def test_a_folder_in_use_is_told_with_the_way_out(settings):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(run_folder.claimed(settings.folder))
+        with pytest.raises(run_folder.InUseError) as error:
+            stack.enter_context(run_folder.claimed(settings.folder))
+    assert str(error.value) == (
+        f"another run is using {settings.folder}; give this one another name=... (ranks of one run "
+        "must be started by horovodrun or `python -m launch`)"
+    )
+
+
+def test_the_first_three_settings_that_differ_are_told(tmp_path, capsys):
+    unnamed = Config(output=str(tmp_path), name="mine")
+    take_folder(unnamed, None)
+    other = dataclasses.replace(
+        unnamed,
+        seed=7,
+        batch_norm="sync",
+        calibrate_samples=5,
+        optimizer=Optimizer(lr=0.7),
+    )
+    first_three = "; ".join(run_folder.changed(other)[:3])
+    assert len(run_folder.changed(other)) == 4
+    with contextlib.ExitStack() as stack:
+        run_folder.take(other, None, other, stack)
+    assert capsys.readouterr().err == (
+        f"{unnamed.folder} was made with other settings ({first_three}); this run is "
+        f"{unnamed.folder}-2\n"
+    )
+
+
+def test_a_run_that_goes_on_keeps_its_name(tmp_path, capsys):
+    settings = Config(output=str(tmp_path), name="mine")
+    with contextlib.ExitStack() as first:
+        run_folder.take(settings, None, settings, first)
+    start = settings.checkpoint_folder / "step-00000008"
+    start.mkdir()
+    with contextlib.ExitStack() as second:
+        assert run_folder.take(settings, start, settings, second) == settings
+    assert capsys.readouterr().err == ""
+
+
+# ---------------------------------------------------------------- its config
+
+
+def test_a_config_that_cannot_be_read_is_one_of_another_run(settings):
+    assert run_folder.changed(settings) == []
+    (settings.folder / "config.yaml").write_text("seed: [")
+    (why,) = run_folder.changed(settings)
+    assert "config.yaml" in why
+
+
+def test_a_config_that_is_there_already_is_not_written_again(settings):
+    take_folder(settings, settings.checkpoint_folder / "step-00000016")
+    path = settings.folder / "config.yaml"
+    assert path.read_text() == as_yaml(settings)
+    written = path.stat().st_ino
+    take_folder(settings, settings.checkpoint_folder / "step-00000016")
+    assert path.stat().st_ino == written
+    path.write_bytes(b"\xff")
+    take_folder(settings, settings.checkpoint_folder / "step-00000016")
+    assert path.read_text() == as_yaml(settings)
+
+
+def test_a_folder_that_was_removed_is_made_again_with_its_config(settings):
+    (settings.folder / "config.yaml").write_text("kept")
+    assert run_folder.remade(settings) is False
+    assert (settings.folder / "config.yaml").read_text() == "kept"
+    settings.folder.rename(settings.folder.with_name("away"))
+    assert run_folder.remade(settings) is True
+    assert (settings.folder / "config.yaml").read_text() == as_yaml(settings)
+    assert settings.checkpoint_folder.is_dir()
+    assert run_folder.remade(settings) is False
+
+
+def test_what_is_set_aside_is_told_on_stderr(settings, capsys):
+    folder = settings.folder
+    run_folder.set_aside(folder.with_name("none"))
+    run_folder.set_aside(folder)
+    aside = folder.with_name("run.1")
+    assert aside.is_dir() and not folder.exists()
+    shown = capsys.readouterr()
+    assert shown.err == f"{folder} held an earlier run; it is {aside} now\n" and not shown.out
+
+
+def test_checkpoints_that_are_set_aside_are_told(settings, capsys):
+    start = settings.checkpoint_folder / "step-00000008"
+    take_folder(settings, start)
+    told = f"checkpoints after step-00000008 are in {start.with_name('aside.1')} now\n"
+    assert capsys.readouterr().err == told
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    with pytest.raises(ConfigError) as error, run_folder.usable(tmp_path):
+        raise OSError(28, "No space left on device", "a/file")
+    assert str(error.value) == (
+        f"the run's folder {tmp_path} cannot be written (No space left on device: a/file); make "
+        "room or give another output=..."
+    )
+    with pytest.raises(ConfigError, match=rf"\(odd: {tmp_path}\)"), run_folder.usable(tmp_path):
+        raise OSError("odd")
+
+
+# ---------------------------------------------------------------- finding
+
+
+def test_only_checkpoints_of_a_launch_are_found(tmp_path, trained):
+    for step, launch in ((1, "ours"), (2, "theirs"), (3, None)):
+        trained.save(tmp_path, step, keep=9, launch=launch)
+    (tmp_path / "step-00000009").mkdir()  # without a state
+    reports = []
+    assert find_latest(tmp_path, reports.append, "ours").name == "step-00000001"
+    assert find_latest(tmp_path, reports.append, "nobody's") is None
+    assert not reports
+    assert find_latest(tmp_path, reports.append).name == "step-00000003"
+    (report,) = reports
+    assert report.endswith("; using the checkpoint before it")
+
+
+def test_a_step_is_read_from_the_name():
+    assert run_folder.step_of(Path("runs/one/checkpoints/step-00012345")) == 12345
+
+
+def test_the_best_of_a_run_is_found_or_else_the_newest(settings, trained, monkeypatch):
+    folder = settings.checkpoint_folder
+    for step, accuracy in ((17, None), (18, None)):
+        trained.save(folder, step, accuracy, keep=9)
+    assert run_folder.find(str(settings.folder)).name == "step-00000018"
+    trained.save(folder, 19, 0.7, keep=9)
+    trained.save(folder, 20, 0.6, keep=9)
+    assert run_folder.find(str(settings.folder)).name == "step-00000019"
+    assert run_folder.find(str(folder / "step-00000018")).name == "step-00000018"
+
+
+def test_where_there_is_no_checkpoint_the_way_out_is_told(settings, tmp_path, monkeypatch):
+    def said(where: Path) -> str:
+        with pytest.raises(checkpoint.CheckpointError) as error:
+            run_folder.find(str(where))
+        return str(error.value)
+
+    (settings.folder.with_name("begun") / "checkpoints").mkdir(parents=True)
+    begun = settings.folder.with_name("begun")
+    assert said(begun) == f"{begun} holds no checkpoint yet"
+    typed = settings.folder.with_name("rum")
+    way_out = "; give a run's name or folder, or a whole checkpoint"
+    assert said(typed) == f"there is no folder {typed}; did you mean {settings.folder}?{way_out}"
+    monkeypatch.chdir(tmp_path)
+    assert said(Path("rum")) == f"there is no folder rum; did you mean run?{way_out}"
+    broken = settings.checkpoint_folder / "step-00000016"
+    assert said(broken) == (
+        f"{broken / 'manifest.json'} is missing; give a run's folder or a whole checkpoint"
+    )
