@@ -21,7 +21,7 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 # Loaded once, for all mutants; nothing of the project's own, which each loads anew.
 import hypothesis
@@ -78,11 +78,11 @@ def mutants(source: str) -> List[str]:
     return [mutate(Context(source=source, mutation_id=place))[0] for place in places]
 
 
-def survives(module: str, source: str, tests: List[str]) -> bool:
-    """Whether all tests pass with the module's source replaced; in a process of its own."""
+def started(module: str, source: str, tests: List[str]) -> int:
+    """A process in which the module has another source; it exits with 0 if all tests pass."""
     child = os.fork()
     if child:
-        return os.waitpid(child, 0)[1] == 0
+        return child
     with contextlib.suppress(BaseException):
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
         for stream in (1, 2):
@@ -91,6 +91,20 @@ def survives(module: str, source: str, tests: List[str]) -> bool:
         quietly = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
         os._exit(int(pytest.main([*quietly, *tests])))
     os._exit(1)
+
+
+def surviving(module: str, sources: List[str], tests: List[str]) -> Iterator[str]:
+    """Those of a module's ``sources`` with which all tests pass; as many at a time as cores."""
+    running: Dict[int, str] = {}
+    waiting = sources[::-1]
+    while waiting or running:
+        while waiting and len(running) < (os.cpu_count() or 1):
+            source = waiting.pop()
+            running[started(module, source, tests)] = source
+        child, status = os.wait()
+        ended = running.pop(child)
+        if status == 0:
+            yield ended
 
 
 def changed(source: str, mutant: str) -> Tuple[str, str]:
@@ -103,13 +117,12 @@ def changed(source: str, mutant: str) -> Tuple[str, str]:
 def measure(module: str, tests: List[str], first: Optional[int]) -> Dict[str, Any]:
     """Try the ``first`` mutants of a module, or all. Exits if its tests fail without any."""
     source = (ROOT / module).read_text()
-    if not survives(module, source, tests):
+    if not list(surviving(module, [source], tests)):
         sys.exit(f"{' '.join(tests)} fail as it is")
     made, began, left = mutants(source)[:first], time.monotonic(), []
-    for mutant in made:
-        if survives(module, mutant, tests):
-            left.append(changed(source, mutant))
-            print(f"{module} survives: {' -> '.join(left[-1])}", flush=True)
+    for mutant in surviving(module, made, tests):
+        left.append(changed(source, mutant))
+        print(f"{module} survives: {' -> '.join(left[-1])}", flush=True)
     print(f"{module}: {len(made) - len(left)} of {len(made)} killed", flush=True)
     return {
         "mutants": len(made),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from benchmarks import mutants
 
 SOURCE = "def double(x):\n    return 2 * x\n"
@@ -19,9 +17,10 @@ def test_a_mutant_differs_in_one_place() -> None:
     ]
 
 
-@pytest.mark.parametrize(("seen", "source"), [(True, "2 / x"), (False, "x * 2")])
-def test_what_a_test_sees_is_killed(tmp_path: Path, seen: bool, source: str) -> None:
+def test_what_a_test_sees_is_killed(tmp_path: Path) -> None:
     test = tmp_path / "test_doubled.py"
     test.write_text("import doubled\n\ndef test(): assert doubled.double(4) == 8\n")
-    mutant = f"def double(x):\n    return {source}\n"
-    assert mutants.survives("doubled.py", mutant, [str(test)]) is not seen
+    seen = SOURCE.replace("2 * x", "2 / x")
+    other = SOURCE.replace("2 * x", "x * 2")
+    made = [seen, other, seen, SOURCE]
+    assert sorted(mutants.surviving("doubled.py", made, [str(test)])) == sorted([other, SOURCE])
