@@ -22,7 +22,13 @@ from .console import print_line
 from .data import fashion_mnist, sharding
 from .data.loader import Batch
 from .model import replica, users_net
-from .mxnet_internals import all_parameters, move_states, ordered_parameters, scale
+from .mxnet_internals import (
+    all_parameters,
+    move_states,
+    ordered_parameters,
+    scale,
+    structural_parameters,
+)
 from .run import agreement
 from .step.loss import cross_entropy, warn_of_second_softmax
 from .step.metrics import TrainMetrics
@@ -50,12 +56,12 @@ def train_ch5(
     Args:
         train_iter, test_iter: Gluon loaders, the same on every rank. They shuffle alike, because
             NumPy's random state is copied from rank 0.
-        trainer: a plain ``gluon.Trainer``, whose optimizer and states are used.
+        trainer: a plain ``gluon.Trainer``, whose optimizer and states are used; or Horovod's.
         ctx: this rank's device; on a node with several GPUs ``mx.gpu(local_rank)``.
 
     Raises:
         ValueError: ``ctx`` is not a single device, batches can be read only once, or the ranks'
-            batches or weights differ.
+            batches, weights or the order in their trainers differ.
         ConfigError: the ranks' nets differ, or the net is compiled and its gradients are wrong.
         NonFiniteError: on every rank, after an epoch with a loss or weight that is not finite.
     """
@@ -169,6 +175,7 @@ def _over_ranks(trainer: gluon.Trainer, net: gluon.Block) -> Iterator[gluon.Trai
     differ between ranks, and gradients are matched by place.
     """
     if type(trainer) is not gluon.Trainer:  # the user's own distributed one
+        _check_order(trainer, net)
         yield trainer
         return
     places = {id(p): place for place, p in enumerate(all_parameters(trainer))}
@@ -189,6 +196,21 @@ def _over_ranks(trainer: gluon.Trainer, net: gluon.Block) -> Iterator[gluon.Trai
     finally:
         move_states(distributed, trainer, dict(enumerate(old)))
         trainer.optimizer.param_dict = by_old_place
+
+
+def _check_order(trainer: gluon.Trainer, net: gluon.Block) -> None:
+    """Refuse a trainer that has parameters in other orders on other ranks."""
+    named = {id(parameter): name for name, parameter in structural_parameters(net).items()}
+    orders = dist.gather_objects([named.get(id(p)) for p in all_parameters(trainer)])
+    for rank, order in enumerate(orders):
+        for own, first in zip(order, orders[0]):
+            if own != first:
+                dist.shutdown()
+                raise ValueError(
+                    f"the trainer of rank {rank} has {own} where that of rank 0 has {first}, so "
+                    "that gradients of different layers would be added up (it sorts by names that "
+                    "count all layers a rank has made); give train_ch5 a plain gluon.Trainer"
+                )
 
 
 def _check_same(what: str, digest: Optional[str]) -> None:

@@ -258,10 +258,22 @@ def test_commands_run_by_other_tests_are_run_there() -> None:
         kind_of("python -m benchmark.nothing")
 
 
-def test_a_custom_loop_gives_the_same_losses_on_any_number_of_ranks(tmp_path: Path) -> None:
-    code = [b.text for b in blocks(ROOT / "docs" / "batch_norm.md") if "hvd.init()" in b.text]
+@pytest.mark.parametrize("made_before", [False, True])
+def test_a_custom_loop_gives_the_same_losses_on_any_number_of_ranks(
+    tmp_path: Path, made_before: bool
+) -> None:
+    """Also where rank 0 has made layers before: its own are dense9, dense10, in another order."""
+    code = "\n".join(
+        b.text for b in blocks(ROOT / "docs" / "batch_norm.md") if "hvd.init()" in b.text
+    )
+    if made_before:
+        layers = "nn.Dense(1), nn.BatchNorm(), batch_norm.SyncBatchNorm()"
+        begun = f"hvd.init()\n_ = [({layers}) for _ in range(9 * (hvd.rank() == 0))]\n"
+        code = code.replace("hvd.init()\n", begun).replace(
+            "nn.Dense(10)", "nn.Dense(10), nn.Dense(10)"
+        )
     script = tmp_path / "own.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n" + "\n".join(code))
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}")
     losses = []
     for launcher in ([], [HOROVODRUN, "-np", "3"]):
         done = run([*launcher, sys.executable, str(script)])

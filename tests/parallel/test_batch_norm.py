@@ -292,6 +292,19 @@ def test_every_argument_means_what_it_means_on_one_rank(
         assert largest_difference(result, reference) < 1e-12, (OPERATORS[native], form, sizes)
 
 
+def test_layers_meet_by_first_use_whatever_a_rank_has_made_before() -> None:
+    _ = [batch_norm.SyncBatchNorm(in_channels=2) for _ in range(3 * (dist.rank() == 0))]
+    first, second = (batch_norm.SyncBatchNorm(in_channels=c) for c in (2, 3))
+    for layer in (second, first):
+        layer.initialize()
+        channels = layer.running_mean.shape[0]
+        with autograd.record():
+            y = layer(nd.full((1, channels), dist.rank()))
+        y.backward()
+        own = dist.rank() - (dist.world_size() - 1) / 2
+        assert np.sign(y.asnumpy()).tolist() == [[np.sign(own)] * channels]
+
+
 def test_an_unpickled_layer_is_synced() -> None:
     layer = batch_norm.convert_sync_batch_norm(nn.BatchNorm(in_channels=1, prefix="pickled_"))
     layer.initialize()

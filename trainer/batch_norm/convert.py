@@ -35,8 +35,8 @@ def convert_sync_batch_norm(net: gluon.Block, process_set: Any = None) -> gluon.
 def connect(net: gluon.Block) -> None:
     """Have each synced layer of ``net`` find its peers, by its place in the net; collective.
 
-    Otherwise each does so in its first training step, by the order in which the process has made
-    its layers, and through Horovod collectives one after another.
+    Otherwise each does so in its first training step, by the order in which the process has first
+    used its layers, and through Horovod collectives one after another.
     """
     for place, layer in enumerate(layers_of(net)):
         rank_sum, channels = vars(layer).get("rank_sum"), layer.running_mean.shape[0]

@@ -30,7 +30,8 @@ class SyncBatchNorm(nn.BatchNorm):
     and 2C in backward, as float64; in inference, with ``use_global_stats`` and on one rank this is
     plain batch norm. Each process uses one device.
 
-    Layers find their peers by order of creation, which must be the same on every rank.
+    Layers find their peers by the order in which they are first used (called, or compiled), which
+    must be the same on every rank; whatever else a rank has made does not count.
 
     Args:
         process_set: the Horovod process set whose ranks share statistics; None for all ranks.
@@ -78,6 +79,7 @@ class SyncBatchNorm(nn.BatchNorm):
         alone = self.rank_sum.size == 1 and self.rank_sum.collected is None
         if inference or alone or kernel["use_global_stats"]:
             return super().hybrid_forward(F, x, gamma, beta, running_mean, running_var)
+        self.rank_sum.used()
         # Without the copy a graph reshapes x itself, and both kernels get it in the slower layout.
         copy = x if F is nd else F.add_n(x)
         op_type = operator_type(self.rank_sum, self.gamma.list_ctx()[0])

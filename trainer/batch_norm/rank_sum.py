@@ -49,7 +49,11 @@ class _Registry:
         self.seconds = 0.0
         self.nanoseconds = ctypes.c_int64(0)
         self.lost: Optional[str] = None
-        self._serials = itertools.count()
+        self._serials, self._turns = itertools.count(), itertools.count()
+
+    def take_turn(self) -> int:
+        """How many layers the process has used before."""
+        return next(self._turns)
 
     def enter(self, rank_sum: RankSum) -> int:
         """The serial of a new RankSum: how many the process has made before."""
@@ -86,6 +90,7 @@ class RankSum:
 
     Attributes:
         serial: its number in this process.
+        turn: in the order of first use, the same on all ranks; None until it is used.
         number: its number for all peers, which :meth:`connect` takes from the first of them.
         operator_type: of the layer's operator, once its first step has chosen one.
         collected: running total of the sums in forward, once calibration sets it to an array.
@@ -95,6 +100,7 @@ class RankSum:
     def __init__(self, process_set: Any):
         self.serial = self.number = registry.enter(self)
         self.process_set = process_set
+        self.turn: Optional[int] = None
         self.operator_type: Optional[str] = None
         self.collected: Optional[nd.NDArray] = None
         self.shared: Optional[shared_memory.SharedMemorySum] = None
@@ -109,10 +115,14 @@ class RankSum:
     def size(self) -> int:
         return dist.world_size() if self.process_set is None else self.process_set.size()
 
+    def used(self) -> None:
+        """Its layer is called, by the program or to be compiled."""
+        if self.turn is None:
+            self.turn = registry.take_turn()
+
     def __call__(self, values: np.ndarray) -> np.ndarray:
         if not self._connected:
-            # By Horovod: small sums of the engine's thread would get among those of the main one.
-            self.connect(values.size, self._allreduce)
+            self._connect_in_turn(values.size)
         start = time.perf_counter()
         try:
             total = self._allreduce(values) if self.shared is None else self.shared(values)
@@ -127,7 +137,7 @@ class RankSum:
         if array.context.device_type == "cpu" and os.environ.get(SWITCH) != "device":
             return nd.array(self(array.asnumpy()), dtype=array.dtype)
         if not self._connected:
-            self.connect(array.size, self._allreduce)
+            self._connect_in_turn(array.size)
         return dist.allreduce_sum_(array, f"batch_norm.{self.number}", self.process_set)
 
     def connect(self, capacity: int, meet: Sum) -> None:
@@ -142,6 +152,11 @@ class RankSum:
             self.number = int(meet(own)[0])
             self.shared = self._share(capacity, meet)
         self._connected = True
+
+    def _connect_in_turn(self, capacity: int) -> None:
+        # By Horovod: small sums of the engine's thread would get among those of the main one.
+        name = f"batch_norm.first.{self.turn}"
+        self.connect(capacity, functools.partial(self._allreduce, name=name))
 
     def connect_at(self, place: int, capacity: int) -> None:
         """The same for the norm at that ``place`` of a net, on all ranks at once."""
