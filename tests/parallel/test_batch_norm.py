@@ -34,7 +34,7 @@ from trainer.step.optimizer import gluon_trainer
 
 RANKS = (2, 3, 4)
 HOSTS = ((1, 1), (2, 2), (1, 1, 1))
-STEPS = 20
+STEPS = 10
 SAMPLES = 24
 
 
