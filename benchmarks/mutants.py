@@ -53,7 +53,7 @@ TESTS = {
     "launch/slurm/requeue.py": "launch/slurm/test_requeue.py",
     "launch/core/ranks.py": "launch/core/test_ranks.py",
     "trainer/checkpoint/state.py": "checkpoint/test_state.py",
-    "trainer/checkpoint/files.py": "checkpoint/test_files.py",
+    "trainer/checkpoint/files.py": "checkpoint/test_files.py checkpoint/test_bad_checkpoints.py",
     "trainer/checkpoint/run_folder.py": "checkpoint/test_run_folder.py checkpoint/test_resume.py",
     "trainer/step/step.py": "step/test_step.py",
 }

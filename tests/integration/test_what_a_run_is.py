@@ -46,6 +46,12 @@ def net(units: int = 4) -> gluon.Block:
     return made
 
 
+def frozen() -> gluon.Block:
+    made = net()
+    made[0].collect_params().setattr("grad_req", "null")
+    return made
+
+
 def hinge(scores: Any, labels: Any) -> Any:
     return mx.nd.relu(1 - mx.nd.pick(scores, labels))
 
@@ -64,6 +70,7 @@ def given(seed: int) -> gluon.Block:
         ({"train": sets(1)["train"], "test": sets(2)["test"]}, "other test images"),
         ({"train": (sets(1)["train"][0], 3 - sets(1)["train"][1])}, "other training labels"),
         ({"net": net(5)}, "other net"),
+        ({"net": frozen()}, "other net"),
         ({"loss": hinge}, "other loss"),
         ({"net": given(2)}, "other initial weights"),
     ],

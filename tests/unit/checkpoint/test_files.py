@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -28,7 +29,9 @@ from trainer.checkpoint import (
     problem,
     restore,
 )
+from trainer.checkpoint.files import Restored
 from trainer.config import Optimizer
+from trainer.model import ema
 from trainer.step.optimizer import make_trainer
 
 from .runs import FILES, TOTALS, Run, assert_same, one_line
@@ -149,7 +152,62 @@ def test_nothing_is_pickled_or_unpickled(tmp_path, monkeypatch, trained):
     restore(path, other.net, other.trainer)
 
 
+def kept(run: Run, folder: Path, **more) -> Path:
+    """A checkpoint with what the net does not hold: each rank's statistics, weights beside EMA."""
+    content = checkpoint.snapshot(run.net, run.trainer, RunState(step=1), **more)
+    return checkpoint.write(folder, content)
+
+
+def test_what_the_net_does_not_hold_comes_back(tmp_path, trained):
+    """Under names that checkpoints of earlier versions have too."""
+    rows, averaged = (np.arange(16, dtype=np.float32).reshape(2, 8) + n for n in (0, 1))
+    others = {ema.TRAINED + "0.weight": mx.nd.ones((4, 5))}
+    path = kept(trained, tmp_path, statistics=rows, averaged=averaged, others=others)
+    assert problem(path) is None
+    arrays = mx.nd.load(str(path / "optimizer.params"))
+    assert {"statistics", "averaged statistics", *others} < set(arrays)
+    shapes = checkpoint.read_state(path).optimizer["shapes"]
+    assert shapes == {name: list(array.shape) for name, array in arrays.items()}
+    other = Run(seed=3)
+    found = restore(path, other.net, other.trainer)
+    np.testing.assert_array_equal(found.statistics, rows)
+    np.testing.assert_array_equal(found.averaged, averaged)
+    assert [*found.others] == [*others]
+    np.testing.assert_array_equal(found.others[ema.TRAINED + "0.weight"].asnumpy(), 1)
+
+
+def test_an_optimizer_without_arrays_leaves_a_number_in_its_file(tmp_path):
+    run = Run(momentum=0.0).train(0, 1)
+    path = run.save(tmp_path, 1)
+    (number,) = mx.nd.load(str(path / "optimizer.params")).items()
+    assert number[0] == "none" and number[1].asnumpy().tolist() == [0]
+    assert restore(path, run.net, run.trainer)[1:] == (None, None, {})
+
+
+def test_nothing_restored_is_nothing_done():
+    assert tuple(Restored()) == (RunState(), None, None, {})
+
+
 # ---------------------------------------------------------------- what does not fit
+
+ANEW = "; give the run another name=..., or start it anew with --resume none"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"statistics": np.zeros((2, 7), np.float32)},
+        {"averaged": np.zeros((2, 9), np.float32)},
+        {"others": {ema.TRAINED + "0.weight": mx.nd.ones((5, 4))}},
+        {"others": {ema.TRAINED + "9.weight": mx.nd.ones((4, 5))}},
+    ],
+)
+def test_what_the_net_does_not_hold_must_fit_it(tmp_path, trained, more):
+    path = kept(trained, tmp_path, **more)
+    other = Run(seed=3)
+    with pytest.raises(CheckpointError) as error:
+        restore(path, other.net, other.trainer)
+    assert one_line(error) == f"{path}: its running statistics do not fit this net{ANEW}"
 
 
 def test_other_optimizer_is_named(tmp_path, trained):
@@ -158,8 +216,8 @@ def test_other_optimizer_is_named(tmp_path, trained):
     with pytest.raises(CheckpointError) as error:
         restore(path, other.net, other.trainer)
     text = one_line(error)
-    assert str(path) in text and "SGD" in text and "Adam" in text
-    assert "another name=..., or start it anew with --resume none" in text
+    assert text.startswith(f"{path}: ") and "SGD" in text and "Adam" in text
+    assert text.endswith(ANEW)
 
 
 def test_other_net_is_reported(tmp_path, trained):
@@ -177,7 +235,27 @@ def test_net_with_other_layers_is_reported(tmp_path, trained):
     net.initialize()
     with pytest.raises(CheckpointError) as error:
         checkpoint.load_parameters(path, net)
-    assert str(path) in one_line(error)
+    text = one_line(error)
+    assert text.startswith(f"{path} does not fit this net: ") and text.endswith(
+        "; name the one it was made with, by model.factory and model.arguments, or have the run of "
+        'another net begin anew, by another name=... or --resume none (in Python resume="none")'
+    )
+    (path / "model.params").write_bytes(b"")
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.load_parameters(path, net)
+    assert one_line(error).startswith(f"{path / 'model.params'} cannot be used: ")
+
+
+def test_what_is_wrong_with_a_checkpoint_is_told_by_the_letter(tmp_path, trained):
+    path = trained.save(tmp_path, 3)
+    sums = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**sums, "state.json": "0"}))
+    damaged = "is damaged: its SHA-256 is not the one in manifest.json"
+    assert problem(path) == f"{path / 'state.json'} {damaged}"
+    (path / "manifest.json").write_text("{}")
+    assert problem(path) == f"{path / 'manifest.json'} does not list its files"
+    (path / "model.params").unlink()
+    assert problem(path) == f"{path / 'model.params'} is missing"
 
 
 # ---------------------------------------------------------------- complete or absent
@@ -275,6 +353,30 @@ def test_full_disk_is_an_error_and_no_checkpoint(tmp_path, trained, missing):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "step-00000002 could not be written: " in one_line(error)
     assert list(tmp_path.iterdir()) == [good]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EIO])
+def test_a_disk_that_cannot_sync_keeps_what_it_is_given(tmp_path, trained, monkeypatch, number):
+    def fails(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    if number == errno.EIO:  # the disk's own error
+        with pytest.raises(SaveError, match="could not be written: Input/output error$"):
+            trained.save(tmp_path, 1)
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert problem(trained.save(tmp_path, 1)) is None
+
+
+def test_an_error_without_a_text_of_the_systems_is_told(tmp_path, trained, monkeypatch):
+    def fails(descriptor):
+        raise OSError("odd")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(SaveError) as error:
+        trained.save(tmp_path, 1)
+    assert one_line(error) == f"{tmp_path / 'step-00000001'} could not be written: odd"
 
 
 # ---------------------------------------------------------------- damage
