@@ -37,7 +37,9 @@ class JobOptions:
     """What the job asks Slurm for. Every field can be set in the site file."""
 
     nodes: int = _option(1, "number of nodes (default 1)")
-    gpus_per_node: Union[int, str] = _option(0, "GPUs per node, one rank for each: 4, or a100:4")
+    gpus_per_node: Union[int, str] = _option(
+        0, "GPUs per node, one rank for each (or for each --gpus-per-task): 4, or a100:4"
+    )
     gpus_per_task: Union[int, str, None] = _option(
         None, "GPUs that a rank alone sees, of which it uses one"
     )
@@ -79,10 +81,22 @@ class JobOptions:
                 allowed = "texts on one line each" if texts is value else "a text on one line"
             if not good:
                 raise ValueError(f"{name}: {value!r} is given, allowed is {allowed}")
+        per_node, per_task = _count(self.gpus_per_node), _count(self.gpus_per_task)
+        if per_node and per_task and self.tasks_per_node * per_task != per_node:
+            raise ValueError(
+                f"gpus_per_node is {self.gpus_per_node} and gpus_per_task {self.gpus_per_task}; "
+                f"{self.tasks_per_node} ranks on a node take {self.tasks_per_node * per_task}"
+            )
 
     @property
     def tasks_per_node(self) -> int:
-        return self.ranks_per_node or int(str(self.gpus_per_node).split(":")[-1]) or 1
+        each = _count(self.gpus_per_task) or 1
+        return self.ranks_per_node or _count(self.gpus_per_node) // each or 1
+
+
+def _count(gpus: Union[int, str, None]) -> int:
+    """How many of a number, or of a type and a number."""
+    return int(str(gpus or 0).split(":")[-1])
 
 
 def read_site(path: Path) -> Dict[str, Any]:

@@ -136,6 +136,14 @@ def test_wrong_site_file_is_one_line(tmp_path, text, message):
         ({"srun": ("",)}, "allowed is texts on one line each"),
         ({"time": "2 hours"}, "allowed is minutes, HH:MM:SS or D-HH:MM:SS"),
         ({"container_runtime": "docker"}, "allowed is apptainer or pyxis"),
+        (
+            {"gpus_per_node": "a100:8", "gpus_per_task": 3},
+            "gpus_per_node is a100:8 and gpus_per_task 3; 2 ranks on a node take 6",
+        ),
+        (
+            {"gpus_per_node": 8, "gpus_per_task": 2, "ranks_per_node": 8},
+            "8 ranks on a node take 16",
+        ),
     ],
 )
 def test_wrong_option_is_named(options, message):
@@ -157,6 +165,8 @@ def test_slurms_time_formats(time):
             ["--gpus-per-task", "1", "--ranks-per-node", "4"],
             ["--ntasks-per-node=4", "--gpus-per-task=1"],
         ),
+        (["--gpus-per-node", "8", "--gpus-per-task", "a100:2"], ["--ntasks-per-node=4"]),
+        (["--gpus-per-task", "2"], ["--ntasks-per-node=1", "--gpus-per-task=2"]),
         (["--mem", "64G", "--exclusive"], ["--mem=64G", "--exclusive"]),
         (["--constraint", "a100&nvlink"], ["'--constraint=a100&nvlink'"]),
     ],
