@@ -126,9 +126,12 @@ def test_a_run_is_the_same_on_1_2_and_4_ranks(tmp_path: Path, accumulate: int) -
 
 def test_alone_a_stopped_run_exits_85(tmp_path: Path) -> None:
     command = trainer("train", *SMALL, "train.epochs=50", f"output={tmp_path}")
-    done = run_and_signal(command, "images/s", signal.SIGUSR1)
+    done = run_and_signal(command, "test loss", signal.SIGUSR1)
     assert done.code == 85
     assert "as asked; saved" in done.out
+    # Not the best one, that of the end of an epoch.
+    newest = checkpoint.find_latest(tmp_path / "default" / "checkpoints", print)
+    assert re.findall(r"^checkpoint: +(.*)$", done.out, re.M) == [str(newest)]
 
 
 def test_interrupted_it_saves_and_leaves_without_a_traceback(tmp_path: Path) -> None:
