@@ -22,6 +22,7 @@ from trainer.checkpoint import (
     CheckpointError,
     RunState,
     SaveError,
+    files,
     find_best,
     find_latest,
     listing,
@@ -182,6 +183,16 @@ def test_an_optimizer_without_arrays_leaves_a_number_in_its_file(tmp_path):
     (number,) = mx.nd.load(str(path / "optimizer.params")).items()
     assert number[0] == "none" and number[1].asnumpy().tolist() == [0]
     assert restore(path, run.net, run.trainer)[1:] == (None, None, {})
+
+
+def test_what_mxnet_cannot_load_is_told_in_a_line(tmp_path, trained, monkeypatch):
+    path = trained.save(tmp_path, 3)
+
+    def fails(name):
+        raise mx.MXNetError("odd\nStack trace")
+
+    monkeypatch.setattr(mx.nd, "load", fails)
+    assert problem(path) in [f"{path / name} cannot be used: odd" for name in FILES[1:3]]
 
 
 def test_nothing_restored_is_nothing_done():
@@ -360,13 +371,21 @@ def test_a_disk_that_cannot_sync_keeps_what_it_is_given(tmp_path, trained, monke
     def fails(descriptor):
         raise OSError(number, os.strerror(number))
 
+    told = []
     monkeypatch.setattr(os, "fsync", fails)
+    monkeypatch.setattr(files, "warn_once", told.append)
     if number == errno.EIO:  # the disk's own error
         with pytest.raises(SaveError, match="could not be written: Input/output error$"):
             trained.save(tmp_path, 1)
         assert list(tmp_path.iterdir()) == []
     else:
         assert problem(trained.save(tmp_path, 1)) is None
+        said = (
+            "the file system of the checkpoints cannot sync {} to disk ({}): a power cut may cost "
+            "the newest one"
+        )
+        both = {said.format(kind, os.strerror(number)) for kind in ("files", "folders")}
+        assert set(told) == both
 
 
 def test_an_error_without_a_text_of_the_systems_is_told(tmp_path, trained, monkeypatch):
@@ -392,7 +411,7 @@ def test_an_error_without_a_text_of_the_systems_is_told(tmp_path, trained, monke
 )
 def test_strange_manifest_is_a_problem(two, manifest, said):
     (two[1] / "manifest.json").write_text(manifest)
-    assert said in problem(two[1])
+    assert said in problem(two[1]) and problem(two[1]).startswith(str(two[1]))
 
 
 @pytest.fixture(scope="module")
