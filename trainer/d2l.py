@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections.abc
 import contextlib
 import hashlib
+import itertools
 import time
 from typing import Iterable, Iterator, Optional, Tuple
 
@@ -203,7 +204,7 @@ def _check_order(trainer: gluon.Trainer, net: gluon.Block) -> None:
     named = {id(parameter): name for name, parameter in structural_parameters(net).items()}
     orders = dist.gather_objects([named.get(id(p)) for p in all_parameters(trainer)])
     for rank, order in enumerate(orders):
-        for own, first in zip(order, orders[0]):
+        for own, first in itertools.zip_longest(order, orders[0]):
             if own != first:
                 dist.shutdown()
                 raise ValueError(
