@@ -31,11 +31,11 @@ SHOWN = (8, 32, 256, 1024, 4096)
 PICTURE = report.RESULTS.parents[1] / "docs" / "scaling.png"
 
 # Assumed, not measured: latency of TCP and of NVLink, bandwidth of NCCL's rings in a node of 8
-# V100, and half a cycle of Horovod's with as much for agreeing.
+# V100, and as much time for agreeing as half a cycle of Horovod's, which comes before it.
 WITHIN = Link(latency=5e-6, bandwidth=120e9)
 LATENCY = 30e-6
-REQUEST = 1e-3
-BUCKETS = Horovod(bucket_bytes=BUCKET_MB * 2**20, request=REQUEST, norm_request=REQUEST)
+REQUEST = 0.5e-3
+BUCKETS = Horovod(bucket_bytes=BUCKET_MB * 2**20, request=REQUEST, norm_request=2 * REQUEST)
 
 
 def network(gbit: float) -> Link:

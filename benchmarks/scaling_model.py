@@ -128,12 +128,17 @@ def last_sum(ready: Sequence[Tuple[float, float]], cluster: Cluster, horovod: Ho
         ready: when each gradient is there and its bytes, in order of time.
 
     The background thread looks a cycle after its last look at the earliest, and not while it is
-    sending. It takes all that is there, agrees with the other ranks in ``request`` seconds, cuts it
-    into buffers of the fusion threshold, and sends them in turn.
+    sending; what comes while it idles waits half a cycle for it, on average. It takes all that is
+    there, agrees with the other ranks in ``request`` seconds, cuts it into buffers of the fusion
+    threshold, and sends them in turn.
     """
-    free, looked, index = 0.0, -math.inf, 0
+    free = looked = -math.inf
+    index = 0
     while index < len(ready):
-        looked = max(ready[index][0], free, looked + horovod.cycle)
+        idle = ready[index][0] > max(free, looked + horovod.cycle)
+        looked = max(free, looked + horovod.cycle)
+        if idle:
+            looked = ready[index][0] + horovod.cycle / 2
         end = looked + horovod.request
         buffer = 0.0
         while index < len(ready) and ready[index][0] <= looked:

@@ -77,7 +77,8 @@ def predictions(found: Dict[str, Any], probe: Dict[str, float], rate: str, ranks
         horovod = Horovod(
             bucket_bytes=settings["bucket_mb"] * 2**20,
             fp16=fp16,
-            request=probe["small_sum"],
+            cycle=probe["cycle"],
+            request=max(0.0, probe["small_sum"] - probe["cycle"] / 2),
             norm_request=probe["norm_sum"],
             host=software / summed,
         )

@@ -79,8 +79,12 @@ def test_a_gradient_waits_for_the_next_look():
     cluster = Cluster(2, SLOW)
     ready = [(0.0, 1.0), (0.01, 1.0)]
     found = last_sum(ready, cluster, Horovod(cycle=0.5))
-    assert found == pytest.approx(0.5 + 2e-3, abs=1e-5)
-    asked = last_sum(ready[:1], cluster, Horovod(request=0.3))
+    assert found == pytest.approx(0.25 + 2 * 2e-3, abs=1e-5)  # both in the middle of a cycle
+    queued = last_sum([(0.0, 1e6), (0.5, 1.0)], cluster, Horovod(cycle=0.3))
+    assert queued == pytest.approx(0.15 + 1.002 + 2e-3, abs=1e-5)  # sent at once, when it is free
+    soon = last_sum([(0.0, 1.0), (0.3, 1.0)], cluster, Horovod(cycle=0.5))
+    assert soon == pytest.approx(0.25 + 0.5 + 2e-3, abs=1e-5)
+    asked = last_sum(ready[:1], cluster, Horovod(cycle=0.0, request=0.3))
     assert asked == pytest.approx(0.302, abs=1e-5)
 
 
