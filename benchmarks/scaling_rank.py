@@ -103,7 +103,8 @@ def seconds(
 def probe(gradients: List[mx.nd.NDArray]) -> Dict[str, float]:
     """Seconds of Horovod's cycle, of a small sum, and of one of as many numbers as ``gradients``.
 
-    They begin at any time of a cycle. The numbers are in one bucket; in float16 the casts are part of it.
+    They begin at any time of a cycle. The numbers are in one bucket; in float16 the casts are part
+    of it.
     """
     small = mx.nd.zeros(64)
     large = mx.nd.zeros(-(-sum(gradient.size for gradient in gradients) // 64) * 64)
@@ -115,9 +116,7 @@ def probe(gradients: List[mx.nd.NDArray]) -> Dict[str, float]:
 
     return {
         "cycle": float(os.environ["HOROVOD_CYCLE_TIME"]) / 1000,
-        "small_sum": seconds(
-            lambda: sums(lambda: dist.allreduce_sum_(small, "small")), SMALL_SUMS
-        ),
+        "small_sum": seconds(lambda: sums(lambda: dist.allreduce_sum_(small, "small")), SMALL_SUMS),
         "large_sum": seconds(lambda: sums(lambda: dist.allreduce_sum_(large, "large")), ROUNDS),
         "half_sum": seconds(lambda: sums(half), ROUNDS),
     }

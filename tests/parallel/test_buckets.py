@@ -18,10 +18,10 @@ from trainer.dist import half_sum
 from trainer.dist.array_memory import memory_of
 from trainer.errors import ConfigError
 from trainer.model import prepare
-from trainer.mxnet_internals import allreduce_of
-from trainer.step import buckets
+from trainer.mxnet_internals import allreduce_of, trained_parameters
+from trainer.step import buckets, momentum
 from trainer.step.gradients import mean_gradients, reduce_and_update
-from trainer.step.optimizer import gluon_trainer
+from trainer.step.optimizer import gluon_trainer, make_trainer
 
 RANKS = (2, 3, 4)
 BATCH = 6  # samples of each rank
@@ -131,6 +131,29 @@ def test_each_dtype_is_summed_in_its_own() -> None:
         np.testing.assert_allclose(parameter.grad().asnumpy(), total, rtol=1e-4, atol=1e-5)
 
 
+def test_one_call_updates_what_is_alike_in_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nesterov's momentum, on CPUs as on GPUs: with the bits of a call for each parameter."""
+    kernel, sizes, found = mx.nd.nag_mom_update, [], []
+    monkeypatch.setattr(
+        mx.nd, "nag_mom_update", lambda *a, **named: sizes.append(a[0].size) or kernel(*a, **named)
+    )
+    for where in ("cpu", "gpu"):
+        monkeypatch.setattr(momentum.NAG, "joined_on", where)
+        net = net_of()
+        settings = config.Optimizer(nesterov=True, shared_memory=False, bucket_mb=2e-4)
+        trainer = make_trainer(net, settings)
+        for step in range(3):
+            backward(net, step * dist.world_size() + dist.rank())
+            reduce_and_update(trainer, None, step == 1)
+        found.append([p.data().asnumpy() for p in trained_parameters(trainer)])
+        if where == "cpu":
+            buckets_of = allreduce_of(trainer).planned()
+            factors = [{(p.lr_mult, p.wd_mult) for p in bucket} for bucket in buckets_of]
+            assert len(sizes) == 3 * sum(map(len, factors)) < 3 * sum(map(len, buckets_of))
+    for joined, alone in zip(*found):
+        np.testing.assert_array_equal(joined, alone)
+
+
 def test_the_first_layers_bucket_is_the_last() -> None:
     net = net_of()
     trainer = trainer_of(net, 1e-5)
@@ -138,7 +161,7 @@ def test_the_first_layers_bucket_is_the_last() -> None:
     trainer.allreduce_grads()
     reduce = allreduce_of(trainer)
     names = sorted(p.name for p in net.collect_params().values())
-    numbers = {name: reduce.number_of(index) for index, name in enumerate(names)}
+    numbers = {name: reduce.place_of(index).bucket for index, name in enumerate(names)}
     used = [net[index].weight.name for index in (3, 1, 0)]
     assert [numbers[name] for name in used] == sorted(numbers[name] for name in used)
     assert numbers[used[0]] < numbers[used[1]] < numbers[used[2]]

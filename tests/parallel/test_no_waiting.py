@@ -18,6 +18,7 @@ from trainer.config import from_dict
 from trainer.data.loader import Batch
 from trainer.model.loss_scale import LossScale
 from trainer.mxnet_internals import C_LIBRARY
+from trainer.step import momentum
 from trainer.step.metrics import TrainMetrics
 from trainer.step.optimizer import make_trainer
 from trainer.step.step import train_step
@@ -57,6 +58,7 @@ def test_no_call_of_a_steady_step_blocks(
 ) -> None:
     """``scaled`` as in float16, whose products CPUs lack."""
     monkeypatch.setenv("BATCH_NORM_NATIVE", "device")
+    monkeypatch.setattr(momentum.NAG, "joined_on", "cpu")
     config = from_dict(
         {"batch_norm": norm, "optimizer": {"lr": 0.01, "shared_memory": False, **optimizer}}
     )

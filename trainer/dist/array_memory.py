@@ -135,3 +135,12 @@ def around_memory(
         managed.context, managed.deleter = uses.enter(), uses.leave
     check_call(C_LIBRARY.MXNDArrayFromDLPackEx(ctypes.byref(managed), copied, ctypes.byref(handle)))
     return kind(handle=handle)
+
+
+def take_memory(array: mx.nd.NDArray, view: mx.nd.NDArray) -> None:
+    """Have ``array`` lie where ``view`` does, which already holds its value.
+
+    Whoever has the object sees no difference. A weight forgets its gradient: see
+    ``mxnet_internals.set_gradient``.
+    """
+    array.handle, view.handle = view.handle, array.handle

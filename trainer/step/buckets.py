@@ -22,7 +22,7 @@ at a time in the order of forward, settles that.
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Sequence, Set
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -37,6 +37,14 @@ _ALIGNED = 64  # bytes: where a gradient begins in its bucket, for vectorized ke
 _HELD = 0.4  # of the bytes, at most: about what a third of a step, its forward, can hide
 
 Plan = List[List[int]]  # the gradients of each bucket, by their place among the trained ones
+
+
+class Place(NamedTuple):
+    """Where the gradient of a parameter is."""
+
+    bucket: int = 0
+    flat: Optional[mx.nd.NDArray] = None  # of the bucket; None before the first step
+    start: int = 0
 
 
 class Buckets:
@@ -67,11 +75,11 @@ class Buckets:
         self._bytes, self.half = megabytes * 2**20, half
         self._buckets: List[_Bucket] = []
         self._held: Set[int] = set()  # numbers of buckets
-        self._numbers: Dict[int, int] = {}
+        self._places: Dict[int, Place] = {}
 
     def __getstate__(self) -> Dict[str, Any]:
         """Without the buckets: views of one array do not survive pickling as such."""
-        return {**vars(self), "_buckets": []}
+        return {**vars(self), "_buckets": [], "_places": {}}
 
     def __call__(self) -> None:
         """Enqueue the allreduces; collective.
@@ -92,12 +100,15 @@ class Buckets:
                     _wait_for(bucket.flat, self._buckets[-1].flat)
                 bucket.reduce()
 
-    def number_of(self, index: int) -> int:
-        """The bucket of the trainer's parameter of that index; 0 before the first step."""
-        return self._numbers.get(index, 0)
+    def place_of(self, index: int) -> Place:
+        """That of the trainer's parameter of that index."""
+        return self._places.get(index, Place())
 
     def planned(self) -> List[List[mx.gluon.Parameter]]:
         """The trained parameters of each bucket, the same on every rank; collective.
+
+        Within a bucket those are neighbours that have the same factors of rate and decay, so that
+        a kernel can update all of them (momentum.py).
 
         Raises:
             ConfigError: the ranks train different parameters.
@@ -108,16 +119,18 @@ class Buckets:
         moved = [p.grad_req != "null" for p in self._parameters]
         places = [place for place, is_moved in zip(self._forward, moved) if is_moved]
         order = sorted(range(len(trained)), key=lambda index: -places[index])
-        ranks = dist.gather_objects((own, order, environment.where()))
-        for theirs, _, where in ranks:
+        factors = [(parameter.lr_mult, parameter.wd_mult) for parameter in trained]
+        ranks = dist.gather_objects((own, order, factors, environment.where()))
+        for theirs, *_, where in ranks:
             if theirs != ranks[0][0]:
                 raise ConfigError(
-                    f"{where} trains other parameters than {ranks[0][2]}: {len(theirs)} and "
+                    f"{where} trains other parameters than {ranks[0][3]}: {len(theirs)} and "
                     f"{len(ranks[0][0])} of them; make and freeze the same layers on every rank"
                 )
         sizes = [gradient.size * np.dtype(gradient.dtype).itemsize for gradient in gradients]
         buckets = plan(ranks[0][1], sizes, [dtype for _, dtype in own], self._bytes)
-        return [[trained[index] for index in bucket] for bucket in buckets]
+        factors = ranks[0][2]
+        return [[trained[i] for i in sorted(bucket, key=factors.__getitem__)] for bucket in buckets]
 
     def _fill(self) -> None:
         half = half_sum.everywhere() if self.half else None
@@ -127,10 +140,10 @@ class Buckets:
         ]
         self._held = held([bucket.bytes for bucket in self._buckets])
         indices = {id(parameter): index for index, parameter in enumerate(self._parameters)}
-        self._numbers = {
-            indices[id(parameter)]: number
+        self._places = {
+            indices[id(parameter)]: Place(number, bucket.flat, start)
             for number, bucket in enumerate(self._buckets)
-            for parameter in bucket.parameters
+            for parameter, start in zip(bucket.parameters, bucket.starts)
         }
         clear_static_graphs(self._parameters)
 
@@ -153,6 +166,22 @@ def plan(order: Sequence[int], sizes: Sequence[int], dtypes: Sequence[str], limi
         if sum(sizes[one] for one in bucket) >= full:
             del filling[dtypes[index]]
     return buckets
+
+
+def side_by_side(
+    arrays: Sequence[mx.nd.NDArray],
+) -> Tuple[mx.nd.NDArray, List[int], List[mx.nd.NDArray]]:
+    """A flat array with the values of arrays of one dtype and device, and where each begins in it;
+    its views, which can take the arrays' places.
+    """
+    unit = max(1, _ALIGNED // np.dtype(arrays[0].dtype).itemsize)
+    starts = np.cumsum([0, *(-(-array.size // unit) * unit for array in arrays)]).tolist()
+    flat = mx.nd.zeros(starts[-1], ctx=arrays[0].context, dtype=arrays[0].dtype)
+    views = []
+    for array, start in zip(arrays, starts):
+        views.append(flat[start : start + array.size].reshape(array.shape))
+        views[-1][:] = array
+    return flat, starts[:-1], views
 
 
 def held(sizes: Sequence[int]) -> Set[int]:
@@ -181,15 +210,9 @@ class _Bucket:
     def __init__(self, parameters: Sequence[mx.gluon.Parameter], name: str, half: Optional[bool]):
         self.parameters = parameters
         old = [parameter.list_grad()[0] for parameter in parameters]
-        unit = max(1, _ALIGNED // np.dtype(old[0].dtype).itemsize)
-        starts = np.cumsum([0, *(-(-gradient.size // unit) * unit for gradient in old)]).tolist()
-        self.flat = mx.nd.zeros(starts[-1], ctx=old[0].context, dtype=old[0].dtype)
-        self.bytes = starts[-1] * np.dtype(old[0].dtype).itemsize
-        self.gradients: List[mx.nd.NDArray] = []
-        for parameter, start, gradient in zip(parameters, starts, old):
-            view = self.flat[start : start + gradient.size].reshape(gradient.shape)
-            view[:] = gradient
+        self.flat, self.starts, self.gradients = side_by_side(old)
+        self.bytes = self.flat.size * np.dtype(old[0].dtype).itemsize
+        for parameter, view in zip(parameters, self.gradients):
             set_gradient(parameter, view)
-            self.gradients.append(view)
         # Enqueues the allreduce of its gradients.
         self.reduce = half_sum.summing(self.flat, name, half)

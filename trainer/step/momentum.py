@@ -13,14 +13,28 @@ import ctypes
 import itertools
 import sys
 import types
-from typing import Any, Callable, ClassVar, Iterator, List, Mapping, Optional, Tuple
+from typing import (
+    Any,
+    Callable,
+    ClassVar,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Set,
+    Tuple,
+)
 
 import mxnet as mx
 import numpy as np
 
 from ..dist import environment
-from ..dist.array_memory import address_of, dense_on_cpu
+from ..dist.array_memory import address_of, dense_on_cpu, take_memory
+from ..mxnet_internals import clear_static_graphs, set_gradient
 from ..native import compile
+from .buckets import Place, side_by_side
 
 _AT_ONCE = 60  # arrays: the most that MXNet's kernel takes
 _LARGE = 10_000  # elements; for smaller arrays the overhead of a call dominates
@@ -35,8 +49,8 @@ def library() -> Optional[ctypes.CDLL]:
     )
 
 
-def _one_bucket(index: int) -> int:
-    return 0
+def _anywhere(index: int) -> Place:
+    return Place()
 
 
 class InOnePass(mx.optimizer.Optimizer):
@@ -53,7 +67,7 @@ class InOnePass(mx.optimizer.Optimizer):
         self._at_once = max(1, self.aggregate_num)  # large arrays on the CPU in a call of MXNet's
         self.aggregate_num = sys.maxsize  # in an update: Gluon then gives lists, of all at once
         # By a parameter's index: those of another bucket get their gradients at another time.
-        self.bucket_of: Callable[[int], int] = _one_bucket
+        self.place_of: Callable[[int], Place] = _anywhere
 
     @contextlib.contextmanager
     def reading(self, gradients: Addresses) -> Iterator[None]:
@@ -135,8 +149,8 @@ class SGD(InOnePass, mx.optimizer.SGD):
             else:
                 others.append(one)
         for _, alike in itertools.groupby(
-            sorted(others, key=lambda one: self.bucket_of(one[0])),
-            key=lambda one: self.bucket_of(one[0]),
+            sorted(others, key=lambda one: self.place_of(one[0]).bucket),
+            key=lambda one: self.place_of(one[0]).bucket,
         ):
             bucket = list(alike)
             large = any(one[1].size >= _LARGE and one[1].context == mx.cpu() for one in bucket)
@@ -160,7 +174,117 @@ class SGD(InOnePass, mx.optimizer.SGD):
         )
 
 
+class _Joined(NamedTuple):
+    """Parameters that one call updates: flat arrays of which theirs are parts."""
+
+    indices: List[int]
+    weights: mx.nd.NDArray
+    gradients: mx.nd.NDArray
+    momenta: mx.nd.NDArray
+
+
 class NAG(InOnePass, mx.optimizer.NAG):
-    """MXNet's SGD with Nesterov's momentum."""
+    """MXNet's SGD with Nesterov's momentum.
+
+    MXNet has no kernel of it for several arrays. On GPUs, where the host would make a call for each
+    parameter, weights and momenta move side by side, as gradients lie in their bucket: one call for
+    all of a bucket that have the same factors of rate and decay. The bits stay the same.
+    """
 
     nesterov = True
+    joined_on: ClassVar[str] = "gpu"  # of MXNet's kinds of devices
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        self._known: List[Tuple[Any, ...]] = []  # the parameters that are joined, or cannot be
+        self._joined: List[_Joined] = []
+        self._alone: Set[int] = set()
+
+    def __getstate__(self) -> Dict[str, Any]:
+        """Views of one array do not survive pickling as such."""
+        return {**super().__getstate__(), "_known": [], "_joined": []}
+
+    def _update_by_mxnet(self, parameters: List[Tuple[Any, ...]]) -> None:
+        if parameters[0][1].context.device_type != self.joined_on:
+            super()._update_by_mxnet(parameters)
+            return
+        known = [(*one, *self._factors(one[0])) for one in parameters]
+        if not _identical(known, self._known):
+            self._join(parameters)
+            self._known = known
+        super()._update_by_mxnet([one for one in parameters if one[0] in self._alone])
+        for indices, weights, gradients, momenta in self._joined:
+            self._update_count(indices)
+            mx.nd.nag_mom_update(
+                weights,
+                gradients,
+                momenta,
+                out=weights,
+                lr=self._get_lr(indices[0]),
+                wd=self._get_wd(indices[0]),
+                momentum=self.momentum,
+                rescale_grad=self.rescale_grad,
+                clip_gradient=self.clip_gradient or -1.0,
+            )
+
+    def _factors(self, index: int) -> Tuple[float, ...]:
+        parameter = self.param_dict.get(index)
+        return () if parameter is None else (parameter.lr_mult, parameter.wd_mult)
+
+    def _join(self, parameters: List[Tuple[Any, ...]]) -> None:
+        """Move weights and momenta, and gradients that are in no bucket, side by side."""
+        groups: Dict[Any, List[Tuple[Any, ...]]] = {}
+        self._alone, self._joined = set(), []
+        for one in parameters:
+            index, *arrays = one
+            factors, place = self._factors(index), self.place_of(index)
+            simple = all(isinstance(a, mx.nd.NDArray) and a.stype == "default" for a in arrays)
+            if factors and simple and len({array.dtype for array in arrays}) == 1:
+                groups.setdefault((place.bucket, arrays[0].dtype, *factors), []).append(one)
+            else:
+                self._alone.add(index)
+        for group in groups.values():
+            group.sort(key=lambda one: self.place_of(one[0]).start)
+            self._join_group(*map(list, zip(*group)))
+
+    def _join_group(
+        self,
+        indices: List[int],
+        weights: List[mx.nd.NDArray],
+        gradients: List[mx.nd.NDArray],
+        momenta: List[mx.nd.NDArray],
+    ) -> None:
+        places = list(map(self.place_of, indices))
+        flat_weights, starts, views = side_by_side(weights)
+        first = places[0]
+        if first.flat is None:
+            flat_gradients = _moved(gradients)
+        elif [place.start - first.start for place in places] == starts:
+            flat_gradients = first.flat[first.start : first.start + flat_weights.size]
+        else:  # others lie between them: factors that have changed since the bucket was filled
+            self._alone.update(indices)
+            return
+        for weight, view in zip(weights, views):
+            take_memory(weight, view)
+        parameters = [self.param_dict[index] for index in indices]
+        for parameter, gradient in zip(parameters, gradients):
+            set_gradient(parameter, gradient)
+        clear_static_graphs(parameters)
+        self._joined.append(_Joined(indices, flat_weights, flat_gradients, _moved(momenta)))
+
+
+def _moved(arrays: List[mx.nd.NDArray]) -> mx.nd.NDArray:
+    """Move arrays side by side; the array of which they are now parts."""
+    flat, _, views = side_by_side(arrays)
+    for array, view in zip(arrays, views):
+        take_memory(array, view)
+    return flat
+
+
+def _identical(some: List[Tuple[Any, ...]], others: List[Tuple[Any, ...]]) -> bool:
+    """Whether the same arrays, and equal numbers, stand in both."""
+    return len(some) == len(others) and all(
+        a is b or (isinstance(a, (int, float)) and a == b)
+        for one, other in zip(some, others)
+        for a, b in itertools.zip_longest(one, other)
+    )

@@ -175,7 +175,7 @@ def gluon_trainer(
     buckets = Buckets(own, forward or own, bucket_mb, fp16)
     set_allreduce(trainer, buckets)
     if isinstance(optimizer, momentum.InOnePass):
-        optimizer.bucket_of = buckets.number_of
+        optimizer.place_of = buckets.place_of
     if shared_memory:
         set_allreduce(trainer, SharedGradients(trainer))
     return trainer

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any, List, Tuple
 
 import mxnet as mx
 import numpy as np
 import pytest
+from mxnet import gluon
 
 from trainer.dist.array_memory import address_of
+from trainer.mxnet_internals import all_parameters, mark_gradient_as_fresh
+from trainer.mxnet_internals import updater as updater_of
 from trainer.native import compile
 from trainer.step import momentum
 
@@ -153,3 +157,114 @@ def test_sums_are_of_float32_alone() -> None:
     ):
         mx.optimizer.get_updater(optimizer)([0], [weight], [weight])
     assert pickle.loads(pickle.dumps(optimizer)).momentum == 0.9, "a net may hold its trainer"
+
+
+# -- parameters that one call updates, as on GPUs --------------------------------------------
+
+
+def trainer_of(optimizer: Any, start: List[mx.nd.NDArray]) -> gluon.Trainer:
+    """Of parameters with those values; the second learns slower, every third does not decay."""
+    named = {}
+    for number, value in enumerate(start):
+        named[str(number)] = parameter = gluon.Parameter(str(number), shape=value.shape)
+        parameter.initialize(mx.init.Constant(value), ctx=mx.cpu())
+        parameter.lr_mult, parameter.wd_mult = 0.5 if number == 1 else 1, float(number % 3 > 0)
+    return gluon.Trainer(named, optimizer, kvstore=None)
+
+
+def stepped(trainer: gluon.Trainer, steps: int, seed: int) -> List[np.ndarray]:
+    """Weights and momenta after some steps, the first of them at a rate of 0."""
+    random, rate = np.random.RandomState(seed), trainer.learning_rate
+    for step in range(steps):
+        trainer.set_learning_rate(rate * step)
+        for gradient, parameter in zip(drawn(random, 10), all_parameters(trainer)):
+            if parameter.grad_req != "null":
+                parameter.list_grad()[0][:] = gradient
+                mark_gradient_as_fresh(parameter.list_data()[0])
+        trainer.update(1)
+    trainer.set_learning_rate(rate)
+    weights = [parameter.data() for parameter in all_parameters(trainer)]
+    return [array.asnumpy() for array in (*weights, *updater_of(trainer).states.values())]
+
+
+def nag(kind: Any, **arguments: Any) -> mx.optimizer.Optimizer:
+    return kind(learning_rate=0.03, momentum=0.9, wd=0.01, rescale_grad=0.25, **arguments)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> List[Tuple[int, ...]]:
+    """On CPUs as on GPUs: the sizes of the weights that each call of the kernel has updated."""
+    sizes: List[Tuple[int, ...]] = []
+    kernel = mx.nd.nag_mom_update
+
+    def counted(weight: mx.nd.NDArray, *others: Any, **arguments: Any) -> Any:
+        sizes.append(weight.shape)
+        return kernel(weight, *others, **arguments)
+
+    monkeypatch.setattr(mx.nd, "nag_mom_update", counted)
+    monkeypatch.setattr(momentum.NAG, "joined_on", "cpu")
+    return sizes
+
+
+@pytest.mark.parametrize("arguments", [{}, {"clip_gradient": 0.5}])
+def test_one_call_updates_all_parameters_with_the_same_factors(
+    arguments: Any, calls: List[Any]
+) -> None:
+    start = drawn(np.random.RandomState(2), 1)
+    ours = trainer_of(nag(momentum.NAG, **arguments), start)
+    objects = [parameter.data() for parameter in all_parameters(ours)]
+    found = stepped(ours, 4, seed=3)
+    theirs = stepped(trainer_of(nag(mx.optimizer.NAG, **arguments), start), 4, seed=3)
+    assert len(calls) == 4 * 3  # decaying or not, and the slower one
+    assert all(a is p.data() for a, p in zip(objects, all_parameters(ours)))
+    for one, other in zip(found, theirs):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("change", ["factor", "freeze", "new gradients", "load"])
+def test_what_changes_in_mid_run_is_noticed(change: str, calls: List[Any], tmp_path: Path) -> None:
+    start = drawn(np.random.RandomState(2), 1)
+    found = []
+    for kind in (momentum.NAG, mx.optimizer.NAG):
+        trainer = trainer_of(nag(kind), start)
+        stepped(trainer, 2, seed=3)
+        parameters = all_parameters(trainer)
+        if change == "factor":
+            parameters[4].lr_mult = 0.1
+        elif change == "freeze":
+            parameters[4].grad_req = "null"
+        elif change == "new gradients":
+            parameters[4].grad_req = "add"
+        else:
+            states = str(tmp_path / kind.__module__)
+            trainer.save_states(states)
+            stepped(trainer, 2, seed=5)
+            trainer.load_states(states)
+        found.append(stepped(trainer, 3, seed=4))
+    for ours, theirs in zip(*found):
+        np.testing.assert_array_equal(ours, theirs)
+    assert len(calls) > 5
+
+
+def test_a_net_trains_on_with_weights_that_lie_side_by_side(calls: List[Any]) -> None:
+    """Also compiled with static memory, which must not go on with where they were before."""
+    random = np.random.RandomState(1)
+    data, found = mx.nd.array(random.normal(size=(8, 6))), []
+    for kind in (momentum.NAG, mx.optimizer.NAG):
+        mx.random.seed(1)
+        net = gluon.nn.HybridSequential()
+        net.add(gluon.nn.Dense(5, activation="relu", in_units=6), gluon.nn.Dense(3, in_units=5))
+        net.initialize(mx.init.Xavier())
+        net.hybridize(static_alloc=True, static_shape=True)
+        trainer = gluon.Trainer(net.collect_params(), nag(kind), kvstore=None)
+        for _ in range(4):
+            with mx.autograd.record():
+                loss = (net(data) ** 2).sum()
+            loss.backward()
+            trainer.step(8)
+        found.append([loss.asnumpy(), *(p.data().asnumpy() for p in all_parameters(trainer))])
+        copy = pickle.loads(pickle.dumps(trainer.optimizer))
+        assert copy.momentum == 0.9
+    assert len(calls) == 4
+    for ours, theirs in zip(*found):
+        np.testing.assert_array_equal(ours, theirs)
