@@ -125,7 +125,7 @@ def probe(gradients: List[mx.nd.NDArray]) -> Dict[str, float]:
 def norm_sum(synced: Step, local: Step) -> float:
     """Seconds that each synced norm takes longer in one direction, within forward and backward."""
     longer = seconds(synced.backward, ROUNDS) - seconds(local.backward, ROUNDS)
-    return longer / (2 * synced.norms)
+    return max(0.0, longer) / (2 * synced.norms)
 
 
 def main() -> None:

@@ -174,6 +174,7 @@ def test_the_set_up_commands_succeed(folder: Path) -> None:
 # What each measures at the least; scaling_validation predicts anew what was measured before. They
 # write into docs/ and results/, so into those of a copy.
 LEAST = {
+    "accuracy_choices": f"--only 'width 8' --epochs 1 {FEW}",
     "batch_norm": "--rounds 1 --batch 2 --forms hybridized",
     "channel": "",
     "chaos": "--trials 1 --first 2",

@@ -403,7 +403,7 @@ def test_a_file_of_a_presets_name_is_meant_only_with_a_folder_or_a_suffix(tmp_pa
         ("notes", "no preset 'notes'; did you mean the file ./notes?"),
         (
             "elsewhere",
-            "no preset 'elsewhere'; there are: book, fashion_mnist, folder-example, quickstart",
+            "no preset 'elsewhere'; there are: book, fashion_mnist, fashion_mnist_best, folder-",
         ),
         (
             "configs/book.yaml",
