@@ -20,6 +20,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional
 
 from benchmarks import report
 from benchmarks.contenders import (
+    HOROVODRUN,
     OWN_LAUNCHER,
     TORCHRUN,
     Contender,
@@ -108,9 +109,17 @@ EXPERIMENTS: Dict[str, Contenders] = {
         "local": ours(*SIZE_28),
         "sync": ours(*SIZE_28, "--settings", "batch_norm=sync"),
     },
-    # What Python and the libraries take of a step; gradients go through Horovod, as on GPUs.
+    # What Python and the libraries take of a step; gradients go through Horovod, at its own cycle,
+    # as on GPUs.
     "host_time": {
-        OURS: ours(*NARROW, "--settings", "optimizer.shared_memory=false"),
+        OURS: peer(
+            "this_project",
+            HOROVODRUN,
+            *NARROW,
+            "--settings",
+            "optimizer.shared_memory=false",
+            HOROVOD_CYCLE_TIME="1",
+        ),
         SHARED: ours(*NARROW),
         GLUON: horovod_gluon(*NARROW),
         TORCH: torch(*NARROW, "--contiguous"),
