@@ -1,6 +1,6 @@
 """Ablation: the accuracy of a short run of the best preset, and of runs that differ in one choice.
 
-    python -m benchmarks.accuracy_choices [--only "width,EMA"] [--epochs 3] [SETTING=VALUE]...
+    python -m benchmarks.accuracy_choices [--only "width,EMA"] [--epochs 2] [SETTING=VALUE]...
 
 Two ranks, one run of each with the preset's seed; settings hold for all. Choices not selected keep
 their results in ``results/accuracy_choices.json``, and those of as many epochs stay in the table,
@@ -52,7 +52,7 @@ def main() -> None:
     """Measure the selected choices, print the table and insert it into the docs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", help="parts of choices' names, with commas between")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("settings", nargs="*")
     args = parser.parse_args()
     parts = args.only.split(",") if args.only else [""]

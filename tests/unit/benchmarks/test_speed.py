@@ -9,8 +9,10 @@ from typing import Any, Optional
 
 import psutil
 import pytest
+import yaml
 
 from benchmarks import contenders, report, scaling_validation, speed, step_choices, update
+from trainer.config.settings import flat
 
 
 def test_the_page_holds_the_table_of_the_results() -> None:
@@ -24,6 +26,14 @@ def test_the_page_on_scaling_holds_the_table_of_the_results() -> None:
     begin, end = report.marks(scaling_validation.__name__)
     told = scaling_validation.summary(found["figures"]["comparison"])
     assert begin + told + end in scaling_validation.PAGE.read_text()
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "fashion_mnist_best"])
+def test_a_presets_record_is_of_its_settings(name: str) -> None:
+    recorded = json.loads((report.RESULTS / f"{name}.json").read_text())["figures"]["config"]
+    settings = yaml.safe_load((report.RESULTS.parents[1] / "configs" / f"{name}.yaml").read_text())
+    given = flat(settings)
+    assert len(given) > 10 and given.items() <= flat(recorded).items()
 
 
 def test_a_table_takes_the_place_of_the_last(tmp_path: Path) -> None:
