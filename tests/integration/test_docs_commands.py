@@ -28,7 +28,8 @@ from .commands import HOROVODRUN, environment, run
 SAMPLE = "fashion_mnist_sample"
 FEW = f"data.dataset={SAMPLE} train.max_steps=3"
 SMALL = f"{FEW} model.factory=tests.integration.nets:small"
-TAKEN_FOR_GRANTED = ("quickstart", "fashion_mnist")  # runs that the pages' commands look at
+# Runs that the pages' commands look at.
+TAKEN_FOR_GRANTED = ("quickstart", "fashion_mnist", "fashion_mnist_best")
 LEFT = {
     "train configs/quickstart.yaml name=two": "runs/two/checkpoints/step-00000003/model.params",
     "--picture": "answers.png",
@@ -142,10 +143,10 @@ def _mpirun(line: str, folder: Path) -> None:
 
 
 def _small(line: str) -> str:
-    """The line, for a small net (if it names none) on the sample, and few steps."""
+    """The line, for a small net (if it or its preset names none) on the sample, and few steps."""
     if " bench " in line:
         return f"{line} --steps 2 --warmup 1 {SMALL}"
-    if "model.factory" in line:
+    if "model.factory" in line or "train configs/fashion_mnist_best.yaml" in line:
         return f"{line} {FEW}"
     if re.search(" (evaluate|predict|export|calibrate) ", line):
         return f"{line} --trust"
