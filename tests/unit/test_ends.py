@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -29,8 +30,11 @@ def run(folder: Path, end: str, *options: str) -> Tuple[str, bool]:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, str(folder)]
     unmarked = {name: value for name, value in os.environ.items() if name != "TESTS_OF"}
     done = subprocess.run(command, env=unmarked, stdout=subprocess.PIPE, text=True, timeout=300)
-    left = psutil.pid_exists(int(pid.read_text()))
-    return done.stdout, left
+    with contextlib.suppress(psutil.NoSuchProcess):
+        rank = psutil.Process(int(pid.read_text()))
+        # Killed by a parent that ended at once, it may still wait for whoever inherits it.
+        return done.stdout, rank.status() != psutil.STATUS_ZOMBIE
+    return done.stdout, False
 
 
 def test_a_test_that_fails_leaves_no_rank_behind(tmp_path: Path) -> None:
