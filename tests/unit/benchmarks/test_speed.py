@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any, Optional
@@ -11,29 +12,58 @@ import psutil
 import pytest
 import yaml
 
-from benchmarks import contenders, report, scaling_validation, speed, step_choices, update
+from benchmarks import (
+    accuracy_choices,
+    contenders,
+    mutants,
+    report,
+    scaling_validation,
+    speed,
+    step_choices,
+    update,
+)
 from trainer.config.settings import flat
+
+ROOT = report.RESULTS.parents[1]
+
+
+def recorded(name: str) -> Any:
+    """The figures of ``results/NAME.json``."""
+    return json.loads((report.RESULTS / f"{name}.json").read_text())["figures"]
 
 
 def test_the_page_holds_the_table_of_the_results() -> None:
-    for module, page in ((speed, speed.PAGE), (step_choices, speed.PAGE), (update, update.PAGE)):
+    for page, module, table in (
+        (speed.PAGE, speed, speed.table()),
+        (speed.PAGE, step_choices, step_choices.table()),
+        (speed.PAGE, accuracy_choices, accuracy_choices.table(recorded("accuracy_choices"))),
+        (update.PAGE, update, update.table()),
+        (mutants.PAGE, mutants, mutants.show(recorded("mutants"))),
+    ):
         begin, end = report.marks(module.__name__)
-        assert begin + module.table() + end in page.read_text()
+        assert begin + table + end in page.read_text()
 
 
 def test_the_page_on_scaling_holds_the_table_of_the_results() -> None:
-    found = json.loads((report.RESULTS / "scaling_validation.json").read_text())
     begin, end = report.marks(scaling_validation.__name__)
-    told = scaling_validation.summary(found["figures"]["comparison"])
+    told = scaling_validation.summary(recorded("scaling_validation")["comparison"])
     assert begin + told + end in scaling_validation.PAGE.read_text()
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "fashion_mnist_best"])
 def test_a_presets_record_is_of_its_settings(name: str) -> None:
-    recorded = json.loads((report.RESULTS / f"{name}.json").read_text())["figures"]["config"]
-    settings = yaml.safe_load((report.RESULTS.parents[1] / "configs" / f"{name}.yaml").read_text())
+    settings = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
     given = flat(settings)
-    assert len(given) > 10 and given.items() <= flat(recorded).items()
+    assert len(given) > 10 and given.items() <= flat(recorded(name)["config"]).items()
+
+
+@pytest.mark.parametrize("name", ["quickstart", "fashion_mnist", "fashion_mnist_best"])
+def test_a_presets_accuracy_on_the_pages_is_the_recorded_one(name: str) -> None:
+    last = list(recorded(name)["test accuracy"].values())[-1]
+    for page in ("README.md", "README.zh.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        (row,) = re.findall(rf"^\| `configs/{name}\.yaml` .*", text, re.MULTILINE)
+        assert f"| {100 * last:.2f} % |" in row, page
 
 
 def test_a_table_takes_the_place_of_the_last(tmp_path: Path) -> None:

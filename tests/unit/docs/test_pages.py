@@ -31,7 +31,13 @@ def anchors(page: Path) -> Set[str]:
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+EACH_PAGE = pytest.mark.parametrize(
+    "document", [*DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=lambda path: str(path.relative_to(ROOT))
+)
+MADE_BY_USERS = {"configs/site.yaml"}
+
+
+@EACH_PAGE
 def test_links_lead_somewhere(document: Path) -> None:
     for link in re.findall(r"\]\(([^)]+)\)", document.read_text(encoding="utf-8")):
         if "://" not in link:
@@ -39,6 +45,15 @@ def test_links_lead_somewhere(document: Path) -> None:
             page = document.parent / target if target else document
             assert page.exists(), link
             assert not anchor or anchor in anchors(page), link
+
+
+@EACH_PAGE
+def test_files_and_tests_that_are_named_are_there(document: Path) -> None:
+    rooms = "trainer|launch|tests|benchmarks|configs|containers|docs"
+    text = document.read_text(encoding="utf-8")
+    for path, test in re.findall(rf"`((?:{rooms})/[^`\s:]*)(?:::(\w+))?`", text):
+        assert path in MADE_BY_USERS or (ROOT / path).exists(), path
+        assert not test or f"def {test}(" in (ROOT / path).read_text(), test
 
 
 def test_readme_is_short() -> None:
@@ -72,8 +87,8 @@ def test_the_numbers_of_drawn_inputs_are_those_of_the_results() -> None:
     figures = json.loads((ROOT / "benchmarks" / "results" / "fuzz.json").read_text())["figures"]
     page = " ".join((ROOT / "docs" / "reliability.md").read_text().split())
     assert figures["inputs"] >= 10_000
-    said = f"Of {figures['inputs']:,} (a sixth of each kind) {figures['read']:,} were valid after "
-    said += f"all, {figures['refused in one line']:,} were refused in one line, and "
+    said = f"Of {figures['inputs']:,} (a sixth of each kind) {figures['read']:,} were valid, "
+    said += f"{figures['refused in one line']:,} were refused in one line, and "
     assert f"{said}{figures['tracebacks']} ended in a traceback" in page
 
 
