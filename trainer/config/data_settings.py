@@ -123,7 +123,7 @@ class Data(Checked, section="data."):
     workers: Optional[int] = setting(
         None,
         "threads that decode pictures, and processes that read a dataset given to fit; null: as "
-        "many as the rank has cores; 0: the background thread does it alone",
+        "many as the rank has cores; 0: the background thread decodes, and one process reads",
         minimum=0,
     )
     prefetch: int = setting(4, "batches prepared ahead by the background thread", minimum=1)
@@ -162,6 +162,11 @@ class Data(Checked, section="data."):
                 f"data.mean is {self.mean_text} and data.std {self.std_text}; give one number "
                 "for each channel, or one for all"
             )
+        if max(_numbers(self.mean), default=0) > 1:
+            raise ConfigError(
+                f"data.mean is {self.mean_text} and data.std {self.std_text}; pixels are scaled to "
+                "0..1 first: divide both by 255"
+            )
         if self.of_pictures and lengths and lengths != {self.channels}:
             raise ConfigError(
                 f"data.mean and data.std hold {lengths.pop()} numbers; pictures are read in "
@@ -194,6 +199,9 @@ class Data(Checked, section="data."):
                 )
 
 
+def _numbers(value: PerChannel) -> Tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
 def _text(value: PerChannel) -> str:
-    numbers = value if isinstance(value, tuple) else (value,)
-    return ", ".join(f"{number:g}" for number in numbers)
+    return ", ".join(f"{number:g}" for number in _numbers(value))

@@ -126,6 +126,8 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
 def _convert(name: str, kind: Any, value: Any) -> Any:
     """``value`` converted to the annotated type; raises ConfigError."""
+    if hasattr(value, "tolist"):  # NumPy's numbers and arrays
+        value = value.tolist()
     arguments = typing.get_args(kind)
     if type(None) in arguments:
         if value is None:

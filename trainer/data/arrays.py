@@ -31,6 +31,8 @@ def given(name: str, value: Any, settings: Data) -> Union[Arrays, DatasetSource]
     Raises:
         DataError: a type, shape or dtype that training cannot use.
     """
+    if isinstance(value, list) and value and all(map(_is_pair, value)):
+        value = gluon.data.SimpleDataset(value)  # of samples
     if _holds_samples(value):
         value = _read(name, value)
     elif _is_dataset(value):
@@ -56,6 +58,10 @@ def given(name: str, value: Any, settings: Data) -> Union[Arrays, DatasetSource]
     return images, labels
 
 
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2
+
+
 def _is_dataset(value: Any) -> bool:
     arrays = (tuple, list, dict, str, np.ndarray, mx.nd.NDArray)
     return (
@@ -79,7 +85,7 @@ def _read(name: str, dataset: gluon.data.Dataset) -> Arrays:
     labels: List[np.ndarray] = []
     for index in range(len(dataset)):
         sample = dataset[index]
-        if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+        if not _is_pair(sample):
             raise DataError(
                 f"{name}[{index}] is a {type(sample).__name__}; a dataset must give (image, label)"
             )
@@ -118,17 +124,20 @@ def _check_images(name: str, images: np.ndarray) -> None:
 
 def tell_of_range(name: str, images: np.ndarray) -> None:
     """Warn of uint8 pixels that look as if they were scaled before they were made so."""
-    (values,) = np.nonzero(np.bincount(images.ravel(), minlength=256))
+    held = np.zeros(256, bool)
+    for image in images:  # NumPy counts bytes as eight bytes each, so never all at once
+        held |= np.bincount(image.ravel(), minlength=256) > 0
+    (values,) = np.nonzero(held)
     low, high = int(values[0]), int(values[-1])
     inner = values[(values > 0) & (values < 255)]
     if high - low < _CORNER:
-        held = f"hold {low} to {high} only"
+        hold = f"hold {low} to {high} only"
     elif len(inner) and ((inner <= _CORNER) | (inner >= 255 - _CORNER)).all():
-        held = "hold numbers near 0 and near 255 only, as wrapped negative ones are"
+        hold = "hold numbers near 0 and near 255 only, as wrapped negative ones are"
     else:
         return
     console.warn(
-        f"{name} images {held}, and fit takes 0 to 255: were they scaled before astype('uint8')? "
+        f"{name} images {hold}, and fit takes 0 to 255: were they scaled before astype('uint8')? "
         "If they are right, set data.mean and data.std to theirs, divided by 255"
     )
 

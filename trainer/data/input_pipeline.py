@@ -95,13 +95,13 @@ def read(
         first = next(iter(given))
         raise DataError(f"{first}=... is given without train=...; give both, or neither")
     classes = None if isinstance(known, str) else known
-    training: Source
+    training: Optional[Source]
     choosing: Optional[Source]
     testing: Optional[Source]
     found: Mapping[str, Union[Arrays, DatasetSource]]
     if train is None and settings.of_pictures:
-        find = folder.find if settings.dataset == "folder" else records.find
-        training, choosing, testing = find(settings, classes)
+        training, choosing, testing = _find_pictures(settings, classes)
+        assert training is not None  # it is needed
     else:
         if train is None:
             found = {
@@ -122,6 +122,43 @@ def read(
         chosen = split(len(training), training.all_labels(), settings.validation, seed)
         training, choosing = (training.subset(indices) for indices in chosen)
     return Sets(training, choosing, testing)
+
+
+def read_one(
+    name: str, settings: Data, classes: Classes, given: Any = None, seed: int = 0
+) -> Optional[Source]:
+    """The ``train`` or the ``test`` set of a trained net; for a test set that is missing, the
+    validation set. None without both. A test set may stand alone.
+
+    Args:
+        classes: those of the net.
+        given, seed: as for :func:`read`.
+    """
+    of_idx = not settings.of_pictures and given is None
+    if (
+        name == "test"
+        and of_idx
+        and name in fashion_mnist.splits(settings.folder, settings.dataset)
+    ):
+        given = fashion_mnist.load(name, settings.folder, settings.dataset)
+    if name == "test" and given is not None:
+        return in_memory({name: arrays.given(name, given, settings)}, classes)[name]
+    if name == "test" and settings.of_pictures and not settings.validation:
+        train, validation, test = _find_pictures(settings, classes, needs_train=False)
+    else:
+        train, validation, test = read(settings, given, seed=seed, known=classes)
+    if name == "train" or test is not None:
+        return train if name == "train" else test
+    if validation is not None:
+        validation.called = "validation"
+    return validation
+
+
+def _find_pictures(
+    settings: Data, known: Classes, needs_train: bool = True
+) -> Tuple[Optional[Source], Optional[Source], Optional[Source]]:
+    find = folder.find if settings.dataset == "folder" else records.find
+    return find(settings, known, needs_train)
 
 
 def in_memory(

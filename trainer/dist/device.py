@@ -40,6 +40,23 @@ def share_cores() -> None:
         os.sched_setaffinity(0, own)
 
 
+def tell_of_threads() -> None:
+    """Warn, once per node, where the ranks of a node compute with all of its cores each."""
+    ranks, cores = environment.local_size(), len(os.sched_getaffinity(0))
+    if ranks > 1 and "OMP_NUM_THREADS" not in os.environ and environment.local_rank() == 0:
+        warn(
+            f"OMP_NUM_THREADS is not set, and MXNet was imported first: each of {ranks} ranks "
+            f"computes with {cores} threads; import trainer before mxnet, which divides the cores, "
+            f"or set OMP_NUM_THREADS={max(1, cores // ranks)}"
+        )
+
+
+def cores() -> int:
+    """The cores that this rank may use: those that it is bound to, or its share of a CPU quota."""
+    bound, quota = len(os.sched_getaffinity(0)), quota_cores()
+    return bound if quota is None else min(bound, max(1, quota // environment.local_size()))
+
+
 def own_cores(allowed: Set[int], local_rank: int, ranks: int, threads: int) -> Set[int]:
     """The logical CPUs, out of those ``allowed``, to which a rank is bound.
 

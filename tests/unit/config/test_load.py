@@ -7,6 +7,7 @@ import re
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import example, given
@@ -70,6 +71,7 @@ WRONG = {
     "seed too large": (["seed=2147483648"], ["seed", "2147483648", "below 2147483648"]),
     "infinite": (["optimizer.lr=.inf"], ["optimizer.lr", "inf", "finite"]),
     "infinite, as text": (["optimizer.lr=1e999"], ["optimizer.lr", "finite"]),
+    "mean of pixels to 255": (["data.mean=[123.7, 116.8, 103.9]"], ["divide both by 255"]),
     "not a number": (["data.mean=.nan"], ["data.mean", "nan", "finite"]),
     "too large for a float": (["optimizer.lr=1" + "0" * 400], ["optimizer.lr", "finite"]),
     "not a number in a list": (
@@ -436,6 +438,14 @@ def flat(values: dict, prefix: str = "") -> dict:
         else:
             found[prefix + key] = value
     return found
+
+
+def test_numbers_and_arrays_of_numpy_are_taken():
+    data = Data(mean=np.array([0.5, 0.4, 0.3]), std=np.float32(0.5))
+    config = Config(seed=np.int64(3), data=data)
+    assert type(config.seed) is int and config.data.std == 0.5
+    assert config.data.mean == (0.5, 0.4, 0.3)
+    assert from_dict(to_dict(config)) == config
 
 
 def test_round_trip_of_a_config_that_sets_everything():

@@ -5,17 +5,25 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np
+import psutil
 import pytest
 from mxnet.gluon.data import ArrayDataset, Dataset
 from mxnet.gluon.data.vision import transforms
 
+from tests.waiting import wait_until
 from trainer.config import Data
 from trainer.data import input_pipeline
 from trainer.data.idx_file import BadSampleError, DataError
 from trainer.data.loader import EvalLoader, TrainLoader
+from trainer.data.sources import dataset as dataset_module
 from trainer.data.sources.dataset import DatasetSource, good
 
 COUNT = 11
@@ -172,6 +180,99 @@ class Killed(Noisy):
 def test_a_process_that_dies_is_told():
     with pytest.raises(DataError, match="a process that reads the dataset has died"):
         batches(Killed())
+
+
+def test_a_bad_first_sample_is_skipped_as_any_other_is():
+    settings = Data("arrays", bad_samples="skip", workers=1)
+    source = DatasetSource("train", Given([("no picture", 0), (IMAGES[1], 1)]), settings)
+    assert source.image_shape == (6, 5, 3)
+    source.close()
+
+
+class Stored:
+    """Samples in a file that is open, at places that a reader seeks."""
+
+    def __init__(self, path):
+        self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (as users do it)
+
+    def __len__(self):
+        return 200
+
+    def __getitem__(self, index):
+        self.file.seek(3000 * index)
+        return np.frombuffer(self.file.read(3000), np.uint8).reshape(30, 100), index
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_readers_do_not_move_each_others_place_in_an_open_file(tmp_path, workers):
+    pixels = np.repeat(np.arange(200, dtype=np.uint8), 3000)
+    pixels.tofile(tmp_path / "images")
+    dataset = Stored(tmp_path / "images")
+    settings = Data("arrays", workers=workers)
+    whole = DatasetSource("train", dataset, settings)
+    parts = [whole.subset(np.arange(start, 200, 2)) for start in (0, 1)]  # processes of their own
+    for _ in range(3):
+        with ThreadPoolExecutor(3) as pool:  # at the same time
+            for found in pool.map(lambda s: s.samples(range(len(s)), 0, 0), (whole, *parts)):
+                assert all((image == label).all() for image, label in found)
+    for source in (whole, *parts):
+        source.close()
+    dataset.file.close()
+
+
+def test_torchs_generator_is_seeded_for_each_sample(monkeypatch):
+    seeds = []
+    torch = types.SimpleNamespace(manual_seed=seeds.append)  # it is no dependency
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    samples = Given([(IMAGES[0], 0)])
+    assert dataset_module._read(samples, 0, 17)[1] == 0 and seeds == [17]
+
+
+def in_a_process(tmp_path, end):
+    """The readers of a process that ends so, and how it did."""
+    script = f"""
+import os, signal
+import numpy as np
+from trainer.config import Data
+from trainer.data.sources.dataset import DatasetSource
+
+class Blank:
+    def __len__(self): return 4
+    def __getitem__(self, index): return np.zeros((4, 4), np.uint8), 0
+
+source = DatasetSource("train", Blank(), Data("arrays", workers=2))
+source.samples([0, 1], 0, 0)
+print(*(process.pid for process in source._readers._processes), flush=True)
+{end}
+"""
+    place = tmp_path / "script.py"
+    place.write_text(script)
+    command = [sys.executable, str(place)]
+    root = str(Path(__file__).parents[3])
+    environment = {**os.environ, "PYTHONPATH": root}
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, env=environment, start_new_session=True, timeout=60
+    )
+    return [int(pid) for pid in done.stdout.split()], done.returncode
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [("", 0), ("os.kill(os.getpid(), signal.SIGKILL)", -9), ("os._exit(70)", 70)]
+)
+def test_readers_end_with_their_rank(tmp_path, end, code):
+    readers, ended = in_a_process(tmp_path, end)
+    assert ended == code and len(readers) == 2
+    wait_until(lambda: not any(map(psutil.pid_exists, readers)), lambda: readers)
+
+
+def test_a_signal_to_all_processes_of_a_rank_leaves_it_its_readers(tmp_path):
+    end = """
+signal.signal(signal.SIGTERM, lambda *_: None)
+os.killpg(0, signal.SIGTERM)
+source.samples([2, 3], 0, 0)
+os._exit(85)
+"""
+    assert in_a_process(tmp_path, end)[1] == 85
 
 
 def test_processes_end_with_their_source():

@@ -152,9 +152,29 @@ def test_a_test_set_may_lack_classes_but_have_no_other(pictures, tmp_path):
         folder.find(settings(tmp_path / "set"))
 
 
-def test_a_validation_set_of_its_own(pictures, tmp_path):
+def test_a_test_set_may_stand_alone_for_a_net_that_is_trained(pictures, tmp_path):
+    shutil.copytree(pictures / "test", tmp_path / "test")
+    found = input_pipeline.read_one("test", settings(tmp_path), CLASSES)
+    assert found.labels.tolist() == [0, 0] and found.called == "test"
+    (tmp_path / "test").rename(tmp_path / "val")
+    assert input_pipeline.read_one("test", settings(tmp_path), CLASSES).called == "validation"
+    make_records(tmp_path / "test.rec", [(1.0, b"x")])
+    assert len(input_pipeline.read_one("test", settings(tmp_path, "records"), None)) == 1
+    with pytest.raises(DataError, match="but no train"):
+        input_pipeline.read_one("train", settings(tmp_path), CLASSES)
+
+
+def test_two_validation_sets_are_refused(pictures, tmp_path):
+    for name in ("train", "valid", "validation"):
+        shutil.copytree(pictures / "train", tmp_path / name)
+    with pytest.raises(DataError, match="holds valid and validation; leave one of them"):
+        folder.find(settings(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_validation_set_of_its_own(pictures, tmp_path, name):
     shutil.copytree(pictures, tmp_path / "set")
-    shutil.copytree(pictures / "train", tmp_path / "set" / "val")
+    shutil.copytree(pictures / "train", tmp_path / "set" / name)
     sets = input_pipeline.read(settings(tmp_path / "set"))
     assert sets.watched is sets.validation and len(sets.validation) == sum(COUNTS)
     with pytest.raises(DataError, match="holds a validation set of its own; set data.validation=0"):
@@ -208,6 +228,13 @@ def test_what_is_not_read_is_told_and_links_that_lead_nowhere_are_bad_samples(tm
     assert source.labels.tolist() == [0, 0, 1, 1, 1]
     said = "holds 3 files or folders that are not read: cat/IMG.HEIC, cat/folder.jpg, cat/more\n"
     assert capfd.readouterr().err.endswith(said)
+    for name in ("cat", "dog"):
+        shutil.copytree(tmp_path / name, tmp_path / "train" / name, symlinks=True)
+    shutil.copy(tmp_path / "dog" / "00.PNG", tmp_path / "train" / "loose.png")
+    folder.find(settings(tmp_path))
+    said = capfd.readouterr().err
+    assert "holds 4 files or folders that are not read: loose.png, cat/IMG.HEIC, " in said
+    assert f"{tmp_path} holds 2 files or folders that are not read: cat, dog\n" in said
     with pytest.raises(BadSampleError, match=r"dog/gone.jpg cannot be read: No such file"):
         source.digests()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import tracemalloc
 
 import mxnet as mx
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from mxnet.gluon.data import ArrayDataset, DataLoader
 
 from trainer.config import Data, from_dict
-from trainer.data import fashion_mnist, input_pipeline, sharding
+from trainer.data import arrays, fashion_mnist, input_pipeline, sharding
 from trainer.data.idx_file import DataError
 
 from .pictures import encoded
@@ -136,6 +137,23 @@ def test_a_gluon_dataset_in_memory_is_read():
     train = input_pipeline.read(Data(), dataset).train
     np.testing.assert_array_equal(train.images, images)
     np.testing.assert_array_equal(train.labels, LABELS)
+
+
+def test_a_list_of_samples_is_read():
+    train = input_pipeline.read(Data(), list(zip(PIXELS, LABELS.tolist())), SET).train
+    assert (train.images == PIXELS).all() and train.labels.tolist() == LABELS.tolist()
+    with pytest.raises(DataError, match="train is a list; it must be"):
+        input_pipeline.read(Data(), [1, 2, 3], SET)
+
+
+def test_the_look_at_ranges_takes_little_memory():
+    images = np.zeros((64, 512, 512), np.uint8)
+    images[:, 0, :256] = np.arange(256)
+    tracemalloc.start()
+    arrays.tell_of_range("training", images)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < images.nbytes / 4
 
 
 def test_own_images_are_not_mixed_with_fashion_mnist():

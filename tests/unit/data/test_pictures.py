@@ -82,6 +82,25 @@ def test_exif_turns_a_picture_upright(turned, kind):
     assert found.shape == PIXELS.shape and near(found, PIXELS)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize(
+    ("type_", "value"), [(2, b"6\0"), (1, b"\6\0"), (7, b"\6\0"), (3, b"\0\0"), (3, b"\11\0")]
+)
+def test_an_orientation_that_is_none_is_not_obeyed(kind, type_, value):
+    count = len(value) // (2 if type_ == 3 else 1)
+    entry = struct.pack("<HHI4s", 0x0112, type_, count, value)
+    exif = b"Exif\0\0" + struct.pack("<2sHIH", b"II", 42, 8, 1) + entry + bytes(4)
+    content = encoded(PIXELS, kind, exif=exif)
+    for found in (decoded(content), np.asarray(decode.by_pillow(content, "RGB"))):
+        assert near(found, PIXELS)
+
+
+def test_exif_that_is_damaged_is_not_obeyed():
+    content = encoded(PIXELS, "JPEG", dpi=(72, 72), exif=b"Exif\0\0no TIFF at all")
+    for found in (decoded(content), np.asarray(decode.by_pillow(content, "RGB"))):
+        assert near(found, PIXELS)
+
+
 @pytest.mark.parametrize("part", [2, 4, 8])
 def test_a_part_of_the_size_shows_the_same(part):
     large = smooth(333, 201)

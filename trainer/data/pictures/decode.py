@@ -57,15 +57,14 @@ def header(content: bytes) -> Header:
         UnreadableError: there is none.
     """
     image = _opened(content)
-    (width, height), turned = image.size, 1
-    if image.format != "PNG" or "exif" in image.info:  # or Pillow decodes all to look for it
-        turned = image.getexif().get(_ORIENTATION, 1)
+    (width, height), turned = image.size, _turned(image)
     if turned > 4:
         width, height = height, width
-    # OpenCV does not turn PNGs as their Exif says, and knows no colour that is transparent.
+    # OpenCV does not turn PNGs as their Exif says, knows no colour that is transparent, and reads a
+    # damaged Exif in ways of its own.
     jpeg = image.format in ("JPEG", "MPO")
     simple = image.format == "PNG" and turned == 1 and "transparency" not in image.info
-    plain = image.mode in ("L", "RGB") and (jpeg or simple)
+    plain = image.mode in ("L", "RGB") and turned > 0 and (jpeg or simple)
     return Header(width, height, scales=jpeg and plain, plain=plain)
 
 
@@ -103,6 +102,17 @@ def part_for(about: Header, scale: float) -> int:
     return part
 
 
+def _turned(image: Any) -> int:
+    """How Exif says that a Pillow image is turned, 1 to 8; 1 if it does not, 0 if it is damaged."""
+    if image.format == "PNG" and "exif" not in image.info:  # or Pillow decodes all to look for it
+        return 1
+    try:
+        turned = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow raises any: SyntaxError for what is no TIFF
+        return 0
+    return turned if turned in range(1, 9) else 0
+
+
 def _upright(image: Any, mode: str, invert: bool = False) -> Any:
     """A Pillow image turned as its Exif says, on black, in ``mode`` RGB or L.
 
@@ -114,7 +124,8 @@ def _upright(image: Any, mode: str, invert: bool = False) -> Any:
     """
     from PIL import Image, ImageOps
 
-    image = ImageOps.exif_transpose(image)
+    if _turned(image) > 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode in _SIXTEEN_BIT:
         levels = np.clip(np.asarray(image), 0, 65535).astype(np.uint16)
         image = Image.fromarray((levels >> 8).astype(np.uint8))

@@ -4,14 +4,21 @@ It is read by processes of its own (forked, so that it need not be pickled). The
 draw from generators that nobody else uses: Python's, NumPy's and MXNet's are seeded before each
 sample from (seed, epoch, sample). What is drawn depends on nothing else, and the user's own
 generators stay as they were.
+
+The readers share nothing with the rank, nor with each other, that reading changes: files that the
+dataset has open are opened anew. Nor do they see what the rank later does to the dataset.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import signal
+import stat
+import sys
 import threading
 import traceback
 from multiprocessing.connection import Connection
@@ -31,6 +38,8 @@ from .filler import Filler, ReadingFiller, Skipped
 from .pictures import threads
 
 MOST_CHANNELS = 4  # a longer last axis is not taken for channels
+_FIRST = 100  # samples, of which the first good one has the shape of all
+_ALIVE_SECONDS = 1.0  # between two looks of an idle reader at whether its rank is still there
 SCALED_BY_FIT = "; fit scales pixels itself (data.mean, data.std): leave ToTensor and Normalize out"
 
 Sample = Tuple[np.ndarray, Any]  # image and label
@@ -62,9 +71,13 @@ class DatasetSource(Source):
 
     @property
     def image_shape(self) -> Tuple[int, ...]:
-        """The shape of the first sample; all must have it."""
+        """The shape of the first sample, or the first to be had; all must have it."""
         if self._shape is None:
-            self._shape = good(self.samples([0], 0, 0)[0])[0].shape
+            skip = self._settings.bad_samples == "skip"
+            rows = range(min(len(self), _FIRST) if skip else 1)
+            tried = (self.samples([row], 0, 0)[0] for row in rows)
+            found = next((s for s in tried if not isinstance(s, BadSampleError)), None)
+            self._shape = good(found or self.samples([0], 0, 0)[0])[0].shape
         return self._shape
 
     def name(self, index: int) -> str:
@@ -175,6 +188,7 @@ class _Readers:
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
+        atexit.register(self.close)  # before multiprocessing's, which would wait for them
 
     def read(self, wanted: Sequence[Tuple[int, int]]) -> List[_Answer]:
         """The samples of some (index, seed)."""
@@ -194,26 +208,51 @@ class _Readers:
         return [answers[number] for number in range(len(wanted))]
 
     def close(self) -> None:
+        atexit.unregister(self.close)
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
-            process.terminate()
+            process.kill()
             process.join()
 
 
 def _serve(pipe: Connection, dataset: Any) -> None:
     """Read the samples that are asked for, until the parent closes the pipe or is gone."""
-    for number in (signal.SIGINT, signal.SIGUSR1):  # meant for the rank, which ends this
+    # Launchers and Slurm signal all processes of a rank, which saves, and for that may have to
+    # finish an evaluation.
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = os.getppid()
+    _open_anew()
     with contextlib.suppress(EOFError, OSError):
-        while True:
-            pipe.send([_read(dataset, index, seed) for index, seed in pipe.recv()])
+        while os.getppid() == parent:
+            # Other readers have this pipe's other end too, so that a killed parent leaves it open.
+            if pipe.poll(_ALIVE_SECONDS):
+                pipe.send([_read(dataset, index, seed) for index, seed in pipe.recv()])
     os._exit(0)  # not what the parent has registered for its own end
+
+
+def _open_anew() -> None:
+    """Give this process positions of its own in the files that it has inherited for reading.
+
+    A forked descriptor shares its position: of two processes that seek and read, each would get
+    what the other has asked for.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own, or a file that may not be opened
+            descriptor = int(name)
+            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            if regular and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+                own = os.open(f"/proc/self/fd/{name}", os.O_RDONLY)
+                os.lseek(own, os.lseek(descriptor, 0, os.SEEK_CUR), os.SEEK_SET)
+                os.dup2(own, descriptor)
+                os.close(own)
 
 
 def _read(dataset: Any, index: int, seed: int) -> _Answer:
     seed_all(seed)
+    if "torch" in sys.modules:  # torchvision's transforms draw from its generator
+        sys.modules["torch"].manual_seed(seed)
     try:
         sample = dataset[index]
         if not isinstance(sample, (tuple, list)) or len(sample) != 2:

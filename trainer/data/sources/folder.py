@@ -22,6 +22,7 @@ from .base import digest_of
 from .pictures import Pictures
 
 TRAIN, VALIDATION, TEST = "train", "val", "test"
+_ALSO_VALIDATION = ("valid", "validation")
 _NAMED = 5  # things that are not read
 
 
@@ -74,51 +75,61 @@ def _shown(path: str) -> str:
 
 
 def find(
-    settings: Data, known: Classes = None
-) -> Tuple[FolderSource, Optional[FolderSource], Optional[FolderSource]]:
+    settings: Data, known: Classes = None, needs_train: bool = True
+) -> Tuple[Optional[FolderSource], Optional[FolderSource], Optional[FolderSource]]:
     """The training set in ``data.folder``; and the validation and the test set, if there.
 
     Args:
         known: the classes of a trained net; None takes those of the training set.
+        needs_train: whether another set may not stand alone.
 
     Raises:
         DataError: there is none, a class has no picture, or another set has other classes.
     """
     assert settings.folder is not None  # checked by the settings
     root = Path(settings.folder).expanduser()
-    parts = {name for name in (TRAIN, VALIDATION, TEST) if (root / name).is_dir()}
+    validation = [n for n in (VALIDATION, *_ALSO_VALIDATION) if (root / n).is_dir()]
+    parts = [name for name in (TRAIN, *validation, TEST) if (root / name).is_dir()]
+    if len(validation) > 1:
+        raise DataError(f"folder {root} holds {' and '.join(validation)}; leave one of them")
     if TRAIN not in parts:
-        if parts:
+        if parts and needs_train:
             raise DataError(
                 f"folder {root} holds {' and '.join(sorted(parts))}, but no {TRAIN}: put the "
                 f"training pictures into {root / TRAIN}/CLASS/"
             )
-        return _listed(root, settings, known), None, None
-    train = _listed(root / TRAIN, settings, known)
+        if not parts:
+            return _listed(root, settings, known), None, None
+    train = _listed(root / TRAIN, settings, known) if TRAIN in parts else None
     others = [
-        _listed(root / name, settings, train.classes) if name in parts else None
-        for name in (VALIDATION, TEST)
+        _listed(root / name, settings, known if train is None else train.classes)
+        if name in parts
+        else None
+        for name in ("".join(validation), TEST)
     ]
+    _tell_of_others(root, [e.name for e in _entries(root) if e.name not in parts])
     return train, others[0], others[1]
 
 
 def _listed(root: Path, settings: Data, known: Classes) -> FolderSource:
     """The pictures in the folders in ``root``, one for each class, sorted by name."""
-    names = [entry.name for entry in _entries(root) if entry.is_dir()]
+    within = _entries(root)
+    names = [entry.name for entry in within if entry.is_dir()]
     if not names:
         raise DataError(
             f"folder {root} holds no folder; it must hold one for each class, and the pictures in "
             "them"
         )
-    classes = tuple(names) if known is None else known
-    unknown = [name for name in names if name not in classes]
+    called = list(map(_shown, names))
+    classes = tuple(called) if known is None else known
+    unknown = [name for name in called if name not in classes]
     if unknown:
         raise DataError(
             f"folder {root} has a class {unknown[0]}, and what was trained on has not: it has "
             f"{', '.join(map(str, classes[:10]))}{', ...' * (len(classes) > 10)}"
         )
     files: List[str] = []
-    counts, others = [], []
+    counts, others = [], [entry.name for entry in within if entry.name not in names]
     for name in names:
         every = _entries(root / name)
         found = [
@@ -134,11 +145,15 @@ def _listed(root: Path, settings: Data, known: Classes) -> FolderSource:
         others += sorted({f"{name}/{entry.name}" for entry in every} - {*found})
         files += found
         counts.append(len(found))
+    _tell_of_others(root, others)
+    numbers = [classes.index(name) for name in called]
+    return FolderSource(root, files, np.repeat(numbers, counts), classes, settings)
+
+
+def _tell_of_others(root: Path, others: Sequence[str]) -> None:
     if others and environment.rank() == 0:
         shown = _shown(", ".join(others[:_NAMED])) + ", ..." * (len(others) > _NAMED)
         warn(f"folder {root} holds {len(others)} files or folders that are not read: {shown}")
-    numbers = [classes.index(name) for name in names]
-    return FolderSource(root, files, np.repeat(numbers, counts), classes, settings)
 
 
 def _entries(place: Path) -> List[os.DirEntry[str]]:

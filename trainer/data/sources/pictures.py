@@ -11,13 +11,13 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-import os
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ...config import Data
+from ...dist.device import cores
 from .. import sharding
 from ..idx_file import BadSampleError
 from ..pictures import crop
@@ -154,4 +154,4 @@ class _PictureBatches(ReadingFiller):
 
 def threads(settings: Data) -> int:
     """Threads that decode: ``data.workers``, or as many as the rank has cores."""
-    return len(os.sched_getaffinity(0)) if settings.workers is None else settings.workers
+    return cores() if settings.workers is None else settings.workers

@@ -148,8 +148,8 @@ class RecordSource(Pictures):
 
 
 def find(
-    settings: Data, known: Classes = None
-) -> Tuple[RecordSource, Optional[RecordSource], Optional[RecordSource]]:
+    settings: Data, known: Classes = None, needs_train: bool = True
+) -> Tuple[Optional[RecordSource], Optional[RecordSource], Optional[RecordSource]]:
     """The training set in ``data.folder``; and the validation and the test set, if there.
 
     Each is all files of a name: ``train.rec``, ``train_0.rec``, ``train-a.rec``, sorted.
@@ -164,7 +164,7 @@ def find(
         paths = sorted(root.glob(f"{name}*.rec"))
         found.append(_opened(paths, settings) if paths else None)
     train, validation, test = found
-    if train is None:
+    if train is None and needs_train:
         raise DataError(f"folder {root} holds no {TRAIN}*.rec; make it by MXNet's tools/im2rec.py")
     return train, validation, test
 
