@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from typing import Any
 
 # Every public name and where it is defined. Loaded on first use: importing this package loads no
@@ -39,7 +40,10 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("trainer.console").version()
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    importlib.import_module("trainer.dist.environment").check_counts()  # before MXNet is loaded
+    environment = importlib.import_module("trainer.dist.environment")
+    environment.check_counts()
+    if "mxnet" not in sys.modules and environment.size() > 1:
+        importlib.import_module("trainer.dist.device").share_cores()
     module = importlib.import_module(_PUBLIC[name])
     return module if _PUBLIC[name].endswith(f".{name}") else getattr(module, name)
 

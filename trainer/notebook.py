@@ -55,8 +55,9 @@ class LiveCurves:
         figure = Figure(figsize=(9, 3), dpi=120, layout="constrained")
         figure.suptitle(title, fontsize=10)
         for axes, name in zip(figure.subplots(1, 2), _FIGURES):
-            for kind, style, label in (("step", "-", "training"), ("evaluation", "o", "test")):
-                points = [(event["step"], event[name]) for event in self._events[kind]]
+            for label, events in self._curves().items():
+                points = [(event["step"], event[name]) for event in events]
+                style = "-" if label == "training" else "o"
                 axes.plot(*zip(*points) if points else ([], []), style, label=label)
             axes.set_xlabel("step")
             axes.set_ylabel(name)
@@ -65,6 +66,13 @@ class LiveCurves:
         written = io.BytesIO()
         figure.savefig(written, format="png")
         return written.getvalue()
+
+    def _curves(self) -> Dict[str, List[Dict[str, Any]]]:
+        """Events by what they are of: training, and the sets that were evaluated."""
+        curves = {"training": self._events["step"]}
+        for event in self._events["evaluation"]:
+            curves.setdefault(event.get("set") or "test", []).append(event)
+        return curves
 
 
 def _event_in(line: str) -> Optional[Dict[str, Any]]:
@@ -75,5 +83,8 @@ def _event_in(line: str) -> Optional[Dict[str, Any]]:
         return None
     if not isinstance(event, dict) or event.get("event") not in wording.EVENTS:
         return None
+    if event["event"] not in ("step", "evaluation"):
+        return event
     # Non-finite numbers are null in JSON.
-    return {**event, **{name: math.nan for name in _FIGURES if event.get(name, 0) is None}}
+    measured = _FIGURES if event["event"] == "step" else event
+    return {k: math.nan if v is None and k in measured else v for k, v in event.items()}

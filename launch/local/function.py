@@ -182,6 +182,7 @@ def _be_rank(folder: Path) -> int:
     """Calls the function and writes its result."""
     from . import pickling
 
+    os.environ.pop("LAUNCH_ID")  # nothing starts these ranks again: trainer.fit returns if stopped
     try:
         function, args, kwargs = pickle.loads((folder / TASK).read_bytes())
         result = function(*args, **kwargs)

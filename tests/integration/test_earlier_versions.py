@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from trainer.checkpoint import RunState, read_state
+from trainer.config import recorded
 
 from .commands import run, trainer
 
@@ -49,3 +50,10 @@ def test_its_state_is_read_whole() -> None:
     missing = {name for name, value in vars(state).items() if value == getattr(fresh, name)}
     later = vars(fresh).keys() - written.keys()  # what that version did not know yet
     assert missing == {"launch", *later}, "it was not started by a launcher"
+    assert state.config == recorded(written["config"]) != written["config"]
+
+
+def test_it_is_evaluated_as_it_was_then() -> None:
+    done = run(trainer("evaluate", str(WRITTEN), "--trust", "train.global_batch_size=1"))
+    assert done.code == 0, done.err
+    assert "accuracy 0.5040" in done.out

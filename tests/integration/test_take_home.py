@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Dict, List, Tuple
@@ -329,6 +330,18 @@ def test_what_cannot_be_read_is_reported_in_one_line(trained: str, tmp_path: Pat
         assert Path(given).name in str(caught.value)
 
 
+def test_what_is_made_of_a_checkpoint_without_a_run_has_no_default_place(
+    trained: str, tmp_path: Path
+) -> None:
+    """In the folder above, that of another checkpoint may be."""
+    (found,) = Path(trained).glob("checkpoints/step-*")
+    lone = shutil.copytree(found, tmp_path / found.name)
+    for command in ("export", "calibrate", "average"):
+        done = run(trainer(command, str(lone), "--trust"))
+        assert done.code == 2 and "is in no run's folder: say where, by --output" in done.err
+    assert list(tmp_path.iterdir()) == [lone]
+
+
 def test_files_with_odd_names_are_answered_for_and_hidden_ones_left_out(
     trained: str, tmp_path: Path
 ) -> None:
@@ -348,6 +361,12 @@ def test_files_with_odd_names_are_answered_for_and_hidden_ones_left_out(
 def test_by_the_real_command_line(trained: str) -> None:
     done = run(trainer("predict", trained, "--trust", "missing.png"))
     assert (done.code, done.err) == (2, "error: there is no file or folder missing.png\n")
+    for command, words in (
+        (("predict", trained, "device=cpu"), "name the images to predict"),
+        (("average", "device=cpu"), "name the checkpoints, or the run's folder, to average"),
+    ):
+        done = run(trainer(*command, "--trust"))
+        assert done.code == 2 and words in done.err and done.err.count("\n") == 1
     quoted = shlex.join(trainer("config"))
     done = run(["bash", "-c", f"{quoted} > /dev/full"])
     said = "error: the standard output cannot be written: No space left on device\n"

@@ -19,6 +19,7 @@ from trainer import Config, fit
 from trainer.checkpoint import CheckpointError, listing
 from trainer.config import Monitor, Train
 from trainer.inference import export, trained_model
+from trainer.model import resnet18
 
 from .commands import run, trainer
 
@@ -171,7 +172,6 @@ class Reversed(gluon.HybridBlock):
 
     def __init__(self) -> None:
         super().__init__()
-        from trainer.model import resnet18
 
         own = resnet18()
         for name, child in own._children.items():
@@ -197,6 +197,12 @@ def test_a_net_of_the_same_shapes_and_another_function_is_refused(tmp_path: Any)
         assert done.code == 2 and "gives other scores; the net was given to fit()" in done.err
     saved = trained_model.load(str(tmp_path / "run"), net=Reversed())
     assert trained_model.evaluate_saved(saved).accuracy == seen.accuracy
+    with pytest.raises(CheckpointError, match="gives other scores; resume with that one, give the"):
+        fit(resnet18(), settings)
+    again = fit(Reversed(), settings).evaluation
+    assert again is not None and again.accuracy == seen.accuracy
+    forced = fit(resnet18(), settings, force=True).evaluation
+    assert forced is not None and forced.accuracy != seen.accuracy
 
 
 def test_export_compares_with_the_recorded_accuracy(tmp_path: Any) -> None:

@@ -48,6 +48,25 @@ def test_each_reading_changes_the_picture_and_prints_nothing(pictures, capsys):
     assert capsys.readouterr().out == "test loss 1.1000  accuracy 0.4000  (9 images)\n"
 
 
+def test_curves_are_of_the_sets_that_they_say(pictures):
+    curves = LiveCurves()
+    curves(step(1, 2.0))
+    for number, of in ((1, "validation"), (2, "validation"), (2, "test")):
+        figures = {"samples": 9, "loss": 1.0, "accuracy": None, "top5_accuracy": None}
+        curves(json.dumps({"event": "evaluation", "step": number, "set": of, **figures}))
+    found = {name: len(events) for name, events in curves._curves().items()}
+    assert found == {"training": 1, "validation": 2, "test": 1}
+
+
+def test_a_run_without_a_test_set_has_no_accuracy_at_its_end(pictures, capsys):
+    end = dict.fromkeys(("accuracy", "best_accuracy", "test_accuracy", "set", "checkpoint"))
+    figures = {"state": "done", "seconds": 4.0, "images_per_second": 9.0, "next": {}}
+    figures.update(step=8, last_step=8)
+    places = {"best_checkpoint": "best", "events": None}
+    LiveCurves()(json.dumps({"event": "end", **end, **figures, **places}))
+    assert capsys.readouterr().out.splitlines()[0] == "done: 0:04 minutes, 9 images/s"
+
+
 @pytest.mark.parametrize("line", ["[1] a word", "[1] {half", "{}", '{"event": []}', ""])
 def test_other_output_is_printed_unchanged(pictures, capsys, line):
     LiveCurves()(line)

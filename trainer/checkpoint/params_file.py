@@ -21,7 +21,8 @@ from mxnet import gluon
 from ..errors import ConfigError
 from ..mxnet_internals import structural_parameters
 
-_LIST_MAGIC, _ARRAY_MAGIC = 0x112, 0xF993FAC9
+_LIST_MAGIC = 0x112
+_V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA  # of an array; MXNet 0.x begins with dimensions
 _DENSE = 0
 _ITEM_SIZES = {0: 4, 1: 8, 2: 2, 3: 1, 4: 4, 5: 1, 6: 8, 7: 1}  # bytes, by MXNet's number of a type
 _MOST_DIMENSIONS = 32
@@ -79,10 +80,14 @@ def _walk(file: BinaryIO, size: int) -> Optional[str]:
 
 
 def _skip_array(file: BinaryIO, size: int) -> Optional[str]:
-    magic, storage, dimensions = _read(file, "<Iii")
-    if magic != _ARRAY_MAGIC or storage != _DENSE or not 1 <= dimensions <= _MOST_DIMENSIONS:
+    (magic,) = _read(file, "<I")
+    if magic == _V3:
+        return "was saved under npx.set_np(), whose arrays another MXNet reads; save it without"
+    storage = _read(file, "<i")[0] if magic == _V2 else _DENSE
+    dimensions = _read(file, "<i")[0] if magic in (_V1, _V2) else magic
+    if storage != _DENSE or not 1 <= dimensions <= _MOST_DIMENSIONS:
         return "is not a dense array"
-    shape = _read(file, f"<{dimensions}q")
+    shape = _read(file, f"<{dimensions}{'q' if magic in (_V1, _V2) else 'I'}")
     _, _, kind = _read(file, "<iii")
     if min(shape) < 1 or kind not in _ITEM_SIZES:
         return "has no shape and type that MXNet knows"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from mxnet import gluon
 
@@ -17,8 +17,12 @@ from ..mxnet_internals import ordered_parameters
 from . import files, optimizer_state
 from .files import problem
 from .run_folder import find_latest, listing, numbered, taken
-from .state import CheckpointError, RunState, read_state
+from .state import CheckpointError, RunState, check_answers, read_state
 
+_WAYS_OUT = (
+    "give the run another name=..., start it anew with --resume none, or resume all the same with "
+    '--force (in Python resume="none", force=True)'
+)
 _WEIGHTS = "initial weights"  # among what a run is made of
 
 
@@ -89,9 +93,7 @@ def choose(
         changed += _other_parts(before, made_of or {})
     if changed and not force:
         raise CheckpointError(
-            f"{path} was made with other settings ({'; '.join(changed)}); give the run another "
-            "name=..., start it anew with --resume none, or resume all the same with --force (in "
-            'Python resume="none", force=True)'
+            f"{path} was made with other settings ({'; '.join(changed)}); {_WAYS_OUT}"
         )
     return path
 
@@ -114,10 +116,19 @@ def _other_parts(before: RunState, made_of: Dict[str, str]) -> List[str]:
     return [f"other {name}" for name in differing]
 
 
-def restore(path: Optional[Path], net: gluon.Block, trainer: gluon.Trainer) -> files.Restored:
+def restore(
+    path: Optional[Path],
+    net: gluon.Block,
+    trainer: gluon.Trainer,
+    answers: Optional[Callable[[], Sequence[float]]] = None,
+) -> files.Restored:
     """Give all ranks the weights, optimizer and state of the checkpoint at rank 0's ``path``.
 
     Where it is None they get the initial ones of rank 0; collective.
+
+    Args:
+        answers: gives the scores that tell the net from others with its parameters; None compares
+            nothing.
 
     Returns:
         What is left to the caller; on other ranks than 0 without ``others``.
@@ -129,6 +140,8 @@ def restore(path: Optional[Path], net: gluon.Block, trainer: gluon.Trainer) -> f
     with dist.together():
         if path is not None:
             found = files.restore(path, net, trainer)
+            if answers is not None:
+                check_answers(path, found.state, answers(), f"resume with that one, {_WAYS_OUT}")
     dist.broadcast_parameters(ordered_parameters(net))
     optimizer_state.broadcast(net, trainer)
     state = dataclasses.asdict(found.state)

@@ -55,7 +55,8 @@ class Saver:
 
     def _write(self, content: Snapshot) -> Path:
         path = write(self._folder, content)
-        prune(self._folder, self._keep)
+        with contextlib.suppress(OSError):  # the save is good; the next one prunes
+            prune(self._folder, self._keep)
         return path
 
     def poll(self) -> None:

@@ -10,10 +10,14 @@ from typing import Any, Callable, Dict, Optional, Sequence, Union
 
 import numpy as np
 
+from ..config import recorded
 from ..errors import UserError, show
 
 PARAMETERS, OPTIMIZER = "model.params", "optimizer.params"
 STATE, MANIFEST = "state.json", "manifest.json"
+
+# Of the largest score: the same net on another device, or by other kernels, differs by less.
+_TOLERANCE = 0.02
 
 FORMAT = 1  # of state.json; files of version 0.1 have no number, which counts as 0
 
@@ -75,7 +79,29 @@ def read_state(path: Path) -> RunState:
     for name, fits in _FITS.items():
         if not fits(values.get(name)):
             raise CheckpointError(f"{path / STATE} says {name} is {show(values.get(name))}")
+    values["config"] = recorded(values["config"])
     return RunState(**{name: value for name, value in values.items() if value is not None})
+
+
+def check_answers(path: Path, state: RunState, found: Sequence[float], way_out: str) -> None:
+    """Refuse a net that fits the parameters but gives other scores than the one that was saved.
+
+    Args:
+        found: its scores for the fixed input.
+
+    Raises:
+        CheckpointError: it is another net.
+    """
+    if not state.answers or not found:  # older ones have none, nor nets with chance in inference
+        return
+    if len(found) == len(state.answers):
+        known = np.array(state.answers)
+        if np.allclose(found, known, rtol=0, atol=_TOLERANCE * np.abs(known).max()):
+            return
+    raise CheckpointError(
+        f"{path} is of another net: this one has the same parameters, but gives other scores; "
+        f"{way_out}"
+    )
 
 
 def _are_totals(value: Any) -> bool:

@@ -19,6 +19,7 @@ from ..dist import device, environment
 from .common import (
     Configured,
     alone,
+    in_run_of,
     in_runs,
     load_saved,
     of_run,
@@ -84,7 +85,7 @@ def calibrate(
     from ..checkpoint import params_file
     from ..inference.trained_model import calibrate_saved, evaluate_saved, find_test_set
 
-    path = output or str(saved.path.resolve().parents[1] / "calibrated.params")
+    path = output or str(in_run_of(saved.path, "calibrated.params"))
     with contextlib.ExitStack() as stack:
         with dist.together():  # fails before the measurement, not after it
             file = stack.enter_context(written(path if dist.is_root() else None))
@@ -117,13 +118,15 @@ def average(where: Tuple[str, ...], output: Optional[str], trust: bool) -> None:
     alone("average")
     overrides = tuple(w for w in where if "=" in w and not os.path.exists(in_runs(w)))
     places = [in_runs(word) for word in where if word not in overrides]
+    if not places:
+        raise click.UsageError("name the checkpoints, or the run's folder, to average")
     saved = load_saved(places[0], overrides, trust)
     from ..checkpoint import params_file
     from ..inference import averaging
     from ..inference.trained_model import evaluate_saved, find_test_set
 
     paths = averaging.checkpoints(places)
-    path = output or str(saved.path.resolve().parents[1] / "averaged.params")
+    path = output or str(in_run_of(saved.path, "averaged.params"))
     with written(path) as file:
         assert file is not None  # a path was given
         averaging.average(saved, paths)
@@ -166,6 +169,8 @@ def predict(
     alone("predict")
     overrides = tuple(word for word in inputs if "=" in word and not os.path.exists(word))
     paths = [word for word in inputs if word not in overrides]
+    if not paths:
+        raise click.UsageError("name the images to predict: files, or folders of them")
     with written(output) as answers_file, written(picture) as picture_file:
         saved = load_saved(checkpoint, overrides, trust, params)
         from ..inference import images, predict
@@ -215,7 +220,7 @@ def export(
     device.share_cores()
     from ..checkpoint import find, whole_file  # late: that room loads MXNet
 
-    folder = Path(output) if output else find(checkpoint).resolve().parents[1] / "exported"
+    folder = Path(output) if output else in_run_of(find(checkpoint), "exported")
     with writing(folder), whole_file.filled(folder) as partial:
         saved = load_saved(checkpoint, overrides, trust, params)
         from ..inference import export, model_card

@@ -66,6 +66,18 @@ def in_runs(given: str) -> str:
     return inside if not os.path.exists(given) and os.path.isdir(inside) else given
 
 
+def in_run_of(checkpoint: Path, name: str) -> Path:
+    """The default place of what is made of a checkpoint: in its run's folder.
+
+    Raises:
+        UsageError: the checkpoint is in none.
+    """
+    folder = checkpoint.resolve().parent
+    if folder.name != "checkpoints":
+        raise click.UsageError(f"{checkpoint} is in no run's folder: say where, by --output")
+    return folder.parent / name
+
+
 other_weights = click.option(
     "--params", type=click.Path(dir_okay=False), help="Take the weights of this file (calibrate's)."
 )

@@ -63,7 +63,7 @@ class Checked(NamedTuple):
         if self.accuracy is None:
             return (
                 f"{self.name}: largest difference of a score {self.difference:.1e}, on "
-                f"{self.samples} images of noise (the test set was given to fit and is not kept)"
+                f"{self.samples} images of noise, as there is no test set"
             )
         return (
             f"{self.name}: accuracy {self.accuracy:.4f} on {self.samples} {self.called} images, "

@@ -20,8 +20,9 @@ def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
     shares = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     if len(names) <= 100:  # more could not be read, and a thousand take seconds to draw
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=_FONT)
-        axes.set_yticks(range(len(names)), names, fontsize=_FONT)
+        how = {"fontsize": _FONT, "parse_math": False}  # a class may be named $10
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", **how)
+        axes.set_yticks(range(len(names)), names, **how)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title("percent of each true class")
@@ -67,7 +68,8 @@ def grid_figure(images: np.ndarray, titles: Sequence[str], marked: Sequence[bool
         grid[bottom - height : bottom, left : left + width] = image
         middle, above = left + width / 2, bottom - height - 1
         colour = "red" if red else "black"
-        axes.text(middle, above, title, fontsize=_FONT, color=colour, ha="center", va="bottom")
+        how = {"fontsize": _FONT, "parse_math": False, "ha": "center", "va": "bottom"}
+        axes.text(middle, above, title, color=colour, **how)
         if red:
             corner = (left - 0.5, bottom - height - 0.5)
             axes.add_patch(Rectangle(corner, width, height, fill=False, color="red", linewidth=2))

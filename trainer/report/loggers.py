@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import re
 import uuid
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import IO, Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from ..checkpoint import whole_file
 from ..config import Config, decides_result, to_dict
@@ -90,16 +91,27 @@ class _Csv:
                 rows = list(csv.reader(before))[1:]
             # The last may be cut short, by a kill.
             kept = [r for r in rows if len(r) == 3 and r[0].isdigit() and int(r[0]) <= first_step]
-        with whole_file.replaced(path) as partial, open(partial, "w", newline="") as file:
+        with whole_file.replaced(path) as partial, _opened(partial, "w") as file:
             csv.writer(file).writerows([["step", "tag", "value"], *kept])
-        self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 (see close)
+        self._path, self._file = path, _opened(path, "a+")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
+        if not self._path.exists():  # removed or renamed with the folder, but still open
+            self._file.seek(0)
+            written = self._file.read()
+            self._file.close()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = _opened(self._path, "a+")
+            self._file.write(written)
         csv.writer(self._file).writerows([step, tag, repr(v)] for tag, v in values.items())
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+def _opened(path: Path, mode: str) -> IO[str]:
+    return open(path, mode, newline="", encoding="utf-8")
 
 
 class _Wandb:
@@ -131,12 +143,19 @@ class _MLflow:
 
         def new() -> str:
             made.append(mlflow.start_run(run_name=config.name))
-            mlflow.log_params(settings_of(config))
+            # Patterns of parameters' names hold characters that MLflow takes in no name.
+            mlflow.log_params(
+                {re.sub(r"[^-\w./ :]", "_", k): v for k, v in settings_of(config).items()}
+            )
             return str(made[0].info.run_id)
 
-        known = _id(config, "mlflow", new, first_step)
-        if not made:
-            mlflow.start_run(run_id=known)
+        try:
+            known = _id(config, "mlflow", new, first_step)
+            if not made:
+                mlflow.start_run(run_id=known)
+        except BaseException:
+            mlflow.end_run("FAILED")  # or the next run of this process could not begin
+            raise
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._mlflow.log_metrics(dict(values), step=step)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import types
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -51,7 +52,7 @@ def of_net(net: gluon.Block) -> Digests:
 
 
 def of_loss(loss: Optional[Loss]) -> Digests:
-    """The digest of a loss given to ``fit``: its name, code and plain attributes; {} without."""
+    """The digest of a loss given to ``fit``: its code, and what it holds; {} without."""
     return {} if loss is None else {"loss": hashlib.blake2b(_said(loss).encode()).hexdigest()[:32]}
 
 
@@ -205,15 +206,54 @@ def _structure(net: gluon.Block) -> List[str]:
     ]
 
 
-def _said(what: Any) -> str:
-    """A text that tells functions and objects of other behaviour apart, but for their closures."""
+def _said(what: Any, within: Tuple[int, ...] = ()) -> str:
+    """A text that tells functions and objects of other behaviour apart, whatever the process."""
+    if isinstance(what, (int, float, str, bytes, type(None))) or id(what) in within:
+        return repr(what) if id(what) not in within else "itself"
+    said = functools.partial(_said, within=(*within, id(what)))
+    if isinstance(what, (mx.nd.NDArray, np.ndarray)):
+        content = what if isinstance(what, np.ndarray) else what.asnumpy()
+        digest = hashlib.blake2b(content.tobytes(), digest_size=16).hexdigest()
+        return f"{content.dtype} {content.shape} {digest}"
+    if isinstance(what, (tuple, list)):
+        return f"[{', '.join(map(said, what))}]"
+    if isinstance(what, dict):
+        return f"{{{', '.join(sorted(f'{said(key)}: {said(v)}' for key, v in what.items()))}}}"
     if isinstance(what, functools.partial):
-        return f"{_said(what.func)} {what.args} {sorted(what.keywords.items())}"
-    code = getattr(what, "__code__", None)
-    if code is not None:
-        plain = [c for c in code.co_consts if isinstance(c, (int, float, str, tuple, type(None)))]
-        return f"{what.__qualname__} {code.co_code.hex()} {code.co_names} {plain[1:]}"
+        return f"{said(what.func)} {said(what.args)} {said(what.keywords)}"
+    if isinstance(what, types.MethodType):
+        return f"{said(what.__func__)} of {said(what.__self__)}"
+    if isinstance(what, types.FunctionType):
+        return _code_said(what.__code__) + "".join(map(said, _held_by(what)))
+    if isinstance(what, (type, types.ModuleType)):
+        return f"{getattr(what, '__module__', '')}.{what.__name__}"
+    return _object_said(what, said)
+
+
+def _held_by(function: types.FunctionType) -> List[Any]:
+    """What a function brings along: its defaults, and the variables around it."""
+    around = {
+        name: cell.cell_contents
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ())
+        if cell != types.CellType()  # one that has no value yet
+    }
+    return [held for held in (function.__defaults__, function.__kwdefaults__, around) if held]
+
+
+def _code_said(code: types.CodeType) -> str:
+    plain = [c for c in code.co_consts if isinstance(c, (int, float, str, tuple, type(None)))]
+    inner = [_code_said(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    name = getattr(code, "co_qualname", code.co_name)
+    return f"{name} {code.co_code.hex()} {code.co_names} {plain[1:]}{''.join(inner)}"
+
+
+def _object_said(what: Any, said: Callable[[Any], str]) -> str:
+    """Of an object: its class, with the code of one that is not MXNet's, and what it holds."""
+    kind = type(what)
     ignored = vars(gluon.Block()) if isinstance(what, gluon.Block) else {}
-    values = {k: v for k, v in getattr(what, "__dict__", {}).items() if k not in ignored}
-    shown = sorted((k, v) for k, v in values.items() if isinstance(v, (int, float, str)))
-    return f"{type(what).__module__}.{type(what).__qualname__} {shown}"
+    held = {k: v for k, v in getattr(what, "__dict__", {}).items() if k not in ignored}
+    kept = (int, float, str, tuple, list, mx.nd.NDArray, np.ndarray)
+    shown = sorted((name, said(value)) for name, value in held.items() if isinstance(value, kept))
+    forward = [getattr(kind, name, None) for name in ("__call__", "forward", "hybrid_forward")]
+    own = [f for f in forward if not getattr(f, "__module__", "mxnet").startswith("mxnet.")]
+    return f"{kind.__module__}.{kind.__qualname__} {shown}{''.join(map(said, own))}"

@@ -91,9 +91,9 @@ def _advice(config: Config, figures: Figures) -> List[str]:
     waits = figures.phases["allreduce"] * (1 - figures.hidden) / figures.step
     if figures.ranks == 1 or waits < _MUCH:
         return []
-    ways = ["train.global_batch_size larger, or optimizer.accumulate=2, sends fewer of them"]
+    ways = ["a larger train.global_batch_size sends them less often per image"]
     if not config.optimizer.fp16_allreduce:
-        ways.append("optimizer.fp16_allreduce=true half as many bytes")
+        ways.append("optimizer.fp16_allreduce=true sends half as many bytes")
     return [f"{100 * waits:.0f} % of a step waits for gradients: {'; '.join(ways)}"]
 
 

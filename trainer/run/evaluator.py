@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterable, Iterator, List, Optional
+from typing import Iterable, Iterator, Optional
 
 import mxnet as mx
 
@@ -13,7 +13,7 @@ from ..data.loader import Batch, EvalLoader
 from ..data.sources.base import Source
 from ..data.transform import as_images
 from ..dist.watchdog import Watchdog
-from ..model import mixed_precision, prepare, replica
+from ..model import mixed_precision, replica
 from ..report.report import Report
 from ..step.evaluation import Evaluation, evaluate
 from ..step.loss import cross_entropy
@@ -65,11 +65,6 @@ class Evaluator:
             self._watchdog.beat(f"on_evaluation after step {step}")
             self._hooks.on_evaluation(EvaluationEnd(step, name, found))
         return found
-
-    def answers(self) -> List[float]:
-        """What tells the net from others of its shape; on rank 0, as one model."""
-        with mixed_precision.computing_in(self._own.net, "float32"):
-            return prepare.answers(self._own.net, self._own.loader.shape, self._own.ctx)
 
     def _calibrate(self, step: int) -> None:
         """Measure exact running statistics, on the batches of the steps after ``step``."""

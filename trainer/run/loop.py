@@ -20,7 +20,7 @@ from ..config import Config
 from ..data import input_pipeline, randomness
 from ..data.arrays import Arrays, Samples
 from ..dist import environment
-from ..dist.preemption import StopRequest
+from ..dist.preemption import EXIT_CODE, StopRequest
 from ..dist.watchdog import Watchdog
 from ..model import replica
 from ..report.report import Report
@@ -77,6 +77,8 @@ def fit(
         ConfigError, DataError, CheckpointError; on other ranks PeerError: bad input, at the start.
         TrainingError: loss or weights are not finite, or the last checkpoint cannot be written.
         KeyboardInterrupt: after ctrl-C; a process that trains alone saves first.
+        SystemExit: with code 85, which asks ``python -m launch`` to start the command once more,
+            where it has stopped the run and all is saved.
     """
     hooks = Hooks(on_step, on_evaluation, on_epoch_end)
     config = start.checked(net, config, loss, hooks, given=train is not None)
@@ -91,11 +93,13 @@ def fit(
         watchdog.beat("the start of the run")
         by_number = numbered and not force and resume in ("auto", "none")
         choose = functools.partial(resuming.choose_run, config, resume, force, by_number)
-        started = start.start(net, config, loss, data, choose, until_closed, metrics)
+        started = start.start(net, config, loss, data, choose, until_closed, metrics, force)
         started = start.take_folder(started, config if by_number else None, until_closed)
         result = _Run(started, hooks, watchdog, until_closed).go(stop)
     if result.stopped and stop.interrupted:
         raise KeyboardInterrupt("saved")
+    if result.stopped and environment.launch_id() is not None:
+        raise SystemExit(EXIT_CODE)  # a script must not go on as if the run were complete
     return result
 
 
@@ -117,7 +121,8 @@ class _Run:
         self.epoch_steps, self.last_step = started.epoch_steps, started.last_step
         state, monitor = started.state, started.config.monitor
         self.step = state.step
-        parameters = self.net.collect_params().values()
+        every = self.net.collect_params().values()
+        parameters = [p for p in every if not isinstance(p, gluon.Constant)]  # a mask may be -inf
         self.metrics = TrainMetrics(self.own.ctx, state.totals, parameters, self.scale)
         self.plateau = Plateau(*(state.plateau or ()))
         self.stopped_early = False  # last_step is then the one at which train.patience was out
@@ -127,7 +132,7 @@ class _Run:
         self.throughput = Throughput()
         self.report = self._report_begin(started, until_closed)
         self.evaluator = Evaluator(started, self.report, watchdog, hooks)
-        self.saves = Saves(started, self.report, watchdog, self.evaluator)
+        self.saves = Saves(started, self.report, watchdog)
         self.timing = Timing(
             monitor.every_steps if monitor.loggers else None, self.step + WARMUP_STEPS
         )

@@ -15,16 +15,14 @@ from ..dist.watchdog import Watchdog
 from ..model import replica
 from ..report.report import Report
 from . import agreement, outcome
-from .evaluator import Evaluator
 from .start import Started
 
 
 class Saves:
     """The saves of a run, one under way at most; rank 0's ``saver`` writes them."""
 
-    def __init__(self, run: Started, report: Report, watchdog: Watchdog, evaluator: Evaluator):
-        self._run, self._report = run, report
-        self._watchdog, self._evaluator = watchdog, evaluator
+    def __init__(self, run: Started, report: Report, watchdog: Watchdog):
+        self._run, self._report, self._watchdog = run, report, watchdog
         folder, keep = run.config.checkpoint_folder, run.config.checkpoint.keep
         beat = functools.partial(watchdog.beat, "a save under way")
         self.saver = Saver(folder, keep, report.warning, report.checkpoint, beat)
@@ -52,7 +50,7 @@ class Saves:
             with replica.as_one_model(net, config):
                 if dist.is_root():
                     sums = agreement.checksums(net) if run.ema else sums
-                    weights, answers = agreement.of_weights(sums), self._evaluator.answers()
+                    weights, answers = agreement.of_weights(sums), run.own.answers()
                     known.update(step=step, weights=weights, answers=answers)
                     state, others = replace(run.origin, **known), run.ema.others()
                     content = net, run.trainer, state, statistics, averaged, others

@@ -25,7 +25,7 @@ from ..data import classes, input_pipeline, randomness
 from ..data.input_pipeline import Sets
 from ..data.loader import TrainLoader
 from ..dist import environment
-from ..dist.device import choose
+from ..dist.device import choose, tell_of_threads
 from ..errors import ConfigError
 from ..model import ema, graph, mixed_precision, prepare, replica, summary, users_net
 from ..model.loss_scale import LossScale
@@ -70,6 +70,11 @@ class Own(NamedTuple):
     def num_classes(self) -> int:
         """Scores of the net."""
         return len(self.class_names)
+
+    def answers(self) -> List[float]:
+        """What tells the net, as one model, from others with its parameters; [] if nothing does."""
+        with mixed_precision.computing_in(self.net, "float32"):
+            return prepare.answers(self.net, self.loader.shape, self.ctx)
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,7 @@ def start(
     choose_run: Callable[[agreement.Digests, int], Tuple[Config, Optional[Path]]],
     until_closed: contextlib.ExitStack,
     metrics: Optional[Metrics] = None,
+    force: bool = False,
 ) -> Started:
     """Bring all ranks to the same weights and step: initial ones, or those of a checkpoint.
 
@@ -156,6 +162,7 @@ def start(
         choose_run: called on rank 0 with digests and the number of training images, for the config
             with the run's name, and the checkpoint that it resumes from; None for a new run.
         until_closed: closing it leaves the net as it was, apart from its weights and device.
+        force: resume with a net that has the checkpoint's parameters, but another forward.
 
     Raises:
         ConfigError, DataError, CheckpointError: bad input.
@@ -178,7 +185,7 @@ def start(
     if own.ctx.device_type == "cpu" and config.optimizer.shared_memory:
         dist.leaders_process_set()
     path: Optional[Path] = None
-    with dist.together():
+    with dist.together(), run_folder.usable(config.folder):
         trainer = make_trainer(own.net, config.optimizer)
         # Only rank 0 looks for checkpoints: all ranks use the same one, without a shared disk.
         if dist.is_root():
@@ -187,7 +194,7 @@ def start(
                 told = params_file.start_from(Path(config.model.weights), own.net)
                 print_line("; ".join(told), sys.stderr)
     batch_norm.connect(own.net)
-    found = resume.restore(path, own.net, trainer)
+    found = resume.restore(path, own.net, trainer, None if force else own.answers)
     replica.take_statistics(own.net, found.averaged)
     averages = ema.Ema(own.net, config.train.ema)
     averages.train_on(found.others)
@@ -205,6 +212,8 @@ def _prepare(
     until_closed: contextlib.ExitStack,
 ) -> Own:
     ctx = choose(config.device, dist.local_rank())
+    if ctx.device_type == "cpu":
+        tell_of_threads()
     sets = data.result()
     until_closed.callback(sets.close)
     for name, patience in config.patient.items():

@@ -26,6 +26,81 @@ def twice(scores, labels):
     return mx.nd.relu(2 - mx.nd.pick(scores, labels))
 
 
+def by_default(scores, labels, gamma=2.0):
+    return hinge(scores, labels) ** gamma
+
+
+def by_another_default(scores, labels, gamma=5.0):
+    return hinge(scores, labels) ** gamma
+
+
+by_another_default.__qualname__ = by_default.__qualname__  # as where it was edited
+
+
+def around(factor):
+    return lambda scores, labels: hinge(scores, labels) * factor
+
+
+def recursive():
+    def loss(scores, labels):
+        return loss(scores, labels)
+
+    return loss
+
+
+class Weighted:
+    def __init__(self, weights):
+        self.weights = weights
+
+    def __call__(self, scores, labels):
+        return hinge(scores, labels) * self.weights
+
+    def halved(self, scores, labels):
+        return self(scores, labels) / 2
+
+
+def softened(power):
+    class Softened(gluon.loss.Loss):  # each time of the same name
+        def hybrid_forward(self, F, scores, labels):
+            return scores**2 if power == 2 else scores
+
+        if power == 3:
+
+            def hybrid_forward(self, F, scores, labels):
+                return scores**3
+
+    return Softened(None, 0)
+
+
+# Each makes it anew, as another process would.
+MADE = [
+    lambda: by_default,
+    lambda: by_another_default,
+    lambda: around(1.0),
+    lambda: around(2.0),
+    lambda: around(mx.nd.array([1, 2])),
+    lambda: around(mx.nd.array([1, 3])),
+    lambda: around(np.array([1, 3])),
+    lambda: around(hinge),
+    lambda: around(around(2.0)),
+    recursive,
+    lambda: Weighted(2),
+    lambda: Weighted(3),
+    lambda: Weighted(mx.nd.array([3])),
+    lambda: Weighted(3).halved,
+    lambda: functools.partial(around(1.0), labels=gluon.loss.L2Loss()),
+    lambda: functools.partial(around(1.0), labels=gluon.loss.L1Loss()),
+    lambda: softened(2),
+    lambda: softened(3),
+]
+
+
+def test_a_loss_is_told_apart_by_what_it_holds_and_is_the_same_when_made_anew():
+    digests = [agreement.of_loss(make())["loss"] for make in MADE]
+    assert len(set(digests)) == len(MADE)
+    assert digests == [agreement.of_loss(make())["loss"] for make in MADE]
+
+
 LOSSES = [
     hinge,
     twice,
