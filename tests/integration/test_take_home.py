@@ -336,8 +336,8 @@ def test_what_is_made_of_a_checkpoint_without_a_run_has_no_default_place(
     """In the folder above, that of another checkpoint may be."""
     (found,) = Path(trained).glob("checkpoints/step-*")
     lone = shutil.copytree(found, tmp_path / found.name)
-    for command in ("export", "calibrate", "average"):
-        done = run(trainer(command, str(lone), "--trust"))
+    for command in (["export"], ["calibrate"], ["average", str(found)]):
+        done = run(trainer(command[0], str(lone), *command[1:], "--trust"))
         assert done.code == 2 and "is in no run's folder: say where, by --output" in done.err
     assert list(tmp_path.iterdir()) == [lone]
 
