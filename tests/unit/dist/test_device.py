@@ -214,3 +214,51 @@ def test_number_of_threads_that_the_user_set_stays(machine):
     machine(8, 0, 2, OMP_NUM_THREADS="7")
     device.share_cores()
     assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+RANK = {"HOROVOD_SIZE": "2", "HOROVOD_RANK": "0", "HOROVOD_LOCAL_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("first", "environment", "shared"),
+    [
+        ("", RANK, True),
+        ("import mxnet", RANK, False),  # its threads are settled
+        ("", {}, False),  # ranks that a notebook starts later would inherit it
+    ],
+)
+def test_a_script_that_takes_a_name_of_the_trainer_has_cores_of_its_own(first, environment, shared):
+    code = f"{first}\nimport os, trainer\ntrainer.Config\nprint('OMP_NUM_THREADS' in os.environ)"
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "HOROVOD_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**kept, **environment},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str(shared)
+
+
+def test_ranks_that_compute_with_all_cores_each_are_told_of_once(machine, capfd):
+    for local_rank in (0, 1):
+        machine(8, local_rank, 2)
+        device.tell_of_threads()
+    said = capfd.readouterr().err
+    assert said.count("each of 2 ranks computes with 8 threads") == 1
+    assert "set OMP_NUM_THREADS=4" in said
+    machine(8, 0, 2, OMP_NUM_THREADS="8")
+    device.tell_of_threads()
+    machine(8, 0, 1)
+    device.tell_of_threads()
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("bound", "ranks", "quota", "own"),
+    [(64, 1, None, 64), (64, 1, 4, 4), (64, 8, 4, 1), (2, 1, 4, 2)],
+)
+def test_cores_of_a_rank_are_no_more_than_its_share_of_a_quota(machine, bound, ranks, quota, own):
+    machine(bound, 0, ranks, quota)
+    assert device.cores() == own
