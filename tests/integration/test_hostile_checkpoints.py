@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Callable, Dict, List
 
 import pytest
+from mxnet import gluon
 
 from trainer import checkpoint, config
 from trainer.checkpoint import CheckpointError
@@ -18,6 +19,7 @@ from trainer.errors import ConfigError
 from trainer.inference import model_card, trained_model
 from trainer.run.loop import fit
 
+from . import nets
 from .commands import SMALL
 
 IDX = str(fashion_mnist.SAMPLE_FOLDER / "t10k-images-idx3-ubyte.gz")
@@ -27,15 +29,20 @@ COMMANDS: Dict[str, Callable[[Path], List[str]]] = {
     "predict": lambda new: [IDX],
     "export": lambda new: ["--no-onnx", f"--output={new}"],
     "calibrate": lambda new: ["--samples=4", f"--output={new}"],
+    "average": lambda new: [f"--output={new}"],
 }
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two steps."""
+    """The folder of a run of two steps, with a checkpoint after each."""
     output = tmp_path_factory.mktemp("runs")
-    settings = ["train.max_steps=2", "monitor.loggers=[]", f"output={output}"]
+    settings = ["train.max_steps=2", "checkpoint.every_steps=1", f"output={output}"]
     return fit(config=config.from_dict({}, [*SMALL, *settings])).folder
+
+
+def newest(run: Path) -> Path:
+    return checkpoint.listing(run / "checkpoints")[-1]
 
 
 def changed(path: Path, **model: object) -> Path:
@@ -54,7 +61,7 @@ def hostile(trained: Path, tmp_path: Path) -> Path:
     """A run whose checkpoint makes its net by a command of the shell, which writes a file."""
     run = tmp_path / "theirs"
     shutil.copytree(trained, run)
-    (path,) = (run / "checkpoints").iterdir()
+    path = newest(run)
     changed(path, factory="os:system", arguments={"command": f"touch {tmp_path / 'ran'}"})
     return run
 
@@ -78,7 +85,7 @@ def test_nor_does_python(overrides: List[str], hostile: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("factory", ["trainer.native.compile:compile_into", "trainer.cli.main:run"])
 def test_other_functions_of_the_project_are_no_nets(hostile: Path, factory: str) -> None:
-    (path,) = (hostile / "checkpoints").iterdir()
+    path = newest(hostile)
     changed(path, factory=factory, arguments={})
     with pytest.raises(ConfigError, match="--trust"):
         trained_model.load(str(hostile))
@@ -87,9 +94,13 @@ def test_other_functions_of_the_project_are_no_nets(hostile: Path, factory: str)
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("how", [[NET], ["--trust"]])
 def test_what_the_user_names_is_run(
-    command: str, how: List[str], trained: Path, tmp_path: Path
+    command: str, how: List[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made: List[gluon.Block] = []
+    small = nets.small
+    monkeypatch.setattr(nets, "small", lambda: made.append(small()) or made[-1])
     main([command, str(trained), *how, *COMMANDS[command](tmp_path / "new")], standalone_mode=False)
+    assert len(made) == 1
 
 
 def test_a_config_of_the_users_own_resumes_nothing_of_the_checkpoints(
@@ -97,7 +108,7 @@ def test_a_config_of_the_users_own_resumes_nothing_of_the_checkpoints(
 ) -> None:
     """Resuming runs the command line's net, and compares it with the checkpoint's."""
     settings = ["train.max_steps=3", "monitor.loggers=[]", f"output={tmp_path / 'mine'}"]
-    (path,) = (hostile / "checkpoints").iterdir()
+    path = newest(hostile)
     with pytest.raises(CheckpointError, match="os:system"):
         fit(config=config.from_dict({}, [*SMALL, *settings]), resume=str(path))
     assert fit(config=config.from_dict({}, [*SMALL, *settings]), resume=str(path), force=True)

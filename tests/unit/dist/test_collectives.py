@@ -7,6 +7,7 @@ from typing import Any, Dict, List
 import pytest
 
 from trainer.dist import collectives, environment, shared_memory
+from trainer.errors import ConfigError
 
 Layout = Dict[str, str]
 
@@ -65,6 +66,19 @@ def test_horovods_idle_rounds_take_no_more_of_the_cores_than_they_must(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert started(monkeypatch, told, steps_in_memory=in_memory) == (process_sets, cycle)
+
+
+def test_where_the_program_began_horovod_without_process_sets_only_those_of_nodes_are_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in layout(4, 2, 2, 1).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("HOROVOD_DYNAMIC_PROCESS_SETS", raising=False)
+    monkeypatch.setattr(collectives, "local_size", lambda: 2)
+    monkeypatch.setattr(collectives, "world_size", lambda: 4)
+    assert collectives.leaders_process_set.__wrapped__() is None
+    with pytest.raises(ConfigError, match=r'call hvd.init\(process_sets="dynamic"\), or leave'):
+        collectives.node_process_set.__wrapped__()
 
 
 def test_a_cycle_time_of_the_users_own_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,9 @@ import sys
 import mxnet as mx
 import pytest
 
+from tests.documents import ROOT
 from trainer.dist import device
 from trainer.errors import ConfigError
-
-from tests.documents import ROOT
 
 
 @pytest.fixture
