@@ -6,6 +6,7 @@ resumes on them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import re
@@ -224,7 +225,7 @@ def _said(what: Any, within: Tuple[int, ...] = ()) -> str:
     if isinstance(what, types.MethodType):
         return f"{said(what.__func__)} of {said(what.__self__)}"
     if isinstance(what, types.FunctionType):
-        return _code_said(what.__code__) + "".join(map(said, _held_by(what)))
+        return _code_said(what.__qualname__, what.__code__) + "".join(map(said, _held_by(what)))
     if isinstance(what, (type, types.ModuleType)):
         return f"{getattr(what, '__module__', '')}.{what.__name__}"
     return _object_said(what, said)
@@ -232,18 +233,16 @@ def _said(what: Any, within: Tuple[int, ...] = ()) -> str:
 
 def _held_by(function: types.FunctionType) -> List[Any]:
     """What a function brings along: its defaults, and the variables around it."""
-    around = {
-        name: cell.cell_contents
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ())
-        if cell != types.CellType()  # one that has no value yet
-    }
+    around = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
+        with contextlib.suppress(ValueError):  # it has no value yet
+            around[name] = cell.cell_contents
     return [held for held in (function.__defaults__, function.__kwdefaults__, around) if held]
 
 
-def _code_said(code: types.CodeType) -> str:
+def _code_said(name: str, code: types.CodeType) -> str:
     plain = [c for c in code.co_consts if isinstance(c, (int, float, str, tuple, type(None)))]
-    inner = [_code_said(c) for c in code.co_consts if isinstance(c, types.CodeType)]
-    name = getattr(code, "co_qualname", code.co_name)
+    inner = [_code_said("", c) for c in code.co_consts if isinstance(c, types.CodeType)]
     return f"{name} {code.co_code.hex()} {code.co_names} {plain[1:]}{''.join(inner)}"
 
 

@@ -77,8 +77,7 @@ def fit(
         ConfigError, DataError, CheckpointError; on other ranks PeerError: bad input, at the start.
         TrainingError: loss or weights are not finite, or the last checkpoint cannot be written.
         KeyboardInterrupt: after ctrl-C; a process that trains alone saves first.
-        SystemExit: with code 85, which asks ``python -m launch`` to start the command once more,
-            where it has stopped the run and all is saved.
+        SystemExit: code 85, after a stopped run is saved, under ``python -m launch``.
     """
     hooks = Hooks(on_step, on_evaluation, on_epoch_end)
     config = start.checked(net, config, loss, hooks, given=train is not None)
@@ -96,10 +95,16 @@ def fit(
         started = start.start(net, config, loss, data, choose, until_closed, metrics, force)
         started = start.take_folder(started, config if by_number else None, until_closed)
         result = _Run(started, hooks, watchdog, until_closed).go(stop)
+    return _unless_stopped(result, stop)
+
+
+def _unless_stopped(result: Result, stop: StopRequest) -> Result:
+    """``result``, but where a launcher has stopped the run: its script must not go on."""
     if result.stopped and stop.interrupted:
         raise KeyboardInterrupt("saved")
     if result.stopped and environment.launch_id() is not None:
-        raise SystemExit(EXIT_CODE)  # a script must not go on as if the run were complete
+        dist.shutdown()
+        raise SystemExit(EXIT_CODE)
     return result
 
 
