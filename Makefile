@@ -23,7 +23,7 @@ INSTALL = $(PYTHON) launch/install.py $(if $(GPU),--gpu)
 .PHONY: train test chaos lint bench prove-gpu setup data clean python
 
 train: python
-	@$(INSTALL) $(if $(findstring data.,$(ARGS))$(findstring folder-,$(CONFIG)),,--data)
+	@$(INSTALL) $(if $(findstring data.,$(ARGS))$(shell grep -sE '^[^#]*(dataset|folder)' $(CONFIG)),,--data)
 	@$(if $(findstring folder-example,$(CONFIG)),.venv/bin/python -m tests.make_folder build/folder-example)
 	@LAUNCHED_BY=make .venv/bin/python -m launch local -n $(RANKS) --quiet -- \
 		.venv/bin/python -m trainer train $(CONFIG) $(ARGS)
@@ -64,6 +64,8 @@ data: python
 python:
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo "set-up stopped: no $(PYTHON): apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 7))' || \
+		{ echo "set-up stopped: $(PYTHON) is not 3.7 or later: export PYTHON=python3.11" >&2; exit 1; }
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

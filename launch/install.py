@@ -157,6 +157,8 @@ def steps(gpu: bool, dev: bool, version: Tuple[int, int]) -> List[Step]:
         return hashlib.sha256("\n".join((str(version), *parts)).encode()).hexdigest()
 
     def install_packages() -> None:
+        if output_of([str(PYTHON), "-m", "pip", "--version"]) is None:  # making .venv was cut short
+            run_logged([str(PYTHON), "-m", "ensurepip"])
         pip_install(*tools)
         pip_install(*others)
         link_cuda_libraries()

@@ -26,8 +26,7 @@ class Arrivals:
     def __init__(self, world_size: int, timeout: float) -> None:
         self._world_size = world_size
         self._timeout = timeout
-        self._start = time.monotonic()
-        self._deadline = self._start + timeout
+        self._since: Dict[str, float] = {}  # when the first rank arrived
         self._arrived: Dict[str, Set[int]] = {scope: set() for scope in HELD_KEYS}
         self._completed: Dict[str, float] = {}
         self._ended: Set[int] = set()
@@ -38,10 +37,10 @@ class Arrivals:
         return sorted(set(range(self._world_size)) - self._arrived[scope])
 
     def overdue(self, scope: str, seconds: float) -> bool:
-        """Whether some ranks are waiting in `scope` after so many seconds."""
+        """Whether the first to arrive in `scope` has waited for others for so many seconds."""
         with self._changed:
             some = 0 < len(self._arrived[scope]) < self._world_size
-            return some and time.monotonic() > self._start + seconds
+            return some and time.monotonic() > self._since[scope] + seconds
 
     def awaited(self, rank: int) -> bool:
         """Whether other ranks wait in `hvd.init()` for this one."""
@@ -71,13 +70,17 @@ class Arrivals:
             self._changed.notify_all()
 
     def arrive_and_wait(self, scope: str, rank: int) -> None:
-        """Records that `rank` has arrived; returns when all have, or raises MissingRanksError."""
+        """Records that `rank` has arrived; returns when all have, or raises MissingRanksError.
+
+        The timeout counts from the first arrival: what all ranks do before it may take longer.
+        """
         with self._changed:
             self._arrived[scope].add(rank)
+            since = self._since.setdefault(scope, time.monotonic())
             if not self.missing(scope):
                 self._completed.setdefault(scope, time.monotonic())
             self._changed.notify_all()
-            remaining = max(0.0, self._deadline - time.monotonic())
+            remaining = max(0.0, since + self._timeout - time.monotonic())
             self._changed.wait_for(
                 lambda: self._closed or not self.missing(scope) or self.absent(), remaining
             )

@@ -39,6 +39,8 @@ def _folders(mount: Path, membership: Path) -> Iterator[Path]:
         if controllers and "cpu" not in controllers.split(","):
             continue
         top = mount / controllers if controllers else mount
+        if controllers and (mount / "cpu").exists():  # a link; the kernel of EL 7 says cpuacct,cpu
+            top = mount / "cpu"
         own = top / path.lstrip("/")
         yield from (f for f in (own, *own.parents) if f == top or top in f.parents)
 

@@ -189,7 +189,9 @@ class Job:
             return Outcome(128 + signal.SIGINT, terminated=terminated)
         without_cause = [rank for rank in self._failed if rank.lacks_cause()]
         unresponsive = self._unresponsive if self._failed else []
-        rank = first_cause(self._failed, without_cause, unresponsive)
+        # Rank 0's output is not known where it has the terminal (--quiet), its peers' is.
+        failed = sorted(self._failed, key=lambda rank: rank.lost_a_peer)
+        rank = first_cause(failed, without_cause, unresponsive)
         if rank is None:
             code = max(shell_exit_code(rank.process.returncode) for rank in self.ranks)
             return Outcome(code, terminated=terminated, outdated=self._resizing)

@@ -60,7 +60,13 @@ def run(
     """Runs a command for its output; exit code 127 if it does not exist, 124 if it hangs."""
     try:
         return subprocess.run(
-            command, input=stdin, env=env, capture_output=True, text=True, timeout=timeout
+            command,
+            input=stdin,
+            env=env,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
         )
     except FileNotFoundError:
         return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not installed")

@@ -38,7 +38,7 @@ class RankProcess:
         self.rank = rank
         self._tail: Deque[bytes] = deque(maxlen=TAIL_LINES)
         self._prefix = None if prefix is None else prefix.encode()
-        self._lost_a_peer = False
+        self.lost_a_peer = False  # as far as its output is known
         self.process = subprocess.Popen(
             command,
             env=env,
@@ -65,7 +65,7 @@ class RankProcess:
         return [line.decode(errors="replace").rstrip("\n") for line in self._tail]
 
     def lacks_cause(self) -> bool:
-        return self._lost_a_peer or lacks_cause(self.process.returncode > 0, self.last_lines())
+        return self.lost_a_peer or lacks_cause(self.process.returncode > 0, self.last_lines())
 
     def is_stopped(self) -> bool:
         """Whether the process is stopped (SIGSTOP)."""
@@ -82,5 +82,5 @@ class RankProcess:
     def _note(self, line: bytes) -> Optional[bytes]:
         self._tail.append(line)
         # Checked now, because a traceback longer than the kept lines may follow.
-        self._lost_a_peer = self._lost_a_peer or lacks_cause(False, [line.decode("latin-1")])
+        self.lost_a_peer = self.lost_a_peer or lacks_cause(False, [line.decode("latin-1")])
         return None if self._prefix is None else self._prefix + line.rstrip(b"\n") + b"\n"

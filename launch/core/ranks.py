@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Dict, Mapping, NamedTuple, Optional, Tuple
@@ -68,11 +69,12 @@ def rank_environment(
     env.setdefault("NCCL_SOCKET_IFNAME", interface)
     env.setdefault("OMP_NUM_THREADS", str(cores))
     env.setdefault("PYTHONUNBUFFERED", "1")
-    if sys.prefix != sys.base_prefix:
-        # In a virtual environment `python` must mean the interpreter that runs the launcher,
-        # activated or not.
+    here = Path(sys.executable).parent
+    if (here / "python").exists() and shutil.which("python") != str(here / "python"):
+        # `python` must mean the interpreter that runs the launcher, also where its environment
+        # (venv, conda) is not activated.
         env["LAUNCH_PATH"] = env.get("PATH", os.defpath)  # the user's own
-        env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['LAUNCH_PATH']}"
+        env["PATH"] = f"{here}{os.pathsep}{env['LAUNCH_PATH']}"
     return env
 
 
@@ -100,13 +102,14 @@ def cores_per_rank(ranks: int, env: Optional[Mapping[str, str]] = None) -> int:
 def cores_of_task(local_size: int, env: Optional[Mapping[str, str]] = None) -> int:
     """CPU cores of a Slurm task, one of `local_size` on this host, at least 1.
 
-    Slurm's own division (SLURM_CPUS_PER_TASK) wins. Otherwise the allocation's cores are divided;
-    a task that Slurm has bound to few cores already does not divide those once more.
+    Slurm's own division (SLURM_CPUS_PER_TASK) wins, but may be the job's, of which this step has
+    got less. Otherwise the allocation's cores are divided; a task that Slurm has bound to few cores
+    already does not divide those once more.
     """
     env = os.environ if env is None else env
-    if "SLURM_CPUS_PER_TASK" in env:
-        return count_of(env, "SLURM_CPUS_PER_TASK", 1)
     bound, on_node = _cores(env)
+    if "SLURM_CPUS_PER_TASK" in env:
+        return min(bound, count_of(env, "SLURM_CPUS_PER_TASK", 1))
     return max(1, min(bound, on_node // local_size))
 
 

@@ -84,8 +84,9 @@ def library_rows(libraries: Dict[str, Any]) -> List[Row]:
 
 def gpu_rows(libraries: Dict[str, Any]) -> List[Row]:
     """The driver, whether MXNet computes on the GPUs, and NCCL."""
-    query = "--query-gpu=name,compute_cap,driver_version"
-    answer = run(["nvidia-smi", query, "--format=csv,noheader"], timeout=30)
+    answer = _nvidia_smi("name,driver_version,compute_cap")
+    if "compute_cap" in answer.stdout + answer.stderr:  # which no driver before 510 knows
+        answer = _nvidia_smi("name,driver_version")
     cuda_build = "CUDA" in libraries["mxnet"].get("features", ())
     if answer.returncode == 127:
         note = "; MXNet is a CUDA build without a GPU here" if cuda_build else ""
@@ -97,8 +98,11 @@ def gpu_rows(libraries: Dict[str, Any]) -> List[Row]:
     gpus = [[word.strip() for word in line.split(",")] for line in answer.stdout.splitlines()]
     if not gpus:
         return [Row("GPU", OK, "none: training runs on the CPU")]
-    driver = gpus[0][2]
-    names = ", ".join(f"{name} (sm_{cap.replace('.', '')})" for name, cap, _ in gpus)
+    driver = gpus[0][1]
+    caps = [cap.replace(".", "") for _, _, *known in gpus for cap in known]
+    names = ", ".join(gpu[0] for gpu in gpus)
+    if caps:
+        names = ", ".join(f"{gpu[0]} (sm_{cap})" for gpu, cap in zip(gpus, caps))
     good_driver = int(re.split(r"\D", driver)[0] or 0) >= MIN_DRIVER
     rows = [
         Row("driver", OK if good_driver else FAIL, driver, f"CUDA 11 needs {MIN_DRIVER} or later")
@@ -109,8 +113,12 @@ def gpu_rows(libraries: Dict[str, Any]) -> List[Row]:
     rows.append(_kernel_row(names, libraries.get("gpus", {})))
     if len(gpus) > 1:
         rows.append(_nccl_row(libraries["horovod"]))
-    rows += _horovod_code_row({cap.replace(".", "") for _, cap, _ in gpus})
-    return rows
+    return [*rows, *(_horovod_code_row(set(caps)) if caps else [])]
+
+
+def _nvidia_smi(fields: str) -> subprocess.CompletedProcess[str]:
+    """Its answer: a line of these fields for each GPU."""
+    return run(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"], timeout=30)
 
 
 def _kernel_row(names: str, tried: Dict[str, Any]) -> Row:
@@ -216,9 +224,9 @@ def allreduce_row(done: subprocess.CompletedProcess[str], between_nodes: bool = 
     found = "{ranks} ranks over {interface}: {latency_ms} ms, {mb_per_s} MB/s at 45 MB"
     fix = (
         "is there a faster network? HOROVOD_GLOO_IFACE=<its interface>; otherwise "
-        "optimizer.fp16_allreduce=true sends half the bytes, train.global_batch_size larger or "
-        "optimizer.accumulate=2 sends them less often; `srun ... python -m trainer bench` tells "
-        "how much of the time training hides"
+        "optimizer.fp16_allreduce=true sends half the bytes, a larger train.global_batch_size "
+        "sends them less often; `srun ... python -m trainer bench` shows how much of the time "
+        "training hides"
     )
     slow = between_nodes and report["mb_per_s"] < SLOW_MB_PER_S
     return Row("allreduce", WARN if slow else OK, found.format(**report), fix)

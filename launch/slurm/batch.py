@@ -11,6 +11,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from datetime import datetime
 from typing import Deque, Dict, Mapping, Optional, Sequence
@@ -33,6 +34,9 @@ _ABSENT = re.compile(f"launch: (.* {re.escape(ENDED_BEFORE_INIT)})")  # by rank 
 _STORE_GONE = "HTTP request failed"  # Horovod's words
 _SAVED = f"Exited with exit code {EXIT_SAVED}"
 _KILLED_BY_WARNING = ("Terminated", "User defined signal 1")  # strsignal's words
+_REFUSED = re.compile("denied|disabled|Invalid job id|not installed")  # not the next time either
+PAUSES = (1, 2, 4, 8, 15, 30)
+"""Seconds before each further question to a controller that is too busy, or away, to answer."""
 _WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGINT)
 
 
@@ -51,34 +55,49 @@ def run_job(srun: Sequence[str], warning_seconds: int, max_requeues: int) -> int
     for signum in _WARNINGS:
         # Ranks get Slurm's signals themselves. Unlike SIG_IGN, a handler is not inherited by srun.
         signal.signal(signum, lambda signum, frame: None)
-    step = _Step(srun, {**env, "LAUNCH_TOKEN": secrets.token_hex(16)})
+    # A batch script's --export=NONE is not meant for its srun: `setup` would not reach the ranks.
+    token = secrets.token_hex(16)
+    step = _Step(srun, {**env, "SLURM_EXPORT_ENV": "ALL", "LAUNCH_TOKEN": token})
     code = step.wait()
     if code not in (0, EXIT_SAVED):
         step.explain()
     if code == EXIT_SAVED or step.ended_by_warning():
-        shown = _scontrol("show", "job", "-o", env["SLURM_JOB_ID"]).stdout
-        job = parse_job(shown, env["SLURM_JOB_ID"])
-        verdict = judge(
-            job,
-            step.cancelled,
-            datetime.now(),
-            warning_seconds,
-            restarts,
-            max_requeues,
-            saved=code == EXIT_SAVED,
-        )
-        say(f"job {env['SLURM_JOB_ID']}: {verdict.message}")
-        if verdict.requeue:
-            answer = _scontrol("requeue", job.name)
-            if answer.returncode:
-                raise OSError(f"scontrol requeue {job.name} failed: {answer.stderr.strip()}")
+        job_id = env["SLURM_JOB_ID"]
+        try:
+            shown = _scontrol("show", "job", "-o", job_id)
+            job = parse_job(shown, job_id)
+            verdict = judge(
+                job,
+                step.cancelled,
+                datetime.now(),
+                warning_seconds,
+                restarts,
+                max_requeues,
+                saved=code == EXIT_SAVED,
+            )
+            say(f"job {job_id}: {verdict.message}")
+            if verdict.requeue:
+                _scontrol("requeue", job.name)
+        except (OSError, ValueError) as error:
+            say(
+                f"job {job_id} is not requeued: {error}; to continue it, `scontrol requeue "
+                f"{job_id}` once Slurm answers, or submit it again"
+            )
     return code
 
 
-def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
+def _scontrol(*arguments: str) -> str:
+    """What scontrol prints, asked again for a minute unless it refuses; OSError if it fails."""
     # A user's SLURM_TIME_FORMAT would leave the day out of times, or make words of them.
     env = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
-    return run(["scontrol", *arguments], env=env)
+    for pause in (*PAUSES, 0):
+        answer = run(["scontrol", *arguments], env=env)
+        if answer.returncode == 0:
+            return answer.stdout
+        if _REFUSED.search(answer.stderr):
+            break
+        time.sleep(pause)
+    raise OSError(f"scontrol {' '.join(arguments)} failed: {answer.stderr.strip()}")
 
 
 class _Step:

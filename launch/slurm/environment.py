@@ -116,14 +116,13 @@ def step_launch_id(env: Mapping[str, str]) -> str:
 def step_token(env: Mapping[str, str], secret: Callable[[], bytes]) -> str:
     """The token that all tasks of one step share, and that nobody else can know.
 
-    A job script made by `python -m launch slurm` passes one to its tasks. Without it the token is
-    derived from the step's name, which anybody can list, and the user's `secret`.
+    It is derived from the step's name, which anybody can list, and a secret: LAUNCH_TOKEN, as a job
+    script made by `python -m launch slurm` passes to its tasks, or else the user's `secret`.
     """
-    if env.get("LAUNCH_TOKEN"):
-        return env["LAUNCH_TOKEN"]
+    known = env.get("LAUNCH_TOKEN", "").encode() or secret()
     restart = env.get("SLURM_RESTART_COUNT", "0")
     step = f"{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}.{restart}"
-    return hmac.new(secret(), step.encode(), "sha256").hexdigest()[:32]
+    return hmac.new(known, step.encode(), "sha256").hexdigest()[:32]
 
 
 def rendezvous_ports(token: str) -> List[int]:

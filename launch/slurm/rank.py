@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import resource
 import signal
 import socket
 import sys
@@ -68,13 +69,13 @@ def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
     ports = rendezvous_ports(token)
     if facts.rank == 0:
         store = Rendezvous(address, facts.world_size, token, say, ports, start_timeout)
-        _in_child(store.serve)
+        _in_child(lambda: _serve(store))
         endpoint = store.endpoint
     else:
         endpoint = _find_store(address, ports, token, facts, deadline)
     interface = _interface_towards(address, len(nodes) > 1)
     _make_own_name_lead_to(interface, len(nodes) > 1)
-    _check_in(endpoint, facts, interface, deadline)
+    _check_in(endpoint, facts, interface, start_timeout)
     environment = rank_environment(
         facts,
         endpoint.environment(),
@@ -147,6 +148,13 @@ def _in_child(action: Callable[[], object]) -> None:
         os._exit(0)
 
 
+def _serve(store: Rendezvous) -> None:
+    """Serves as many connections as may be: each rank holds two, and the limit is often 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    store.serve()
+
+
 def _find_store(
     address: str, ports: Sequence[int], token: str, facts: RankFacts, deadline: float
 ) -> Endpoint:
@@ -206,10 +214,10 @@ def _make_own_name_lead_to(interface: str, several_nodes: bool) -> None:
             ) from None
 
 
-def _check_in(endpoint: Endpoint, facts: RankFacts, interface: str, deadline: float) -> None:
+def _check_in(endpoint: Endpoint, facts: RankFacts, interface: str, start_timeout: float) -> None:
     """Checks in at the store; returns when all ranks have."""
     place = f"{facts.hostname} {interface}"
-    seconds = max(1.0, deadline - time.monotonic()) + 5.0  # the store's own clock comes first
+    seconds = start_timeout + 5.0  # the store's own clock comes first
     try:
         status, body = endpoint.request(
             "PUT", CHECK_IN, str(facts.rank), place.encode(), timeout=seconds

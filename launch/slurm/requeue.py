@@ -10,7 +10,8 @@ and `srun` has returned, the job's record and output show the cause:
 | scancel -s USR1    | RUNNING  | neither                                          | us          |
 | time limit reached | another  | slurmstepd cancels the step "DUE TO TIME LIMIT"  | us          |
 | scontrol requeue   | another  | slurmstepd cancels it "DUE TO JOB REQUEUE"       | Slurm       |
-| preemption, late   | another  | slurmstepd cancels it "DUE TO PREEMPTION"        | Slurm       |
+| preemption, late   | another  | it is "DUE TO PREEMPTION"; Restarts has grown    | Slurm       |
+| the same           | another  | Restarts has not: PreemptMode=CANCEL             | us          |
 | scancel            | another  | slurmstepd cancels it and gives no reason        | nobody      |
 
 `scontrol requeue` would run a cancelled job again, so it cannot be used to find out.
@@ -44,6 +45,7 @@ class JobRecord(NamedTuple):
     time_limit: str
     end: Optional[datetime]
     preempted: Optional[datetime]
+    restarts: int
 
 
 class Verdict(NamedTuple):
@@ -73,6 +75,7 @@ def parse_job(shown: str, job_id: str) -> JobRecord:
         fields.get("TimeLimit", "unknown"),
         _time(fields.get("EndTime")),
         _time(fields.get("PreemptTime")),
+        int(fields.get("Restarts", "0")),
     )
 
 
@@ -102,13 +105,13 @@ def judge(
 
     `saved`: all of them ended with EXIT_SAVED; otherwise the warning killed some, as it does before
     a command listens to it. `cancelled` is what `step_cancelled` found; `warning_seconds` the lead
-    of the time-limit warning; `restarts` how often Slurm has started this job again so far.
+    of the time-limit warning; `restarts` how often Slurm had started this job again when it began.
     """
     cause = _cause(job, cancelled, now, warning_seconds)
     outcome = "saved" if saved else "some ranks ended before they could save"
     if cause is None:
         return Verdict(f"cancelled; {outcome}; not requeued", requeue=False)
-    if cancelled in ("JOB REQUEUE", "PREEMPTION"):
+    if cancelled == "JOB REQUEUE" or (cancelled == "PREEMPTION" and job.restarts > restarts):
         return Verdict(f"{cause}; {outcome}; Slurm runs it again", requeue=False)
     if cause == ASKED and not saved:
         return Verdict(f"ended by a signal that Slurm knows nothing of; {outcome}", requeue=False)

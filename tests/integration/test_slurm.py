@@ -235,6 +235,19 @@ def test_follow_shows_the_log_of_a_job_in_a_container(cluster, tmp_path):
     assert job_id[2] == str(tmp_path / f"the log-{job_id[1]}")
 
 
+def test_what_setup_loads_reaches_the_ranks_where_sbatch_exports_nothing(cluster, tmp_path):
+    """`--export=NONE` is the rule at some sites; srun would take it from sbatch."""
+    site = tmp_path / "site.yaml"
+    site.write_text("sbatch: [--export=NONE]\nsetup: [export LOADED=modules]\n")
+    done = launch(
+        cluster, "slurm", "--site", str(site), "--nodes", "2", "--follow",
+        "--log", str(tmp_path / "log"),
+        "--", "bash", "-c", "echo $HOROVOD_RANK has $LOADED and a secret of ${#LAUNCH_TOKEN}",
+    )  # fmt: skip
+    for line in ("0 has modules and a secret of 32", "[1] 1 has modules and a secret of 32"):
+        assert line in done.stdout.splitlines()
+
+
 def test_two_jobs_share_a_node(cluster, tmp_path):
     """The second runs from start to end while the first one does."""
     site = tmp_path / "site.yaml"

@@ -484,6 +484,19 @@ def test_a_venv_that_was_moved_is_recreated_empty(tree, tmp_path, monkeypatch):
     assert not (tree / ".venv" / "bin" / "horovodrun").exists()
 
 
+def test_a_venv_without_pip_gets_it(tree, monkeypatch):
+    """As it is left where the first set-up is interrupted in its first seconds."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(install.VENV)], check=True)
+    version = [str(install.PYTHON), "-m", "pip", "--version"]
+    assert install.usable_venv(gpu=False) == sys.version_info[:2]
+    assert install.output_of(version) is None
+    monkeypatch.setattr(install, "pip_install", lambda *pins: None)
+    packages = install.steps(gpu=False, dev=False, version=(3, 11))[0]
+    with pytest.raises(SetupError, match="No module named 'mxnet'"):  # as pip was not asked for it
+        packages.run()
+    assert install.output_of(version).startswith("pip ")
+
+
 def test_venv_of_another_making_is_left_alone(tree, programs):
     (tree / ".venv" / "bin").mkdir()
     shutil.move(programs("python3", "echo 3 12"), str(install.PYTHON))
@@ -499,6 +512,47 @@ def test_venv_that_is_a_link_is_not_emptied_where_it_is(tree, tmp_path):
     with pytest.raises(SetupError, match=r"\.venv is a link to .*another, and .* remove the link"):
         install.make_venv(gpu=False)
     assert install.read_stamp() and (tree / ".venv").is_symlink()
+
+
+# -- the Makefile ----------------------------------------------------------------------------
+
+
+def make(*arguments):
+    """As typed by hand, not by the make that may have started this test."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "wanted"),
+    [
+        ("name: mine", "optimizer.lr=0.1", True),
+        ("# data.dataset: folder", "", True),
+        ("data: {dataset: idx, folder: here}", "", False),
+        ("data:\n  dataset: records", "", False),
+        ("data.folder: here", "", False),
+        ("name: mine", "data.dataset=fashion_mnist_sample", False),
+    ],
+)
+def test_training_on_data_of_ones_own_needs_no_fashion_mnist(tmp_path, config, arguments, wanted):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"{config}\n")
+    shown = make("--dry-run", "train", f"CONFIG={path}", f"ARGS={arguments}").stdout
+    assert ("--data" in shown) == wanted, shown
+
+
+def test_a_preset_needs_fashion_mnist_by_its_name_too():
+    assert "--data" in make("--dry-run", "train", "CONFIG=quickstart").stdout
+
+
+def test_a_python_that_is_too_old_is_refused_in_one_line(tmp_path):
+    old = tmp_path / "python3"
+    old.write_text("#!/bin/sh\nexit 1\n")  # as 3.6 answers whether it is 3.7
+    old.chmod(0o755)
+    done = make("setup", f"PYTHON={old}")
+    said = f"set-up stopped: {old} is not 3.7 or later: export PYTHON=python3.11"
+    assert done.stderr.splitlines()[0] == said
 
 
 # -- data and Debian's packages --------------------------------------------------------------

@@ -36,5 +36,16 @@ def test_the_smallest_quota_above_this_process_counts(tmp_path, membership, file
     assert quota_cores(tmp_path / "mount", tmp_path / "membership") == cores
 
 
+def test_controllers_in_another_order_than_in_the_mounts_name(tmp_path):
+    """As in EL 7, which has links of each controller's name beside the mount."""
+    (tmp_path / "membership").write_text("2:cpuacct,cpu:/job\n")
+    group = tmp_path / "cpu,cpuacct" / "job"
+    group.mkdir(parents=True)
+    (tmp_path / "cpu").symlink_to("cpu,cpuacct")
+    for name, text in TWO_V1.items():
+        (group / name).write_text(text)
+    assert quota_cores(tmp_path, tmp_path / "membership") == 2
+
+
 def test_no_control_groups_are_no_quota(tmp_path):
     assert quota_cores(tmp_path, tmp_path / "membership") is None

@@ -44,6 +44,22 @@ def test_a_rank_that_does_not_listen_gets_sigkill_after_the_time_it_has(tmp_path
     assert outcome.failure.cause == "answered neither its peers nor SIGTERM for 0.1 s: SIGKILL"
 
 
+def test_a_rank_that_has_the_terminal_is_named_before_one_that_says_it_lost_a_peer() -> None:
+    """Under --quiet: what rank 0 has raised is on the terminal alone."""
+    code = [
+        "import sys, time; time.sleep(0.5); sys.exit(1)",
+        "import sys; sys.exit('Horovod has been shut down')",
+    ]
+    job = Job(Events(), kill_after=10)
+    for rank in (0, 1):
+        command = [sys.executable, "-c", code[rank]]
+        environment = dict(os.environ)
+        job.ranks.append(RankProcess(rank, command, environment, None, None, rank == 0))
+    outcome = job.supervise()
+    assert outcome.failure is not None
+    assert outcome.failure.rank == 0
+
+
 WARNS_ITS_LAUNCHER = """
 import os, signal, sys, time
 signal.signal(signal.{name}, lambda *_: sys.exit(85))

@@ -47,12 +47,26 @@ def test_user_settings_are_kept(monkeypatch):
     assert (env["OMP_NUM_THREADS"], env["NCCL_SOCKET_IFNAME"]) == ("7", "ib0")
 
 
-def test_python_means_the_launchers_in_a_virtual_environment(monkeypatch):
-    monkeypatch.setattr(sys, "prefix", "/venv")
-    monkeypatch.setattr(sys, "executable", "/venv/bin/python")
+@pytest.mark.parametrize("activated", [False, True])
+def test_python_means_the_launchers(monkeypatch, tmp_path, activated):
+    """That of an environment, be it of venv or conda; whose sys.prefix is its sys.base_prefix."""
+    python = tmp_path / "python"
+    python.symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "base_prefix", sys.prefix)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.delenv("LAUNCH_PATH", raising=False)
+    path = f"{tmp_path}:/users:/bin" if activated else "/users:/bin"
+    monkeypatch.setenv("PATH", path)
+    env = rank_environment(facts_on_one_host(0, 1), {}, "lo", 1, "id")
+    assert env["PATH"] == f"{tmp_path}:/users:/bin"
+    assert env.get("LAUNCH_PATH", path) == path
+
+
+def test_a_python_of_another_name_leaves_the_path_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
     monkeypatch.setenv("PATH", "/users:/bin")
     env = rank_environment(facts_on_one_host(0, 1), {}, "lo", 1, "id")
-    assert env["PATH"] == "/venv/bin:/users:/bin" and env["LAUNCH_PATH"] == "/users:/bin"
+    assert env["PATH"] == "/users:/bin"
 
 
 def test_what_an_elastic_horovodrun_left_is_not_handed_on(monkeypatch):
@@ -97,6 +111,7 @@ def test_cores_are_divided_among_the_ranks_of_one_process(
         (64, 8, {"SLURM_CPUS_ON_NODE": "16"}, 4, 2),  # slurmd in a container of 8 CPUs
         (1, None, {"SLURM_CPUS_ON_NODE": "8"}, 4, 1),  # bound to a core each: not divided again
         (64, None, {"SLURM_CPUS_PER_TASK": "5", "SLURM_CPUS_ON_NODE": "48"}, 8, 5),
+        (1, None, {"SLURM_CPUS_PER_TASK": "5", "SLURM_CPUS_ON_NODE": "48"}, 8, 1),  # the job's
     ],
 )
 def test_cores_of_a_slurm_task(bound_to, bound, quota, env, local_size, cores):

@@ -6,10 +6,11 @@ import http.server
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from launch.core import rendezvous
+from launch.core import arrivals, rendezvous
 from launch.core.arrivals import CHECK_IN, ranks_text
 from launch.core.rendezvous import ALIVE, Endpoint, Rendezvous
 from tests.waiting import wait_until
@@ -184,6 +185,21 @@ def test_a_rank_that_never_comes_is_named_to_all():
     assert [answers for _, answers in waiting] == [[(408, words.encode())]] * 2
     assert wait_until(lambda: store.said, lambda: "nothing was said") == [words]
     store.close()
+
+
+@pytest.mark.parametrize(("scope", "key"), [(CHECK_IN, "{}"), ("global", "rank_{}")])
+def test_the_start_timeout_counts_from_the_first_arrival(monkeypatch, scope, key):
+    """Ranks may read data for an hour before they all call `hvd.init()`."""
+    store = Store(world_size=2, start_timeout=60)
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + 3600)
+    monkeypatch.setattr(arrivals, "time", later)
+    thread, answers = in_background(store.put, scope, key.format(0))
+    wait_until(lambda: store.get(scope, key.format(0))[0] == 200, lambda: "no PUT arrived")
+    assert store.put(scope, key.format(1)) == (200, b"")
+    thread.join()
+    assert answers == [(200, b"")]
+    store.close()
+    assert store.said == []
 
 
 def test_ranks_that_are_late_are_named_while_others_wait(monkeypatch):

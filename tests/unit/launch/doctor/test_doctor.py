@@ -71,14 +71,14 @@ NO_IMAGE = "CUDA: no kernel image is available for execution on the device"
     ],
 )
 def test_a_gpu_on_which_mxnet_cannot_compute_is_red(nvidia_smi, gpus, found):
-    nvidia_smi("NVIDIA H100 80GB HBM3, 9.0, 535.104.05")
+    nvidia_smi("NVIDIA H100 80GB HBM3, 535.104.05, 9.0")
     row = rows_with(gpus=gpus)["GPU"]
     assert (row.status, row.found) == (FAIL, f"NVIDIA H100 80GB HBM3 (sm_90): {found}")
     assert "NGC" in row.fix
 
 
 def test_gpus_that_this_build_can_use(nvidia_smi):
-    nvidia_smi("Tesla V100-SXM2-32GB, 7.0, 470.82.01\nNVIDIA A10, 8.6, 470.82.01")
+    nvidia_smi("Tesla V100-SXM2-32GB, 470.82.01, 7.0\nNVIDIA A10, 470.82.01, 8.6")
     rows = rows_with()
     assert [row.status for row in rows.values()] == [OK] * 3
     assert rows["GPU"].found == (
@@ -90,19 +90,19 @@ def test_gpus_that_this_build_can_use(nvidia_smi):
 
 
 def test_one_unusable_gpu_among_usable_ones_is_found(nvidia_smi):
-    nvidia_smi("NVIDIA A10, 8.6, 535.1\nNVIDIA H100, 9.0, 535.1")
+    nvidia_smi("NVIDIA A10, 535.1, 8.6\nNVIDIA H100, 535.1, 9.0")
     assert rows_with(gpus={"errors": ["", NO_IMAGE]})["GPU"].status == FAIL
 
 
 def test_old_driver(nvidia_smi):
-    nvidia_smi("Tesla V100, 7.0, 418.87.01")
+    nvidia_smi("Tesla V100, 418.87.01, 7.0")
     row = rows_with()["driver"]
     assert (row.status, row.fix) == (FAIL, "CUDA 11 needs 450 or later")
 
 
 @pytest.mark.parametrize(("nccl", "status"), [(0, WARN), (1, OK), (2708, OK)])
 def test_nccl(nvidia_smi, nccl, status):
-    nvidia_smi("NVIDIA A10, 8.6, 535.1\nNVIDIA A10, 8.6, 535.1")
+    nvidia_smi("NVIDIA A10, 535.1, 8.6\nNVIDIA A10, 535.1, 8.6")
     row = rows_with(horovod={**HEALTHY["horovod"], "nccl": nccl})["NCCL"]
     assert row.status == status
     if nccl == 2708:
@@ -118,7 +118,7 @@ def test_nccl(nvidia_smi, nccl, status):
     ],
 )
 def test_the_gpus_that_horovod_was_built_for(nvidia_smi, tmp_path, monkeypatch, code, status, said):
-    nvidia_smi("Tesla T4, 7.5, 535.1\nNVIDIA A100, 8.0, 535.1")
+    nvidia_smi("Tesla T4, 535.1, 7.5\nNVIDIA A100, 535.1, 8.0")
     monkeypatch.setattr(checks.sys, "prefix", str(tmp_path))
     if code:
         (tmp_path / "installed.json").write_text(json.dumps({"cuda_code": code}))
@@ -129,10 +129,22 @@ def test_the_gpus_that_horovod_was_built_for(nvidia_smi, tmp_path, monkeypatch, 
 
 
 def test_gpu_with_a_cpu_build(nvidia_smi):
-    nvidia_smi("NVIDIA A10, 8.6, 535.1")
+    nvidia_smi("NVIDIA A10, 535.1, 8.6")
     row = checks.gpu_rows(CPU)[-1]
     assert row.status == WARN
     assert row.fix.startswith("make setup GPU=1")
+
+
+def test_a_driver_that_knows_no_compute_capability(nvidia_smi, tmp_path):
+    """As 470 and 450 answer, with exit code 2."""
+    nvidia_smi("Tesla V100, 470.82.01\nTesla V100, 470.82.01")
+    program = tmp_path / "bin" / "nvidia-smi"
+    said = 'Field \\"compute_cap\\" is not a valid field to query.'
+    refusal = f'case "$1" in *compute_cap*) echo "{said}"; exit 2;; esac'
+    program.write_text(program.read_text().replace("\n", f"\n{refusal}\n", 1))
+    rows = rows_with()
+    assert [row.status for row in rows.values()] == [OK] * 3
+    assert rows["GPU"].found.startswith("Tesla V100, Tesla V100; MXNet computes on 2 of them")
 
 
 def test_broken_driver(nvidia_smi):

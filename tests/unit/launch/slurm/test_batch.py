@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm import submit
+from launch.slurm import batch, submit
 
 ROOT = Path(__file__).parents[4]
 RUNNING = "JobId=7 JobState=RUNNING TimeLimit=01:00:00 EndTime=Unknown PreemptTime={preempted}"
@@ -166,14 +166,45 @@ def test_a_refused_requeue_is_reported(slurm):
     shown = RUNNING.format(preempted="None")
     scontrol = f"[ $1 = show ] && echo {shown} || {{ echo Access denied >&2; exit 1; }}"
     done = job(slurm, "exit 85", scontrol)
-    assert done.returncode == 2
-    assert done.stderr.endswith("error: scontrol requeue 7 failed: Access denied\n")
+    assert done.returncode == 85
+    assert done.stderr.endswith(
+        "launch: job 7 is not requeued: scontrol requeue 7 failed: Access denied; to continue it, "
+        "`scontrol requeue 7` once Slurm answers, or submit it again\n"
+    )
 
 
-def test_a_controller_that_does_not_answer_is_reported(slurm):
-    done = job(slurm, "exit 85", "echo Unable to contact slurm controller >&2; exit 1")
-    assert done.returncode == 2
-    assert "error: no job 7 in what scontrol shows" in done.stderr
+def test_a_controller_that_is_silent_for_a_moment_is_asked_again(slurm, tmp_path):
+    shown = RUNNING.format(preempted="None")
+    silent = "{ echo Socket timed out on send/recv operation >&2; exit 1; }"
+    first = f"[ -e {tmp_path}/$1 ] || {{ touch {tmp_path}/$1; {silent}; }}"
+    done = job(
+        slurm, "exit 85", f"{first}; [ $1 = show ] && echo {shown} || echo > {tmp_path}/sent"
+    )
+    assert done.returncode == 85
+    assert done.stderr.endswith("saved; requeue 1 of 10\n")
+    assert (tmp_path / "sent").exists()
+
+
+def test_a_controller_that_stays_silent_is_reported(monkeypatch, tmp_path):
+    program = tmp_path / "scontrol"
+    program.write_text(f"#!/bin/sh\necho asked >> {tmp_path}/asked\necho no answer >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(batch, "PAUSES", (0, 0))
+    with pytest.raises(OSError, match="^scontrol show job 7 failed: no answer$"):
+        batch._scontrol("show", "job", "7")
+    assert (tmp_path / "asked").read_text() == "asked\n" * 3
+
+
+def test_a_job_that_slurm_does_not_know_is_reported(slurm):
+    done = job(slurm, "exit 85", "echo -e 'Invalid job id specified \\xe9' >&2; exit 1")
+    assert done.returncode == 85
+    assert "launch: job 7 is not requeued: scontrol show job -o 7 failed: Invalid" in done.stderr
+
+
+def test_what_is_set_up_reaches_the_ranks_where_sbatch_exports_nothing(slurm):
+    """`sbatch --export=NONE` leaves SLURM_EXPORT_ENV=NONE, by which srun would do the same."""
+    assert job(slurm, "echo 0: $SLURM_EXPORT_ENV", SLURM_EXPORT_ENV="NONE").stdout == "ALL\n"
 
 
 def test_times_are_asked_for_as_they_are_read(slurm):

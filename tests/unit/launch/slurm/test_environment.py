@@ -122,8 +122,11 @@ def test_a_requeued_step_is_of_the_same_launch():
         assert step_launch_id(first) != step_launch_id({**first, f"SLURM_{name}": other})
 
 
-def test_a_job_scripts_secret_token_wins():
+def test_a_job_scripts_secret_token_wins_and_its_steps_differ():
     def secret():
         raise AssertionError("not needed")
 
-    assert step_token({**FIRST, "LAUNCH_TOKEN": "s"}, secret) == "s"
+    given = {**FIRST, "LAUNCH_TOKEN": "s"}
+    tokens = [step_token({**given, "SLURM_STEP_ID": step}, secret) for step in "01"]
+    tokens += [step_token({**given, "LAUNCH_TOKEN": "t"}, secret)]
+    assert len({tuple(rendezvous_ports(token)) for token in tokens}) == 3

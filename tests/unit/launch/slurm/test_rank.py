@@ -1,5 +1,6 @@
 """How the tasks of a step find task 0's store, and their errors when they cannot."""
 
+import resource
 import socket
 import threading
 import time
@@ -17,6 +18,18 @@ def store():
     store.serve_in_thread()
     yield store
     store.close()
+
+
+def test_the_store_may_hold_more_connections_than_a_shell_allows():
+    store = Rendezvous("127.0.0.1", 1, "token", lambda line: None)
+    store.close()  # `serve` returns at once
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+        rank._serve(store)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def soon():

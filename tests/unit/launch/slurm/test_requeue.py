@@ -9,10 +9,9 @@ from launch.slurm.requeue import JobRecord, judge, parse_job, step_cancelled
 NOW = datetime(2026, 11, 22, 12, 0, 0)
 
 
-def record(state="RUNNING", left=3600.0, preempted=False):
-    return JobRecord(
-        "7", state, "01:00:00", NOW + timedelta(seconds=left), NOW if preempted else None
-    )
+def record(state="RUNNING", left=3600.0, preempted=False, restarts=0):
+    end = NOW + timedelta(seconds=left)
+    return JobRecord("7", state, "01:00:00", end, NOW if preempted else None, restarts)
 
 
 CASES = [
@@ -33,11 +32,12 @@ CASES = [
         "requeued by scontrol; saved; Slurm runs it again",
     ),
     (
-        record("COMPLETING"),
+        record("COMPLETING", restarts=1),
         "PREEMPTION",
         False,
         "preempted by another job; saved; Slurm runs it again",
     ),
+    (record("COMPLETING"), "PREEMPTION", True, "preempted by another job"),  # PreemptMode=CANCEL
     (record("COMPLETING", left=0), "", False, "cancelled; saved; not requeued"),
     (record("COMPLETING", left=0), None, False, "cancelled; saved; not requeued"),
     (record(), "", False, "cancelled; saved; not requeued"),  # scancel JOB.STEP
@@ -81,10 +81,11 @@ def test_scontrols_answer():
         "EndTime=2026-11-22T21:56:11 PreemptEligibleTime=2026-11-22T21:55:11 PreemptTime=None"
     )
     assert parse_job(shown, "2") == JobRecord(
-        "2", "RUNNING", "00:01:00", datetime(2026, 11, 22, 21, 56, 11), None
+        "2", "RUNNING", "00:01:00", datetime(2026, 11, 22, 21, 56, 11), None, 0
     )
-    assert parse_job("JobId=2 JobState=X PreemptTime=2026-11-22T21:56:11", "2") == JobRecord(
-        "2", "X", "unknown", None, datetime(2026, 11, 22, 21, 56, 11)
+    late = "JobId=2 JobState=X Restarts=3 PreemptTime=2026-11-22T21:56:11"
+    assert parse_job(late, "2") == JobRecord(
+        "2", "X", "unknown", None, datetime(2026, 11, 22, 21, 56, 11), 3
     )
     with pytest.raises(ValueError, match="^no job 2 in what scontrol shows: 'slurm_load"):
         parse_job("slurm_load_jobs error: Invalid job id specified", "2")
