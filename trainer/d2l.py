@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections.abc
 import contextlib
 import hashlib
-import itertools
 import time
 from typing import Iterable, Iterator, Optional, Tuple
 
@@ -23,18 +22,14 @@ from .console import print_line
 from .data import fashion_mnist, sharding
 from .data.loader import Batch
 from .model import replica, users_net
-from .mxnet_internals import (
-    all_parameters,
-    move_states,
-    ordered_parameters,
-    scale,
-    structural_parameters,
-)
+from .mxnet_internals import all_parameters, move_states, ordered_parameters, scale
 from .run import agreement
+from .step import shared_gradients
+from .step.evaluation import evaluate
 from .step.loss import cross_entropy, warn_of_second_softmax
 from .step.metrics import TrainMetrics
 from .step.optimizer import gluon_trainer
-from .step.step import train_step
+from .step.step import forward, train_step
 
 Pairs = Iterable[Tuple[mx.nd.NDArray, mx.nd.NDArray]]  # (B, C, H, W), (B,)
 
@@ -57,12 +52,12 @@ def train_ch5(
     Args:
         train_iter, test_iter: Gluon loaders, the same on every rank. They shuffle alike, because
             NumPy's random state is copied from rank 0.
-        trainer: a plain ``gluon.Trainer``, whose optimizer and states are used; or Horovod's.
+        trainer: a plain ``gluon.Trainer``, whose optimizer and states are used.
         ctx: this rank's device; on a node with several GPUs ``mx.gpu(local_rank)``.
 
     Raises:
-        ValueError: ``ctx`` is not a single device, batches can be read only once, or the ranks'
-            batches, weights or the order in their trainers differ.
+        ValueError: ``ctx`` is not a single device, the trainer is of another kind, batches can be
+            read only once, or the ranks' batches or weights differ.
         ConfigError: the ranks' nets differ, or the net is compiled and its gradients are wrong.
         NonFiniteError: on every rank, after an epoch with a loss or weight that is not finite.
     """
@@ -71,6 +66,11 @@ def train_ch5(
             f"ctx is {ctx}; train_ch5 takes one device, as in the book: start one rank for each "
             "(python -m launch local -n 2 -- python ...), with ctx = mx.gpu(local_rank)"
         )
+    if type(trainer) is not gluon.Trainer:
+        raise ValueError(
+            f"trainer is a {type(trainer).__name__}; give train_ch5 a plain gluon.Trainer, whose "
+            "gradients it averages over ranks itself"
+        )
     for name, batches in (("train_iter", train_iter), ("test_iter", test_iter)):
         if isinstance(batches, collections.abc.Iterator):
             raise ValueError(
@@ -78,7 +78,7 @@ def train_ch5(
                 "each epoch reads anew"
             )
     dist.init()
-    _begin(net, test_iter, ctx)
+    classes = _begin(net, test_iter, ctx)
     if dist.world_size() == 1:
         import d2lzh
 
@@ -91,23 +91,28 @@ def train_ch5(
     _say(f"training on {ctx}")
     with _over_ranks(trainer, net) as distributed:
         for epoch in range(1, num_epochs + 1):
-            _train_epoch(net, train_iter, test_iter, distributed, config, ctx, epoch)
+            _train_epoch(net, train_iter, test_iter, distributed, config, ctx, epoch, classes)
     replica.merge_running_statistics(net, config)
     mx.nd.waitall()
 
 
-def _begin(net: gluon.Block, test_iter: Pairs, ctx: mx.Context) -> None:
-    """Give all ranks the same weights; refuse, or warn of, what would train wrong."""
+def _begin(net: gluon.Block, test_iter: Pairs, ctx: mx.Context) -> int:
+    """Give all ranks the same weights; refuse, or warn of, what would train wrong.
+
+    Returns:
+        The number of scores.
+    """
     with dist.together():
         data, _ = next(iter(test_iter))  # which, unlike the other, is not shuffled
         image = data[:1].as_in_context(ctx)
-        scores = net(image)  # settles deferred shapes
+        scores = forward(net, image)  # settles deferred shapes
         users_net.check_compiled(net, image)
         if dist.is_root():
             warn_of_second_softmax(cross_entropy, scores)
     with dist.together():
         agreement.check_net(net)
     dist.broadcast_parameters(ordered_parameters(net))
+    return int(scores.shape[1])
 
 
 def _train_epoch(
@@ -118,6 +123,7 @@ def _train_epoch(
     config: Config,
     ctx: mx.Context,
     epoch: int,
+    classes: int,
 ) -> None:
     start, metrics = time.time(), TrainMetrics(ctx, parameters=ordered_parameters(net))
     for step, (data, label) in enumerate(train_iter):
@@ -132,11 +138,12 @@ def _train_epoch(
     if parted is not None:
         dist.shutdown()
         raise ValueError(f"the ranks' weights have parted in epoch {epoch}: {parted}")
+    shards = (_shard(data, label, ctx) for data, label in test_iter)
     with replica.as_one_model(net, config):
-        accuracy = _accuracy(net, test_iter, ctx)
+        test = evaluate(net, (shard for shard in shards if shard.samples), classes)
     _say(
         f"epoch {epoch}, loss {means.loss:.4f}, train acc {means.accuracy:.3f}, "
-        f"test acc {accuracy:.3f}, time {time.time() - start:.1f} sec"
+        f"test acc {test.accuracy:.3f}, time {time.time() - start:.1f} sec"
     )
 
 
@@ -175,10 +182,6 @@ def _over_ranks(trainer: gluon.Trainer, net: gluon.Block) -> Iterator[gluon.Trai
     It has the parameters in the net's own order: a plain trainer sorts them by names that may
     differ between ranks, and gradients are matched by place.
     """
-    if type(trainer) is not gluon.Trainer:  # the user's own distributed one
-        _check_order(trainer, net)
-        yield trainer
-        return
     places = {id(p): place for place, p in enumerate(all_parameters(trainer))}
     parameters = [p for p in ordered_parameters(net) if id(p) in places]
     if len(parameters) < len(places):
@@ -197,21 +200,7 @@ def _over_ranks(trainer: gluon.Trainer, net: gluon.Block) -> Iterator[gluon.Trai
     finally:
         move_states(distributed, trainer, dict(enumerate(old)))
         trainer.optimizer.param_dict = by_old_place
-
-
-def _check_order(trainer: gluon.Trainer, net: gluon.Block) -> None:
-    """Refuse a trainer that has parameters in other orders on other ranks."""
-    named = {id(parameter): name for name, parameter in structural_parameters(net).items()}
-    orders = dist.gather_objects([named.get(id(p)) for p in all_parameters(trainer)])
-    for rank, order in enumerate(orders):
-        for own, first in itertools.zip_longest(order, orders[0]):
-            if own != first:
-                dist.shutdown()
-                raise ValueError(
-                    f"the trainer of rank {rank} has {own} where that of rank 0 has {first}, so "
-                    "that gradients of different layers would be added up (it sorts by names that "
-                    "count all layers a rank has made); give train_ch5 a plain gluon.Trainer"
-                )
+        shared_gradients.release(distributed)
 
 
 def _check_same(what: str, digest: Optional[str]) -> None:
@@ -256,19 +245,6 @@ def _shard(data: mx.nd.NDArray, label: mx.nd.NDArray, ctx: mx.Context) -> Batch:
         len(own),
         len(label),
     )
-
-
-def _accuracy(net: gluon.Block, pairs: Pairs, ctx: mx.Context) -> float:
-    """Accuracy over all samples, each evaluated on one rank; collective."""
-    hits, count = mx.nd.zeros((1,), ctx=ctx), 0
-    for data, label in pairs:
-        batch = _shard(data, label, ctx)
-        if batch.samples:
-            hits = hits + (net(batch.data).argmax(axis=1) == batch.label).sum()
-            count += batch.samples
-    own = np.array([hits.asscalar(), count], np.float64)
-    hits_of_all, count_of_all = dist.allreduce_sum(own, "d2l.accuracy")
-    return float(hits_of_all / count_of_all)
 
 
 def _say(line: str) -> None:

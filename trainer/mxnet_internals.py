@@ -98,14 +98,14 @@ def move_states(source: gluon.Trainer, target: gluon.Trainer, places: Dict[int, 
     old, new = source._updaters[0], target._updaters[0]
     new.states = {places[k]: state for k, state in old.states.items()}
     new.states_synced = {places[k]: synced for k, synced in old.states_synced.items()}
-    counts = {places[k]: n for k, n in update_counts(source.optimizer).items()}
-    update_counts(target.optimizer).clear()
-    update_counts(target.optimizer).update(counts)
+    counts = {places[k]: n for k, n in update_counts(source).items()}
+    update_counts(target).clear()
+    update_counts(target).update(counts)
 
 
-def update_counts(optimizer: mx.optimizer.Optimizer) -> Dict[int, int]:
-    """How often each parameter was updated, by index; the optimizer's own dict."""
-    return optimizer._index_update_count
+def update_counts(trainer: gluon.Trainer) -> Dict[int, int]:
+    """How often each parameter was updated, by index; the optimizer's own dict for the device."""
+    return trainer.optimizer._all_index_update_counts.setdefault(devices(trainer)[0].device_id, {})
 
 
 # Of parameters and their arrays.

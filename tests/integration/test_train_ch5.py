@@ -116,7 +116,6 @@ def test_loaders_that_differ_are_refused() -> None:
 
 def _try(what: str) -> None:
     """An epoch on six samples of something that would go wrong."""
-    import horovod.mxnet as hvd
     from mxnet import autograd, gluon
     from mxnet.gluon import nn
 
@@ -137,12 +136,7 @@ def _try(what: str) -> None:
                 x = F.contrib.cond(x.sum() > 0, lambda: x * 2, lambda: x)
             return x
 
-    if what == "order":
-        hvd.init()
-        _ = [nn.Dense(1) for _ in range(9 * (rank == 0))]
     net = Net()
-    if what == "order":
-        net.add(nn.Dense(3))
     net.add(nn.Dense(3, use_bias=what != "net" or not rank, in_units=16 if what == "cond" else 0))
     net.initialize(mx.init.Zero())
     if what == "cond":
@@ -161,8 +155,7 @@ def _try(what: str) -> None:
             return image(i), float((i + rank) % 2 if what == "labels" else i % 2)
 
     loader = gluon.data.DataLoader(Samples(), 2, shuffle=True)
-    make = hvd.DistributedTrainer if what == "order" else gluon.Trainer
-    trainer = make(net.collect_params(), "sgd", {"learning_rate": 0.1})
+    trainer = gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 0.1})
     train_ch5(net, loader, gluon.data.DataLoader(Samples(), 2), 2, trainer, mx.cpu(), 1)
 
 
@@ -174,7 +167,6 @@ def _try(what: str) -> None:
         ("net", r"the ranks have different nets: 0.bias .* on rank 0.*, 0.weight .* on rank 1"),
         ("parted", r"ValueError: the ranks' weights have parted in epoch 1: 0.bias on rank 1 is"),
         ("cond", "the net is compiled and has F.contrib.cond"),
-        ("order", "the trainer of rank 1 has 0.bias where that of rank 0 has 1.bias, so that"),
     ],
 )
 def test_what_would_go_wrong_is_refused_on_ranks(what: str, said: str) -> None:

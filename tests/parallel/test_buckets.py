@@ -68,6 +68,24 @@ def expected(dtype: str = "float32") -> List[np.ndarray]:
     return sums
 
 
+def test_gradients_of_two_nets_may_travel_at_once() -> None:
+    """As of a generator and a discriminator; and a process may have had other trainers before."""
+    for _ in range(dist.rank()):
+        next(buckets._fillings)
+    nets = [net_of(), net_of()]
+    trainers = [trainer_of(net, 4) for net in nets]
+    for _ in range(3):
+        for net in nets:
+            backward(net, dist.rank())
+        mx.nd.waitall()
+        for trainer in trainers:
+            trainer.allreduce_grads()
+        for net in nets:
+            trained = [p for p in net.collect_params().values() if p.grad_req != "null"]
+            for parameter, total in zip(trained, expected()):
+                np.testing.assert_allclose(parameter.grad().asnumpy(), total, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("compiled", ["no", "static_alloc", "static_shape"])
 @pytest.mark.parametrize("bucket_mb", [1e-5, 2e-4, 4])
 def test_gradients_are_summed_in_every_step(bucket_mb: float, compiled: str) -> None:

@@ -18,6 +18,7 @@ from mxnet.gluon import nn
 from tests.waiting import wait_until
 from trainer import dist
 from trainer.config import Config, Optimizer, Train
+from trainer.d2l import train_ch5
 from trainer.dist.shared_memory import SharedMemorySum
 from trainer.run.loop import fit
 from trainer.run.outcome import TrainingError
@@ -334,6 +335,20 @@ def test_released_memory_is_free_and_the_net_trains_on() -> None:
     assert kept.shape == SHAPES[0] and (kept.asnumpy() == 0).all()  # no crash, and nothing of it
     trainer.allreduce_grads()
     assert (made[0].grad().asnumpy() == total * SIZE()).all()
+
+
+def test_the_books_function_leaves_no_memory_taken() -> None:
+    dist.barrier()
+    before = taken()
+    dist.barrier()
+    batches = [(mx.nd.ones((6, 1, 8, 8)), mx.nd.zeros(6))]
+    net = nn.Sequential()
+    net.add(nn.Dense(20_000), nn.Dense(10))
+    net.initialize()
+    trainer = gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 1e-4})
+    train_ch5(net, batches, batches, 6, trainer, mx.cpu(), 1)
+    wait_until(lambda: taken() - before < 2**20, lambda: f"{taken() - before} bytes are taken")
+    dist.barrier()
 
 
 def test_a_run_that_fails_leaves_no_memory_taken(tmp_path: Path) -> None:

@@ -152,6 +152,20 @@ def test_clipping_sees_the_gradient_of_the_global_batch() -> None:
     np.testing.assert_allclose(moved, 0.5 * 0.01, rtol=1e-3)
 
 
+def test_clipping_keeps_weights_alike_where_processors_add_up_differently(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As BLAS's kernels for AVX2 and AVX-512 do, in the last bits."""
+    settings = config.from_dict(
+        {**SETTINGS, "optimizer": {"lr": 0.5, "momentum": 0.0, "clip_norm": 0.01}}
+    )
+    dot = np.vdot
+    monkeypatch.setattr(np, "vdot", lambda a, b: dot(a, b) * (1 + 1e-6 * dist.rank()))
+    weights, _ = _train(settings, dist.rank(), dist.world_size())
+    bits = [array.tobytes().hex() for array in weights]
+    assert dist.gather_objects(bits) == [bits] * dist.world_size()
+
+
 def test_accumulation_does_not_change_the_step() -> None:
     optimizer = {**SETTINGS["optimizer"], "accumulate": 3}
     _agree(config.from_dict({**SETTINGS, "optimizer": optimizer}))

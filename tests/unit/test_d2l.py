@@ -10,6 +10,15 @@ from mxnet.gluon import nn
 from trainer.d2l import train_ch5
 
 
+def test_a_trainer_with_an_allreduce_of_its_own_is_refused():
+    """As Horovod's, whose order of parameters depends on what a rank has made before."""
+    net = nn.Dense(2, in_units=3)
+    net.initialize()
+    trainer = type("Own", (gluon.Trainer,), {})(net.collect_params(), "sgd")
+    with pytest.raises(ValueError, match="^trainer is an? Own; give train_ch5 a plain gluon.Tr"):
+        train_ch5(net, [], [], 4, trainer, mx.cpu(), 1)
+
+
 @pytest.mark.parametrize("once", ["train_iter", "test_iter"])
 def test_batches_that_can_be_read_only_once_are_refused(once):
     net, batches = nn.Dense(2, in_units=3), [(mx.nd.ones((4, 3)), mx.nd.zeros(4))]

@@ -104,7 +104,7 @@ def test_a_trainer_tells_its_parameters_devices_scale_and_counts() -> None:
     step(net, trainer)
     trained = [every.index(p) for p in internals.trained_parameters(trainer)]
     assert sorted(internals.updater(trainer).states) == trained
-    assert internals.update_counts(optimizer) == dict.fromkeys(trained, 1)
+    assert internals.update_counts(trainer) == dict.fromkeys(trained, 1)
 
 
 def test_another_trainer_goes_on_with_the_states_of_the_same_parameters_elsewhere() -> None:
@@ -117,7 +117,7 @@ def test_another_trainer_goes_on_with_the_states_of_the_same_parameters_elsewher
     before, after = internals.updater(trainer), internals.updater(other)
     assert after.states == {places[index]: state for index, state in before.states.items()}
     assert after.states_synced.keys() == after.states.keys()
-    assert internals.update_counts(other.optimizer) == dict.fromkeys(after.states, 1)
+    assert internals.update_counts(other) == dict.fromkeys(after.states, 1)
 
 
 def test_parameters_are_ordered_alike_whatever_the_process_has_made_before() -> None:

@@ -9,6 +9,7 @@ from .convert import (
     connect,
     convert_sync_batch_norm,
     disconnect,
+    is_over_ranks,
     is_synced,
     layers_kept,
     layers_of,

@@ -85,6 +85,12 @@ def is_synced(net: gluon.Block) -> bool:
     return any(isinstance(layer, SyncBatchNorm) for layer in layers_of(net))
 
 
+def is_over_ranks(net: gluon.Block) -> bool:
+    """Whether any layer of ``net`` normalizes over the samples of other ranks too."""
+    layers = (layer for layer in layers_of(net) if isinstance(layer, SyncBatchNorm))
+    return any(layer.rank_sum.size > 1 for layer in layers)
+
+
 def _revert(layer: SyncBatchNorm) -> None:
     layer.__class__ = layer.plain_class
     del layer.plain_class, layer.rank_sum

@@ -19,8 +19,9 @@ from ..mxnet_internals import (
 
 Arrays = Dict[str, mx.nd.NDArray]  # keys: "<parameter's name in the net>.<index in its state>"
 
-# Attributes that optimizers update in each step: Nadam's product of momenta.
-_NUMBERS = ("m_schedule",)
+# Attributes that optimizers update in each step: Nadam's product of momenta, and the last learning
+# rate of LARS, which has none at first.
+_NUMBERS = {"m_schedule": (float,), "cur_lr": (float, type(None))}
 
 
 def read(net: gluon.Block, trainer: gluon.Trainer) -> Tuple[Arrays, Dict[str, Any]]:
@@ -34,7 +35,7 @@ def read(net: gluon.Block, trainer: gluon.Trainer) -> Tuple[Arrays, Dict[str, An
     counters = {
         "name": type(optimizer).__name__,
         "num_update": optimizer.num_update,
-        "update_counts": {names[k]: v for k, v in update_counts(optimizer).items()},
+        "update_counts": {names[k]: v for k, v in update_counts(trainer).items()},
         "numbers": {
             name: getattr(optimizer, name) for name in _NUMBERS if hasattr(optimizer, name)
         },
@@ -70,8 +71,8 @@ def write(
             saved.copyto(array)
     optimizer.num_update = counters["num_update"]
     counts = {numbers[name]: count for name, count in counters["update_counts"].items()}
-    update_counts(optimizer).clear()
-    update_counts(optimizer).update(counts)
+    update_counts(trainer).clear()
+    update_counts(trainer).update(counts)
     for number, value in counters["numbers"].items():
         setattr(optimizer, number, value)
 
@@ -82,7 +83,7 @@ def _check(counters: Dict[str, Any]) -> None:
         isinstance(counts, dict)
         and all(type(n) is int and n >= 0 for n in (counters.get("num_update"), *counts.values()))
         and isinstance(numbers, dict)
-        and all(name in _NUMBERS and isinstance(n, float) for name, n in numbers.items())
+        and all(isinstance(n, _NUMBERS.get(name, ())) for name, n in numbers.items())
     ):
         raise ValueError("its optimizer's counters are not those of an optimizer")
 

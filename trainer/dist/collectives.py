@@ -59,9 +59,9 @@ def init(steps_in_memory: bool = False, on_cpu: bool = False) -> None:
     hvd = horovod()
     if hvd is None or hvd.is_initialized():
         return
-    # Nothing is fused. Buckets of gradients (step/buckets.py) need no copies in Horovod's buffer, and
-    # with whatever else is in flight the order of summation would change from run to run on three
-    # ranks or more.
+    # Nothing is fused. Buckets of gradients (step/buckets.py) need no copies in Horovod's buffer,
+    # and with whatever else is in flight the order of summation would change from run to run on
+    # three ranks or more.
     os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
     gpus = 0
     if not on_cpu:
@@ -139,31 +139,40 @@ class _Alone:
         return 0
 
 
+def _makes_process_sets() -> bool:
+    """Whether Horovod does: not where the program has called a plain ``hvd.init()`` itself."""
+    return os.environ.get("HOROVOD_DYNAMIC_PROCESS_SETS", "0") != "0"
+
+
 @functools.lru_cache(maxsize=None)
 def node_process_set() -> Any:
-    """The Horovod process set of this node's ranks; None where that is all ranks; collective."""
+    """The Horovod process set of this node's ranks; None where that is all ranks; collective.
+
+    Raises:
+        ConfigError: Horovod makes none.
+    """
     if local_size() == world_size():
         return None
     if environment.one_rank_per_node():
         return _Alone()
-    hvd = horovod()
+    if not _makes_process_sets():
+        raise ConfigError(
+            "hvd.init() has been called without process sets, which batch_norm=group needs; call "
+            'hvd.init(process_sets="dynamic"), or leave that to the trainer'
+        )
     hosts = gather_objects(environment.hostname())
-    own = None
-    for host in sorted(set(hosts)):
-        ranks = [r for r, h in enumerate(hosts) if h == host]
-        process_set = hvd.add_process_set(ranks)
-        if rank() in ranks:
-            own = process_set
-    return own
+    ranks = {host: [r for r, h in enumerate(hosts) if h == host] for host in sorted(set(hosts))}
+    sets = {host: horovod().add_process_set(own) for host, own in ranks.items()}
+    return sets[hosts[rank()]]
 
 
 @functools.lru_cache(maxsize=None)
 def leaders_process_set() -> Any:
     """The Horovod process set of each node's first rank; None where that is all; collective.
 
-    None too where there is one node.
+    None too where there is one node, or where Horovod makes none.
     """
-    if local_size() == world_size():
+    if local_size() == world_size() or not _makes_process_sets():
         return None
     hosts = gather_objects(environment.hostname())
     leaders = [hosts.index(host) for host in dict.fromkeys(hosts)]

@@ -15,6 +15,7 @@ import numpy as np
 from mxnet import gluon
 
 from .. import dist
+from ..errors import ConfigError
 from ..mxnet_internals import structural_parameters
 
 # Before the name of a parameter, in a checkpoint whose net has the averages: as it is trained.
@@ -25,7 +26,11 @@ class Ema:
     """The averages of all floating-point parameters, on the net's device; none without a decay."""
 
     def __init__(self, net: gluon.Block, decay: Optional[float]):
-        """Begin with the weights that ``net`` has."""
+        """Begin with the weights that ``net`` has.
+
+        Raises:
+            ConfigError: a weight is float16, which rounds a small step of its average to none.
+        """
         self._decay = decay
         named = sorted(structural_parameters(net).items(), reverse=True)
         found = {id(p): (name, p) for name, p in named}  # each once
@@ -34,6 +39,12 @@ class Ema:
             for name, parameter in found.values()
             if decay is not None and np.issubdtype(np.dtype(parameter.dtype), np.floating)
         ]
+        for name, _, average in self._held:
+            if average.dtype == np.float16:
+                raise ConfigError(
+                    f"train.ema is {decay:g}, and {name} is float16, in which an average would "
+                    "stand still; keep the net in float32 and set train.precision=float16"
+                )
 
     def train_on(self, trained: Mapping[str, mx.nd.NDArray]) -> None:
         """Give the net of every rank what rank 0's :meth:`others` were when saved; collective."""

@@ -22,6 +22,7 @@ at a time in the order of forward, settles that.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import mxnet as mx
@@ -35,6 +36,8 @@ from ..mxnet_internals import clear_static_graphs, set_gradient
 _FIRST = 2**20  # bytes of the first bucket, unless all are to be smaller
 _ALIGNED = 64  # bytes: where a gradient begins in its bucket, for vectorized kernels
 _HELD = 0.4  # of the bytes, at most: about what a third of a step, its forward, can hide
+
+_fillings = itertools.count()  # of all trainers: buckets that travel at once must differ in name
 
 Plan = List[List[int]]  # the gradients of each bucket, by their place among the trained ones
 
@@ -64,14 +67,13 @@ class Buckets:
         """Of the trainer of ``parameters``, in the same order on every rank.
 
         Args:
-            forward: the same ones, in the order in which forward uses them, as far as is known;
-                rank 0's counts.
+            forward: the order in which forward uses them, as far as is known; rank 0's counts.
             megabytes: a bucket ends with the parameter that makes it as large as this.
             half: send float32 and float64 as float16.
         """
         self._parameters = list(parameters)
         places = {id(parameter): place for place, parameter in enumerate(forward)}
-        self._forward = [places[id(parameter)] for parameter in parameters]
+        self._forward = [places.get(id(parameter), len(places)) for parameter in parameters]
         self._bytes, self.half = megabytes * 2**20, half
         self._buckets: List[_Bucket] = []
         self._held: Set[int] = set()  # numbers of buckets
@@ -134,8 +136,9 @@ class Buckets:
 
     def _fill(self) -> None:
         half = half_sum.everywhere() if self.half else None
+        name = f"gradients.{dist.broadcast_object(next(_fillings))}"
         self._buckets = [
-            _Bucket(parameters, f"gradients.{number}", half)
+            _Bucket(parameters, f"{name}.{number}", half)
             for number, parameters in enumerate(self.planned())
         ]
         self._held = held([bucket.bytes for bucket in self._buckets])

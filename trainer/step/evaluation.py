@@ -87,8 +87,7 @@ def evaluate(
         sums += [value.astype(np.float64).sum() for value in values]
         count += len(label)
         label = label.astype(np.int64)
-        pairs = label * num_classes + predicted.astype(np.int64)
-        confusion.reshape(-1)[:] += np.bincount(pairs, minlength=num_classes**2)
+        np.add.at(confusion, (label, predicted.astype(np.int64)), 1)
         score_counts += count_scores(probability, label)
 
     for batch in batches:

@@ -9,6 +9,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
+from .. import dist
 from ..dist.array_memory import dense_on_cpu, memory_of
 from ..model.loss_scale import LossScale
 from ..mxnet_internals import (
@@ -102,11 +103,13 @@ def _update_from_sums(trainer: gluon.Trainer) -> bool:
 
 
 def _norm(arrays: List[mx.nd.NDArray]) -> mx.nd.NDArray:
-    """The joint L2 norm of ``arrays``, float32 (1,)."""
+    """The joint L2 norm of ``arrays``, which are alike on every rank, float32 (1,); collective."""
     if _on_host(arrays):
         mx.nd.waitall()  # NumPy must not read an array that the engine still works on
-        views = map(memory_of, arrays)
-        return mx.nd.array([math.sqrt(sum(float(np.vdot(view, view)) for view in views))])
+        own = math.sqrt(sum(float(np.vdot(view, view)) for view in map(memory_of, arrays)))
+        # np.vdot has other kernels, and other last bits, on other processors: rank 0's norm counts.
+        of_root = np.array([own if dist.is_root() else 0.0])
+        return mx.nd.array(dist.allreduce_sum(of_root, "gradients.norm"))
     by_dtype: Dict[Any, List[mx.nd.NDArray]] = {}
     for array in arrays:  # a net cast to float16 keeps its batch norm in float32
         by_dtype.setdefault(array.dtype, []).append(array)

@@ -183,6 +183,14 @@ class _Joined(NamedTuple):
     momenta: mx.nd.NDArray
 
 
+class _Plan(NamedTuple):
+    """How parameters of one dtype, which MXNet hands over together, are updated."""
+
+    known: List[Tuple[Any, ...]]  # the parameters
+    joined: List[_Joined]
+    alone: Set[int]  # indices of those that cannot be joined
+
+
 class NAG(InOnePass, mx.optimizer.NAG):
     """MXNet's SGD with Nesterov's momentum.
 
@@ -196,24 +204,25 @@ class NAG(InOnePass, mx.optimizer.NAG):
 
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
-        self._known: List[Tuple[Any, ...]] = []  # the parameters that are joined, or cannot be
-        self._joined: List[_Joined] = []
-        self._alone: Set[int] = set()
+        self._plans: Dict[Any, _Plan] = {}  # by the weights' dtype
 
     def __getstate__(self) -> Dict[str, Any]:
         """Views of one array do not survive pickling as such."""
-        return {**super().__getstate__(), "_known": [], "_joined": []}
+        return {**super().__getstate__(), "_plans": {}}
 
     def _update_by_mxnet(self, parameters: List[Tuple[Any, ...]]) -> None:
         if parameters[0][1].context.device_type != self.joined_on:
             super()._update_by_mxnet(parameters)
             return
         known = [(*one, *self._factors(one[0])) for one in parameters]
-        if not _identical(known, self._known):
-            self._join(parameters)
-            self._known = known
-        super()._update_by_mxnet([one for one in parameters if one[0] in self._alone])
-        for indices, weights, gradients, momenta in self._joined:
+        dtype = parameters[0][1].dtype
+        plan = self._plans.get(dtype)
+        if plan is None or not _identical(known, plan.known):
+            plan = _Plan(known, [], set())
+            self._join(parameters, plan)
+            self._plans[dtype] = plan
+        super()._update_by_mxnet([one for one in parameters if one[0] in plan.alone])
+        for indices, weights, gradients, momenta in plan.joined:
             self._update_count(indices)
             mx.nd.nag_mom_update(
                 weights,
@@ -231,10 +240,9 @@ class NAG(InOnePass, mx.optimizer.NAG):
         parameter = self.param_dict.get(index)
         return () if parameter is None else (parameter.lr_mult, parameter.wd_mult)
 
-    def _join(self, parameters: List[Tuple[Any, ...]]) -> None:
+    def _join(self, parameters: List[Tuple[Any, ...]], plan: _Plan) -> None:
         """Move weights and momenta, and gradients that are in no bucket, side by side."""
         groups: Dict[Any, List[Tuple[Any, ...]]] = {}
-        self._alone, self._joined = set(), []
         for one in parameters:
             index, *arrays = one
             factors, place = self._factors(index), self.place_of(index)
@@ -242,13 +250,14 @@ class NAG(InOnePass, mx.optimizer.NAG):
             if factors and simple and len({array.dtype for array in arrays}) == 1:
                 groups.setdefault((place.bucket, arrays[0].dtype, *factors), []).append(one)
             else:
-                self._alone.add(index)
+                plan.alone.add(index)
         for group in groups.values():
             group.sort(key=lambda one: self.place_of(one[0]).start)
-            self._join_group(*map(list, zip(*group)))
+            self._join_group(plan, *map(list, zip(*group)))
 
     def _join_group(
         self,
+        plan: _Plan,
         indices: List[int],
         weights: List[mx.nd.NDArray],
         gradients: List[mx.nd.NDArray],
@@ -262,7 +271,7 @@ class NAG(InOnePass, mx.optimizer.NAG):
         elif [place.start - first.start for place in places] == starts:
             flat_gradients = first.flat[first.start : first.start + flat_weights.size]
         else:  # others lie between them: factors that have changed since the bucket was filled
-            self._alone.update(indices)
+            plan.alone.update(indices)
             return
         for weight, view in zip(weights, views):
             take_memory(weight, view)
@@ -270,7 +279,7 @@ class NAG(InOnePass, mx.optimizer.NAG):
         for parameter, gradient in zip(parameters, gradients):
             set_gradient(parameter, gradient)
         clear_static_graphs(parameters)
-        self._joined.append(_Joined(indices, flat_weights, flat_gradients, _moved(momenta)))
+        plan.joined.append(_Joined(indices, flat_weights, flat_gradients, _moved(momenta)))
 
 
 def _moved(arrays: List[mx.nd.NDArray]) -> mx.nd.NDArray:

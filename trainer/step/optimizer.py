@@ -29,6 +29,11 @@ from .shared_gradients import SharedGradients, used_by
 
 _SHOWN = 4  # parameters, in a message
 _IN_ONE_PASS = {"sgd": momentum.SGD, "nag": momentum.NAG}
+# Arguments of MXNet's optimizers. What LBSGD adds up over batch_scale steps is in no checkpoint.
+_DONE_OTHERWISE = {
+    "lr_scheduler": "the settings of schedule do that",
+    "batch_scale": "optimizer.accumulate does that",
+}
 
 
 def make_optimizer(settings: Optimizer) -> mx.optimizer.Optimizer:
@@ -51,8 +56,9 @@ def make_optimizer(settings: Optimizer) -> mx.optimizer.Optimizer:
     if twice:
         setting = {"learning_rate": "lr", "wd": "weight_decay"}.get(twice[0], twice[0])
         raise ConfigError(f"optimizer.arguments has {twice[0]}; set optimizer.{setting} instead")
-    if "lr_scheduler" in settings.arguments:
-        raise ConfigError("optimizer.arguments has lr_scheduler; the settings of schedule do that")
+    for argument, instead in _DONE_OTHERWISE.items():
+        if argument in settings.arguments:
+            raise ConfigError(f"optimizer.arguments has {argument}; {instead}")
     try:
         make = _IN_ONE_PASS.get(name) or functools.partial(mx.optimizer.create, name)
         _try_out(make(**{**arguments, **settings.arguments}))

@@ -76,7 +76,7 @@ def train_step(
     for rows in batch.micro_batches or (batch.samples,):
         start, stop = stop, stop + rows
         part = slice(start, stop)
-        sums.append(_forward_backward(net, batch, part, config, loss_of, mark, scale))
+        sums.append(_forward_backward(net, batch, part, loss_of, mark, scale))
     loss_sum, correct = (functools.reduce(operator.add, parts) for parts in zip(*sums))
     norm = reduce_and_update(trainer, config.optimizer.clip_norm, want_norm, mark, scale)
     return StepResult(loss_sum, correct, norm)
@@ -86,7 +86,6 @@ def _forward_backward(
     net: gluon.Block,
     batch: Batch,
     part: slice,
-    config: Config,
     loss_of: Loss,
     mark: Mark,
     scale: Optional[LossScale],
@@ -94,12 +93,12 @@ def _forward_backward(
     """Backward over a part of a rank's batch; sums of loss and correct ones.
 
     Without samples the rank runs a placeholder of weight 0, to take part in every collective: with
-    synced batch norm as an empty batch, otherwise in inference mode, which does not update running
-    statistics.
+    batch norm over ranks as an empty batch, otherwise in inference mode, which does not update
+    running statistics.
     """
     rows = part.stop - part.start
     empty = rows == 0
-    synced = config.batch_norm != "local"
+    awaited = empty and batch_norm.is_over_ranks(net)
     whole = rows == batch.samples
     data, label, mixed = batch.data, batch.label, batch.mixed
     if not whole:
@@ -107,9 +106,9 @@ def _forward_backward(
         data, label = data[shown], label[shown]
         mixed = mixed and Mixed(*(array[shown] for array in mixed))
     weight = 0.0 if empty else dist.world_size() / batch.global_samples
-    context = batch_norm.empty_batch() if empty and synced else contextlib.nullcontext()
+    context = batch_norm.empty_batch() if awaited else contextlib.nullcontext()
     with context:
-        with autograd.record(train_mode=synced or not empty):
+        with autograd.record(train_mode=awaited or not empty):
             logits = forward(net, data)
             mark("forward")
             loss = _of_mixed(lambda label: loss_of(logits, label), label, mixed)

@@ -49,17 +49,15 @@ class StepClock:
         self.seconds: DefaultDict[str, float] = defaultdict(float)
         self._wait, self._clock = wait, clock
         self._wait()
-        self._since, self._sums_before = clock(), seconds_of_sums()
-
-    @property
-    def sums(self) -> float:
-        return seconds_of_sums() - self._sums_before
+        self.sums, self._sums_before = 0.0, seconds_of_sums()
+        self._since = clock()
 
     def mark(self, part: str) -> None:
         """End ``part``, which has been enqueued, by waiting for the device."""
         self._wait()
         now = self._clock()
         self.seconds[part] += now - self._since
+        self.sums = seconds_of_sums() - self._sums_before
         self._since = now
 
 

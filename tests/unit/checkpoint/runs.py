@@ -22,7 +22,7 @@ TOTALS = [[1.5, 2.0, 6.0], [-3.0, 4.0, 12.0]]  # a loss may be below zero
 class Run:
     """A net with batch norm and dropout, its trainer, and steps that depend on their number."""
 
-    def __init__(self, name="sgd", units=3, seed=0, names=(None, None), **optimizer):
+    def __init__(self, name="sgd", units=3, seed=0, names=(None, None), ctx=None, **optimizer):
         mx.random.seed(seed)
         self.net = nn.HybridSequential()
         self.net.add(
@@ -32,7 +32,8 @@ class Run:
             nn.Dropout(0.3),
             nn.Dense(units, in_units=4, prefix=names[1]),
         )
-        self.net.initialize(mx.init.Normal(0.5))
+        self.ctx = ctx or mx.cpu()
+        self.net.initialize(mx.init.Normal(0.5), self.ctx)
         settings = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, **optimizer}
         self.config = Config(optimizer=Optimizer(name, **settings))
         self.trainer = make_trainer(self.net, self.config.optimizer)
@@ -40,8 +41,8 @@ class Run:
     def train(self, first: int, last: int) -> Run:
         for step in range(first, last):
             random = np.random.RandomState(step)
-            data = mx.nd.array(random.normal(size=(6, 5)))
-            label = mx.nd.array(random.randint(0, 3, 6))
+            data = mx.nd.array(random.normal(size=(6, 5)), self.ctx)
+            label = mx.nd.array(random.randint(0, 3, 6), self.ctx)
             parts = self.config.optimizer.accumulate
             batch = Batch(data, label, 6, 6, (6 // parts,) * parts)
             mx.random.seed(step)

@@ -51,6 +51,8 @@ OPTIMIZERS = sorted(set(mx.optimizer.Optimizer.opt_registry) - {"test", "groupad
         ("sgd", {"momentum": 0.0}),
         ("sgd", {"nesterov": True}),
         ("sgd", {"clip_norm": 0.5, "accumulate": 2}),
+        ("adam", {"ctx": mx.cpu(1)}),
+        ("lars", {"arguments": {"momentum": 0.9}}),
         *((name, {}) for name in OPTIMIZERS if name != "sgd"),
     ],
 )
@@ -110,11 +112,12 @@ def test_saving_changes_nothing_in_the_run(tmp_path):
     assert_same(run.train(2, 4).arrays(), other.train(2, 4).arrays())
 
 
-def test_checkpoint_before_the_first_step(tmp_path):
-    path = Run("adam").save(tmp_path, 0)
-    resumed = Run("adam", seed=9)
+@pytest.mark.parametrize("name", ["adam", "lars"])
+def test_checkpoint_before_the_first_step(tmp_path, name):
+    path = Run(name).save(tmp_path, 0)
+    resumed = Run(name, seed=9)
     restore(path, resumed.net, resumed.trainer)
-    assert_same(resumed.train(0, 3).arrays(), Run("adam").train(0, 3).arrays())
+    assert_same(resumed.train(0, 3).arrays(), Run(name).train(0, 3).arrays())
 
 
 def test_parameters_load_with_gluon_itself(tmp_path, trained):

@@ -10,6 +10,7 @@ import pytest
 from mxnet import gluon
 from mxnet.gluon import nn
 
+from trainer.errors import ConfigError
 from trainer.model.ema import Ema
 
 RANDOM = np.random.RandomState(0)
@@ -86,6 +87,13 @@ def test_a_parameter_of_two_layers_is_averaged_once() -> None:
     ema.after(100)
     with ema.in_place():
         np.testing.assert_allclose(first.weight.data().asnumpy(), 0.5)
+
+
+def test_weights_in_which_an_average_would_stand_still_are_refused() -> None:
+    said = r"^train.ema is 0.999, and [02].weight is float16, in which .*; keep the net in float32"
+    with pytest.raises(ConfigError, match=said):
+        Ema(make_net("float16"), 0.999)
+    assert not Ema(make_net("float16"), None)
 
 
 def test_without_a_decay_nothing_is_held() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from trainer.step.buckets import held, plan
+from mxnet import gluon
+
+from trainer.step.buckets import Buckets, held, plan
 
 MB = 2**20
 
@@ -27,6 +29,14 @@ def test_a_gradient_is_in_one_bucket_at_any_limit():
     for limit in (1, 10, 100, 10**6):
         buckets = plan(range(40), sizes, ["<f4"] * 40, limit)
         assert [index for bucket in buckets for index in bucket] == list(range(40))
+
+
+def test_a_parameter_whose_place_in_forward_is_not_known_counts_as_of_the_last_layers():
+    """As one that is an attribute of a plain Block, which collect_params does not find."""
+    known, other = (gluon.Parameter(name, shape=(2,)) for name in ("known", "other"))
+    for parameter in (known, other):
+        parameter.initialize()
+    assert Buckets([known, other], [known], megabytes=1e-6).planned() == [[other], [known]]
 
 
 def test_every_second_bucket_of_the_last_layers_is_held_back_up_to_two_fifths_of_the_bytes():

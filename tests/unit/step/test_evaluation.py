@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import mxnet as mx
 import numpy as np
 import pytest
@@ -81,6 +83,20 @@ def test_shares_of_ranks_add_up(net, monkeypatch, world_size):
     monkeypatch.undo()
     alone = evaluate(net, loader(4), 5).score_counts
     assert handed["evaluation.scores"].tolist() == alone.tolist() and alone.sum() == 37 * 5
+
+
+def test_a_batch_takes_no_second_matrix_of_all_classes():
+    """Of a thousand classes each would take 8 MB, of 20,000 three gigabytes."""
+    classes = 1500
+    net = nn.Dense(classes, in_units=16)
+    net.initialize()
+    batches = list(loader(10))
+    evaluate(net, batches, classes)
+    tracemalloc.start()
+    confusion = evaluate(net, batches, classes).confusion
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert confusion.sum() == 37 and peak < 1.7 * confusion.nbytes
 
 
 def test_moves_nothing_in_the_net(net):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any, List, Tuple
+from typing import Any, List, Sequence, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -162,11 +162,16 @@ def test_sums_are_of_float32_alone() -> None:
 # -- parameters that one call updates, as on GPUs --------------------------------------------
 
 
-def trainer_of(optimizer: Any, start: List[mx.nd.NDArray]) -> gluon.Trainer:
+def trainer_of(
+    optimizer: Any, start: List[mx.nd.NDArray], dtypes: Sequence[str] = ("float32",)
+) -> gluon.Trainer:
     """Of parameters with those values; the second learns slower, every third does not decay."""
     named = {}
     for number, value in enumerate(start):
-        named[str(number)] = parameter = gluon.Parameter(str(number), shape=value.shape)
+        dtype = dtypes[number % len(dtypes)]
+        named[str(number)] = parameter = gluon.Parameter(
+            str(number), shape=value.shape, dtype=dtype
+        )
         parameter.initialize(mx.init.Constant(value), ctx=mx.cpu())
         parameter.lr_mult, parameter.wd_mult = 0.5 if number == 1 else 1, float(number % 3 > 0)
     return gluon.Trainer(named, optimizer, kvstore=None)
@@ -219,6 +224,22 @@ def test_one_call_updates_all_parameters_with_the_same_factors(
     assert all(a is p.data() for a, p in zip(objects, all_parameters(ours)))
     for one, other in zip(found, theirs):
         np.testing.assert_array_equal(one, other)
+
+
+def test_parameters_of_two_dtypes_are_joined_once(
+    calls: List[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MXNet hands over one dtype after the other in every step."""
+    start, joins = drawn(np.random.RandomState(2), 1), []
+    join = momentum.NAG._join
+    monkeypatch.setattr(momentum.NAG, "_join", lambda *given: joins.append(given) or join(*given))
+    found = []
+    for kind in (momentum.NAG, mx.optimizer.NAG):
+        trainer = trainer_of(nag(kind), start, dtypes=("float32", "float64"))
+        found.append(stepped(trainer, 4, seed=3))
+    assert len(joins) == 2
+    for ours, theirs in zip(*found):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("change", ["factor", "freeze", "new gradients", "load"])

@@ -87,6 +87,12 @@ def test_poly_falls_to_the_final_share_by_its_power():
     assert run[10:] == pytest.approx(0.1 + 0.9 * (1 - progress) ** 2)
 
 
+def test_poly_stays_at_the_final_share_after_the_last_step():
+    """A benchmark measures more steps than a short run has."""
+    schedule = Schedule("poly", power=0.5, final_lr=0.1)
+    assert lr_schedule(schedule, 31, 10, 3) == pytest.approx(0.1)
+
+
 def test_one_cycle_rises_and_falls_along_cosines():
     run = shares(Schedule("one_cycle", warmup_epochs=0.5, final_lr=0.01), 20, 2)
     rise = 0.04 + 0.96 * (1 - np.cos(np.pi * np.arange(10) / 10)) / 2
@@ -437,6 +443,7 @@ def test_further_arguments_reach_the_optimizer():
         (Optimizer("adam", arguments={"beta1": "abc"}), ["optimizer.arguments", "adam"]),
         (Optimizer("sgd", arguments={"clip_gradient": "abc"}), ["sgd", "clip_gradient"]),
         (Optimizer("sgd", arguments={"lr_scheduler": 3}), ["lr_scheduler", "schedule"]),
+        (Optimizer("lbsgd", arguments={"batch_scale": 2}), ["batch_scale", "optimizer.accumulate"]),
         (Optimizer("groupadagrad"), ["groupadagrad", "AssertionError"]),
         (Optimizer("sgd", lr=1e300), ["sgd", "1e+300"]),
         (

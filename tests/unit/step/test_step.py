@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mxnet import autograd, gluon
 from mxnet.gluon import Block, nn
 
+from trainer import batch_norm
 from trainer.batch_norm.rank_sum import registry
 from trainer.config import Config, Optimizer, Train
 from trainer.data.augment.mixing import Mixed
@@ -275,6 +276,27 @@ def test_empty_micro_batches_leave_running_statistics_alone():
         np.testing.assert_allclose(statistics[0][name], statistics[1][name], rtol=1e-6)
 
 
+@pytest.mark.parametrize("synced", [False, True])
+def test_stand_in_leaves_running_statistics_alone_where_batch_norm_has_no_peers(synced):
+    """As of one rank, or of the only one of its node, with micro-batches that have no samples."""
+    net = make_net(norm=True)
+    if synced:
+        batch_norm.convert_sync_batch_norm(net)
+    before = values(net)
+    kind = "sync" if synced else "local"
+    config = dataclasses.replace(settings(accumulate=3), batch_norm=kind)
+    gradient_of_a_step(net, batch_of(0, 4, 3), config)
+    after = values(net)
+    assert all((after[name] == before[name]).all() for name in before)
+
+
+class Pair:
+    """A process set of two ranks, in which nothing is added up."""
+
+    def size(self):
+        return 2
+
+
 class Seeing(Block):
     """Notes the rows of each forward, whether it trains and whether the batch counts as empty."""
 
@@ -290,12 +312,13 @@ class Seeing(Block):
 
 
 @pytest.mark.parametrize(
-    "kind, stand_in", [("sync", (1, True, True)), ("local", (1, False, False))]
+    "process_set, stand_in", [(Pair(), (1, True, True)), (None, (1, False, False))]
 )
-def test_stand_in_is_one_row_and_an_empty_batch_where_batch_norm_is_synced(kind, stand_in):
+def test_stand_in_is_one_row_and_an_empty_batch_where_norm_is_over_ranks(process_set, stand_in):
     net = Seeing()
+    net.norm = batch_norm.SyncBatchNorm(in_channels=1, process_set=process_set)
     net.initialize()
-    config = dataclasses.replace(settings(accumulate=3), batch_norm=kind)
+    config = dataclasses.replace(settings(accumulate=3), batch_norm="sync")
     batch = batch_of(2, 2, 3)  # of 1, 1 and 0 samples
     train_step(net, make_trainer(net, config.optimizer), batch, config)
     assert net.seen == [(1, True, False), (1, True, False), stand_in]
