@@ -153,7 +153,8 @@ def check_sets(own: Digests, sizes: Mapping[str, int]) -> None:
             raise DataError(
                 f"the ranks have different {', '.join(differing)}: {here} on {place}, {there} on "
                 f"{elsewhere}; give each rank the whole set, in the same order, and the same loss, "
-                "as fit makes shards itself"
+                "as fit makes shards itself; transforms may draw from random, numpy.random and "
+                "mxnet.random, not from generators of their own"
             )
 
 
