@@ -30,6 +30,7 @@ from trainer.config import Config, Monitor, from_dict
 from trainer.data.loader import Batch
 from trainer.dist import device
 from trainer.model import prepare, resnet18
+from trainer.report.figures import Predicted
 from trainer.report.report import Report
 from trainer.step.evaluation import THRESHOLDS, Evaluation
 from trainer.step.metrics import TrainMetrics
@@ -75,13 +76,14 @@ def once_an_epoch(work: Work, reporter: Report) -> Dict[str, float]:
     """Milliseconds for what is written once per epoch, with made-up values."""
     confusion, counts = np.ones((10, 10), np.int64), np.ones((2, 10, THRESHOLDS), np.int64)
     images, labels = np.zeros((32, 28, 28), np.uint8), np.zeros(32, int)
-    reporter.predictions(1, "test", images, labels, labels)  # loads Matplotlib
-    taken = {}
+    shown = Predicted(images, labels, labels)
     seen = Evaluation(1.0, 1.0, confusion, 100, counts)
+    reporter.evaluation(1, seen, "test", shown)  # loads Matplotlib
+    taken = {}
     for name, write in (
         ("histograms", lambda: reporter.parameters(work.step, work.net, work.trainer)),
-        ("test figures", lambda: reporter.evaluation(work.step, seen, "test")),
-        ("test images", lambda: reporter.predictions(work.step, "test", images, labels, labels)),
+        ("test figures", lambda: reporter.evaluation(work.step, seen, "test", None)),
+        ("test figures and images", lambda: reporter.evaluation(work.step, seen, "test", shown)),
     ):
         start = time.perf_counter()
         write()

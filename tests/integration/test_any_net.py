@@ -117,7 +117,7 @@ def test_probabilities_of_a_net_are_predicted_as_they_are(tmp_path: Path) -> Non
     net = Ending("softmax")
     net.initialize(mx.init.Normal(0.1))
     model = trained_model.Saved(tmp_path, from_dict({}), net, mx.cpu(), (6, 6), list("abcd"), None)
-    found = predict.predict(model, Images(["x"] * 12, SET[0], 0, []))
+    found = predict.predict(model, Images(["x"] * 12, SET[0], []))
     np.testing.assert_allclose(found.probabilities, trained_model.scores(model, SET[0]), atol=1e-6)
 
 

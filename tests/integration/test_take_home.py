@@ -83,7 +83,7 @@ def test_no_name_becomes_a_formula_in_a_spreadsheet(trained: str) -> None:
     pixels = np.zeros((len(names), 28, 28), np.uint8)
     classes = ["=1+1", "-1", "+2", "@x", "-x", *"56789"]
     shares = np.eye(10)[: len(names)]
-    found = images.Images(names, pixels, 0, [])
+    found = images.Images(names, pixels, [])
     text = predict.as_csv(predict.Predictions(found, classes, shares))
     header, *rows = csv.reader(io.StringIO(text))
     assert header[3:8] == ["'=1+1", "-1", "+2", "'@x", "'-x"]
@@ -218,26 +218,6 @@ def test_without_the_test_set_files_are_compared_on_noise(coloured: str, tmp_pat
     checked = export.export(model, ArraySource(*COLOURED), tmp_path / "again")
     assert [file.samples for file in checked] == [8, 8]
     assert "on 8 test images" in str(checked[1])
-
-
-def test_light_backgrounds_are_reported_not_inverted(trained: str, tmp_path: Path) -> None:
-    Image.fromarray(255 - IMAGES[0]).save(tmp_path / "light.png")
-    Image.fromarray(IMAGES[0]).save(tmp_path / "dark.png")
-    done = _ask(trained, str(tmp_path))
-    assert "note: 1 of 2 images have a light background" in done.stderr
-    assert "--invert?" in done.stderr and "note" not in done.stdout
-    assert not _ask(trained, str(tmp_path / "dark.png")).stderr
-
-
-def test_light_backgrounds_of_pictures_of_any_shape_are_seen(trained: str, tmp_path: Path) -> None:
-    """Padding is dark."""
-    for width, height in ((60, 28), (28, 60), (300, 200), (28, 28)):
-        shoe = Image.new("RGBA", (width, height), (255, 255, 255, 255))
-        shoe.paste((20, 20, 20, 255), (9, 9, 19, 19))
-        shoe.save(tmp_path / f"{width}.png")
-        said = _ask(trained, str(tmp_path / f"{width}.png")).stderr
-        assert "note: 1 of 1 images have a light background" in said, (width, height)
-        assert not _ask(trained, str(tmp_path / f"{width}.png"), "--invert").stderr
 
 
 PHONE = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)

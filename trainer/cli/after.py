@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional, Tuple
+from typing import Optional, Tuple
 
 import click
 
@@ -29,10 +29,6 @@ from .common import (
     writing,
     written,
 )
-
-if TYPE_CHECKING:
-    from ..inference.images import Images
-    from ..inference.trained_model import Saved
 
 FILE = click.Path(dir_okay=False, writable=True)
 FOLDER = click.Path(file_okay=False)
@@ -179,7 +175,6 @@ def predict(
         found = images.read(paths, saved.image_shape, invert, strict, pictures)
         for line in found.skipped:
             print_line(f"skipped: {' '.join(line.split())}", sys.stderr)
-        _note_light_backgrounds(saved, found, invert)
         answers = predict.predict(saved, found)
         as_json = format_ == "json" or (format_ is None and str(output).endswith(".json"))
         text = predict.as_json(answers) if as_json else predict.as_csv(answers)
@@ -189,15 +184,6 @@ def predict(
             predict.write_picture(answers, picture_file)
     if output is None:
         answer(text.rstrip("\n"))
-
-
-def _note_light_backgrounds(saved: Saved, found: Images, invert: bool) -> None:
-    if saved.config.data.dataset.startswith("fashion_mnist") and found.light_backgrounds:
-        print_line(
-            f"note: {found.light_backgrounds} of {len(found.names)} images have a light "
-            f"background, the training images a dark one{'' if invert else ': --invert?'}",
-            sys.stderr,
-        )
 
 
 @click.command(cls=Configured)

@@ -20,7 +20,6 @@ from ..data.idx_file import DataError
 from ..data.pictures import crop, decode
 from ..data.pictures.decode import SUFFIXES, UnreadableError
 
-_LIGHT = 128  # of 255
 _NAMED = 10  # files of unknown kinds at most
 
 
@@ -29,7 +28,6 @@ class Images(NamedTuple):
 
     names: List[str]  # path of the file; within an IDX file with the index: PATH[17]
     pixels: np.ndarray  # uint8 (N, H, W), or (N, H, W, 3) in colour
-    light_backgrounds: int  # images whose border is light rather than dark
     skipped: List[str]  # why files were left out, a line each
 
 
@@ -57,17 +55,17 @@ def read(
     """
     if pictures is None and shape[2:] not in ((), (3,)):
         raise DataError(f"the net takes {shape[2]} channels; files hold grey levels or 3 colours")
-    found: List[Tuple[str, np.ndarray, bool]] = []
+    found: List[Tuple[str, np.ndarray]] = []
     skipped: List[str] = []
     files, unread = _files(paths)
     for path in files:
         try:
             if pictures is not None:
                 cut = crop.cut(path.read_bytes(), pictures)
-                found.append((_shown(path), 255 - cut if invert else cut, False))
+                found.append((_shown(path), 255 - cut if invert else cut))
             else:
                 for name, image in _images(path, invert, "RGB" if shape[2:] else "L"):
-                    found.append((name, _fit(name, image, shape[:2]), _has_light_border(image)))
+                    found.append((name, _fit(name, image, shape[:2])))
         except DataError as error:
             skipped.append(str(error))
         except UnreadableError as error:
@@ -82,8 +80,8 @@ def read(
     if not found:
         more = f" (and {len(skipped) - 1} more such lines)" if skipped[1:] else ""
         raise DataError(f"{skipped[0]}{more}")
-    names, pixels, light = zip(*found)
-    return Images(list(names), np.stack(pixels), sum(light), skipped)
+    names, pixels = zip(*found)
+    return Images(list(names), np.stack(pixels), skipped)
 
 
 def _files(paths: Sequence[str]) -> Tuple[List[Path], List[str]]:
@@ -141,12 +139,6 @@ def _images(path: Path, invert: bool, mode: str) -> Iterator[Tuple[str, Image.Im
 def _shown(path: Path) -> str:
     """The path as printable text: file names are bytes, and need not be UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _has_light_border(image: Image.Image) -> bool:
-    pixels = np.asarray(image)
-    edges = (pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1])
-    return bool(np.median(np.concatenate([edge.ravel() for edge in edges])) >= _LIGHT)
 
 
 def _fit(name: str, image: Image.Image, size: Tuple[int, ...]) -> np.ndarray:

@@ -21,7 +21,7 @@ from ..step.evaluation import Evaluation
 from .export import Checked
 from .trained_model import Saved
 
-PACKAGES = ("mxnet", "horovod", "numpy", "onnx", "onnxruntime")
+_PACKAGES = ("horovod", "numpy", "onnx", "onnxruntime")
 
 
 def as_markdown(
@@ -165,7 +165,7 @@ def _plain(name: str) -> str:
 
 def _versions() -> str:
     found = [f"Python {platform.python_version()}", f"MXNet {mx.__version__}"]
-    for package in PACKAGES[1:]:
+    for package in _PACKAGES:
         try:
             found.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:  # onnx need not be there

@@ -212,22 +212,20 @@ def evaluate_saved(
     metrics = built_in(settings, saved.num_classes)
     seen = evaluate(saved.net, batches, saved.num_classes, metrics=metrics, flip=settings.flip)
     if finite:
-        check_finite(saved, np.array([[seen.loss]]))
+        check_finite(saved, seen.loss)
     return seen
 
 
-def check_finite(saved: Saved, scores: np.ndarray) -> None:
-    """Refuse a model by its ``scores``, (N, K), or its loss: they must be finite.
+def check_finite(saved: Saved, scores: Union[np.ndarray, float]) -> None:
+    """Refuse a model by its ``scores``, or its loss: they must be finite.
 
     Raises:
         CheckpointError: they are not.
     """
-    bad = int((~np.isfinite(scores)).any(axis=1).sum())
-    if bad:
-        of = f"scores of {bad} of {len(scores)} images" if len(scores) > 1 else "scores"
+    if not np.isfinite(scores).all():
         raise checkpoint.CheckpointError(
-            f"the {of} by {saved.source} are not finite (NaN or infinite): its running statistics "
-            "or the net's arithmetic are broken; take another checkpoint, or calibrate it"
+            f"the scores by {saved.source} are not finite: its running statistics or the net's "
+            "arithmetic are broken; take another checkpoint, or calibrate it"
         )
 
 

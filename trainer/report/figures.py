@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 
 COLUMNS = 4  # images in a row
 _FONT = 11  # points, on figures of five inches: TensorBoard shows them 330 pixels wide
+
+
+class Predicted(NamedTuple):
+    """Some images of an evaluation."""
+
+    images: np.ndarray  # uint8 (N, H, W[, C])
+    labels: np.ndarray  # int (N,), and so below
+    predicted: np.ndarray
 
 
 def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
@@ -35,18 +43,16 @@ def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Any:
     return figure
 
 
-def prediction_figure(
-    images: np.ndarray, labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]
-) -> Any:
-    """A Matplotlib figure of images, uint8 (N, H, W[, C]), under their true names.
+def prediction_figure(shown: Predicted, names: Sequence[str]) -> Any:
+    """A Matplotlib figure of images under their true names.
 
     Misclassified ones are marked, and have the predicted name as well.
     """
     titles = [
         names[label] if label == guess else f"{names[label]}\nnot {names[guess]}"
-        for label, guess in zip(labels, predicted)
+        for label, guess in zip(shown.labels, shown.predicted)
     ]
-    return grid_figure(images, titles, labels != predicted)
+    return grid_figure(shown.images, titles, shown.labels != shown.predicted)
 
 
 def grid_figure(images: np.ndarray, titles: Sequence[str], marked: Sequence[bool]) -> Any:

@@ -1,4 +1,4 @@
-"""Where a run's scalars go besides TensorBoard, by name (``monitor.loggers``); on rank 0 alone.
+"""Where a run's points go, by name (``monitor.loggers``); on rank 0 alone.
 
 Weights & Biases and MLflow are used where they are installed; their own environment variables say
 where they log to (``WANDB_MODE=offline``, ``WANDB_PROJECT``, ``MLFLOW_TRACKING_URI``).
@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
 import re
 import uuid
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..config import Config, decides_result, to_dict
 from ..config.settings import flat
 from ..errors import ConfigError, describe_error
 
+EVENTS = "events"  # TensorBoard's folder in the run's
 _IDS = "loggers.json"  # in the run's folder: what others call the run, for a resume
 
 
@@ -37,47 +39,55 @@ def check(names: Sequence[str]) -> None:
 
 
 class Loggers:
-    """The loggers of a run but TensorBoard.
+    """The loggers of a run.
 
     Args:
         first_step: where the run resumes; later points of an earlier process are dropped, by
             Weights & Biases and MLflow as far as they do that.
         warn: told of a logger that fails in mid-run, and then gets nothing more.
+        writes: open them; otherwise every call does nothing.
 
     Raises:
         ConfigError: one cannot be started.
     """
 
-    def __init__(self, config: Config, first_step: int, warn: Callable[[str], Any]):
+    def __init__(
+        self, config: Config, first_step: int, warn: Callable[[str], Any], writes: bool = True
+    ):
         self._warn = warn
         self._open: Dict[str, Any] = {}
-        for name in config.monitor.loggers:
-            if name in _KINDS:
-                try:
-                    self._open[name] = _KINDS[name](config, first_step)
-                except Exception as error:  # of software that is not ours
-                    raise ConfigError(
-                        f"monitor.loggers has {name}, which cannot be started: "
-                        f"{describe_error(error)}"
-                    ) from error
+        for name in config.monitor.loggers if writes else ():
+            try:
+                self._open[name] = _KINDS[name](config, first_step)
+            except Exception as error:  # of software that is not ours
+                raise ConfigError(
+                    f"monitor.loggers has {name}, which cannot be started: {describe_error(error)}"
+                ) from error
 
     def scalars(self, values: Mapping[str, Optional[float]], step: int) -> None:
         """Log points after ``step`` steps, by tag; None is skipped."""
         known = {tag: float(value) for tag, value in values.items() if value is not None}
-        self._each(lambda logger: logger.scalars(known, step))
+        self.each("scalars", known, step)
 
     def close(self) -> None:
         """Hand over what is pending."""
-        self._each(lambda logger: logger.close())
+        self.each("close")
         self._open = {}
 
-    def _each(self, do: Callable[[Any], Any]) -> None:
+    def each(self, method: str, *given: Any) -> None:
+        """Call that method of each logger that has it: TensorBoard alone takes pictures."""
         for name, logger in list(self._open.items()):
             try:
-                do(logger)
+                getattr(logger, method, lambda *_: None)(*given)
             except Exception as error:  # a server that is gone, a full disk: the run goes on
                 del self._open[name]
                 self._warn(f"logger {name} gets nothing more: {describe_error(error)}")
+
+
+def _tensorboard(config: Config, first_step: int) -> Any:
+    from .tensorboard import Monitor  # late: other ranks need not load tensorboardX
+
+    return Monitor(config.folder / EVENTS, first_step)
 
 
 class _Csv:
@@ -136,6 +146,9 @@ class _Wandb:
 
 class _MLflow:
     def __init__(self, config: Config, first_step: int):
+        # A server that falls silent would hold up training for longer than the watchdog allows.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         import mlflow
 
         self._mlflow = mlflow
@@ -164,7 +177,12 @@ class _MLflow:
         self._mlflow.end_run()
 
 
-_KINDS: Dict[str, Callable[[Config, int], Any]] = {"csv": _Csv, "wandb": _Wandb, "mlflow": _MLflow}
+_KINDS: Dict[str, Callable[[Config, int], Any]] = {
+    "tensorboard": _tensorboard,
+    "csv": _Csv,
+    "wandb": _Wandb,
+    "mlflow": _MLflow,
+}
 
 
 def settings_of(config: Config) -> Dict[str, Any]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, Optional, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 import mxnet as mx
-import numpy as np
 from mxnet import gluon
 
 from .. import checkpoint, dist
@@ -21,16 +20,10 @@ from ..step.evaluation import Evaluation
 from ..step.metrics import Means
 from . import result
 from .commands import next_commands
-from .loggers import Loggers
+from .figures import Predicted
+from .loggers import EVENTS, Loggers
 from .progress import Display
 from .system import System
-
-
-class _Silent:
-    """Takes every call and does nothing: on other ranks, and where nothing is logged."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
 
 
 class Report:
@@ -58,18 +51,13 @@ class Report:
         self._began, self._started = time.monotonic(), result.now()
         self._names, self._complete = class_names, complete
         self._evaluated = ""  # the set that chooses: validation or test
-        names = config.monitor.loggers
-        writes = bool(names) and dist.is_root() and not complete
-        self._loggers: Any = Loggers(config, first_step, self.warning) if writes else _Silent()
-        self._events = config.folder / "events" if "tensorboard" in names else None
-        self._monitor: Any = _Silent()
-        if writes and self._events is not None:
-            from .tensorboard import Monitor  # late: other ranks need not load tensorboardX
-
-            self._monitor = Monitor(self._events, first_step)
+        writes = bool(config.monitor.loggers) and dist.is_root() and not complete
+        self._loggers = Loggers(config, first_step, self.warning, writes)
         self._system = System() if writes else None
-        how = config.monitor.log_format, first_step, last_step, None, dist.world_size()
-        self._display: Any = Display(*how) if dist.is_root() else _Silent()
+        self._display: Optional[Display] = None
+        if dist.is_root():
+            ranks = dist.world_size()
+            self._display = Display(config.monitor.log_format, first_step, last_step, ranks=ranks)
 
     def begin(
         self,
@@ -85,7 +73,7 @@ class Report:
             compiled = config.model.hybridize and isinstance(net, gluon.HybridBlock)
             # A resumed run has its graph already.
             drawn = self._graph(net) if compiled and not self._first_step else None
-            self._monitor.start(config, summary.as_markdown(layers), drawn)
+            self._loggers.each("start", config, summary.as_markdown(layers), drawn)
         if not self._complete:
             self._write_result("unfinished", self._first_step)
         self._tell(
@@ -117,7 +105,8 @@ class Report:
 
     def step(self, step: int) -> None:
         """``step`` steps are done."""
-        self._display.step(step)
+        if self._display:
+            self._display.step(step)
 
     def first_step(self, step: int, means: Means) -> None:
         """Show the first step that this process has made, for which everything is compiled."""
@@ -148,7 +137,7 @@ class Report:
         }
         if self._system:
             scalars.update({f"system/{name}": v for name, v in self._system.read().items()})
-        self._scalars(scalars, step)
+        self._loggers.scalars(scalars, step)
         scale = {name: times.get(f"optimizer/{name}") for name in ("loss_scale", "skipped_steps")}
         self._tell_step(step, means, lr=lr, **scale, images_per_second=speed)
 
@@ -159,7 +148,7 @@ class Report:
             skipped: samples of the training set that any rank has found bad so far.
         """
         figures = means._asdict()
-        self._scalars({f"{name}/epoch": v for name, v in figures.items()}, step)
+        self._loggers.scalars({f"{name}/epoch": v for name, v in figures.items()}, step)
         self._tell("epoch", step=step, epoch=self._epoch(step), **figures, skipped_samples=skipped)
 
     def parameters(self, step: int, net: gluon.Block, trainer: gluon.Trainer) -> None:
@@ -171,25 +160,26 @@ class Report:
             named = net.collect_params().items()
             moved = {name: p for name, p in named if p.grad_req != "null"}
             weights = {name: p.data().asnumpy() for name, p in moved.items()}
-            self._monitor.histograms("weights", weights, step)
-            self._monitor.histograms("weight_gradients", gradients.mean_gradients(trainer), step)
+            moves = gradients.mean_gradients(trainer)
+            self._loggers.each("histograms", "weights", weights, step)
+            self._loggers.each("histograms", "weight_gradients", moves, step)
 
-    def evaluation(self, step: int, seen: Evaluation, name: str) -> None:
-        """Report an evaluation on the ``validation`` or ``test`` set after ``step`` steps."""
+    def evaluation(
+        self, step: int, seen: Evaluation, name: str, shown: Optional[Predicted]
+    ) -> None:
+        """Report an evaluation on the ``validation`` or ``test`` set after ``step`` steps.
+
+        Args:
+            shown: the first images of the set; None if it has none that can be read.
+        """
         self._evaluated = self._evaluated or name
-        self._monitor.evaluation(seen, self._names, step, name)
+        self._loggers.each("evaluation", seen, shown, self._names, step, name)
         self._loggers.scalars({f"{k}/{name}": v for k, v in seen.scalars().items()}, step)
         self._tell("evaluation", step=step, set=name, samples=seen.samples, **seen.scalars())
 
-    def predictions(
-        self, step: int, name: str, images: np.ndarray, labels: np.ndarray, predicted: np.ndarray
-    ) -> None:
-        """Show images, uint8 (N, H, W[, C]), of a set with labels and predictions, int (N,)."""
-        self._monitor.predictions(images, labels, predicted, self._names, step, name)
-
     def drift(self, step: int, figures: Mapping[str, float]) -> None:
         """Report how far the ranks' running statistics have drifted apart (see replica.drift)."""
-        self._scalars({f"ranks/{name}": v for name, v in figures.items()}, step)
+        self._loggers.scalars({f"ranks/{name}": v for name, v in figures.items()}, step)
 
     def checkpoint(self, path: Path) -> None:
         """Report that a checkpoint was written."""
@@ -230,7 +220,7 @@ class Report:
         if not self._complete or not result.tells_the_end(config.folder):
             self._write_result(state, step, **figures)
             if seen is not None:
-                self._monitor.hyper_parameters(config, dist.world_size())
+                self._loggers.each("hyper_parameters", config, dist.world_size())
         self._tell(
             "end",
             state=state,
@@ -240,20 +230,20 @@ class Report:
             set=self._evaluated or None,
             checkpoint=str(saved[-1]) if saved else None,
             best_checkpoint=str(best) if best else None,
-            events=self._events and str(self._events),
+            events=str(config.folder / EVENTS) if "tensorboard" in config.monitor.loggers else None,
             next=next_commands(config, state),
         )
 
     def end_display(self) -> None:
         """Leave the live bar; lines may still be printed. Calling it again is harmless."""
-        self._display.close()
+        if self._display:
+            self._display.close()
 
     def close(self) -> None:
         """Leave the live bar, close the event files and stop watching the machine."""
         self.end_display()
         if self._system:
             self._system.close()
-        self._monitor.close()
         self._loggers.close()
 
     def flush(self, step: int) -> None:
@@ -265,17 +255,14 @@ class Report:
                     "with its config and points, without what was saved before"
                 )
                 self._write_result("unfinished", step)
-        self._monitor.flush()
+        self._loggers.each("flush")
 
     def _epoch(self, step: int) -> int:
         return -(-step // self._epoch_steps)
 
-    def _scalars(self, values: Mapping[str, Optional[float]], step: int) -> None:
-        self._monitor.scalars(values, step)
-        self._loggers.scalars(values, step)
-
     def _tell(self, event: str, **figures: Any) -> None:
-        self._display.show(event, figures)
+        if self._display:
+            self._display.show(event, figures)
 
     def _tell_step(self, step: int, means: Means, **more: Any) -> None:
         place = {"epoch": self._epoch(step), "epochs": self._config.train.epochs}

@@ -22,7 +22,7 @@ from tensorboardX.record_writer import masked_crc32c
 from ..config import Config, as_yaml
 from ..console import warn
 from ..step.evaluation import Evaluation, curve
-from .figures import confusion_figure, prediction_figure
+from .figures import Predicted, confusion_figure, prediction_figure
 from .loggers import settings_of
 
 SHOWN_CLASSES = 20  # with more classes, there are no curves for each
@@ -106,8 +106,8 @@ class EventFile:
         self._file.close()
 
 
-class Monitor:
-    """Event files in ``folder``.
+class Monitor(EventFile):
+    """What a run writes into its event file in ``folder``.
 
     Args:
         first_step: where the run resumes. TensorBoard then drops later points of an earlier, killed
@@ -115,11 +115,11 @@ class Monitor:
     """
 
     def __init__(self, folder: Path, first_step: int):
-        self._file = EventFile(folder)
+        super().__init__(folder)
         if first_step:
             # The point at step n was written before the checkpoint of step n.
             start = Event(session_log=SessionLog(status=SessionLog.START))
-            self._file.event(start, first_step + 1)
+            self.event(start, first_step + 1)
 
     def start(self, config: Config, layers: str, graph: Any = None) -> None:
         """Write the resolved config and the net's layers as text, and its graph if given.
@@ -127,46 +127,46 @@ class Monitor:
         Args:
             graph: a GraphDef, see :func:`trainer.model.graph.graph_def`.
         """
-        self._file.summary(make.custom_scalars(_LAYOUT))
+        self.summary(make.custom_scalars(_LAYOUT))
         if graph is not None:
-            self._file.event(Event(graph_def=graph.SerializeToString()))
+            self.event(Event(graph_def=graph.SerializeToString()))
         text = "    " + as_yaml(config).replace("\n", "\n    ")
-        self._file.summary(make.text("config", text), 0)
-        self._file.summary(make.text("model", layers), 0)
+        self.summary(make.text("config", text), 0)
+        self.summary(make.text("model", layers), 0)
 
-    def scalars(self, values: Mapping[str, Optional[float]], step: int) -> None:
-        """Write points after ``step`` steps, by tag; None is skipped."""
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write points after ``step`` steps, by tag."""
         for tag, value in values.items():
-            if value is not None:
-                self._file.summary(make.scalar(tag, value), step)
-        self._file.flush()
+            self.summary(make.scalar(tag, value), step)
+        self.flush()
 
     def evaluation(
-        self, evaluation: Evaluation, names: Sequence[str], step: int, group: str = "test"
+        self,
+        evaluation: Evaluation,
+        shown: Optional[Predicted],
+        names: Sequence[str],
+        step: int,
+        group: str,
     ) -> None:
-        """Write the metrics on the ``test`` or ``validation`` set, in total and by class, and the
-        confusion matrix.
+        """Write what there is of each class of the ``test`` or ``validation`` set, the confusion
+        matrix, and the images that are ``shown``, if any, with their true and predicted names.
         """
         if len(names) <= SHOWN_CLASSES:
             shares = zip(names, evaluation.class_accuracy)
             seen = {f"per_class/{name}": share for name, share in shares if not np.isnan(share)}
             self.scalars(seen, step)
-            self._curves(evaluation.score_counts, names, step, group)
+            if evaluation.score_counts is not None:
+                for label, name in enumerate(names):
+                    figures = curve(evaluation.score_counts, label)
+                    self.summary(make.pr_curve_raw(f"{group}/{name}", *figures), step)
         self._picture(f"{group}/confusion", confusion_figure(evaluation.confusion, names), step)
-        self.scalars({f"{name}/{group}": v for name, v in evaluation.scalars().items()}, step)
-
-    def _curves(
-        self, counts: Optional[np.ndarray], names: Sequence[str], step: int, group: str
-    ) -> None:
-        if counts is not None:
-            for label, name in enumerate(names):
-                figures = curve(counts, label)
-                self._file.summary(make.pr_curve_raw(f"{group}/{name}", *figures), step)
+        if shown is not None:
+            self._picture(f"{group}/predictions", prediction_figure(shown, names), step)
 
     def _picture(self, tag: str, figure: Any, step: int) -> None:
         figure.canvas.draw()
         pixels = np.asarray(figure.canvas.buffer_rgba())[:, :, :3]
-        self._file.summary(make.image(tag, pixels, dataformats="HWC"), step)
+        self.summary(make.image(tag, pixels, dataformats="HWC"), step)
 
     def histograms(self, group: str, arrays: Mapping[str, np.ndarray], step: int) -> None:
         """Write histograms of arrays as ``group/name``; large arrays are subsampled."""
@@ -175,20 +175,7 @@ class Monitor:
             values = values[np.isfinite(values)].astype(np.float64)
             if values.size:
                 made = make.histogram(f"{group}/{name}", values, HISTOGRAM_BINS)
-                self._file.summary(made, step)
-
-    def predictions(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        predicted: np.ndarray,
-        names: Sequence[str],
-        step: int,
-        group: str = "test",
-    ) -> None:
-        """Write images, uint8 (N, H, W[, C]), with true and predicted names, errors in red."""
-        figure = prediction_figure(images, labels, predicted, names)
-        self._picture(f"{group}/predictions", figure, step)
+                self.summary(made, step)
 
     def hyper_parameters(self, config: Config, ranks: int) -> None:
         """Write the settings that decide the result, for the HPARAMS tab, which puts the last point
@@ -199,15 +186,7 @@ class Monitor:
         # runs, and lists the settings in which they differ first.
         _, *session = make.hparams(_as_parameters(settings), {})
         for summary in session:
-            self._file.summary(summary)
-
-    def flush(self) -> None:
-        """Write all pending points to the files."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """Write all pending points and close the files."""
-        self._file.close()
+            self.summary(summary)
 
 
 def _as_parameters(settings: Mapping[str, Any]) -> Dict[str, Any]:

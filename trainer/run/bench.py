@@ -128,14 +128,11 @@ class _Bench:
     """The parts of a run, and the number of the next step."""
 
     def __init__(self, started: start.Started, watchdog: Watchdog):
-        self._config, self._own, self._trainer = started.config, started.own, started.trainer
-        self._scale, self._ema = started.scale, started.ema
+        self._run, self._watchdog = started, watchdog
         self._draws = started.draws
-        self._net, self._loader = started.net, started.own.loader
-        self._watchdog = watchdog
         self._step = 0
         self._stop = StopRequest()
-        self._metrics = TrainMetrics(self._own.ctx)
+        self._metrics = TrainMetrics(started.own.ctx)
 
     def train(self, steps: int, warmup: int) -> Tuple[List[float], List[int]]:
         """Seconds and images of each step but the first, unsynchronised as in a run.
@@ -200,7 +197,7 @@ class _Bench:
 
     def make_batches(self, steps: int) -> float:
         """Images a second that the loaders of all ranks make while nothing else runs."""
-        batches = self._loader.from_step(self._step, self._step + steps)
+        batches = self._run.own.loader.from_step(self._step, self._step + steps)
         next(batches).data.wait_to_read()  # the thread has started
         dist.barrier()
         images, began = 0, time.perf_counter()
@@ -212,14 +209,15 @@ class _Bench:
 
     def evaluate(self, steps: int) -> float:
         """Images a second of inference, on ``steps`` batches of the test set or what there is."""
-        source = self._own.sets.watched or self._own.sets.train
-        with mixed_precision.computing_in(self._net, "float32"):
+        own = self._run.own
+        source = own.sets.watched or own.sets.train
+        with mixed_precision.computing_in(own.net, "float32"):
             for number in (1, steps):  # the first pass builds the graph
-                batches = input_pipeline.test_loader(source, self._config, self._own.ctx)
+                batches = input_pipeline.test_loader(source, self._run.config, own.ctx)
                 mx.nd.waitall()
                 dist.barrier()
                 began = time.perf_counter()
-                seen = evaluate(self._net, self._watched(batches, number), self._own.num_classes)
+                seen = evaluate(own.net, self._watched(batches, number), own.num_classes)
                 speed = seen.samples / (time.perf_counter() - began)
         return speed
 
@@ -239,13 +237,14 @@ class _Bench:
             profile_memory=False,
             filename=str(own),
         )
-        if isinstance(self._net, gluon.HybridBlock) and self._config.model.hybridize:
+        net, config = self._run.net, self._run.config
+        if isinstance(net, gluon.HybridBlock) and config.model.hybridize:
             # Otherwise the engine, and so the trace, sees many operators as one.
-            self._net.hybridize(static_alloc=True, forward_bulk_size=0, backward_bulk_size=0)
+            net.hybridize(static_alloc=True, forward_bulk_size=0, backward_bulk_size=0)
         for batch in self._batches(1):
             self._train_step(batch)
         mx.nd.waitall()
-        in_memory = shared_gradients.wanted(self._config.optimizer) and dist.ranks_share_memory()
+        in_memory = shared_gradients.wanted(config.optimizer) and dist.ranks_share_memory()
         timeline = contextlib.nullcontext if in_memory else dist.timeline
         allreduce = mx.profiler.Domain("ranks").new_task("allreduce of gradients")
 
@@ -265,18 +264,18 @@ class _Bench:
 
     def _train_step(self, batch: Batch, mark: Mark = unmarked) -> mx.nd.NDArray:
         """One step as fit() makes it; returns its loss."""
-        config = self._config
+        run, config = self._run, self._run.config
         randomness.seed_step(config.seed, self._step, dist.rank(), self._draws)
-        set_lr(self._trainer, config, self._step, self._loader.steps_per_epoch)
-        result = train_step(self._net, self._trainer, batch, config, mark=mark, scale=self._scale)
+        set_lr(run.trainer, config, self._step, run.epoch_steps)
+        result = train_step(run.net, run.trainer, batch, config, mark=mark, scale=run.scale)
         self._metrics.add(self._step, result, batch.samples)
         self._stop.agreed()
         self._step += 1
-        self._ema.after(self._step)
+        run.ema.after(self._step)
         return result.loss_sum
 
     def _batches(self, steps: int) -> Iterator[Batch]:
-        return self._watched(self._loader.from_step(self._step, self._step + steps), steps)
+        return self._watched(self._run.own.loader.from_step(self._step, self._step + steps), steps)
 
     def _watched(self, batches: Iterable[Batch], steps: int) -> Iterator[Batch]:
         for number, batch in enumerate(itertools.islice(batches, steps)):

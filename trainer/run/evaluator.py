@@ -14,6 +14,7 @@ from ..data.sources.base import Source
 from ..data.transform import as_images
 from ..dist.watchdog import Watchdog
 from ..model import mixed_precision, replica
+from ..report.figures import Predicted
 from ..report.report import Report
 from ..step.evaluation import Evaluation, evaluate
 from ..step.loss import cross_entropy
@@ -27,10 +28,7 @@ class Evaluator:
     """Evaluates the net of a run, in float32, and calibrates its running statistics; collective."""
 
     def __init__(self, run: Started, report: Report, watchdog: Watchdog, hooks: Hooks):
-        self._own, self._config, self._hooks = run.own, run.config, hooks
-        self._ema = run.ema
-        self._loss, self._metrics = run.loss or cross_entropy, run.metrics
-        self._report, self._watchdog = report, watchdog
+        self._run, self._report, self._watchdog, self._hooks = run, report, watchdog, hooks
 
     def evaluate(self, step: int, last: bool) -> Optional[Evaluation]:
         """Evaluate the net after ``step`` steps on the validation set, or if the run has none on
@@ -38,29 +36,28 @@ class Evaluator:
 
         The ``last`` evaluation of a run is preceded by the calibration that its config asks for.
         """
-        if last and self._config.calibrate_samples:
+        if last and self._run.config.calibrate_samples:
             self._calibrate(step)
-        return self._evaluate(step, self._own.sets.watched)
+        return self._evaluate(step, self._run.own.sets.watched)
 
     def test(self, step: int) -> Optional[Evaluation]:
         """The one look at the test set of a run that has a validation set; None without both."""
-        sets = self._own.sets
+        sets = self._run.own.sets
         return None if sets.validation is None else self._evaluate(step, sets.test)
 
     def _evaluate(self, step: int, source: Optional[Source]) -> Optional[Evaluation]:
         if source is None:
             return None
-        own = self._own
+        run, own, config = self._run, self._run.own, self._run.config
         name = "test" if source is own.sets.test else "validation"
-        batches = self._watched(input_pipeline.test_loader(source, self._config, own.ctx), step)
+        batches = self._watched(input_pipeline.test_loader(source, config, own.ctx), step)
+        loss, flip = run.loss or cross_entropy, config.evaluate.flip
         in_float32 = mixed_precision.computing_in(own.net, "float32")
-        with self._ema.in_place(), in_float32, replica.as_one_model(own.net, self._config):
-            how = self._loss, self._metrics, self._config.evaluate.flip
-            found = evaluate(own.net, batches, own.num_classes, *how)
+        with run.ema.in_place(), in_float32, replica.as_one_model(own.net, config):
+            found = evaluate(own.net, batches, own.num_classes, loss, run.metrics, flip)
             self._watchdog.beat(f"the pictures of a pass after step {step}")
-            if dist.is_root():
-                self._show_predictions(step, source, name)
-        self._report.evaluation(step, found, name)
+            shown = self._first_of(source) if dist.is_root() else None
+        self._report.evaluation(step, found, name, shown)
         if self._hooks.on_evaluation is not None:
             self._watchdog.beat(f"on_evaluation after step {step}")
             self._hooks.on_evaluation(EvaluationEnd(step, name, found))
@@ -68,23 +65,23 @@ class Evaluator:
 
     def _calibrate(self, step: int) -> None:
         """Measure exact running statistics, on the batches of the steps after ``step``."""
-        steps = -(-self._config.calibrate_samples // self._config.train.global_batch_size)
-        batches = self._watched(self._own.loader.from_step(step, step + steps), step)
-        in_float32 = mixed_precision.computing_in(self._own.net, "float32")
-        with self._ema.in_place(), in_float32:
-            running_statistics.calibrate(self._own.net, ((b.data, b.samples) for b in batches))
+        run, config = self._run, self._run.config
+        steps = -(-config.calibrate_samples // config.train.global_batch_size)
+        batches = self._watched(run.own.loader.from_step(step, step + steps), step)
+        with run.ema.in_place(), mixed_precision.computing_in(run.net, "float32"):
+            running_statistics.calibrate(run.net, ((b.data, b.samples) for b in batches))
 
     def _watched(self, batches: Iterable[Batch], step: int) -> Iterator[Batch]:
         for number, batch in enumerate(batches):
             self._watchdog.beat(f"batch {number} of a pass after step {step}")
             yield batch
 
-    def _show_predictions(self, step: int, source: Source, name: str) -> None:
-        settings = self._config.data
+    def _first_of(self, source: Source) -> Optional[Predicted]:
+        """The first images of a set, with predictions; None if none of them can be read."""
+        own, settings = self._run.own, self._run.config.data
         batch = EvalLoader(source, settings, batch_size=SHOWN_IMAGES).first()
         if batch is None:
-            return
-        data = mx.nd.array(batch.data, ctx=self._own.ctx)
-        predicted = self._own.net(data).argmax(axis=-1).asnumpy()
-        images, labels = as_images(batch.data, settings), batch.label.astype(int)
-        self._report.predictions(step, name, images, labels, predicted.astype(int))
+            return None
+        scores = own.net(mx.nd.array(batch.data, ctx=own.ctx))
+        predicted = scores.argmax(axis=-1).asnumpy().astype(int)
+        return Predicted(as_images(batch.data, settings), batch.label.astype(int), predicted)

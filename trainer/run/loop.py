@@ -118,38 +118,35 @@ class _Run:
         watchdog: Watchdog,
         until_closed: contextlib.ExitStack,
     ):
-        self.config, self.loss, self.hooks = started.config, started.loss, hooks
-        self.own, self.net, self.trainer = started.own, started.net, started.trainer
-        self.scale = started.scale
+        self.run, self.config, self.net = started, started.config, started.net
+        self.hooks, self.watchdog = hooks, watchdog
         self.draws = started.draws or any(hook is not None for hook in hooks)
-        self.watchdog, self.ema = watchdog, started.ema
-        self.epoch_steps, self.last_step = started.epoch_steps, started.last_step
         state, monitor = started.state, started.config.monitor
         self.step = state.step
+        self.last_step = started.last_step  # or the one at which train.patience was out
         every = self.net.collect_params().values()
         parameters = [p for p in every if not isinstance(p, gluon.Constant)]  # a mask may be -inf
-        self.metrics = TrainMetrics(self.own.ctx, state.totals, parameters, self.scale)
+        self.metrics = TrainMetrics(started.own.ctx, state.totals, parameters, started.scale)
         self.plateau = Plateau(*(state.plateau or ()))
-        self.stopped_early = False  # last_step is then the one at which train.patience was out
         self._stop_early_if_due()
         self.evaluation: Optional[Evaluation] = None
         self.test: Optional[Evaluation] = None  # besides a validation set
         self.throughput = Throughput()
-        self.report = self._report_begin(started, until_closed)
+        self.report = self._report_begin(until_closed)
         self.evaluator = Evaluator(started, self.report, watchdog, hooks)
         self.saves = Saves(started, self.report, watchdog)
         self.timing = Timing(
             monitor.every_steps if monitor.loggers else None, self.step + WARMUP_STEPS
         )
 
-    def _report_begin(self, started: start.Started, until_closed: contextlib.ExitStack) -> Report:
+    def _report_begin(self, until_closed: contextlib.ExitStack) -> Report:
         """Open the report and tell the beginning; collective."""
-        own = self.own
+        run, own = self.run, self.run.own
         with dist.together(), run_folder.usable(self.config.folder):
-            steps = self.epoch_steps, self.step, started.last_step
+            steps = run.epoch_steps, self.step, run.last_step
             report = Report(self.config, *steps, own.class_names, self.step >= self.last_step)
             until_closed.callback(report.close)
-        report.begin(own.sets.sizes, own.ctx, started.path, own.layers, self.net)
+        report.begin(own.sets.sizes, own.ctx, run.path, own.layers, own.net)
         return report
 
     def go(self, stop: StopRequest) -> Result:
@@ -164,7 +161,7 @@ class _Run:
         except NonFiniteError as error:
             self.saves.wait()
             dist.shutdown()
-            shared_gradients.release(self.trainer)
+            shared_gradients.release(self.run.trainer)
             raise outcome.not_finite(self.config, error) from error
         finally:
             self.saves.saver.wait()
@@ -173,32 +170,31 @@ class _Run:
 
     def _train(self, stop: StopRequest) -> bool:
         """Make the remaining steps; returns whether it was asked to stop before the last."""
-        config = self.config
-        batches = self.own.loader.from_step(self.step, self.last_step)
+        run, config, net = self.run, self.config, self.net
+        batches = run.own.loader.from_step(self.step, self.last_step)
         for made, batch in enumerate(batches, start=1):
             self.watchdog.beat(f"step {self.step}")
             randomness.seed_step(config.seed, self.step, dist.rank(), self.draws)
             reduced = self.plateau.reductions
-            lr = set_lr(self.trainer, config, self.step, self.epoch_steps, reduced)
+            lr = set_lr(run.trainer, config, self.step, run.epoch_steps, reduced)
             due = self._due(config.monitor.every_steps, offset=1)
             mark = self.timing.of(self.step)
-            norm = due or self._due(self.epoch_steps, offset=1)  # then histograms of gradients
-            how = norm, mark, self.loss, self.scale
-            result = train_step(self.net, self.trainer, batch, config, *how)
+            norm = due or self._due(run.epoch_steps, offset=1)  # then histograms of gradients
+            result = train_step(net, run.trainer, batch, config, norm, mark, run.loss, run.scale)
             self.metrics.add(self.step, result, batch.samples)
             self.step += 1
-            self.ema.after(self.step)
+            run.ema.after(self.step)
             self.throughput.step(batch.global_samples)
             if due:
                 self._report(lr, result.gradient_norm)
             elif made == 1 and config.monitor.log_format == "text":
                 self.report.first_step(self.step, step_means(result, batch.samples))
             if self.hooks.on_step is not None:
-                epoch = -(-self.step // self.epoch_steps)
+                epoch = -(-self.step // run.epoch_steps)
                 self.hooks.on_step(StepEnd(epoch, self.step, lr, batch.samples, result))
             self.report.step(self.step)
             self.saves.saver.poll()
-            if self._due(self.epoch_steps):
+            if self._due(run.epoch_steps):
                 self._end_epoch()
             elif self._due(config.checkpoint.every_steps):
                 self._save()
@@ -228,15 +224,15 @@ class _Run:
         self.report.training(self.step, means, lr, norm, self.throughput.read(), times)
 
     def _end_epoch(self) -> None:
-        whole = self.step % self.epoch_steps == 0
-        epoch = -(-self.step // self.epoch_steps)
+        whole = self.step % self.run.epoch_steps == 0
+        epoch = -(-self.step // self.run.epoch_steps)
         training = self.metrics.read_epoch(end=whole)
         found: List[List[int]] = []
         if self.config.data.bad_samples == "skip":
-            found = dist.gather_objects([*self.own.sets.train.skipped])
+            found = dist.gather_objects([*self.run.own.sets.train.skipped])
         self.report.epoch(self.step, training, len({*itertools.chain(*found)}))
         self.throughput.end()
-        self.report.parameters(self.step, self.net, self.trainer)
+        self.report.parameters(self.step, self.net, self.run.trainer)
         every = self.config.evaluate.every_epochs
         scheduled = whole and every > 0 and epoch % every == 0
         last = self.step == self.last_step
@@ -256,7 +252,7 @@ class _Run:
         """End the run at this step if train.patience is out; returns whether it does."""
         due = self.step < self.last_step and self.plateau.outlasts(self.config.train.patience)
         if due:
-            self.last_step, self.stopped_early = self.step, True
+            self.last_step = self.step
         return due
 
     def _save(self, accuracy: Optional[float] = None) -> None:
@@ -264,24 +260,26 @@ class _Run:
         # This raises on every rank if the weights are not finite, so that they are never saved.
         totals = self.metrics.totals()
         self.throughput.end()
-        known: Any = {"totals": totals, "accuracy": accuracy, "plateau": self.plateau}
-        known["loss_scale"] = self.metrics.loss_scale
-        self.saves.begin(self.step, self._due(self.epoch_steps), **known)
+        scale = self.metrics.loss_scale
+        self.saves.begin(
+            self.step, totals=totals, accuracy=accuracy, plateau=self.plateau, loss_scale=scale
+        )
 
     def _finish(self, stopped: bool) -> Result:
         self.watchdog.beat("the end of the run")
-        shared_gradients.release(self.trainer)
+        shared_gradients.release(self.run.trainer)
         reason = dist.broadcast_object(self.saves.saver.wait())
         if reason is not None:
             dist.shutdown()
             raise outcome.not_saved(self.config, self.step, self.last_step, reason)
-        self.ema.swap()  # the net in the end is the one that was evaluated and saved
+        self.run.ema.swap()  # the net in the end is the one that was evaluated and saved
         replica.merge_running_statistics(self.net, self.config)
         mx.nd.waitall()
         batch_norm.disconnect(self.net)
         evaluation = None if stopped else self.evaluation
         speed = self.throughput.overall
-        state = "stopped" if stopped else "stopped early" if self.stopped_early else "done"
+        early = self.last_step < self.run.last_step
+        state = "stopped" if stopped else "stopped early" if early else "done"
         self.report.end(self.step, state, evaluation, speed, self.test)
-        how = stopped, self.stopped_early, self.test
-        return Result(self.config.folder, self.step, evaluation, speed, *how)
+        folder = self.config.folder
+        return Result(folder, self.step, evaluation, speed, stopped, early, self.test)

@@ -28,7 +28,7 @@ class Saves:
         self.saver = Saver(folder, keep, report.warning, report.checkpoint, beat)
         self.step = run.state.step if run.path else None  # that of the last save
 
-    def begin(self, step: int, epoch_ends: bool, **known: Any) -> None:
+    def begin(self, step: int, **known: Any) -> None:
         """Save the run after ``step`` steps; ``known`` are further fields of its state.
 
         Raises:
@@ -41,7 +41,7 @@ class Saves:
             raise outcome.parted(config, step, where)
         self.step = step
         statistics = replica.gather_statistics(net, config)
-        if statistics is not None and epoch_ends:
+        if statistics is not None and (step % run.epoch_steps == 0 or step == run.last_step):
             self._report.drift(step, replica.drift(net, statistics))
         self._report.flush(step)
         self.wait()  # before copying: memory holds one copy at most

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.config import Config, Monitor
 from trainer.errors import ConfigError
@@ -124,6 +125,32 @@ def test_a_logger_that_fails_is_told_once_and_the_run_goes_on(
     wandb.__dict__["init"] = lambda *_, **__: 1 / 0
     with pytest.raises(ConfigError, match="has wandb, which cannot be started"):
         Loggers(config(tmp_path, "wandb"), 0, told.append)
+
+
+def test_tensorboard_is_one_of_them(tmp_path: Path) -> None:
+    told: List[str] = []
+    both = Loggers(config(tmp_path, "tensorboard", "csv"), 0, told.append)
+    both.scalars({"loss/train": 0.5, "gone": None}, 10)
+    both.each("hyper_parameters", None, 1)  # cannot be: of none
+    both.scalars({"loss/train": 0.25}, 20)
+    both.close()
+    assert len(told) == 1 and "logger tensorboard gets nothing more: " in told[0]
+    assert [r["value"] for r in rows(tmp_path)] == ["0.5", "0.25"]
+    events = EventAccumulator(str(tmp_path / "run" / "events"))
+    events.Reload()
+    assert [(point.step, point.value) for point in events.Scalars("loss/train")] == [(10, 0.5)]
+    (tmp_path / "run" / "events").rename(tmp_path / "moved")
+    (tmp_path / "run" / "events").write_text("mine")
+    with pytest.raises(ConfigError, match="has tensorboard, which cannot be started: .*events"):
+        Loggers(config(tmp_path, "tensorboard"), 0, told.append)
+
+
+def test_nothing_is_opened_where_nothing_is_to_be_written(tmp_path: Path) -> None:
+    none = Loggers(config(tmp_path, "tensorboard", "csv"), 0, pytest.fail, writes=False)
+    none.scalars({"loss/train": 0.5}, 10)
+    none.each("flush")
+    none.close()
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from trainer import dist
 from trainer.config import Config, Model, Schedule
-from trainer.report.figures import confusion_figure, prediction_figure
+from trainer.report.figures import Predicted, confusion_figure, prediction_figure
 from trainer.report.report import Report
 from trainer.report.tensorboard import HISTOGRAM_VALUES, Monitor
 from trainer.step.evaluation import THRESHOLDS, Evaluation
@@ -36,9 +36,7 @@ def points(folder: Path, tag: str) -> list:
 def test_scalars_come_back_at_their_steps(tmp_path):
     monitor = Monitor(tmp_path, 0)
     for step in (20, 40):
-        monitor.scalars(
-            {"loss/train": step / 100, "optimizer/lr": 0.5, "optimizer/gradient_norm": None}, step
-        )
+        monitor.scalars({"loss/train": step / 100, "optimizer/lr": 0.5}, step)
     monitor.close()
     assert points(tmp_path, "loss/train") == [(20, pytest.approx(0.2)), (40, pytest.approx(0.4))]
     assert sorted(read(tmp_path).Tags()["scalars"]) == ["loss/train", "optimizer/lr"]
@@ -97,12 +95,24 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     report.begin({"training": 1}, mx.cpu(), None, [], net)
     report.training(1, Means(0.5, 0.5), 0.1, None, None, {})
     report.epoch(1, Means(0.5, 0.5), 0)
-    report.evaluation(1, evaluation(), "test")
-    report.predictions(1, "test", *grid())
+    report.evaluation(1, evaluation(), "test", grid())
     report.drift(1, {"drift": 0.5})
     report.end(1, "done", evaluation(), None)
     report.close()
     assert not (tmp_path / "runs").exists()
+
+
+def test_other_ranks_do_not_load_tensorboardx():
+    code = (
+        "import sys, mxnet as mx\n"
+        "from trainer import dist\n"
+        "from trainer.config import Config\n"
+        "from trainer.report.report import Report\n"
+        "dist.is_root = lambda: False\n"
+        "Report(Config(), 1, 0, 1, []).drift(1, {'drift': 0.5})\n"
+        "sys.exit('tensorboardX' in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], timeout=60, check=True)
 
 
 def test_config_and_layers_are_texts(tmp_path):
@@ -124,10 +134,10 @@ def evaluation() -> Evaluation:
     return Evaluation(loss=0.25, accuracy=0.75, confusion=confusion, samples=12)
 
 
-def grid(count: int = 11) -> tuple:
+def grid(count: int = 11) -> Predicted:
     random = np.random.RandomState(0)
     labels, predicted = random.randint(0, 3, (2, count))
-    return random.randint(0, 256, (count, 28, 28), np.uint8), labels, predicted
+    return Predicted(random.randint(0, 256, (count, 28, 28), np.uint8), labels, predicted)
 
 
 def picture(folder: Path, tag: str) -> tuple:
@@ -137,26 +147,30 @@ def picture(folder: Path, tag: str) -> tuple:
     return event.step
 
 
-def test_evaluation_is_figures_and_a_picture(tmp_path):
-    monitor = Monitor(tmp_path, 0)
-    monitor.evaluation(evaluation(), NAMES, 468)
-    monitor.close()
-    assert points(tmp_path, "loss/test") == [(468, 0.25)]
-    assert points(tmp_path, "accuracy/test") == [(468, 0.75)]
-    assert picture(tmp_path, "test/confusion") == 468
+@pytest.mark.parametrize("group", ["test", "validation"])
+def test_an_evaluation_is_figures_and_pictures(tmp_path, group):
+    report = Report(Config(output=str(tmp_path), name="run"), 1, 0, 468, NAMES)
+    report.evaluation(468, evaluation(), group, None)
+    report.close()
+    events = tmp_path / "run" / "events"
+    assert points(events, f"loss/{group}") == [(468, 0.25)]
+    assert points(events, f"accuracy/{group}") == [(468, 0.75)]
+    assert picture(events, f"{group}/confusion") == 468
+    assert read(events).Tags()["images"] == [f"{group}/confusion"], "no image could be read"
 
 
 @pytest.mark.parametrize("count", [1, 8, 11])
 def test_predictions_are_a_picture(tmp_path, count):
     monitor = Monitor(tmp_path, 0)
-    monitor.predictions(*grid(count), NAMES, 5)
+    monitor.evaluation(evaluation(), grid(count), NAMES, 5, "test")
     monitor.close()
     assert picture(tmp_path, "test/predictions") == 5
 
 
 def test_predictions_name_what_was_wrong():
     images = np.zeros((2, 28, 28), np.uint8)
-    figure = prediction_figure(images, np.array([0, 1]), np.array([0, 2]), NAMES)
+    shown = Predicted(images, np.array([0, 1]), np.array([0, 2]))
+    figure = prediction_figure(shown, NAMES)
     titles = figure.axes[0].texts
     assert [title.get_text() for title in titles] == ["t-shirt", "trouser\nnot ankle boot"]
     assert [title.get_color() for title in titles] == ["black", "red"]
@@ -167,7 +181,7 @@ def test_predictions_name_what_was_wrong():
 @pytest.mark.parametrize(("channels", "shown"), [((), ()), ((3,), (3,)), ((1,), ()), ((4,), ())])
 def test_predictions_show_colours_where_there_are_three(channels, shown):
     images = np.full((2, 28, 28, *channels), 7, np.uint8)
-    figure = prediction_figure(images, np.array([0, 1]), np.array([0, 2]), NAMES)
+    figure = prediction_figure(Predicted(images, np.array([0, 1]), np.array([0, 2])), NAMES)
     (picture,) = figure.axes[0].images
     assert picture.get_array().shape[2:] == shown
     assert (picture.get_array() == 7).sum() == 2 * 28 * 28 * (*shown, 1)[0]
@@ -211,7 +225,7 @@ def test_each_class_has_its_accuracy_and_its_curve(tmp_path):
     counts[1, 0, [0, 126]] = 1, 3  # of four t-shirts three were certain
     counts[0, 0, 126] = 1  # and so was something else
     monitor = Monitor(tmp_path, 0)
-    monitor.evaluation(evaluation()._replace(score_counts=counts), NAMES, 5)
+    monitor.evaluation(evaluation()._replace(score_counts=counts), None, NAMES, 5, "test")
     monitor.close()
     assert points(tmp_path, "per_class/t-shirt") == [(5, pytest.approx(5 / 6))]
     assert points(tmp_path, "per_class/ankle_boot") == [(5, 0.0)]
@@ -225,10 +239,10 @@ def test_many_classes_have_no_curves(tmp_path):
     counts = np.ones((2, 30, THRESHOLDS), np.int64)
     monitor = Monitor(tmp_path, 0)
     seen = Evaluation(1.0, 1.0, confusion, 30, counts)
-    monitor.evaluation(seen, [str(label) for label in range(30)], 5)
+    monitor.evaluation(seen, None, [str(label) for label in range(30)], 5, "test")
     monitor.close()
-    assert sorted(read(tmp_path).Tags()["scalars"]) == ["accuracy/test", "loss/test"]
-    assert not read(tmp_path).Tags()["tensors"]
+    tags = read(tmp_path).Tags()
+    assert tags["images"] == ["test/confusion"] and not tags["scalars"] and not tags["tensors"]
 
 
 def test_histograms_hold_the_values_of_large_arrays_thinned_and_of_none_that_is_not_finite(
