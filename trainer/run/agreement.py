@@ -210,7 +210,7 @@ def _structure(net: gluon.Block) -> List[str]:
 
 def _said(what: Any, within: Tuple[int, ...] = ()) -> str:
     """A text that tells functions and objects of other behaviour apart, whatever the process."""
-    if isinstance(what, (int, float, str, bytes, type(None))) or id(what) in within:
+    if isinstance(what, (int, float, str, bytes, np.generic, type(None))) or id(what) in within:
         return repr(what) if id(what) not in within else "itself"
     said = functools.partial(_said, within=(*within, id(what)))
     if isinstance(what, (mx.nd.NDArray, np.ndarray)):

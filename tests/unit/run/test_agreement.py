@@ -81,6 +81,8 @@ MADE = [
     lambda: around(mx.nd.array([1, 2])),
     lambda: around(mx.nd.array([1, 3])),
     lambda: around(np.array([1, 3])),
+    lambda: around(np.float32(2.5)),
+    lambda: around(np.float32(3.5)),
     lambda: around(hinge),
     lambda: around(around(2.0)),
     recursive,
