@@ -124,6 +124,12 @@ def describe_exit(returncode: int) -> str:
     return f"was killed by {name}"
 
 
+START_SECONDS = 60.0
+"""In which ranks that failed to connect, after all had come, have done nothing else yet."""
+
+RECONNECT = "ranks could not connect to each other as they started; starting them once more"
+
+
 def found_no_peer(last_lines: Sequence[str]) -> bool:
     """Whether a rank's output shows that it could not connect to a peer which was there."""
     return any(_NOT_CONNECTED.search(line) for line in last_lines)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import List, Optional
 
 from ..core.job import Events, Outcome, report_failure
-from ..core.process import say
+from ..core.process import RECONNECT, say
 
 EXIT_USAGE = 2
 """Exit code of a command that was given bad input, and would fail again."""
@@ -182,7 +182,7 @@ class Elastic:
             return []
         if outcome.unconnected and not self._reconnected:
             self._reconnected = True
-            say("ranks could not connect to each other as they started; starting them once more")
+            say(RECONNECT)
             return self._slots
         if self.max_restarts == 0 and not outcome.outdated:
             return []

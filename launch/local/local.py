@@ -22,7 +22,7 @@ from ..core.network import (
     interface_of,
     take_hostname,
 )
-from ..core.process import say
+from ..core.process import START_SECONDS, say
 from ..core.rank_process import RankProcess
 from ..core.ranks import cores_per_rank, facts_on_one_host, rank_environment
 from ..core.rendezvous import START_TIMEOUT_SECONDS, Rendezvous
@@ -31,8 +31,6 @@ from .watcher import watched
 
 LOOPBACK = "127.0.0.1"
 KILL_AFTER_SECONDS = 10.0
-START_SECONDS = 60.0
-"""In which ranks that failed to connect, after all had come, have done nothing else yet."""
 
 
 def run_local(

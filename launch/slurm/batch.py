@@ -17,7 +17,17 @@ from datetime import datetime
 from typing import Deque, Dict, Mapping, Optional, Sequence
 
 from ..core.arrivals import ENDED_BEFORE_INIT
-from ..core.process import drain, first_cause, lacks_cause, run, say, shell_exit_code
+from ..core.process import (
+    RECONNECT,
+    START_SECONDS,
+    drain,
+    first_cause,
+    found_no_peer,
+    lacks_cause,
+    run,
+    say,
+    shell_exit_code,
+)
 from ..core.ranks import EXIT_SAVED
 from ..core.streams import print_line
 from .environment import expand_nodes
@@ -56,9 +66,13 @@ def run_job(srun: Sequence[str], warning_seconds: int, max_requeues: int) -> int
         # Ranks get Slurm's signals themselves. Unlike SIG_IGN, a handler is not inherited by srun.
         signal.signal(signum, lambda signum, frame: None)
     # A batch script's --export=NONE is not meant for its srun: `setup` would not reach the ranks.
-    token = secrets.token_hex(16)
-    step = _Step(srun, {**env, "SLURM_EXPORT_ENV": "ALL", "LAUNCH_TOKEN": token})
-    code = step.wait()
+    for again in (True, False):
+        token = secrets.token_hex(16)
+        step = _Step(srun, {**env, "SLURM_EXPORT_ENV": "ALL", "LAUNCH_TOKEN": token})
+        code = step.wait()
+        if not again or code in (0, EXIT_SAVED) or not step.found_no_peer():
+            break
+        say(RECONNECT)
     if code not in (0, EXIT_SAVED):
         step.explain()
     if code == EXIT_SAVED or step.ended_by_warning():
@@ -111,6 +125,7 @@ class _Step:
         self._wait_seconds: Optional[str] = None  # if srun --wait ended ranks
         self._ended_early = ""  # the other ranks, as `1,3-5`, if none had failed
         self._absent: Optional[str] = None  # names ranks that ended before hvd.init()
+        self._began = time.monotonic()
         self._process = subprocess.Popen(
             srun, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -119,6 +134,11 @@ class _Step:
         for thread in drain(self._process, self._note):
             thread.join()
         return shell_exit_code(self._process.wait())
+
+    def found_no_peer(self) -> bool:
+        """Whether ranks could not connect to each other as they started."""
+        starting = time.monotonic() - self._began < START_SECONDS and self.cancelled is None
+        return starting and any(found_no_peer(list(tail)) for tail in self._tails.values())
 
     def ended_by_warning(self) -> bool:
         """Whether SIGTERM or SIGUSR1 killed a rank, before it had installed its handlers."""

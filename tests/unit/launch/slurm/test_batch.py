@@ -65,6 +65,25 @@ def test_each_step_gets_a_secret_of_its_own(slurm):
     assert all(len(token.strip()) == 32 for token in tokens)
 
 
+UNCONNECTED = """
+touch {place}/$LAUNCH_TOKEN
+echo "1: what():  gloo/transport/tcp/pair.cc:799] connect [10.0.0.1]:384: Connection refused" >&2
+[ $(ls {place} | wc -l) -gt {fails} ] && exit 0
+echo 'srun: error: n2: task 1: Aborted' >&2; exit 134
+"""  # Gloo's own words
+
+
+@pytest.mark.parametrize(("fails", "code", "starts"), [(0, 0, 1), (1, 0, 2), (9, 134, 2)])
+def test_ranks_that_could_not_connect_are_started_once_more(slurm, tmp_path, fails, code, starts):
+    place = tmp_path / "steps"
+    place.mkdir()
+    done = job(slurm, UNCONNECTED.format(place=place, fails=fails))
+    assert done.returncode == code
+    assert len(list(place.iterdir())) == starts
+    assert done.stderr.count("starting them once more") == starts - 1
+    assert ("launch: rank 1 on n2: Aborted" in done.stderr) == (code != 0)
+
+
 def test_the_rank_that_tells_the_cause_is_named(slurm):
     done = job(
         slurm,
