@@ -450,6 +450,19 @@ def final_weights(output):
 # ------------------------------------------------------------------ ranks and nodes that are lost
 
 
+def test_a_job_whose_ranks_could_not_connect_starts_them_once_more(cluster, tmp_path):
+    """In Gloo's words, which a stranger makes it say (test_launch_local.py)."""
+    unconnected = (
+        f"begun={tmp_path}/begun.$SLURM_PROCID; [ -e $begun ] || {{ touch $begun; echo 'pair.cc] "
+        "connect [10.0.0.1]:384: Connection refused' >&2; kill -ABRT $$; }; "
+        f"exec python {STANDIN} {tmp_path} 3 0.1"
+    )
+    job = Job(cluster, tmp_path, 3, "--nodes", "2", command=["bash", "-c", unconnected])
+    job.wait_for("launch: ranks could not connect to each other as they started; starting them on")
+    job.wait_for_state("COMPLETED")
+    assert job.losses() == uninterrupted(3)
+
+
 def test_killed_rank_ends_the_job_and_is_named(cluster, tmp_path):
     job = Job(cluster, tmp_path, 600, "--nodes", "2")
     job.wait_for_step(3)
