@@ -95,10 +95,7 @@ def main() -> None:
     for name, (net, shape) in nets.items():
         data = mx.nd.random.normal(shape=shape)
         layers = measure(prepared(net, data), data, args.rounds)
-        figures[name] = {
-            "shape": shape,
-            "layers": [dataclasses.asdict(layer) for layer in layers],
-        }
+        figures[name] = {"shape": shape, "layers": [dataclasses.asdict(layer) for layer in layers]}
         rows = [
             (
                 layer.name,

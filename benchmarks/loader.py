@@ -73,8 +73,7 @@ def gluons(images: np.ndarray, labels: np.ndarray, size: int, workers: int) -> I
     else:
         steps = [transforms.Resize(size), *steps]
     dataset = gluon.data.ArrayDataset(
-        [mx.nd.array(image[:, :, None], dtype=np.uint8) for image in images],
-        labels,
+        [mx.nd.array(image[:, :, None], dtype=np.uint8) for image in images], labels
     ).transform_first(transforms.Compose(steps))
     return gluon.data.DataLoader(dataset, BATCH, shuffle=True, num_workers=workers)
 

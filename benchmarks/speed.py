@@ -145,10 +145,7 @@ EXPERIMENTS: Dict[str, Contenders] = {
         }
         for rate in ("10gbit", "1gbit")
     },
-    "monitor": {
-        "on": ours("--steps=100"),
-        "off": ours("--steps=100", "--settings", *SILENT),
-    },
+    "monitor": {"on": ours("--steps=100"), "off": ours("--steps=100", "--settings", *SILENT)},
 }
 
 

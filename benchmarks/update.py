@@ -25,11 +25,7 @@ from trainer.step import momentum
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "notes" / "performance.md"
 
-SETTINGS = {
-    "learning_rate": 0.1,
-    "momentum": 0.9,
-    "wd": 1e-4,
-}
+SETTINGS = {"learning_rate": 0.1, "momentum": 0.9, "wd": 1e-4}
 
 
 def ours(kind: Any, may_wait: bool) -> mx.optimizer.Optimizer:

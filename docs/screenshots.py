@@ -48,13 +48,7 @@ class Picture(NamedTuple):
 
 
 PICTURES = (
-    Picture(
-        "tensorboard.png",
-        "scalars",
-        ("accuracy/test",),
-        (1000, 840),
-        "/(test%7Ctrain)%24",
-    ),
+    Picture("tensorboard.png", "scalars", ("accuracy/test",), (1000, 840), "/(test%7Ctrain)%24"),
     Picture(
         "tensorboard_images.png", "images", ("test/confusion", "test/predictions"), (1100, 1130)
     ),

@@ -9,6 +9,5 @@ import pytest
 HAS_BFLOAT16 = "avx512bw" in Path("/proc/cpuinfo").read_text()
 
 needs_bfloat16 = pytest.mark.skipif(
-    not HAS_BFLOAT16,
-    reason="oneDNN has no products in bfloat16 for a processor without AVX-512",
+    not HAS_BFLOAT16, reason="oneDNN has no products in bfloat16 for a processor without AVX-512"
 )

@@ -16,12 +16,7 @@ from functools import partial
 from typing import Callable, Sequence
 
 from ..core.job import FORWARDED, Events, Failure, Job, Outcome, report_failure
-from ..core.network import (
-    address_of_own_name,
-    check_interface,
-    interface_of,
-    take_hostname,
-)
+from ..core.network import address_of_own_name, check_interface, interface_of, take_hostname
 from ..core.process import START_SECONDS, say
 from ..core.rank_process import RankProcess
 from ..core.ranks import cores_per_rank, facts_on_one_host, rank_environment
@@ -89,11 +84,7 @@ def _run_once(
     """Starts one rank for each slot and waits until all have ended."""
     world_size = len(slots)
     rendezvous = Rendezvous(
-        LOOPBACK,
-        world_size,
-        secrets.token_hex(16),
-        say,
-        start_timeout=start_timeout,
+        LOOPBACK, world_size, secrets.token_hex(16), say, start_timeout=start_timeout
     )
     # Horovod would crash where this host's own name does not resolve (launch/core/network.py).
     prepare = None if address_of_own_name() else partial(take_hostname, LOOPBACK)

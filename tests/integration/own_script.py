@@ -22,9 +22,7 @@ def slowly(end):
 
 
 config = Config(
-    output=str(folder),
-    train=Train(epochs=steps, global_batch_size=40),
-    monitor=Monitor(loggers=()),
+    output=str(folder), train=Train(epochs=steps, global_batch_size=40), monitor=Monitor(loggers=())
 )
 cores = f"{os.environ['OMP_NUM_THREADS']} of {sorted(os.sched_getaffinity(0))}"
 result = fit(nn.Dense(4), config, train=(images, labels), on_step=slowly)

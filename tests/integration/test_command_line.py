@@ -256,7 +256,7 @@ def test_a_run_of_other_settings_has_a_name_of_its_own(tmp_path: Path) -> None:
     anew = trained("optimizer.lr=0.06", "--resume", "none")
     assert "default-2.1 now" in anew.err and "default-2: 2000 training" in anew.out
     assert sorted(p.name for p in (tmp_path / "0").iterdir() if p.name[0] != ".") == [
-        *("default", "default-2", "default-2.1", "default-3"),
+        *("default", "default-2", "default-2.1", "default-3")
     ]
 
 
@@ -269,7 +269,7 @@ def test_launches_at_once_of_other_settings_have_names_of_their_own(tmp_path: Pa
         said, _ = process.communicate(timeout=240)
         assert process.returncode == 0, said
     assert sorted(path.name for path in tmp_path.glob("default*")) == [
-        *("default", "default-2", "default-3"),
+        *("default", "default-2", "default-3")
     ]
 
 

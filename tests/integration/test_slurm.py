@@ -278,8 +278,7 @@ def test_failing_rank_ends_the_job_and_is_named(cluster, tmp_path):
     )  # fmt: skip
     assert done.returncode not in (0, 85)
     assert re.search(
-        r"last lines of rank 1, which failed:\n    rank 1\n    no such record: 17\n",
-        done.stdout,
+        r"last lines of rank 1, which failed:\n    rank 1\n    no such record: 17\n", done.stdout
     )
     assert "rank 1 on node2: Exited with exit code 1" in done.stdout
 

@@ -18,10 +18,7 @@ ROOT = Path(__file__).parents[2]
 # What Python's own documentation has of such names: named tuples' methods, and os._exit.
 PUBLIC = {"_asdict", "_replace", "_fields", "_make", "_field_defaults", "_exit"}
 # launch/ imports nothing of trainer/; cloudpickle's way of restoring a parameter needs these two.
-KNOWN = [
-    "launch/local/pickling.py: _data",
-    "launch/local/pickling.py: _init_grad",
-]
+KNOWN = ["launch/local/pickling.py: _data", "launch/local/pickling.py: _init_grad"]
 
 
 def is_private(name: object) -> bool:

@@ -71,11 +71,7 @@ for _command in (
 
 
 # Messages of a rank whose peer has died: from Horovod, and from Gloo within a collective.
-_LOST_PEER = (
-    "Horovod has been shut down",
-    "Connection reset by peer",
-    "Connection closed by peer",
-)
+_LOST_PEER = ("Horovod has been shut down", "Connection reset by peer", "Connection closed by peer")
 
 
 _NO_MEMORY = ("bad_alloc", "Failed to allocate CPU Memory")  # of MXNet's errors

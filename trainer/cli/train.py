@@ -15,16 +15,7 @@ from .. import dist
 from ..config.load import names_run
 from ..console import answer, print_line
 from ..dist import environment
-from .common import (
-    Configured,
-    alone,
-    configured,
-    load_config,
-    overridden,
-    split,
-    writing,
-    written,
-)
+from .common import Configured, alone, configured, load_config, overridden, split, writing, written
 
 
 @click.command(cls=Configured)

@@ -12,12 +12,7 @@ from mxnet import gluon
 from .. import dist
 from ..dist.array_memory import dense_on_cpu, memory_of
 from ..model.loss_scale import LossScale
-from ..mxnet_internals import (
-    has_fresh_gradient,
-    mark_gradient_as_fresh,
-    scale,
-    trained_parameters,
-)
+from ..mxnet_internals import has_fresh_gradient, mark_gradient_as_fresh, scale, trained_parameters
 from . import momentum, shared_gradients
 from .timing import Mark, unmarked
 

@@ -250,11 +250,7 @@ def test_the_first_three_settings_that_differ_are_told(tmp_path, capsys):
     unnamed = Config(output=str(tmp_path), name="mine")
     take_folder(unnamed, None)
     other = dataclasses.replace(
-        unnamed,
-        seed=7,
-        batch_norm="sync",
-        calibrate_samples=5,
-        optimizer=Optimizer(lr=0.7),
+        unnamed, seed=7, batch_norm="sync", calibrate_samples=5, optimizer=Optimizer(lr=0.7)
     )
     first_three = "; ".join(run_folder.changed(other)[:3])
     assert len(run_folder.changed(other)) == 4

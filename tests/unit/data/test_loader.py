@@ -266,11 +266,7 @@ def test_arrays_on_a_device_hold_what_arrays_on_the_host_do(settings):
             np.testing.assert_array_equal(array.asnumpy(), expected)
 
 
-@given(
-    size=st.integers(1, 40),
-    world_size=st.integers(1, 7),
-    batch_size=st.integers(1, 50),
-)
+@given(size=st.integers(1, 40), world_size=st.integers(1, 7), batch_size=st.integers(1, 50))
 def test_evaluation_visits_each_sample_once_in_order(size, world_size, batch_size):
     images = np.arange(size, dtype=np.uint8)[:, None, None]
     seen = []

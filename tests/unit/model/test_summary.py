@@ -91,11 +91,7 @@ def test_groups_and_strides_of_convolutions():
     net.initialize()
     rows = summarize(net, mx.nd.zeros((5, 4, 9, 9)))
     assert [row.parameters for row in rows] == [8 * 1 * 9 + 8, 0, 3 * 8 * 4 * 4]
-    assert [row.flops for row in rows] == [
-        2 * 9 * 5 * 8 * 4 * 4,
-        0,
-        2 * 8 * 4 * 4 * 5 * 3,
-    ]
+    assert [row.flops for row in rows] == [2 * 9 * 5 * 8 * 4 * 4, 0, 2 * 8 * 4 * 4 * 5 * 3]
 
 
 class Own(nn.HybridBlock):

@@ -75,10 +75,7 @@ def test_reading_totals_changes_no_mean():
     assert often.read_epoch() == once.read_epoch()
 
 
-@given(
-    st.lists(st.floats(0, 10, width=32), min_size=2, max_size=12),
-    st.data(),
-)
+@given(st.lists(st.floats(0, 10, width=32), min_size=2, max_size=12), st.data())
 def test_a_run_resumed_from_totals_reads_the_same_bit_for_bit(losses, data):
     saved_after = data.draw(st.integers(1, len(losses) - 1))
     read_after = data.draw(st.integers(0, saved_after - 1))

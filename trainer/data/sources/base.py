@@ -79,12 +79,7 @@ class ArraySource(Source):
         labels: integer (N,), from 0.
     """
 
-    def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        classes: Classes = None,
-    ):
+    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: Classes = None):
         self.images = images
         self.labels: np.ndarray = labels
         self.classes = classes

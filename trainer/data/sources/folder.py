@@ -37,12 +37,7 @@ class FolderSource(Pictures):
     """
 
     def __init__(
-        self,
-        root: Path,
-        files: Sequence[str],
-        labels: np.ndarray,
-        classes: Classes,
-        settings: Data,
+        self, root: Path, files: Sequence[str], labels: np.ndarray, classes: Classes, settings: Data
     ):
         super().__init__(settings)
         self._root, self._files = root, files

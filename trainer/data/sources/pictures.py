@@ -121,12 +121,7 @@ class _PictureBatches(ReadingFiller):
         return [position for part in parts for position in part.result()]
 
     def _fill(
-        self,
-        rows: np.ndarray,
-        draws: np.ndarray,
-        epoch: int,
-        data: np.ndarray,
-        label: np.ndarray,
+        self, rows: np.ndarray, draws: np.ndarray, epoch: int, data: np.ndarray, label: np.ndarray
     ) -> List[int]:
         """Write some samples of a batch; returns the positions of bad ones."""
         pixels = np.zeros((len(rows), *self.shape), np.uint8)
