@@ -30,7 +30,7 @@ from trainer.step.optimizer import gluon_trainer
 
 RANKS = (2, 3, 4)
 HOSTS = ((1, 1), (2, 2), (1, 1, 1))
-STEPS = 10
+STEPS = 4
 SAMPLES = 24
 
 
@@ -240,6 +240,7 @@ def test_all_ranks_and_runs_have_the_same_bits(
 
 
 @pytest.mark.ranks(3)
+@pytest.mark.one_node
 def test_seed_net_of_full_width_is_exact_in_float64() -> None:
     steps = int(os.environ.get("FULL_WIDTH_STEPS", "1"))
     result = seed_synced(resnet18, "float64", unequal(), {"static_alloc": True}, steps)
@@ -275,7 +276,7 @@ def test_every_argument_means_what_it_means_on_one_rank(
     """With either operator in every form; over the cases, each of these on shards of all kinds."""
     shape, arguments = ARGUMENTS[case]
     data = samples(shape)
-    reference = train(build(small(**arguments), data, "float64"), data, "float64", None, 5)
+    reference = train(build(small(**arguments), data, "float64"), data, "float64", None, 3)
     for number, (native, form) in enumerate(itertools.product(OPERATORS, FORMS)):
         sizes = (equal, unequal, with_empty)[(case + number) % 3]
         monkeypatch.setenv("BATCH_NORM_NATIVE", native)
@@ -284,7 +285,7 @@ def test_every_argument_means_what_it_means_on_one_rank(
         batch_norm.convert_sync_batch_norm(net)  # drops what the first has not used
         if FORMS[form]:
             net.hybridize(**FORMS[form])
-        result = train(net, data, "float64", sizes(), 5)
+        result = train(net, data, "float64", sizes(), 3)
         assert largest_difference(result, reference) < 1e-12, (OPERATORS[native], form, sizes)
 
 
@@ -444,7 +445,7 @@ class Branches(nn.HybridBlock):
         self._between = between
         with self.name_scope():
             self.branches = nn.HybridSequential()
-            for _ in range(20):
+            for _ in range(8):
                 branch = nn.HybridSequential()
                 branch.add(nn.Dense(4), nn.HybridLambda(between), nn.BatchNorm())
                 self.branches.add(branch)
