@@ -71,14 +71,21 @@ def averages(initial: Values, steps: Dict[int, Values]) -> Values:
     return found
 
 
+def run_all(net: Any, folder: str, norm: str) -> Any:
+    """With averages, without, and stopped and gone on with: the last part of three."""
+    told = run(net, f"{folder}/whole", norm, ema=DECAY)
+    plain = run(make_net(), f"{folder}/plain", norm)
+    for step in (1, 4, None):
+        resumed = run(make_net(), f"{folder}/parts", norm, step, ema=DECAY)
+    return told, plain, resumed
+
+
 @pytest.mark.parametrize("ranks, norm", [(1, "local"), (2, "sync"), (3, "sync"), (2, "local")])
 def test_averages_are_evaluated_saved_and_returned_and_resumed(
     tmp_path: Path, ranks: int, norm: str
 ) -> None:
-    net, whole, parts = make_net(), str(tmp_path / "whole"), str(tmp_path / "parts")
-    ema = {"ema": DECAY}
-    told = launch.run(run, (net, whole, norm), ema, ranks=ranks)
-    plain = launch.run(run, (net, str(tmp_path / "plain"), norm), ranks=ranks)
+    net = make_net()
+    told, plain, resumed = zip(*launch.run(run_all, (net, str(tmp_path), norm), ranks=ranks))
     for (steps, final, seen), (others, _, _) in zip(told, plain):
         assert len(steps) == STEPS
         for name in final:  # training is as without it
@@ -100,8 +107,6 @@ def test_averages_are_evaluated_saved_and_returned_and_resumed(
     saved = {k: v.asnumpy() for k, v in mx.nd.load(str(path / "model.params")).items()}
     assert all((saved[name] == told[0][1][name]).all() for name in saved)
 
-    for step in (1, 4, None):
-        resumed = launch.run(run, (make_net(), parts, norm, step), ema, ranks=ranks)
     for (steps, final, seen), (all_steps, all_final, all_seen) in zip(resumed, told):
         assert sorted(steps) == [5, 6, 7] and seen == all_seen
         for name in final:
