@@ -63,9 +63,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _split_command(arguments: List[str]) -> Tuple[List[str], List[str]]:
     """The arguments before and after the first `--`."""
-    if "--" not in arguments:
-        return arguments, []
-    at = arguments.index("--")
+    at = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:at], arguments[at + 1 :]
 
 
@@ -91,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = actions.add_parser(
         "doctor",
         help="check whether this machine can train, and how to fix it if not",
-        usage="[srun --ntasks-per-node=1] python -m launch doctor",
+        usage="[srun -n $SLURM_JOB_NUM_NODES --ntasks-per-node=1] python -m launch doctor",
     )
     doctor.set_defaults(run=_run_doctor, needs_command=False)
     return parser

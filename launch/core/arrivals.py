@@ -12,7 +12,6 @@ HELD_KEYS = {CHECK_IN: "{rank}", "global": "rank_{rank}"}
 in `hvd.init()` is `global/rank_<n>`, and its timeout starts after the answer: while a rank is
 late, the others wait here instead of running into HOROVOD_GLOO_TIMEOUT_SECONDS."""
 
-
 ENDED_BEFORE_INIT = "ended before hvd.init(), where others wait for it"
 
 

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from .arrivals import ranks_text
-from .process import describe_exit, first_cause, found_no_peer, say, shell_exit_code
+from .process import describe_exit, first_cause, say, shell_exit_code
 from .rank_process import RankProcess
 from .ranks import EXIT_SAVED, count_of
 
@@ -89,7 +89,7 @@ class Job:
         wait for it in `hvd.init()`.
         """
         for rank in self.ranks:
-            rank.watch(self._events)
+            rank.watch(self._events, self._kill_after)
         running = len(self.ranks)
         while running:
             try:
@@ -108,9 +108,6 @@ class Job:
     def kill(self) -> None:
         for rank in self.ranks:
             rank.signal(signal.SIGKILL)
-
-    def _after(self, seconds: float, action: Callable[[], None]) -> None:
-        self._timer = (time.monotonic() + seconds, action)
 
     def _tick(self) -> None:
         self._kill_stopped()
@@ -140,7 +137,7 @@ class Job:
             self._terminate()
 
     def _running(self) -> List[RankProcess]:
-        return [rank for rank in self.ranks if rank.process.returncode is None]
+        return [rank for rank in self.ranks if not rank.ended]
 
     def _ended(self, rank: RankProcess) -> None:
         """Records a failure, and ends the other ranks once the cause is known."""
@@ -150,7 +147,7 @@ class Job:
         if not rank.lacks_cause():
             self._terminate()
         elif len(self._failed) == 1:
-            self._after(SETTLE_SECONDS, self._terminate)
+            self._timer = (time.monotonic() + SETTLE_SECONDS, self._terminate)
 
     def _signalled(self, signum: int) -> None:
         if signum != signal.SIGINT:
@@ -171,7 +168,7 @@ class Job:
         self._ending = True
         for rank in self.ranks:
             rank.signal(signal.SIGTERM)
-        self._after(self._kill_after, self._kill_the_rest)
+        self._timer = (time.monotonic() + self._kill_after, self._kill_the_rest)
 
     def _kill_the_rest(self) -> None:
         late = self._running()
@@ -196,7 +193,7 @@ class Job:
             code = max(shell_exit_code(rank.process.returncode) for rank in self.ranks)
             return Outcome(code, terminated=terminated, outdated=self._resizing)
         code = shell_exit_code(rank.process.returncode) or 1  # an absent rank may end with 0
-        unconnected = any(found_no_peer(failed.last_lines()) for failed in self._failed)
+        unconnected = any(failed.found_no_peer() for failed in self._failed)
         return Outcome(code, self._failure(rank), terminated, unconnected=unconnected)
 
     def _failure(self, rank: RankProcess) -> Failure:

@@ -9,12 +9,11 @@ import errno
 import os
 import secrets
 import stat
-import time
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 SECRET_BYTES = 32
-_SECONDS_TO_WRITE = 10.0  # for another process that has just made the file, over NFS too
 _TRUSTED = (0, 65534)  # root; and who the kernel shows for root in a container of a user's
 
 
@@ -51,20 +50,16 @@ def user_secret() -> bytes:
     if not os.path.isabs(place):
         raise OSError(f"this user has no home folder ({place})")
     path = folder(Path(place, "gluon-horovod-trainer")) / "launch-secret"
-    with suppress(FileExistsError):
-        made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.write(made, secrets.token_bytes(SECRET_BYTES))
-        finally:
-            os.close(made)
-    deadline = time.monotonic() + _SECONDS_TO_WRITE
-    while True:
-        secret = _read(path)
-        if len(secret) == SECRET_BYTES:
-            return secret
-        if time.monotonic() > deadline:
-            raise OSError(errno.EIO, "holds no secret; remove it, and it is made anew", str(path))
-        time.sleep(0.1)
+    if not os.path.lexists(path):
+        with tempfile.NamedTemporaryFile(dir=path.parent) as made:  # of mode 0600
+            made.write(secrets.token_bytes(SECRET_BYTES))
+            made.flush()
+            with suppress(FileExistsError):  # another process's, which is complete too
+                os.link(made.name, path)
+    secret = _read(path)
+    if len(secret) != SECRET_BYTES:
+        raise OSError(errno.EIO, "holds no secret; remove it, and it is made anew", str(path))
+    return secret
 
 
 def _read(path: Path) -> bytes:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import subprocess
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from typing import Any, Callable, Deque, Dict, List, Optional, Sequence
 
 import psutil
 
-from .process import drain, lacks_cause
+from .process import drain, found_no_peer, lacks_cause
 
 TAIL_LINES = 20
 
@@ -39,6 +41,8 @@ class RankProcess:
         self._tail: Deque[bytes] = deque(maxlen=TAIL_LINES)
         self._prefix = None if prefix is None else prefix.encode()
         self.lost_a_peer = False  # as far as its output is known
+        self.ended = False  # with all that a signal has reached
+        self._warned = False
         self.process = subprocess.Popen(
             command,
             env=env,
@@ -49,12 +53,19 @@ class RankProcess:
             preexec_fn=prepare,
         )
 
-    def watch(self, events: queue.SimpleQueue[Any]) -> None:
-        """Starts threads that drain the rank's output and put it into `events` when it ends."""
+    def watch(self, events: queue.SimpleQueue[Any], patience: float) -> None:
+        """Starts threads that drain the rank's output and put it into `events` when it ends.
+
+        A shell ends at the first signal: what it has started then gets `patience` seconds more.
+        """
         drains = drain(self.process, self._note)
 
         def wait() -> None:
             self.process.wait()
+            deadline = time.monotonic() + patience
+            while self._warned and self._has_children() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            self.ended = True
             for thread in drains:
                 thread.join(timeout=1.0)  # a grandchild may hold the pipe open
             events.put(self)
@@ -67,6 +78,12 @@ class RankProcess:
     def lacks_cause(self) -> bool:
         return self.lost_a_peer or lacks_cause(self.process.returncode > 0, self.last_lines())
 
+    def found_no_peer(self) -> bool:
+        """Whether it could not connect to a peer that was there; Gloo aborts, which may be all."""
+        if self.process.stdout is None:  # it has the terminal
+            return self.process.returncode == -signal.SIGABRT
+        return found_no_peer(self.last_lines())
+
     def is_stopped(self) -> bool:
         """Whether the process is stopped (SIGSTOP)."""
         try:
@@ -74,8 +91,18 @@ class RankProcess:
         except (psutil.Error, OSError):  # it is gone; or /proc cannot be read now
             return False
 
+    def _has_children(self) -> bool:
+        """Whether a process that `signal` reaches runs; killpg would count one that is dead."""
+        for pid in psutil.pids():
+            with suppress(psutil.Error, OSError):
+                status = psutil.Process(pid).status()
+                if os.getpgid(pid) == self.process.pid and status != psutil.STATUS_ZOMBIE:
+                    return True
+        return False
+
     def signal(self, signum: int) -> None:
         """Sends a signal to the rank and its child processes."""
+        self._warned = True
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signum)
 

@@ -124,5 +124,10 @@ def _cores(env: Mapping[str, str]) -> Tuple[int, int]:
 
 
 def tasks_of_srun(env: Mapping[str, str]) -> int:
-    """How many tasks srun has started along with this process; 1 outside of srun."""
-    return count_of(env, "SLURM_STEP_NUM_TASKS", 1) if "SLURM_PROCID" in env else 1
+    """How many tasks srun has started along with this process; 1 outside of srun.
+
+    1 also in a shell of `srun --pty`, which has the terminal; an srun within inherits the variable.
+    """
+    shell = "SLURM_PTY_PORT" in env and any(map(os.isatty, range(3)))
+    alone = shell or "SLURM_PROCID" not in env
+    return 1 if alone else count_of(env, "SLURM_STEP_NUM_TASKS", 1)

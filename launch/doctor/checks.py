@@ -20,6 +20,7 @@ from ..core.ranks import count_of
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 MIN_DRIVER = 450  # of CUDA 11 (NVIDIA's table of minor version compatibility)
+FUSING_DRIVER = 520  # of CUDA 11.8, whose NVRTC makes the PTX
 MIN_FREE_BYTES = 2**30
 SLOW_MB_PER_S = 250  # 45 MB then take as long as the step of a small net
 PROBE_SECONDS = 120.0
@@ -103,10 +104,12 @@ def gpu_rows(libraries: Dict[str, Any]) -> List[Row]:
     names = ", ".join(gpu[0] for gpu in gpus)
     if caps:
         names = ", ".join(f"{gpu[0]} (sm_{cap})" for gpu, cap in zip(gpus, caps))
-    good_driver = int(re.split(r"\D", driver)[0] or 0) >= MIN_DRIVER
-    rows = [
-        Row("driver", OK if good_driver else FAIL, driver, f"CUDA 11 needs {MIN_DRIVER} or later")
-    ]
+    major = int(re.split(r"\D", driver)[0] or 0)
+    status, fix = OK if major >= MIN_DRIVER else FAIL, f"CUDA 11 needs {MIN_DRIVER} or later"
+    if status == OK and major < FUSING_DRIVER:
+        status, fix = WARN, f"driver {FUSING_DRIVER} or later; else steps are slower"
+        driver += ": cannot compile what MXNet fuses; the trainer sets MXNET_USE_FUSION=0"
+    rows = [Row("driver", status, driver, fix)]
     if not cuda_build:
         fix = "make setup GPU=1 installs a CUDA build; without it training runs on the CPU"
         return [*rows, Row("GPU", WARN, f"{names}, but MXNet is built for the CPU", fix)]

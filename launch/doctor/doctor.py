@@ -1,6 +1,6 @@
 """`python -m launch doctor`: reports whether this machine or allocation can train.
 
-Alone it checks this machine. Under `srun --ntasks-per-node=1` each task checks its own node, and
+Alone it checks this machine. Under srun, with a task on each node, each checks its own node, and
 the first prints a row per node, including what can only be wrong between nodes: clocks, the shared
 file system, the network.
 """
@@ -30,7 +30,10 @@ def examine() -> int:
     """Checks this machine or allocation and prints the report; returns 1 if it cannot train."""
     if tasks_of_srun(os.environ) > 1:
         return _examine_allocation()
-    return _report([*_node_rows(), checks.host_row(), checks.slurm_row(), _local_allreduce()])
+    local = [sys.executable, "-m", "launch", "local", "-n", "2", "--quiet", "--"]
+    rows = [*_node_rows(), checks.host_row(), checks.slurm_row()]
+    allreduce = run([*local, *checks.PROBE, "allreduce"], timeout=checks.PROBE_SECONDS)
+    return _report([*rows, checks.allreduce_row(allreduce)])
 
 
 def _report(rows: List[Row]) -> int:
@@ -52,12 +55,6 @@ def _node_rows() -> List[Row]:
         checks.data_row(),
         checks.write_row(Path.cwd()),
     ]
-
-
-def _local_allreduce() -> Row:
-    launcher = [sys.executable, "-m", "launch", "local", "-n", "2", "--quiet", "--"]
-    local = [*launcher, *checks.PROBE, "allreduce"]
-    return checks.allreduce_row(run(local, timeout=checks.PROBE_SECONDS))
 
 
 def exit_code(rows: List[Row]) -> int:

@@ -20,15 +20,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, Callable, List, Mapping, Optional, Sequence
 
-from ..core.job import Failure
+from ..core.job import FORWARDED, Failure
 from ..core.process import die_with_parent
 from ..core.streams import leave, print_line
 from ..core.streams import run as run_program
+from . import pickling
 from .elastic import Elastic
 from .local import run_local
 
@@ -62,10 +65,11 @@ def run(
 
     Each rank is a separate process, in which `horovod.init()` and `trainer.fit` find the others. It
     gets copies of the function, its arguments and the globals it uses, and sends back a copy of its
-    result. A Gluon net can be among them; one that was compiled is compiled anew there. Output
-    of the ranks is printed as it comes, or passed to `on_line` line by line, in this process;
-    `trainer.notebook.LiveCurves` draws curves from it. An interrupt (ctrl-C, or Jupyter's stop
-    button) ends all ranks; `trainer.fit` saves first.
+    result. A Gluon net can be among them; one that was compiled is compiled anew there. Nets and
+    arrays arrive on the CPU; `trainer.fit` moves its net. Output of the ranks is printed as it
+    comes, or passed to `on_line` line by line, in this process; `trainer.notebook.LiveCurves` draws
+    curves from it. An interrupt (ctrl-C, or Jupyter's stop button) ends all ranks; `trainer.fit`
+    saves first. So it does after SIGTERM, SIGUSR1 or SIGHUP, which then end this process.
 
     Raises:
         ValueError: something cannot be pickled, `args` is no tuple or list, `ranks` is not a
@@ -104,8 +108,6 @@ def run(
 def _write_task(
     path: Path, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> None:
-    from . import pickling  # late: cloudpickle is needed for nothing else
-
     try:
         task = pickling.dumps((function, tuple(args), dict(kwargs)))
     except Exception as error:  # __reduce__ of an object may raise anything
@@ -132,27 +134,37 @@ def _supervise(folder: Path, ranks: int, on_line: Callable[[str], Any]) -> int:
         env={**os.environ, "PYTHONPATH": path},
         start_new_session=True,  # interrupts are forwarded by this process, once
     )
-    interrupted = False
+    assert supervisor.stdout is not None
+    heard: List[int] = []
+
+    def forward(signum: int, frame: Optional[FrameType] = None) -> None:
+        heard.append(signum)
+        supervisor.send_signal(signum)
+
+    # What would end this process, and so the ranks before they could save; in threads as it is.
+    main = threading.current_thread() is threading.main_thread()
+    known = (*FORWARDED, signal.SIGHUP) if main else ()
+    ends = [number for number in known if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ends:
+        signal.signal(number, forward)
     try:
         while supervisor.poll() is None:
             try:
-                _listen(supervisor, on_line)
+                for line in supervisor.stdout:
+                    on_line(line.decode(errors="replace").rstrip("\n"))
+                supervisor.wait()
             except KeyboardInterrupt:
-                interrupted = True
-                supervisor.send_signal(signal.SIGINT)
+                forward(signal.SIGINT)
     finally:
         supervisor.kill()  # the ranks die with it
         supervisor.wait()
-    if interrupted:
+        for number in ends:
+            signal.signal(number, signal.SIG_DFL)
+    if signal.SIGINT in heard:
         raise KeyboardInterrupt("all ranks have ended")
+    for signum in heard:
+        os.kill(os.getpid(), signum)
     return supervisor.returncode
-
-
-def _listen(supervisor: subprocess.Popen[bytes], on_line: Callable[[str], Any]) -> None:
-    assert supervisor.stdout is not None
-    for line in supervisor.stdout:
-        on_line(line.decode(errors="replace").rstrip("\n"))
-    supervisor.wait()
 
 
 def _result(folder: Path, rank: int) -> Path:
@@ -180,8 +192,6 @@ def _run_ranks(folder: Path, ranks: int) -> int:
 
 def _be_rank(folder: Path) -> int:
     """Calls the function and writes its result."""
-    from . import pickling
-
     os.environ.pop("LAUNCH_ID")  # nothing starts these ranks again: trainer.fit returns if stopped
     try:
         function, args, kwargs = pickle.loads((folder / TASK).read_bytes())

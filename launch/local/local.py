@@ -11,8 +11,6 @@ import os
 import secrets
 import signal
 import socket
-import subprocess
-from functools import partial
 from typing import Callable, Sequence
 
 from ..core.job import FORWARDED, Events, Failure, Job, Outcome, report_failure
@@ -47,11 +45,20 @@ def run_local(
     """
     named = os.environ.get("HOROVOD_GLOO_IFACE")
     interface = check_interface(named) if named else interface_of(LOOPBACK)
+    try:
+        # Horovod would crash where this host's own name does not resolve (launch/core/network.py).
+        # Here, before any thread: ranks in namespaces of their own would not see into each other.
+        if not address_of_own_name():
+            take_hostname(LOOPBACK)
+    except OSError:
+        raise ValueError(
+            f"this host's own name, {socket.gethostname()}, does not resolve, and Horovod goes by "
+            f"it; add a line `127.0.1.1 {socket.gethostname()}` to /etc/hosts"
+        ) from None
     launch_id = secrets.token_hex(16)
     events = Events()
-    heard = [signal.SIGINT, *FORWARDED]
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup has it ignored
-        heard.append(signal.SIGHUP)
+    known = (signal.SIGINT, signal.SIGHUP)  # ignored by a script's background job, and by nohup
+    heard = [*FORWARDED, *(s for s in known if signal.getsignal(s) is not signal.SIG_IGN)]
     previous = {s: signal.signal(s, events.on_signal) for s in heard}
     try:
         slots = elastic.first_slots(events)
@@ -86,8 +93,6 @@ def _run_once(
     rendezvous = Rendezvous(
         LOOPBACK, world_size, secrets.token_hex(16), say, start_timeout=start_timeout
     )
-    # Horovod would crash where this host's own name does not resolve (launch/core/network.py).
-    prepare = None if address_of_own_name() else partial(take_hostname, LOOPBACK)
     devices = visible_devices(slots)
     try:
         for rank in range(world_size):
@@ -101,17 +106,12 @@ def _run_once(
             if devices is not None:
                 environment["CUDA_VISIBLE_DEVICES"] = devices
             inherit, prefix = quiet and rank == 0, None if quiet else f"[{rank}] "
-            job.ranks.append(RankProcess(rank, command, environment, prepare, prefix, inherit))
+            job.ranks.append(RankProcess(rank, command, environment, None, prefix, inherit))
         # Threads start only now: a fork of a process with threads may deadlock.
         rendezvous.serve_in_thread()
         outcome = job.supervise(rendezvous.arrivals.awaited)
         since_all_came = rendezvous.arrivals.seconds_since_complete("global")
         return outcome._replace(unconnected=outcome.unconnected and since_all_came < START_SECONDS)
-    except subprocess.SubprocessError:  # raised by Popen for any error in `prepare`
-        raise ValueError(
-            f"this host's own name, {socket.gethostname()}, does not resolve, and Horovod goes by "
-            f"it; add a line `127.0.1.1 {socket.gethostname()}` to /etc/hosts"
-        ) from None
     finally:
         job.kill()
         rendezvous.close()

@@ -4,7 +4,8 @@ cloudpickle sends by value what it cannot name. Three things of MXNet's hold add
 process: an operator (`mx.nd.tanh`), which names a module that does not exist and would end the
 other process with a segmentation fault; the compiled graph of a hybridized net, which may also name
 operators that exist here alone; and a parameter, whose array autograd knows by its address, so that
-a copy of it would get no gradient.
+a copy of it would get no gradient. Arrays arrive on the CPU: on a GPU they would give every rank a
+context on that one. `trainer.fit` moves a net to where it computes.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ class _Pickler(cloudpickle.Pickler):
         kind = type(obj)
         mxnet = sys.modules.get("mxnet")
         if mxnet is not None and issubclass(kind, mxnet.gluon.Parameter):
-            state = {**vars(obj), "_grad": None, "_trainer": None, "_var": None}
+            state = _on_cpu(vars(obj), mxnet.cpu())
             return kind.__new__, (kind,), state, None, None, _restore_parameter
+        if mxnet is not None and issubclass(kind, mxnet.nd.NDArray) and obj.context != mxnet.cpu():
+            return obj.as_in_context(mxnet.cpu()).__reduce__()
         if mxnet is not None and issubclass(kind, mxnet.gluon.HybridBlock):
             return _without_graph(obj, imported=issubclass(kind, mxnet.gluon.SymbolBlock))
         if isinstance(obj, FunctionType):
@@ -56,6 +59,17 @@ def _without_graph(block: Any, imported: bool) -> Any:
         del empty["_cached_graph"]
     make, arguments, state, *rest = reduced
     return (make, arguments, {**state, **empty}, *rest)
+
+
+def _on_cpu(state: Dict[str, Any], cpu: Any) -> Dict[str, Any]:
+    """The state of a parameter that is alone, and on the CPU."""
+    state = {**state, "_grad": None, "_trainer": None, "_var": None}
+    if state["_data"]:
+        state.update(_data=state["_data"][:1], _ctx_list=[cpu], _ctx_map=[[], [0]])
+    if state["_deferred_init"]:
+        initializer, _, *rest = state["_deferred_init"]
+        state["_deferred_init"] = (initializer, [cpu], *rest)
+    return state
 
 
 def _restore_parameter(parameter: Any, state: Dict[str, Any]) -> None:

@@ -16,18 +16,9 @@ from collections import deque
 from datetime import datetime
 from typing import Deque, Dict, Mapping, Optional, Sequence
 
+from ..core import process
 from ..core.arrivals import ENDED_BEFORE_INIT
-from ..core.process import (
-    RECONNECT,
-    START_SECONDS,
-    drain,
-    first_cause,
-    found_no_peer,
-    lacks_cause,
-    run,
-    say,
-    shell_exit_code,
-)
+from ..core.process import RECONNECT, START_SECONDS, say
 from ..core.ranks import EXIT_SAVED
 from ..core.streams import print_line
 from .environment import expand_nodes
@@ -67,8 +58,8 @@ def run_job(srun: Sequence[str], warning_seconds: int, max_requeues: int) -> int
         signal.signal(signum, lambda signum, frame: None)
     # A batch script's --export=NONE is not meant for its srun: `setup` would not reach the ranks.
     for again in (True, False):
-        token = secrets.token_hex(16)
-        step = _Step(srun, {**env, "SLURM_EXPORT_ENV": "ALL", "LAUNCH_TOKEN": token})
+        own = {"LAUNCH_TOKEN": secrets.token_hex(16), "LAUNCH_STEP": "0"}  # one step to `--resume`
+        step = _Step(srun, {**env, "SLURM_EXPORT_ENV": "ALL", **own})
         code = step.wait()
         if not again or code in (0, EXIT_SAVED) or not step.found_no_peer():
             break
@@ -105,7 +96,7 @@ def _scontrol(*arguments: str) -> str:
     # A user's SLURM_TIME_FORMAT would leave the day out of times, or make words of them.
     env = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
     for pause in (*PAUSES, 0):
-        answer = run(["scontrol", *arguments], env=env)
+        answer = process.run(["scontrol", *arguments], env=env)
         if answer.returncode == 0:
             return answer.stdout
         if _REFUSED.search(answer.stderr):
@@ -131,14 +122,14 @@ class _Step:
         )
 
     def wait(self) -> int:
-        for thread in drain(self._process, self._note):
+        for thread in process.drain(self._process, self._note):
             thread.join()
-        return shell_exit_code(self._process.wait())
+        return process.shell_exit_code(self._process.wait())
 
     def found_no_peer(self) -> bool:
         """Whether ranks could not connect to each other as they started."""
         starting = time.monotonic() - self._began < START_SECONDS and self.cancelled is None
-        return starting and any(found_no_peer(list(tail)) for tail in self._tails.values())
+        return starting and any(process.found_no_peer(list(tail)) for tail in self._tails.values())
 
     def ended_by_warning(self) -> bool:
         """Whether SIGTERM or SIGUSR1 killed a rank, before it had installed its handlers."""
@@ -159,7 +150,7 @@ class _Step:
             )
             return
         ranks = list(self._endings)
-        rank = first_cause(ranks, [rank for rank in ranks if self._lacks_cause(rank)], [])
+        rank = process.first_cause(ranks, [rank for rank in ranks if self._lacks_cause(rank)], [])
         if absent := self._absent_ranks(rank):
             say(absent)
             return
@@ -184,7 +175,7 @@ class _Step:
 
     def _lacks_cause(self, rank: int) -> bool:
         exited = "Exited with exit code" in self._endings[rank]
-        return lacks_cause(exited, list(self._tails.get(rank, [])))
+        return process.lacks_cause(exited, list(self._tails.get(rank, [])))
 
     def _note(self, line: bytes) -> bytes:
         """Analyses a line of output; returns it as it should appear in the log.

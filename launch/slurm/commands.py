@@ -10,7 +10,7 @@ import os
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, List
 
 from ..core.process import say
 from ..core.streams import answer, write
@@ -19,7 +19,6 @@ from .script import JobOptions, job_options, read_site, render
 
 
 def add_slurm(actions: Any) -> None:
-    """Add `slurm`, which submits a job, to the subparsers `actions`."""
     slurm = actions.add_parser(
         "slurm",
         help="submit a job that runs COMMAND as ranks on many nodes",
@@ -43,9 +42,10 @@ def add_slurm(actions: Any) -> None:
 
 
 def _run_slurm(args: argparse.Namespace, command: List[str]) -> int:
-    site_file = args.site or _default_site()
+    usual = "configs/site.yaml"
+    site = args.site or os.environ.get("LAUNCH_SITE") or (os.path.exists(usual) and usual)
     given = {k: v for k, v in vars(args).items() if k in JobOptions.__dataclass_fields__}
-    options = job_options(read_site(site_file) if site_file else {}, given)
+    options = job_options(read_site(Path(site)) if site else {}, given)
     made_by = ["python", "-m", "launch", *args.arguments]
     script = render(options, command, Path.cwd(), sys.executable, made_by)
     if args.dry_run:
@@ -69,15 +69,7 @@ def _submit(script: str, follow_it: bool) -> int:
     return follow(job_id, log) if follow_it else 0
 
 
-def _default_site() -> Optional[Path]:
-    if "LAUNCH_SITE" in os.environ:
-        return Path(os.environ["LAUNCH_SITE"])
-    here = Path("configs/site.yaml")
-    return here if here.exists() else None
-
-
 def add_slurm_rank(actions: Any) -> None:
-    """Add `slurm-rank`, which turns a task of srun into a rank."""
     slurm_rank = actions.add_parser(
         "slurm-rank",
         help="inside srun: become the rank given by Slurm's variables, and run COMMAND",
@@ -94,7 +86,6 @@ def _run_slurm_rank(args: argparse.Namespace, command: List[str]) -> int:
 
 
 def add_slurm_job(actions: Any) -> None:
-    """Add `slurm-job`, the batch step of a job script."""
     slurm_job = actions.add_parser(
         "slurm-job",
         help="inside a job script: run srun, explain a failure, requeue a job that saved",

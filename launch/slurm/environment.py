@@ -109,8 +109,12 @@ def _index(env: Mapping[str, str], name: str, end: int) -> int:
 
 
 def step_launch_id(env: Mapping[str, str]) -> str:
-    """A launch id shared by the tasks of a step and by the same step of the requeued job."""
-    return f"{env.get('SLURM_CLUSTER_NAME', 'slurm')}.{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}"
+    """A launch id shared by the tasks of a step and by the same step of the requeued job.
+
+    LAUNCH_STEP names the one step of a job script, however often its ranks had to be started.
+    """
+    step = env.get("LAUNCH_STEP") or env["SLURM_STEP_ID"]
+    return f"{env.get('SLURM_CLUSTER_NAME', 'slurm')}.{env['SLURM_JOB_ID']}.{step}"
 
 
 def step_token(env: Mapping[str, str], secret: Callable[[], bytes]) -> str:

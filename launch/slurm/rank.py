@@ -18,18 +18,11 @@ import time
 from contextlib import suppress
 from typing import Callable, Dict, List, Mapping, NoReturn, Sequence, Tuple
 
+from ..core import network
 from ..core.arrivals import CHECK_IN
-from ..core.network import (
-    address_of_own_name,
-    address_towards,
-    addresses_by_interface,
-    check_interface,
-    interface_of,
-    take_hostname,
-)
 from ..core.private import user_secret
 from ..core.process import die_with_parent, run, say
-from ..core.ranks import RankFacts, cores_of_task, rank_environment
+from ..core.ranks import RankFacts, cores_of_task, count_of, rank_environment
 from ..core.rendezvous import ALIVE, NOTICE_SECONDS, Endpoint, Rendezvous
 from .environment import (
     NOT_BY_SRUN,
@@ -65,7 +58,12 @@ def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
     nodes = expand_nodes(env["SLURM_STEP_NODELIST"])
     deadline = time.monotonic() + start_timeout
     address = _store_address(nodes, int(env["SLURM_NODEID"]), env)
-    token = _token(env)
+    try:
+        token = step_token(env, user_secret)
+    except OSError as error:
+        raise ValueError(
+            f"the ranks have no secret to know each other by: {error}; {_OWN_TOKEN}"
+        ) from None
     ports = rendezvous_ports(token)
     if facts.rank == 0:
         store = Rendezvous(address, facts.world_size, token, say, ports, start_timeout)
@@ -73,7 +71,10 @@ def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
         endpoint = store.endpoint
     else:
         endpoint = _find_store(address, ports, token, facts, deadline)
-    interface = _interface_towards(address, len(nodes) > 1)
+    named = env.get("HOROVOD_GLOO_IFACE")
+    if named:
+        network.check_interface(named)
+    interface = named or network.interface_of(network.address_towards(address))
     _make_own_name_lead_to(interface, len(nodes) > 1)
     _check_in(endpoint, facts, interface, start_timeout)
     environment = rank_environment(
@@ -83,16 +84,10 @@ def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
         cores_of_task(facts.local_size),
         step_launch_id(env),
     )
+    if len(os.sched_getaffinity(0)) < count_of(env, "SLURM_CPUS_ON_NODE", 1):
+        # Slurm has divided the node's cores: the trainer must not divide this task's once more.
+        environment.setdefault("OMP_PROC_BIND", "false")
     return facts, endpoint, environment
-
-
-def _token(env: Mapping[str, str]) -> str:
-    try:
-        return step_token(env, user_secret)
-    except OSError as error:
-        raise ValueError(
-            f"the ranks have no secret to know each other by: {error}; {_OWN_TOKEN}"
-        ) from None
 
 
 def _store_address(nodes: List[str], node: int, env: Mapping[str, str]) -> str:
@@ -111,7 +106,7 @@ def _store_address(nodes: List[str], node: int, env: Mapping[str, str]) -> str:
             "others look for it (srun --distribution=arbitrary?): set LAUNCH_RENDEZVOUS_HOST="
             f"{nodes[node]} for all ranks"
         )
-    return address_towards(_resolve(nodes[1])) if node == 0 else _resolve(nodes[0])
+    return network.address_towards(_resolve(nodes[1])) if node == 0 else _resolve(nodes[0])
 
 
 def _resolve(node: str) -> str:
@@ -178,31 +173,20 @@ def _find_store(
         if now > deadline:
             _give_up(facts, f"found no {place}; {others or NOT_BY_SRUN}")
         if now > notice and facts.local_rank == 0:
-            say(f"{_name(facts)}: waiting for the {place}, for up to {deadline - now:.0f} s more")
+            who = f"rank {facts.rank} ({facts.hostname})"
+            say(f"{who}: waiting for the {place}, for up to {deadline - now:.0f} s more")
             notice = deadline
         time.sleep(0.2)
 
 
-def _interface_towards(address: str, several_nodes: bool) -> str:
-    wanted = os.environ.get("HOROVOD_GLOO_IFACE")
-    if not wanted:
-        return interface_of(address_towards(address))
-    if several_nodes and wanted == "lo" and not address.startswith("127."):
-        raise ValueError(
-            "HOROVOD_GLOO_IFACE=lo: other nodes cannot reach the loopback interface; "
-            f"unset it to follow the route ({interface_of(address_towards(address))})"
-        )
-    return check_interface(wanted)
-
-
 def _make_own_name_lead_to(interface: str, several_nodes: bool) -> None:
     """Makes this host's own name resolve to the interface's address (launch/core/network.py)."""
-    address = addresses_by_interface()[interface][0]
-    own = address_of_own_name()
+    address = network.addresses_by_interface()[interface][0]
+    own = network.address_of_own_name()
     if own == address or (own and not several_nodes):
         return
     try:
-        take_hostname(address)
+        network.take_hostname(address)
     except OSError as error:
         name = socket.gethostname()
         found = f"{name}, this host's own name, leads to {own or 'no address'}, not to {address}"
@@ -231,9 +215,5 @@ def _check_in(endpoint: Endpoint, facts: RankFacts, interface: str, start_timeou
 def _give_up(facts: RankFacts, reason: str) -> NoReturn:
     """Exits with 1; the first rank of each node prints the reason."""
     if facts.local_rank == 0:
-        say(f"{_name(facts)}: {reason}")
+        say(f"rank {facts.rank} ({facts.hostname}): {reason}")
     sys.exit(1)
-
-
-def _name(facts: RankFacts) -> str:
-    return f"rank {facts.rank} ({facts.hostname})"

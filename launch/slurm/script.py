@@ -235,5 +235,5 @@ def _container_words(options: JobOptions, image: str, folder: Path) -> List[str]
             f"--container-mounts={','.join(mounts)}",
             f"--container-workdir={folder}",
         ]
-    nv = ["--nv"] if options.gpus_per_node or options.gpus_per_task else []
-    return ["apptainer", "exec", *nv, f"--bind={','.join(mounts)}", f"--pwd={folder}", image]
+    # --nv also where no GPU is asked for here: the site may have its own way, such as --gres.
+    return ["apptainer", "exec", "--nv", f"--bind={','.join(mounts)}", f"--pwd={folder}", image]

@@ -16,7 +16,12 @@ from ..core.process import run, say
 from ..core.streams import write
 
 POLL_SECONDS = 1.0
-_OTHER_NAMES = {"SBATCH_TIME": "SBATCH_TIMELIMIT", "SBATCH_REQUEUE": "SBATCH_NO_REQUEUE"}
+_OTHER_NAMES = {  # what says otherwise has another name than the option
+    "SBATCH_TIME": ["SBATCH_TIMELIMIT"],
+    "SBATCH_REQUEUE": ["SBATCH_NO_REQUEUE"],
+    "SBATCH_MEM": ["SBATCH_MEM_PER_NODE", "SBATCH_MEM_PER_CPU", "SBATCH_MEM_PER_GPU"],
+    "SBATCH_ARRAY": ["SBATCH_ARRAY_INX"],
+}
 _FIELD = re.compile(r"%([0-9]*)([a-zA-Z%])")  # in a log's name; a number pads the ids
 _ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "STOPPED")
 
@@ -56,7 +61,7 @@ def log_path(script: str, job_id: str) -> Path:
     values = {"j": job_id, "A": job_id, "x": _option(script, "job-name") or "", "%": "%"}
     with suppress(KeyError):  # this user has no name here
         values["u"] = pwd.getpwuid(os.getuid()).pw_name
-    if _is_array(script):
+    if any(re.fullmatch("array|a[0-9]*", option) for option, _ in _options(script)):
         del values["j"]
 
     def expand(field: re.Match[str]) -> str:
@@ -74,10 +79,6 @@ def check_followable(script: str) -> None:
             f"--follow cannot know the log's name before the job runs, {log}: it knows %j, %A, %x "
             "and %u, and no log of the tasks of --array"
         )
-
-
-def _is_array(script: str) -> bool:
-    return any(re.fullmatch("array|a[0-9]*", option) for option, _ in _options(script))
 
 
 def _option(script: str, name: str) -> Optional[str]:
@@ -100,7 +101,7 @@ def _environment(script: str) -> Dict[str, str]:
     submits this one, such as SLURM_GPUS_PER_TASK, are options of its srun.
     """
     names = {f"SBATCH_{option.upper().replace('-', '_')}" for option, _ in _options(script)}
-    names |= {_OTHER_NAMES[name] for name in names & set(_OTHER_NAMES)}
+    names |= {other for name in names for other in _OTHER_NAMES.get(name, ())}
     if "SLURM_JOB_ID" in os.environ:
         names |= {name for name in os.environ if name.startswith("SLURM_")} - {"SLURM_CONF"}
     return {name: value for name, value in os.environ.items() if name not in names}

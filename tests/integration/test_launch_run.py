@@ -22,9 +22,9 @@ import launch
 from launch.core.ranks import cores_per_rank
 from launch.local.function import RankError
 from tests.documents import ROOT, blocks
+from tests.transformed import Transform
 from trainer.config import Data
 from trainer.data import fashion_mnist
-from trainer.data.transform import Transform
 
 from . import nets
 from .commands import SMALL
@@ -170,3 +170,38 @@ def test_interrupted_or_killed_it_leaves_no_rank_behind(number: int) -> None:
     assert number == signal.SIGKILL or "interrupted; handlers kept: True" in rest
     _, alive = psutil.wait_procs(below, timeout=20)
     assert not alive
+
+
+SAVES = """
+    import sys
+    import launch
+
+    def work(folder):
+        import os, signal, time
+
+        def save(*_):
+            time.sleep(0.5)
+            open(os.path.join(folder, os.environ["HOROVOD_RANK"]), "w").close()
+            os._exit(0)
+
+        signal.signal(signal.SIGTERM, save)
+        print("at work", flush=True)
+        time.sleep(100)
+
+    launch.run(work, (sys.argv[1],), ranks=2)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_ranks_save_when_the_script_that_called_it_is_ended(number: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(SAVES), str(tmp_path)]
+    script = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        said = [script.stdout.readline() for _ in range(2)]
+        assert sorted(said) == ["[0] at work\n", "[1] at work\n"]
+        script.send_signal(number)
+        script.communicate(timeout=60)
+    finally:
+        script.kill()
+    assert script.returncode == -number
+    assert sorted(os.listdir(tmp_path)) == ["0", "1"]

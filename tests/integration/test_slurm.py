@@ -200,11 +200,15 @@ def test_launchers_of_one_machine_under_srun_are_told_of_once(cluster):
 
 
 def test_doctor_shows_a_row_for_each_node(cluster):
-    shown = cluster.run(
-        "srun", "-N2", "--ntasks-per-node=1", sys.executable, "-m", "launch", "doctor", check=False
-    )
+    """As its usage says; with `--ntasks-per-node=1` alone srun would start the job's four tasks."""
+    help = subprocess.run([sys.executable, "-m", "launch", "doctor", "-h"], stdout=subprocess.PIPE)
+    command = re.search(rb"\[(srun .*)\] python (.*)", help.stdout)
+    line = f"{command[1].decode()} {sys.executable} {command[2].decode()}"
+    shown = cluster.run("salloc", "-N2", "--ntasks-per-node=2", "bash", "-c", line, check=False)
     for name in ("node1", "node2"):
-        assert re.search(rf"^(ok +{name} .*; cores 1\b|(warn|FAIL) +{name} )", shown, re.M), shown
+        assert re.search(rf"^(ok +{name} .*; cores [12]\b|(warn|FAIL) +{name} )", shown, re.M), (
+            shown
+        )
     link = r"^(ok|warn) +allreduce +2 ranks over \w+: [\d.]+ ms, [\d.]+ MB/s at 45 MB"
     assert re.search(link, shown, re.M)
     assert not list(ROOT.glob(".launch-doctor-*"))
@@ -217,8 +221,8 @@ def test_follow_shows_the_log_of_a_job_in_a_container(cluster, tmp_path):
     fake = tmp_path / "bin" / "apptainer"
     fake.parent.mkdir()
     fake.write_text(
-        '#!/bin/bash\necho "apptainer $1 $4" >&2\n'
-        f'shift 4; shift; exec "{sys.executable}" "$@"\n'  # the image's `python`
+        '#!/bin/bash\necho "apptainer $1 $5" >&2\n'
+        f'shift 5; shift; exec "{sys.executable}" "$@"\n'  # the image's `python`
     )
     fake.chmod(0o755)
     done = launch(

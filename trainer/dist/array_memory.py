@@ -32,10 +32,9 @@ def on_device(ctx: mx.Context) -> Place:
         fill(memory_of(array))
         return array
 
-    def by_copy(shape: Shape, fill: Fill) -> mx.nd.NDArray:
-        return mx.nd.array(on_host(shape, fill), ctx=ctx)
-
-    return in_memory if ctx.device_type == "cpu" else by_copy
+    if ctx.device_type == "cpu":
+        return in_memory
+    return lambda shape, fill: mx.nd.array(on_host(shape, fill), ctx=ctx)
 
 
 def memory_of(array: mx.nd.NDArray) -> np.ndarray:
@@ -92,10 +91,8 @@ class Uses:
     """How many arrays there are around some memory, however their users have split and kept them.
 
     MXNet's ``from_numpy`` would keep the memory alive, but by calling Python from engine threads,
-    possibly after Python has exited. Here they count down in C.
-
-    Args:
-        leave: DLPack's deleter, which subtracts one from the number that it is given.
+    possibly after Python has exited. Here they count down in C: ``leave`` is DLPack's deleter,
+    which subtracts one from the number that it is given.
     """
 
     def __init__(self, leave: Any):

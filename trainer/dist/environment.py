@@ -23,7 +23,6 @@ _LOCAL_RANK = ("HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRAN
 # At least one is set by every launcher through which ranks can find each other.
 _RENDEZVOUS = ("HOROVOD_GLOO_RENDEZVOUS_ADDR", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
 
-
 # Where one is no number, MXNet ends the process, or Horovod and libgomp make up another.
 _COUNTS = ("OMP_NUM_THREADS", "MXNET_CPU_WORKER_NTHREADS", "HOROVOD_GLOO_TIMEOUT_SECONDS")
 
@@ -35,11 +34,7 @@ class LaunchError(UserError):
 
 
 def check() -> None:
-    """Refuse an environment that names other ranks but not how to find them.
-
-    Raises:
-        LaunchError: HOROVOD_SIZE or HOROVOD_RANK is set, but not by a launcher.
-    """
+    """Refuse HOROVOD_SIZE or HOROVOD_RANK if no launcher has set it, with a LaunchError."""
     alone = size() == 1 and rank() == 0
     if alone or any(variable in os.environ for variable in _RENDEZVOUS):
         return
@@ -54,26 +49,21 @@ def check() -> None:
 
 
 def check_counts() -> None:
-    """Refuse counts that libraries cannot read; before MXNet is imported.
-
-    Raises:
-        LaunchError: a variable is set, and to no whole number from 1.
-    """
+    """Refuse counts that are no whole numbers from 1: LaunchError; before MXNet is imported."""
     for variable in _COUNTS:
         _first_set((variable,), 1, least=1)
 
 
 def check_addresses() -> None:
-    """Refuse a limit of address space in which MXNet would crash; before it is imported.
+    """Refuse a ``ulimit -v`` below two gigabytes, in which MXNet would crash; before its import.
 
-    Raises:
-        LaunchError: ``ulimit -v`` leaves less than two gigabytes.
+    Raises LaunchError.
     """
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < _ADDRESSES:
         raise LaunchError(
-            f"`ulimit -v` allows {limit // 1024} kB of addresses; MXNet's libraries and a small net "
-            f"take up to {_ADDRESSES // 1024}, most of which is no memory: `ulimit -v unlimited`"
+            f"`ulimit -v` allows {limit // 1024} kB of addresses; MXNet's libraries and a net take "
+            f"{_ADDRESSES // 1024} or more, most of which is no memory: `ulimit -v unlimited`"
         )
 
 
@@ -92,8 +82,9 @@ def _first_set(variables: Tuple[str, ...], default: int, least: int = 0) -> int:
 
 
 def size() -> int:
-    """The number of ranks; 1 without a launcher."""
-    return _first_set(_SIZE, 1, least=1)
+    """The number of ranks; 1 without a launcher, as in a shell on the terminal of `srun --pty`."""
+    shell = "SLURM_PTY_PORT" in os.environ and any(map(os.isatty, range(3)))
+    return _first_set(_SIZE[:2] if shell else _SIZE, 1, least=1)
 
 
 def rank() -> int:

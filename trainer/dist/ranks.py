@@ -21,11 +21,7 @@ BUILD_HOROVOD = (  # as launch/core/rendezvous.py says it too
 
 @functools.lru_cache(maxsize=None)
 def horovod() -> Any:
-    """``horovod.mxnet``, or None in a process that is alone.
-
-    Raises:
-        LaunchError: it has not been built in this environment.
-    """
+    """``horovod.mxnet``, or None in a process that is alone; LaunchError where it is not built."""
     if environment.size() == 1:
         return None
     try:
@@ -65,11 +61,7 @@ def is_root() -> bool:
 
 
 def visible_gpus() -> int:
-    """The number of GPUs that this process sees; 0 without a driver's device, or without CUDA.
-
-    Raises:
-        ConfigError: the driver is broken.
-    """
+    """The number of GPUs here, 0 without a device or CUDA; ConfigError if the driver is broken."""
     import mxnet as mx
 
     try:

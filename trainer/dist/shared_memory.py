@@ -7,15 +7,18 @@ Sums go on to other nodes through the channel of their leaders (channel.py).
 
 from __future__ import annotations
 
+import array
 import contextlib
 import fcntl
 import mmap
 import os
 import platform
 import secrets
+import socket
+import struct
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Callable, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Callable, NamedTuple, Optional, Tuple, TypeVar
 
 import numpy as np
 import psutil
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
 _CACHE_LINE = 8  # float64 or int64 numbers
 _PATIENCE = 1.0  # seconds of waiting before checking that the peers are alive
 _LOOK_EVERY = 0.2  # seconds between checks
+_ONE_FILE = socket.CMSG_LEN(array.array("i").itemsize)
+_MOST = 1024  # connections that wait for their turn
+Sum = Callable[[np.ndarray], np.ndarray]
+T = TypeVar("T")
 _LOST, _MISMATCH = 1, 2  # why there is no sum over nodes: Outcome in native/channel.h
 
 
@@ -58,23 +65,13 @@ class SharedMemorySum:
     """
 
     def __init__(
-        self,
-        descriptor: int,
-        capacity: int,
-        index: int,
-        size: int,
-        beyond: Optional[Beyond] = None,
+        self, descriptor: int, capacity: int, index: int, size: int, beyond: Optional[Beyond] = None
     ):
-        """Take over ``descriptor``; the process must hold no other one of the same file.
-
-        Closing another descriptor of it would release the POSIX lock taken below.
-        """
+        """Take over ``descriptor``; closing another one of the same file would release the lock."""
         self.index, self.size, self.capacity, self.beyond = index, size, capacity, beyond
         numbers = size * _CACHE_LINE + 2 * size * capacity
         self._file = open(descriptor, "r+b", buffering=0)  # noqa: SIM115 - kept for its lock
-        os.posix_fallocate(
-            descriptor, 0, 8 * numbers
-        )  # fails here, not later, where memory is short
+        os.posix_fallocate(descriptor, 0, 8 * numbers)  # fails here where memory is short
         memory = mmap.mmap(descriptor, 8 * numbers)
         counters = np.frombuffer(memory, np.int64, size * _CACHE_LINE)
         self._counters, self._pids = counters[::_CACHE_LINE], counters[1::_CACHE_LINE]
@@ -140,10 +137,8 @@ class SharedMemorySum:
     def broadcast(self, values: np.ndarray) -> None:
         """Overwrite ``values``, contiguous and alike everywhere, with those of process 0.
 
-        A call for each ``8 * capacity`` bytes, in slots that alternate as those of sums do.
-
-        Raises:
-            LostPeerError: a process has ended, or been stopped, without calling.
+        A call for each ``8 * capacity`` bytes, in slots that alternate as those of sums do. Raises
+        LostPeerError as a sum does.
         """
         remaining = values.reshape(-1).view(np.uint8)
         while remaining.size:
@@ -156,11 +151,7 @@ class SharedMemorySum:
                 part[:] = slot
 
     def barrier(self) -> None:
-        """Wait until all have called.
-
-        Raises:
-            LostPeerError: a process has ended, or been stopped, without calling.
-        """
+        """Wait until all have called. Raises LostPeerError as a sum does."""
         self._enter()
         self._wait(slice(None))
 
@@ -226,58 +217,73 @@ def possible() -> bool:
     return platform.machine() in ("x86_64", "AMD64") and hasattr(os, "memfd_create")
 
 
-def _open_file(
-    index: int, sum_over_ranks: Callable[[np.ndarray], np.ndarray], proc: str
-) -> Optional[int]:
-    """A descriptor of a memory file that process 0 creates; None where this process cannot open it.
+def _open_file(index: int, sum_over_ranks: Sum) -> Optional[int]:
+    """A descriptor of a memory file that process 0 makes; None where this process does not get it.
 
     Unlike /dev/shm, a memfd is not limited by the container and leaves no file behind. The peers
-    open it through /proc/PID/fd, so process 0 must keep its descriptor until they have.
+    ask process 0 for it at a socket that is no file: /proc/PID/fd is closed where ranks have user
+    namespaces of their own (launch/core/network.py).
     """
-    token, own, pid = 0, -1, 0
-    if index == 0 and possible():
-        token, pid = secrets.randbelow(2**53), os.getpid()
-        with contextlib.suppress(OSError):  # a sandbox may forbid it
-            own = os.memfd_create(f"ranks_{token:x}")
-    shared = np.array([token, own if index == 0 else 0, pid], np.float64)
-    token, number, pid = map(int, sum_over_ranks(shared))
-    if index == 0:
-        return None if own < 0 else own
-    path = f"{proc}/{pid}/fd/{number}"
-    with contextlib.suppress(OSError):
-        # In another PID namespace the path may lead to some other file.
-        if os.readlink(path) == f"/memfd:ranks_{token:x} (deleted)":
-            return os.open(path, os.O_RDWR)
-    return None
+    file, number = array.array("i"), 0
+    with socket.socket(socket.AF_UNIX) as own:
+        if index == 0 and possible():
+            with contextlib.suppress(OSError):  # a sandbox may forbid it
+                file.append(os.memfd_create("ranks_memory"))
+                number = secrets.randbelow(2**53)
+                own.bind(b"\0ranks_%x" % number)
+                own.listen(_MOST)
+        number = int(sum_over_ranks(np.array([number], np.float64))[0])
+        if index > 0:
+            own.setblocking(False)  # a queue that strangers have filled is not waited for
+            with contextlib.suppress(OSError):  # it is in another network namespace
+                own.connect(b"\0ranks_%x" % number)
+        sum_over_ranks(np.zeros(1))  # whoever can has connected
+        own.setblocking(index > 0)
+        with contextlib.suppress(OSError):  # all have been answered; or there is no connection
+            for _ in range(_MOST if index == 0 else 0):
+                peer, _ = own.accept()
+                with peer:
+                    if _is_own(peer):
+                        peer.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, file)])
+            if index > 0 and _is_own(own):
+                _, ancillary, *_ = own.recvmsg(1, _ONE_FILE, socket.MSG_CMSG_CLOEXEC)
+                for *_, data in ancillary:
+                    file.frombytes(data)
+    return file[0] if file else None
 
 
-def open_shared(
-    size: int,
-    index: int,
-    processes: int,
-    sum_over_ranks: Callable[[np.ndarray], np.ndarray],
-    proc: str = "/proc",
-) -> Optional[mmap.mmap]:
-    """``size`` zeroed bytes shared by all ``processes``; None on all unless all have access."""
-    descriptor = _open_file(index, sum_over_ranks, proc)
-    memory = None
+def _is_own(connection: socket.socket) -> bool:
+    """Whether the other end is a process of this user, in whatever namespace."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return bool(struct.unpack("iII", credentials)[1] == os.geteuid())
+
+
+def _opened_by_all(
+    index: int, size: int, sum_over_ranks: Sum, use: Callable[[int], T]
+) -> Optional[T]:
+    """``use`` of the shared file, whose descriptor it takes over; None on all unless all can."""
+    descriptor = _open_file(index, sum_over_ranks)
+    used = None
     if descriptor is not None:
         with contextlib.suppress(OSError):
+            used = use(descriptor)
+    opened = sum_over_ranks(np.array([used is not None], np.float64))[0]
+    return used if opened == size else None
+
+
+def open_shared(size: int, index: int, processes: int, sum_over_ranks: Sum) -> Optional[mmap.mmap]:
+    """``size`` zeroed bytes shared by all ``processes``; None on all unless all have access."""
+
+    def use(descriptor: int) -> mmap.mmap:
+        with open(descriptor, "r+b", buffering=0):
             os.posix_fallocate(descriptor, 0, size)
-            memory = mmap.mmap(descriptor, size)
-    opened = sum_over_ranks(np.array([memory is not None], np.float64))[0]
-    if descriptor is not None:
-        os.close(descriptor)
-    return memory if opened == processes else None
+            return mmap.mmap(descriptor, size)
+
+    return _opened_by_all(index, processes, sum_over_ranks, use)
 
 
 def connect(
-    capacity: int,
-    index: int,
-    size: int,
-    sum_over_ranks: Callable[[np.ndarray], np.ndarray],
-    proc: str = "/proc",
-    beyond: Optional[Beyond] = None,
+    capacity: int, index: int, size: int, sum_over_ranks: Sum, beyond: Optional[Beyond] = None
 ) -> Optional[SharedMemorySum]:
     """Connect to the peers; None on all of them unless all share this node's memory.
 
@@ -285,13 +291,10 @@ def connect(
         capacity: the most numbers in a vector.
         index: of this process among ``size``, from 0.
         sum_over_ranks: another allreduce of float64 vectors over the same processes.
-        proc: where procfs is mounted.
         beyond: where the sums are over the processes of several nodes.
     """
-    descriptor = _open_file(index, sum_over_ranks, proc)
-    shared = None
-    if descriptor is not None:
-        with contextlib.suppress(OSError):
-            shared = SharedMemorySum(descriptor, capacity, index, size, beyond)
-    opened = sum_over_ranks(np.array([shared is not None], np.float64))[0]
-    return shared if shared is not None and opened == size else None
+
+    def use(descriptor: int) -> SharedMemorySum:
+        return SharedMemorySum(descriptor, capacity, index, size, beyond)
+
+    return _opened_by_all(index, size, sum_over_ranks, use)

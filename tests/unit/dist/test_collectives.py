@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Dict, List
 
+import mxnet as mx
+import numpy as np
 import pytest
 
 from trainer.dist import collectives, environment, shared_memory
@@ -59,11 +61,7 @@ def layout(size: int, local_size: int, cross_size: int, threads: int) -> Layout:
     ],
 )
 def test_horovods_idle_rounds_take_no_more_of_the_cores_than_they_must(
-    told: Layout,
-    in_memory: bool,
-    process_sets: Any,
-    cycle: float,
-    monkeypatch: pytest.MonkeyPatch,
+    told: Layout, in_memory: bool, process_sets: Any, cycle: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert started(monkeypatch, told, steps_in_memory=in_memory) == (process_sets, cycle)
 
@@ -93,3 +91,42 @@ def test_ranks_on_gpus_leave_horovods_cycle_as_it_is(monkeypatch: pytest.MonkeyP
     monkeypatch.undo()
     monkeypatch.setattr(collectives, "visible_gpus", lambda: 8)
     assert started(monkeypatch, layout(16, 8, 2, 1), on_cpu=True) == ("dynamic", 10)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        (1.5, float),
+        (3, int),
+        ([1.5, 2.0], float),
+        (np.float32(2), np.float32),
+        (mx.nd.ones(2), "f"),
+    ],
+)
+def test_numbers_lists_and_arrays_of_mxnet_are_added_up(
+    monkeypatch: pytest.MonkeyPatch, ranks: int, given: Any, dtype: Any
+) -> None:
+    class Sums:
+        capacity = 2
+
+        def __call__(self, part: np.ndarray) -> np.ndarray:
+            return ranks * part
+
+    monkeypatch.setattr(collectives, "world_size", lambda: ranks)
+    monkeypatch.setattr(collectives, "small_sums", Sums)
+    own = np.array(getattr(given, "asnumpy", lambda: given)())
+    total = collectives.allreduce_sum(given, "test")
+    assert total.dtype == dtype and total.shape == own.shape and (total == ranks * own).all()
+
+
+def test_parameters_are_broadcast_by_name_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `hvd.broadcast_parameters` takes them."""
+    seen: List[Any] = []
+    monkeypatch.setattr(collectives, "_broadcast_", lambda array, name: seen.append(array))
+    net = mx.gluon.nn.Dense(2, in_units=3)
+    net.initialize()
+    named = net.collect_params()
+    for given in (named, dict(named.items()), list(named.values())):
+        collectives.broadcast_parameters(given)
+    assert len(seen) == 6

@@ -81,27 +81,37 @@ def test_more_ranks_than_gpus_are_refused(usable, monkeypatch, gpus):
     monkeypatch.setattr(device, "local_size", lambda: 3)
     for name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ConfigError, match=f"3 ranks on this node, {gpus} GPUs"):
+    with pytest.raises(ConfigError) as error:
         device.choose("auto", 0, gpus)
+    said = f"3 ranks on this node, {gpus} GPUs; start at most one rank per GPU "
+    assert line(error).startswith(
+        said
+    ) and f"`make train RANKS={gpus}`), or set device=cpu" in line(error)
 
 
 PLACES = """
+import os
 import mxnet as mx
 from trainer.dist import device
-print([device.pci_address(c) for c in (mx.cpu(), mx.gpu(0), mx.gpu(1))])
+mx.nd.ones = lambda *_, **__: mx.nd.zeros(1)
+device.choose("gpu", 0, 1)
+places = [device.pci_address(c) for c in (mx.cpu(), mx.gpu(0), mx.gpu(1))]
+print(*places, os.environ.get("MXNET_USE_FUSION"), sep=", ")
 """
 
 
-def test_a_gpu_is_known_by_its_pci_address(tmp_path):
-    """As its driver gives it: here tests/gpu/libcuda.c, through the real call."""
+@pytest.mark.parametrize(("version", "fusion"), [("11070", "0"), ("11080", "None")])
+def test_what_is_asked_of_the_driver(tmp_path, version, fusion):
+    """Here tests/gpu/libcuda.c, through the real call: PCI addresses, and whether it reads PTX."""
     library = tmp_path / "libcuda.so.1"
     source = ROOT / "tests" / "gpu" / "libcuda.c"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
     env = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "CUDA_PLACES": "1Ab3"}
+    env = {**env, "CUDA_DRIVER": version}
     done = subprocess.run(
         [sys.executable, "-c", PLACES], env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
-    assert done.stdout.splitlines()[-1] == "['', '0000:1A:00.0', '0000:b3:00.0']"
+    assert done.stdout.splitlines()[-1] == f", 0000:1A:00.0, 0000:b3:00.0, {fusion}"
 
 
 @pytest.mark.parametrize("asked", ["auto", "gpu"])

@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -152,36 +153,34 @@ def descriptors_of_memory() -> int:
 
 
 @pytest.mark.parametrize("what", ["sum", "memory"])
-def test_processes_that_do_not_see_each_other_agree_to_do_without(
-    what: str, tmp_path: Path
-) -> None:
-    """Two 'processes' (threads) that meet in other sums; one of them may see no processes."""
+def test_processes_that_do_not_see_each_other_agree_to_do_without(what: str) -> None:
+    """Two 'processes' (threads) that meet in other sums; one may have another network."""
     barrier, sums = threading.Barrier(2), {}
 
-    def meet(index: int, proc: Path, results: List[Any]) -> None:
+    def meet(index: int, apart: bool, results: List[Any]) -> None:
         def sum_over_ranks(values: np.ndarray) -> np.ndarray:
             sums[index] = values
             barrier.wait(10)
             total = sums[0] + sums[1]
             barrier.wait(10)
-            return total
+            return total // 2 if apart and total[0] > 2 else total  # not the socket's name
 
         if what == "sum":
-            results.append(shared_memory.connect(3, index, 2, sum_over_ranks, str(proc)))
+            results.append(shared_memory.connect(3, index, 2, sum_over_ranks))
         else:
-            results.append(shared_memory.open_shared(64, index, 2, sum_over_ranks, str(proc)))
+            results.append(shared_memory.open_shared(64, index, 2, sum_over_ranks))
 
     gc.collect()
     kept = descriptors_of_memory()
-    for other, expected in ((tmp_path, False), (Path("/proc"), True)):
+    for apart in (True, False):
         results: List[Any] = []
-        arguments = [(0, Path("/proc"), results), (1, other, results)]
+        arguments = [(0, False, results), (1, apart, results)]
         threads = [threading.Thread(target=meet, args=a) for a in arguments]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert [shared is not None for shared in results] == [expected] * 2
+        assert [shared is None for shared in results] == [apart] * 2
     if what == "memory":
         results[0][60:64] = b"seen"
         assert results[1][:] == bytes(60) + b"seen"
@@ -190,17 +189,60 @@ def test_processes_that_do_not_see_each_other_agree_to_do_without(
     assert descriptors_of_memory() == kept
 
 
-def test_another_file_by_the_same_path_is_left_alone(tmp_path: Path) -> None:
-    """In a container of its own a process finds another's file by process 0's path."""
-    wrong = tmp_path / str(os.getpid()) / "fd" / "7"
-    wrong.parent.mkdir(parents=True)
-    mine = tmp_path / "mine"
-    mine.write_text("a file of the user's")
-    wrong.symlink_to(mine)
+def test_another_users_process_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any user of this machine may knock: /proc/net/unix shows the names of sockets."""
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)  # so that this process is another user's
+    numbers = []
+    with socket.socket(socket.AF_UNIX) as stranger:
 
-    def sum_over_ranks(values: np.ndarray) -> np.ndarray:
-        return values + ([123, 7, os.getpid()] if values.size == 3 else [1])
+        def sum_over_ranks(values: np.ndarray) -> np.ndarray:
+            numbers.append(int(values[0]))
+            if len(numbers) == 1:
+                stranger.connect(b"\0ranks_%x" % numbers[0])
+            return values
 
-    assert shared_memory.connect(3, 1, 2, sum_over_ranks, str(tmp_path)) is None
-    assert shared_memory.open_shared(64, 1, 2, sum_over_ranks, str(tmp_path)) is None
-    assert mine.read_text() == "a file of the user's"
+        assert shared_memory.open_shared(64, 0, 1, sum_over_ranks) is not None
+        assert stranger.recvmsg(1, socket.CMSG_SPACE(4))[:2] == (b"", [])
+
+
+def test_nor_is_its_file_taken_for_process_0s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind(f"\0ranks_{os.getpid():x}")
+        stranger.listen()
+        stranger.setblocking(False)
+        assert shared_memory.connect(1, 1, 2, lambda values: values + os.getpid()) is None
+        peer, _ = stranger.accept()
+        with peer:
+            assert peer.recv(1) == b""
+
+
+IN_NAMESPACES = """
+import ctypes, os, socket
+import numpy as np
+from launch.core.network import take_hostname
+from trainer.dist import shared_memory
+if os.getuid() == 0:
+    os.setgid(1000)
+    os.setuid(1000)
+    ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: its files in /proc are its own again
+ends = socket.socketpair()
+index = 0 if os.fork() else 1
+take_hostname(f"192.0.2.{index}")
+def sum_over_ranks(values):
+    ends[index].sendall(values.tobytes())
+    return values + np.frombuffer(ends[index].recv(values.nbytes, socket.MSG_WAITALL))
+shared = shared_memory.connect(3, index, 2, sum_over_ranks)
+os.write(1, b"sum %d\\n" % (0 if shared is None else shared(np.ones(1))[0]))
+if index == 0:
+    os.wait()
+"""
+
+
+def test_ranks_with_host_names_of_their_own_share_memory() -> None:
+    """Each makes a user namespace for it, as an ordinary user must; /proc/PID/fd is then closed."""
+    command = [sys.executable, "-c", IN_NAMESPACES]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if "no namespace for a host name of its own" in done.stderr:
+        pytest.skip("this system allows ordinary users no namespaces")
+    assert done.stdout == "sum 2\nsum 2\n", done.stderr

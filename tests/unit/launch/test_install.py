@@ -259,6 +259,7 @@ def test_mxnet_that_does_not_load_stops_before_horovod_is_built(pip, monkeypatch
     [
         ("exit 9", None, "70,75,80,86"),
         ("printf '8.0\\n8.0\\n7.0\\n'", None, "70,80"),
+        ("printf '8.9\\n8.0\\n8.9\\n'", None, "80,86"),  # nvcc 11.7 has no compute_89
         ("printf '8.0\\n'", "60,80", "60,80"),
     ],
 )

@@ -1,5 +1,6 @@
 """The host name that Gloo sees."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -54,8 +55,8 @@ def test_a_private_hostname_leaves_the_hosts_alone():
 def renamed(monkeypatch):
     """Names taken, on a host whose interface eth0 has 192.0.2.9."""
     names = []
-    monkeypatch.setattr(rank, "addresses_by_interface", lambda: {"eth0": ["192.0.2.9"]})
-    monkeypatch.setattr(rank, "take_hostname", names.append)
+    monkeypatch.setattr(network, "addresses_by_interface", lambda: {"eth0": ["192.0.2.9"]})
+    monkeypatch.setattr(network, "take_hostname", names.append)
     return names
 
 
@@ -71,7 +72,7 @@ def renamed(monkeypatch):
     ],
 )
 def test_renamed_only_where_the_name_leads_astray(monkeypatch, renamed, own, several_nodes, names):
-    monkeypatch.setattr(rank, "address_of_own_name", lambda: own)
+    monkeypatch.setattr(network, "address_of_own_name", lambda: own)
     rank._make_own_name_lead_to("eth0", several_nodes)
     assert renamed == names
 
@@ -80,12 +81,29 @@ def test_without_namespaces_the_line_to_correct_is_named(monkeypatch, renamed, c
     def refuse(name):
         raise OSError("not permitted")
 
-    monkeypatch.setattr(rank, "take_hostname", refuse)
-    monkeypatch.setattr(rank, "address_of_own_name", lambda: "127.0.1.1")
+    monkeypatch.setattr(network, "take_hostname", refuse)
+    monkeypatch.setattr(network, "address_of_own_name", lambda: "127.0.1.1")
     with pytest.raises(ValueError, match=r"leads to 127\.0\.1\.1, not to 192\.0\.2\.9.*/etc/hosts"):
         rank._make_own_name_lead_to("eth0", True)
-    monkeypatch.setattr(rank, "address_of_own_name", lambda: "192.0.2.200")
+    monkeypatch.setattr(network, "address_of_own_name", lambda: "192.0.2.200")
     rank._make_own_name_lead_to("eth0", True)
     assert "leads to 192.0.2.200, not to 192.0.2.9 on eth0: part of the traffic" in (
         capsys.readouterr().err
     )
+
+
+NAMELESS = 'hostname nowhere.invalid && exec "$@"'
+
+
+def test_the_ranks_of_a_host_whose_name_leads_nowhere_have_one_namespace():
+    """With one each, those of an ordinary user could not look into each other's /proc."""
+    own = ["--map-root-user"] if os.geteuid() else []
+    host = ["unshare", "--uts", *own, "sh", "-c", NAMELESS, "sh"]
+    ranks = [sys.executable, "-m", "launch", "local", "-n", "2", "--", "sh", "-c"]
+    command = [*host, *ranks, "hostname; readlink /proc/self/ns/uts"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if "unshare failed" in done.stderr:
+        pytest.skip("this system allows ordinary users no namespaces")
+    said = {line.split("] ")[1] for line in done.stdout.splitlines()}
+    assert len(said) == 2, done
+    assert "127.0.0.1" in said

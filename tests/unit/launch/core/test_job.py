@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import List
+
+import pytest
 
 from launch.core.job import Events, Job
 from launch.core.rank_process import RankProcess
@@ -60,6 +64,15 @@ def test_a_rank_that_has_the_terminal_is_named_before_one_that_says_it_lost_a_pe
     assert outcome.failure.rank == 0
 
 
+def test_a_rank_that_has_the_terminal_and_aborts_may_not_have_found_its_peers() -> None:
+    """Under --quiet: Gloo's words are on the terminal alone."""
+    for inherits in (True, False):
+        job = Job(Events(), kill_after=10)
+        command = [sys.executable, "-c", "import os; os.abort()"]
+        job.ranks.append(RankProcess(0, command, dict(os.environ), None, None, inherits))
+        assert job.supervise().unconnected == inherits
+
+
 WARNS_ITS_LAUNCHER = """
 import os, signal, sys, time
 signal.signal(signal.{name}, lambda *_: sys.exit(85))
@@ -74,3 +87,42 @@ def test_local_forwards_the_warnings_of_slurm_and_of_shells() -> None:
         command = [sys.executable, "-m", "launch", "local", "-n", "1", "--", *rank]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 85, done.stderr
+
+
+SAVES_BEHIND_A_SHELL = """
+import os, signal, sys, time
+
+def save(*_):
+    time.sleep(2.5)
+    open(sys.argv[2], "w").close()
+    sys.exit(85)
+
+signal.signal(signal.SIGTERM, save)
+os.kill(int(sys.argv[1]), signal.{name})
+time.sleep(20)
+"""
+
+
+@pytest.mark.parametrize(("name", "seconds"), [("SIGTERM", 20), ("SIGINT", 20), ("SIGINT", 1)])
+def test_what_a_shell_has_started_is_given_as_long_as_a_rank(
+    name: str, seconds: int, tmp_path: Path
+) -> None:
+    """The shell, which the same signal reaches, ends at once."""
+    saved = tmp_path / "saved"
+    python = shlex.join([sys.executable, "-c", SAVES_BEHIND_A_SHELL.format(name=name)])
+    rank = ["bash", "-c", f"{python} $PPID {saved}; exit $?"]
+    options = ["-n", "1", "--kill-after", str(seconds), "--"]
+    command = [sys.executable, "-m", "launch", "local", *options, *rank]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == (143 if name == "SIGTERM" else 130), done.stderr
+    assert saved.exists() == (seconds > 1)
+    assert ("rank 0 had not ended and got SIGKILL" in done.stderr) == (seconds == 1)
+
+
+def test_an_interrupt_is_ignored_in_what_a_script_has_started_in_the_background() -> None:
+    """Where the shell has it ignored, it is meant for what is in the foreground."""
+    code = "import os, signal, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(0.5)"
+    rank = shlex.join([sys.executable, "-m", "launch", "local", "-n", "1", "--", "python"])
+    script = f"trap '' INT; {rank} -c '{code}'"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -121,10 +121,7 @@ def test_the_secret_is_readable_by_the_user_alone(secret: Path) -> None:
         private.user_secret()
 
 
-def test_nor_is_a_link_or_an_unfinished_file_a_secret(
-    secret: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(private, "_SECONDS_TO_WRITE", 0.0)
+def test_nor_is_a_link_or_an_unfinished_file_a_secret(secret: Path) -> None:
     content = secret.read_bytes()
     secret.write_bytes(content[:5])
     with pytest.raises(OSError, match="holds no secret; remove it"):

@@ -20,6 +20,7 @@ from launch.core.ranks import (
     rank_environment,
     tasks_of_srun,
 )
+from trainer.dist import environment
 
 
 def test_environment_of_a_rank(monkeypatch):
@@ -136,6 +137,18 @@ def test_tasks_are_those_that_srun_started():
     assert tasks_of_srun({"SLURM_PROCID": "0"}) == 1
 
 
+def test_a_shell_on_a_terminal_of_srun_is_one_process(monkeypatch):
+    """`srun -n4 --pty bash`: the variables are those of four tasks."""
+    task = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PTY_PORT": "39001"}
+    for terminal, count in ((True, 1), (False, 4)):  # the latter in an srun within that shell
+        monkeypatch.setattr(os, "isatty", lambda number, on=terminal: on and number == 0)
+        assert tasks_of_srun(task) == count
+        with monkeypatch.context() as context:
+            for name, value in task.items():
+                context.setenv(name, value)
+            assert environment.size() == count
+
+
 def test_route_to_this_machine():
     assert network.address_towards("127.0.0.1") == "127.0.0.1"
     name = network.interface_of("127.0.0.1")
@@ -189,7 +202,7 @@ def test_a_limit_of_threads_is_one_line_and_leaves_no_rank(monkeypatch, capsys):
     """As where `ulimit -u` lets the ranks start, but not the threads that read what they say."""
     started = []
 
-    def refuse(rank, events):
+    def refuse(rank, events, patience):
         started.append(rank.process)
         raise RuntimeError("can't start new thread")
 
@@ -203,7 +216,7 @@ def test_a_limit_of_threads_is_one_line_and_leaves_no_rank(monkeypatch, capsys):
 def test_a_line_without_end_is_broken(capfdbinary):
     rank = RankProcess(0, ["printf", f"%0{MAX_LINE + 9}d"], dict(os.environ), lambda: None, "[0] ")
     events = queue.SimpleQueue()
-    rank.watch(events)
+    rank.watch(events, patience=0)
     assert events.get(timeout=60) is rank
     assert capfdbinary.readouterr().out == b"[0] %b\n[0] %b\n" % (b"0" * MAX_LINE, b"0" * 9)
 

@@ -78,7 +78,7 @@ def test_a_gpu_on_which_mxnet_cannot_compute_is_red(nvidia_smi, gpus, found):
 
 
 def test_gpus_that_this_build_can_use(nvidia_smi):
-    nvidia_smi("Tesla V100-SXM2-32GB, 470.82.01, 7.0\nNVIDIA A10, 470.82.01, 8.6")
+    nvidia_smi("Tesla V100-SXM2-32GB, 520.61.05, 7.0\nNVIDIA A10, 520.61.05, 8.6")
     rows = rows_with()
     assert [row.status for row in rows.values()] == [OK] * 3
     assert rows["GPU"].found == (
@@ -86,7 +86,7 @@ def test_gpus_that_this_build_can_use(nvidia_smi):
         "one rank on each: python -m launch local -n 2"
     )
     assert rows["NCCL"].found == "2.10.3"
-    assert rows["driver"].found == "470.82.01"
+    assert rows["driver"].found == "520.61.05"
 
 
 def test_one_unusable_gpu_among_usable_ones_is_found(nvidia_smi):
@@ -98,6 +98,14 @@ def test_old_driver(nvidia_smi):
     nvidia_smi("Tesla V100, 418.87.01, 7.0")
     row = rows_with()["driver"]
     assert (row.status, row.fix) == (FAIL, "CUDA 11 needs 450 or later")
+
+
+def test_a_driver_that_cannot_compile_what_mxnet_fuses(nvidia_smi):
+    nvidia_smi("Tesla V100, 515.105.01, 7.0")
+    row = rows_with()["driver"]
+    assert (row.status, row.found.split(":")[0]) == (WARN, "515.105.01")
+    assert "MXNET_USE_FUSION=0" in row.found
+    assert row.fix.startswith("driver 520 or later")
 
 
 @pytest.mark.parametrize(("nccl", "status"), [(0, WARN), (1, OK), (2708, OK)])
@@ -143,7 +151,7 @@ def test_a_driver_that_knows_no_compute_capability(nvidia_smi, tmp_path):
     refusal = f'case "$1" in *compute_cap*) echo "{said}"; exit 2;; esac'
     program.write_text(program.read_text().replace("\n", f"\n{refusal}\n", 1))
     rows = rows_with()
-    assert [row.status for row in rows.values()] == [OK] * 3
+    assert [row.status for row in rows.values()] == [WARN, OK, OK]
     assert rows["GPU"].found.startswith("Tesla V100, Tesla V100; MXNet computes on 2 of them")
 
 

@@ -273,7 +273,7 @@ def test_a_long_traceback_does_not_hide_that_a_peer_was_lost(line, lost):
     script = f"import sys; print({line!r}); print('in a call\\n' * 50); sys.exit(1)"
     events = queue.SimpleQueue()
     rank = RankProcess(0, [sys.executable, "-c", script], dict(os.environ), lambda: None, None)
-    rank.watch(events)
+    rank.watch(events, patience=0)
     assert events.get(timeout=60) is rank
     assert line not in rank.last_lines()
     assert rank.lacks_cause() is lost

@@ -81,3 +81,22 @@ def test_an_unpickled_net_can_be_trained() -> None:
         if own.grad_req != "null":
             assert own.grad().asnumpy().any()
             np.testing.assert_array_equal(own.grad().asnumpy(), other.grad().asnumpy())
+
+
+def test_nets_and_arrays_arrive_on_the_cpu() -> None:
+    """Else every rank would have a context on the notebook's GPU, for which cpu(1) stands."""
+    there = mx.cpu(1)
+    net, unready = nn.Dense(3, in_units=2), nn.Dense(3)
+    for each in (net, unready):
+        each.initialize(mx.init.One(), ctx=[there, mx.cpu(2)])
+    array = mx.nd.ones((1, 2), ctx=there)
+    *nets, copied = pickle.loads(pickling.dumps((net, unready, array)))
+    assert copied.context == mx.cpu()
+    for each in nets:
+        with autograd.record():
+            loss = each(copied).sum()
+        loss.backward()
+        assert each.weight.list_ctx() == [mx.cpu()]
+        assert each.weight.grad().context == mx.cpu()
+        assert loss.asscalar() == 6
+    assert net.weight.list_ctx() == [there, mx.cpu(2)]

@@ -67,6 +67,7 @@ def test_each_step_gets_a_secret_of_its_own(slurm):
 
 UNCONNECTED = """
 touch {place}/$LAUNCH_TOKEN
+echo "0: step $LAUNCH_STEP"
 echo "1: what():  gloo/transport/tcp/pair.cc:799] connect [10.0.0.1]:384: Connection refused" >&2
 [ $(ls {place} | wc -l) -gt {fails} ] && exit 0
 echo 'srun: error: n2: task 1: Aborted' >&2; exit 134
@@ -80,6 +81,7 @@ def test_ranks_that_could_not_connect_are_started_once_more(slurm, tmp_path, fai
     done = job(slurm, UNCONNECTED.format(place=place, fails=fails))
     assert done.returncode == code
     assert len(list(place.iterdir())) == starts
+    assert done.stdout == "step 0\n" * starts  # for `--resume none`, which is for the first
     assert done.stderr.count("starting them once more") == starts - 1
     assert ("launch: rank 1 on n2: Aborted" in done.stderr) == (code != 0)
 
@@ -249,8 +251,9 @@ def test_the_script_is_what_sbatch_gets_and_follow_returns_the_jobs_code(slurm, 
 def test_options_override_the_users_sbatch_variables(slurm):
     """For sbatch they would win over the script; what the script does not ask for stays theirs."""
     given = ["OUTPUT", "PARTITION", "TIMELIMIT", "SIGNAL", "NO_REQUEUE", "ACCOUNT"]
+    given += ["MEM_PER_NODE", "MEM_PER_CPU"]
     done = slurm(
-        "slurm", "--partition", "gpu", "--time", "5", "--", "true",
+        "slurm", "--partition", "gpu", "--time", "5", "--mem", "5G", "--", "true",
         sbatch="env | grep ^SBATCH_ >&2; exit 1",
         env={f"SBATCH_{name}": "mine" for name in given},
     )  # fmt: skip

@@ -120,6 +120,8 @@ def test_a_requeued_step_is_of_the_same_launch():
     assert step_launch_id(first) == step_launch_id({**first, "SLURM_RESTART_COUNT": "1"})
     for name, other in (("JOB_ID", "8"), ("STEP_ID", "1"), ("CLUSTER_NAME", "d")):
         assert step_launch_id(first) != step_launch_id({**first, f"SLURM_{name}": other})
+    again = {**first, "SLURM_STEP_ID": "1", "LAUNCH_STEP": "0"}  # its ranks could not connect
+    assert step_launch_id(first) == step_launch_id(again)
 
 
 def test_a_job_scripts_secret_token_wins_and_its_steps_differ():

@@ -1,7 +1,10 @@
 """How the tasks of a step find task 0's store, and their errors when they cannot."""
 
+import os
 import resource
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -10,6 +13,7 @@ import pytest
 from launch.core.ranks import facts_on_one_host
 from launch.core.rendezvous import Rendezvous
 from launch.slurm import rank
+from tests.integration.hosts import slurm_variables
 
 
 @pytest.fixture
@@ -120,9 +124,12 @@ def test_unknown_node_names_the_way_out(monkeypatch):
         rank._resolve("nonesuch.invalid")
 
 
-def test_loopback_between_nodes_is_refused(monkeypatch):
-    monkeypatch.setenv("HOROVOD_GLOO_IFACE", "lo")
-    monkeypatch.setattr(rank, "address_towards", lambda host: "127.0.0.1")
-    with pytest.raises(ValueError, match="HOROVOD_GLOO_IFACE=lo: other nodes cannot reach"):
-        rank._interface_towards("192.0.2.1", several_nodes=True)
-    assert rank._interface_towards("127.0.0.1", several_nodes=True) == "lo"
+@pytest.mark.parametrize(("on_node", "kept"), [(4096, "false"), (1, "")])
+def test_cores_that_slurm_has_bound_are_not_divided_once_more(on_node, kept):
+    """The trainer divides them by the node's ranks unless OMP_PROC_BIND is set."""
+    env = {**os.environ, **slurm_variables(0, 1), "LAUNCH_TOKEN": "s"}
+    env.update(SLURM_CPUS_ON_NODE=str(on_node))
+    env.pop("OMP_PROC_BIND", None)
+    rank = [sys.executable, "-m", "launch", "slurm-rank", "--", "sh", "-c", "echo $OMP_PROC_BIND"]
+    done = subprocess.run(rank, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == (f"{kept}\n", "")

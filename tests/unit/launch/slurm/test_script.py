@@ -68,6 +68,11 @@ def test_nor_a_mount_of_a_container(name, runtime):
     assert name in render(JobOptions(), ["true"], Path("/home/me") / name, "python", [])
 
 
+def test_a_container_sees_the_gpus_for_which_the_site_has_an_option_of_its_own():
+    options = JobOptions(container="x.sif", sbatch=("--gres=gpu:4",))
+    assert "apptainer exec --nv " in render(options, ["true"], Path("/home/me"), "python", [])
+
+
 def test_a_word_of_the_command_is_no_option_of_the_job(tmp_path):
     """Slurm takes options from the lines before the first command alone."""
     script = render(JobOptions(), ["echo", "x\n#SBATCH --array=1-9"], tmp_path, "python", [])
