@@ -181,7 +181,7 @@ def test_idx_files_without_a_test_set_are_trained_on_and_exported(
     assert re.match(f"{told} .*calibrated.params$", asked("calibrate"))
     assert (" 400 validation images" in asked("export", "--no-onnx")) == bool(share)
     card = (tmp_path / "one" / "exported" / "model_card.md").read_text()
-    assert ("not measured: there is no test set" in card) != bool(share)
+    assert ("not measured: no test set was found" in card) != bool(share)
 
 
 def test_half_a_test_set_is_refused(tmp_path: Path) -> None:

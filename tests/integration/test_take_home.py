@@ -23,6 +23,7 @@ from click.testing import CliRunner, Result
 from mxnet.gluon import nn
 from PIL import Image
 
+from tests.unit.data.pictures import make_folder
 from trainer import config
 from trainer.batch_norm import SyncBatchNorm
 from trainer.checkpoint import CheckpointError
@@ -552,3 +553,78 @@ def test_a_run_keeps_its_class_names_with_other_files(trained: str, tmp_path: Pa
     model = trained_model.load(trained, ["data.dataset=idx", f"data.folder={tmp_path}"], trust=True)
     with pytest.raises(idx_file.DataError, match="has 12 classes, the net of .* 10; give the"):
         trained_model.evaluate_saved(model)
+
+
+@pytest.fixture(scope="module")
+def on_folder(tmp_path_factory: pytest.TempPathFactory) -> Tuple[str, Path]:
+    """The folder of a run on pictures, a third of them kept out; and the pictures."""
+    place = tmp_path_factory.mktemp("pets")
+    make_folder(place / "pets", (6, 6))
+    settings = [
+        *("data.dataset=folder", f"data.folder={place / 'pets'}", "data.validation=0.34"),
+        *("data.image_size=24", "train.global_batch_size=4", "train.epochs=2", "train.max_steps=3"),
+        *("model.factory=tests.integration.nets:smooth", "monitor.loggers=[]", f"output={place}"),
+    ]
+    return str(fit(config=config.from_dict({}, settings)).folder), place / "pets"
+
+
+def _asked(*words: str) -> str:
+    done = CliRunner(mix_stderr=False).invoke(main, [*words, "--trust"])
+    return done.stdout + done.stderr + str(done.exception or "")
+
+
+def test_a_net_of_a_run_with_a_split_is_evaluated_elsewhere(
+    on_folder: Tuple[str, Path], tmp_path: Path
+) -> None:
+    run_of, pets = on_folder
+    own = _asked("evaluate", run_of)
+    assert "(validation set; there is no test set): loss" in own and "  (4 images)\n" in own
+    moved = shutil.copytree(pets, tmp_path / "moved")
+    assert _asked("evaluate", run_of, f"data.folder={moved}") == own
+    for path in moved.glob("*/*"):
+        path.rename(path.with_name(f"x{path.name}"))
+    assert "holds no test set, as FOLDER/test/" in _asked(
+        "evaluate", run_of, f"data.folder={moved}"
+    )
+    (tmp_path / "new").mkdir()
+    moved.rename(tmp_path / "new" / "test")
+    said = _asked("evaluate", run_of, f"data.folder={tmp_path / 'new'}")
+    assert "step-00000003: loss" in said and "  (12 images)\n" in said
+
+
+def test_names_of_classes_can_be_given_later(on_folder: Tuple[str, Path], tmp_path: Path) -> None:
+    run_of, pets = on_folder
+    names = tmp_path / "names"
+    names.write_text("Katze\nHund\n")
+    picture = str(next(pets.glob("cat/*")))
+    said = _asked("predict", run_of, picture, f"data.class_names={names}")
+    assert said.startswith("image,class,probability,Katze,Hund,score 2,")
+    assert _asked("predict", run_of, picture).startswith("image,class,probability,cat,dog,score 2,")
+    said = _asked("predict", run_of, picture, f"data.class_names={tmp_path / 'none'}")
+    assert "none, which cannot be read: No such file" in said
+
+
+def test_without_the_data_of_a_run_its_net_is_still_exported_and_averaged(
+    on_folder: Tuple[str, Path], tmp_path: Path
+) -> None:
+    run_of, pets = on_folder
+    out = f"--output={tmp_path / 'exported'}"
+    assert "model.onnx: accuracy" in _asked("export", run_of, out)
+    pets.rename(pets.with_name("away"))
+    try:
+        said = _asked("export", run_of, out, "--no-onnx")
+        why = f"warning: no accuracy is measured: folder {pets} cannot be read: No such file"
+        assert why in said and "on 64 images of noise" in said
+        assert "model_card.md; removed the earlier model.onnx\n" in said
+        assert not (tmp_path / "exported" / "model.onnx").exists()
+        card = (tmp_path / "exported" / "model_card.md").read_text()
+        assert "not measured: no test set was found" in card
+        assert "| checkpoint | step-00000003, of a run of up to 2 epochs of global batch 4," in card
+        mean = f"--output={tmp_path / 'mean'}"
+        said = _asked("average", run_of, mean)
+        assert why in said and f"wrote {tmp_path / 'mean'}, the mean of " in said
+        # What is named on the command line must be there.
+        said = _asked("average", run_of, mean, f"data.folder={tmp_path / 'typo'}")
+        assert "typo cannot be read" in said and "wrote" not in said
+    finally:
+        pets.with_name("away").rename(pets)

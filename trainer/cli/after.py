@@ -9,41 +9,29 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import click
 
 from .. import dist
-from ..console import answer, one_line, print_line
+from ..console import answer, one_line, print_line, warn
 from ..dist import device, environment
-from .common import (
-    Configured,
-    alone,
-    in_run_of,
-    in_runs,
-    load_saved,
-    of_run,
-    other_weights,
-    overridden,
-    trusting,
-    writing,
-    written,
-)
+from . import common
 
 FILE = click.Path(dir_okay=False, writable=True)
 FOLDER = click.Path(file_okay=False)
 
 
-@click.command(cls=Configured)
-@of_run("checkpoint")
-@overridden
-@other_weights
-@trusting
+@click.command(cls=common.Configured)
+@common.of_run("checkpoint")
+@common.overridden
+@common.other_weights
+@common.trusting
 def evaluate(
     checkpoint: str, overrides: Tuple[str, ...], params: Optional[str], trust: bool
 ) -> None:
     """Evaluate CHECKPOINT (of a run's folder, its best) on the whole test (or validation) set."""
-    saved = load_saved(checkpoint, overrides, trust, params)
+    saved = common.load_saved(checkpoint, overrides, trust, params)
     from ..inference.trained_model import evaluate_saved, test_set
 
     with dist.together():
@@ -53,18 +41,18 @@ def evaluate(
     if environment.rank() == 0:
         figures = "  ".join(f"{name} {value:.4f}" for name, value in seen.scalars().items())
         which = "" if source.called == "test" else f" ({source.called} set; there is no test set)"
-        lines = [f"{saved.source}{which}: {figures}"]
+        lines = [f"{saved.source}{which}: {figures}  ({seen.samples} images)"]
         pairs = zip(map(one_line, saved.class_names), seen.class_accuracy)
         answer("\n".join([*lines, *(f"  {name:12} {share:.4f}" for name, share in pairs)]))
 
 
-@click.command(cls=Configured)
-@of_run("checkpoint")
-@overridden
+@click.command(cls=common.Configured)
+@common.of_run("checkpoint")
+@common.overridden
 @click.option("--samples", type=click.IntRange(min=1), help="Of the training set; default: all.")
 @click.option("--output", type=FILE, help="Default: calibrated.params in the run's folder.")
-@other_weights
-@trusting
+@common.other_weights
+@common.trusting
 def calibrate(
     checkpoint: str,
     overrides: Tuple[str, ...],
@@ -77,14 +65,14 @@ def calibrate(
 
     evaluate, predict and export take the file by --params.
     """
-    saved = load_saved(checkpoint, overrides, trust, params)
+    saved = common.load_saved(checkpoint, overrides, trust, params)
     from ..checkpoint import params_file
     from ..inference.trained_model import calibrate_saved, evaluate_saved, find_test_set
 
-    path = output or str(in_run_of(saved.path, "calibrated.params"))
+    path = output or str(common.in_run_of(saved.path, "calibrated.params"))
     with contextlib.ExitStack() as stack:
         with dist.together():  # fails before the measurement, not after it
-            file = stack.enter_context(written(path if dist.is_root() else None))
+            file = stack.enter_context(common.written(path if dist.is_root() else None))
             source = find_test_set(saved)
         told = f"wrote {path}"
         if source is not None:  # finite or not: that is what it is to mend
@@ -102,32 +90,32 @@ def calibrate(
     dist.shutdown()
 
 
-@click.command(cls=Configured)
+@click.command(cls=common.Configured)
 @click.argument("where", nargs=-1, required=True, metavar="CHECKPOINT... [SETTING=VALUE]...")
 @click.option("--output", type=FILE, help="Default: averaged.params in the first one's run.")
-@trusting
+@common.trusting
 def average(where: Tuple[str, ...], output: Optional[str], trust: bool) -> None:
     """Average the weights of CHECKPOINTs of one net (of a run's folder, all) and write them.
 
     evaluate, calibrate, predict and export take the file by --params.
     """
-    alone("average")
-    overrides = tuple(w for w in where if "=" in w and not os.path.exists(in_runs(w)))
-    places = [in_runs(word) for word in where if word not in overrides]
+    common.alone("average")
+    overrides = tuple(w for w in where if "=" in w and not os.path.exists(common.in_runs(w)))
+    places = [common.in_runs(word) for word in where if word not in overrides]
     if not places:
         raise click.UsageError("name the checkpoints, or the run's folder, to average")
-    saved = load_saved(places[0], overrides, trust)
+    saved = common.load_saved(places[0], overrides, trust)
     from ..checkpoint import params_file
     from ..inference import averaging
-    from ..inference.trained_model import evaluate_saved, find_test_set
+    from ..inference.trained_model import evaluate_saved
 
     paths = averaging.checkpoints(places)
-    path = output or str(in_run_of(saved.path, "averaged.params"))
-    with written(path) as file:
+    path = output or str(common.in_run_of(saved.path, "averaged.params"))
+    with common.written(path) as file:
         assert file is not None  # a path was given
         averaging.average(saved, paths)
         accuracy = ""
-        source = None if saved.on_given_images else find_test_set(saved)
+        source = _test_set(saved)
         if source is not None:
             seen = evaluate_saved(saved, source, finite=False)
             accuracy = f", {source.called} accuracy {seen.accuracy:.4f}"
@@ -136,15 +124,15 @@ def average(where: Tuple[str, ...], output: Optional[str], trust: bool) -> None:
     print_line(f"wrote {path}, the mean of {len(paths)} checkpoints{accuracy}")
 
 
-@click.command(cls=Configured)
-@of_run("checkpoint")
+@click.command(cls=common.Configured)
+@common.of_run("checkpoint")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT... [SETTING=VALUE]...")
 @click.option("--output", type=FILE, help="Default: standard output.")
 @click.option("--format", "format_", type=click.Choice(["csv", "json"]), help="Default: --output's")
 @click.option("--picture", type=FILE, help="PNG of images and predictions.")
 @click.option("--invert", is_flag=True, help="Images are dark on light.")
-@other_weights
-@trusting
+@common.other_weights
+@common.trusting
 @click.option("--strict", is_flag=True, help="Stop at a file that cannot be read.")
 def predict(
     checkpoint: str,
@@ -162,13 +150,13 @@ def predict(
     INPUT is an image file, a folder of them, or an IDX file (gzipped or not). Files that cannot be
     read are named and left out.
     """
-    alone("predict")
+    common.alone("predict")
     overrides = tuple(word for word in inputs if "=" in word and not os.path.exists(word))
     paths = [word for word in inputs if word not in overrides]
     if not paths:
         raise click.UsageError("name the images to predict: files, or folders of them")
-    with written(output) as answers_file, written(picture) as picture_file:
-        saved = load_saved(checkpoint, overrides, trust, params)
+    with common.written(output) as answers_file, common.written(picture) as picture_file:
+        saved = common.load_saved(checkpoint, overrides, trust, params)
         from ..inference import images, predict
 
         pictures = saved.config.data if saved.config.data.of_pictures else None
@@ -186,13 +174,13 @@ def predict(
         answer(text.rstrip("\n"))
 
 
-@click.command(cls=Configured)
-@of_run("checkpoint")
-@overridden
+@click.command(cls=common.Configured)
+@common.of_run("checkpoint")
+@common.overridden
 @click.option("--output", type=FOLDER, help="Default: the folder exported in the run's.")
 @click.option("--no-onnx", is_flag=True, help="MXNet's own files alone.")
-@other_weights
-@trusting
+@common.other_weights
+@common.trusting
 def export(
     checkpoint: str,
     overrides: Tuple[str, ...],
@@ -202,18 +190,18 @@ def export(
     trust: bool,
 ) -> None:
     """Export CHECKPOINT's model for MXNet and ONNX, check both, and write a model card."""
-    alone("export")
+    common.alone("export")
     device.share_cores()
     from ..checkpoint import find, whole_file  # late: that room loads MXNet
 
-    folder = Path(output) if output else in_run_of(find(checkpoint), "exported")
-    with writing(folder), whole_file.filled(folder) as partial:
-        saved = load_saved(checkpoint, overrides, trust, params)
+    folder = Path(output) if output else common.in_run_of(find(checkpoint), "exported")
+    with common.writing(folder), whole_file.filled(folder) as partial:
+        saved = common.load_saved(checkpoint, overrides, trust, params)
         from ..inference import export, model_card
-        from ..inference.trained_model import evaluate_saved, find_test_set
+        from ..inference.trained_model import evaluate_saved
 
         export.check_possible(saved, onnx=not no_onnx)
-        test = None if saved.on_given_images else find_test_set(saved)
+        test = _test_set(saved)
         seen = None if test is None else evaluate_saved(saved, test)
         if seen is not None and test is not None and not overrides:
             export.check_accuracy(saved, seen, test.called)
@@ -223,7 +211,30 @@ def export(
         card = model_card.as_markdown(saved, seen, command, files, called)
         (partial / "model_card.md").write_text(card, encoding="utf-8")
         written = sorted(file.name for file in partial.iterdir())
-    print_line("\n".join([*map(str, files), f"wrote {folder}: {', '.join(written)}"]))
+        earlier = folder / export.ONNX
+        removed = "; removed the earlier model.onnx" if no_onnx and earlier.exists() else ""
+        if removed:
+            earlier.unlink()
+    print_line("\n".join([*map(str, files), f"wrote {folder}: {', '.join(written)}{removed}"]))
+
+
+def _test_set(saved: Any) -> Any:
+    """What an average or an export is measured on; None without, as neither needs a set.
+
+    That the run's own cannot be had is told; one that is named on the command line must be there.
+    """
+    from ..data.idx_file import DataError
+    from ..inference.trained_model import find_test_set
+
+    if saved.on_given_images:
+        return None
+    try:
+        return find_test_set(saved)
+    except DataError as error:
+        if not saved.own_set:
+            raise
+        warn(f"no accuracy is measured: {error}; data.folder=FOLDER says where the data is now")
+        return None
 
 
 @click.command()
@@ -240,8 +251,8 @@ def runs(folder: Path, as_json: bool) -> None:
 
 
 @click.command()
-@of_run("first")
-@of_run("second")
+@common.of_run("first")
+@common.of_run("second")
 @click.option("--json", "as_json", is_flag=True, help="An object of settings and results.")
 def compare(first: str, second: str, as_json: bool) -> None:
     """Show the settings and results in which two runs differ."""

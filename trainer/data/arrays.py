@@ -19,22 +19,20 @@ Arrays = Tuple[np.ndarray, np.ndarray]
 # A Gluon dataset, or any other object with a length and samples (image, label) at indices.
 Samples = Any
 
+_IN_MEMORY = (list, tuple, np.ndarray, mx.nd.NDArray)
 _CORNER = 32  # of 255: a set whose pixels span no more is told of
 
 
 def given(name: str, value: Any, settings: Data) -> Union[Arrays, DatasetSource]:
     """``value``, a pair of arrays or a dataset, as arrays or as a source that reads it.
 
-    Args:
-        name: ``train`` or ``test``, for messages.
-
-    Raises:
-        DataError: a type, shape or dtype that training cannot use.
+    DataError says of ``name``, train or test, which type, shape or dtype training cannot use.
     """
     if isinstance(value, list) and value and all(map(_is_pair, value)):
         value = gluon.data.SimpleDataset(value)  # of samples
-    if _holds_samples(value):
-        value = _read(name, value)
+    parts = mxnet_internals.stored_parts(value)
+    if parts is not None and all(isinstance(part, _IN_MEMORY) for part in parts):
+        value = _read(name, value)  # without transforms, so that reading it is final
     elif _is_dataset(value):
         return DatasetSource(name, value, settings)
     if not isinstance(value, (tuple, list)) or len(value) != 2:
@@ -45,12 +43,13 @@ def given(name: str, value: Any, settings: Data) -> Union[Arrays, DatasetSource]
             + (": give what it reads, as fit makes batches and shards itself" if loads else "")
         )
     for what, array in zip(("images", "labels"), value):
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array, (np.ndarray, mx.nd.NDArray)):
             raise DataError(
-                f"{name} {what} are a {type(array).__name__}; they must be a NumPy array "
-                "(an MXNet array gives one by .asnumpy())"
+                f"{name} {what} are a {type(array).__name__}; they must be a NumPy or MXNet array"
             )
-    images, labels = value
+    images, labels = map(on_host, value)
+    if isinstance(value[1], mx.nd.NDArray):
+        labels = _whole(labels)
     _check_images(name, images)
     labels = _check_labels(name, labels, len(images))
     if images.ndim == 4 and images.shape[-1] == 1:
@@ -63,20 +62,9 @@ def _is_pair(value: Any) -> bool:
 
 
 def _is_dataset(value: Any) -> bool:
-    arrays = (tuple, list, dict, str, np.ndarray, mx.nd.NDArray)
-    return (
-        hasattr(value, "__len__")
-        and hasattr(value, "__getitem__")
-        and not isinstance(value, (*arrays, gluon.data.DataLoader))
-    )
-
-
-def _holds_samples(value: Any) -> bool:
-    """Whether it is a Gluon dataset that is in memory, without transforms: reading it is final."""
-    parts = mxnet_internals.stored_parts(value)
-    return parts is not None and all(
-        isinstance(part, (list, tuple, np.ndarray, mx.nd.NDArray)) for part in parts
-    )
+    others = (*_IN_MEMORY, dict, str, gluon.data.DataLoader)
+    indexed = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    return indexed and not isinstance(value, others)
 
 
 def _read(name: str, dataset: gluon.data.Dataset) -> Arrays:
@@ -97,11 +85,13 @@ def _read(name: str, dataset: gluon.data.Dataset) -> Arrays:
             )
         images.append(image)
         labels.append(label.reshape(()) if label.size == 1 else label)
-    classes = np.array(labels)
-    # Image records store labels as floats.
-    if classes.dtype.kind == "f" and (classes == np.rint(classes)).all():
-        classes = classes.astype(np.int64)
-    return np.array(images), classes
+    return np.array(images), _whole(np.array(labels))
+
+
+def _whole(labels: np.ndarray) -> np.ndarray:
+    """Whole numbers as int64: MXNet's arrays and image records hold labels as floats."""
+    whole = labels.dtype.kind == "f" and (labels == np.rint(labels)).all()
+    return labels.astype(np.int64) if whole else labels
 
 
 def _check_images(name: str, images: np.ndarray) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import List, Optional, Tuple, Union
 
 import numpy as np
 
@@ -19,8 +19,7 @@ Classes = Optional[Tuple[ClassLabel, ...]]
 def of_labels(train: np.ndarray, *others: np.ndarray) -> Classes:
     """What the labels of a set call classes 0, 1, ...; None where they are these numbers.
 
-    Args:
-        train, others: integers or texts, (N,), of the training set, and of those beside it.
+    Integers or texts, (N,), of the training set, and of the ``others`` beside it.
     """
     if train.dtype.kind == "U":
         return tuple(np.unique(train).tolist())
@@ -34,8 +33,7 @@ def of_labels(train: np.ndarray, *others: np.ndarray) -> Classes:
 def numbered(name: str, labels: np.ndarray, classes: Classes) -> np.ndarray:
     """``labels`` as indices of ``classes``, int64 (N,); as they are where ``classes`` is None.
 
-    Raises:
-        DataError: one is none of them.
+    DataError names the first that is none of them.
     """
     if classes is None:
         if labels.dtype.kind == "U":
@@ -57,34 +55,30 @@ def numbered(name: str, labels: np.ndarray, classes: Classes) -> np.ndarray:
 
 
 def names(settings: Data, classes: Classes, num_classes: int) -> List[str]:
-    """A name for each class: from ``data.class_names``, or from the set, or its number.
+    """A name for each score: from ``data.class_names``, or from the set, or its number.
 
-    Raises:
-        DataError: the file cannot be read, or does not name each class of the set once.
+    A score that no class of the set has is ``score N``: a number may be a label of the set. Raises
+    DataError where the file cannot be read, or does not name each class of the set once.
     """
     if settings.class_names is not None:
-        return _padded(_read(Path(settings.class_names).expanduser(), classes), num_classes)
-    if classes is not None:
-        return _padded([str(label) for label in classes], num_classes)
-    return fashion_mnist.class_names(settings.dataset, num_classes)
+        named = _read(Path(settings.class_names).expanduser(), classes, num_classes)
+    elif classes is not None:
+        named = list(map(str, classes))
+    else:
+        return fashion_mnist.class_names(settings.dataset, num_classes)
+    return [*named, *(f"score {number}" for number in range(len(named), num_classes))]
 
 
-def _padded(named: Sequence[str], num_classes: int) -> List[str]:
-    return [*named[:num_classes], *map(str, range(len(named), num_classes))]
-
-
-def _read(path: Path, classes: Classes) -> List[str]:
+def _read(path: Path, classes: Classes, num_classes: int) -> List[str]:
     try:
         with readable(f"data.class_names is {path}, which"):
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise DataError(f"data.class_names is {path}, which is not UTF-8") from None
     found = [line.strip() for line in lines if line.strip()]
     if len(set(found)) < len(found) or not found:
         raise DataError(f"data.class_names is {path}; it must name each class in a line, once")
-    if classes is not None and len(found) != len(classes):
-        raise DataError(
-            f"data.class_names is {path}, which names {len(found)} classes; the set has "
-            f"{len(classes)}"
-        )
+    if len(found) > num_classes or (classes is not None and len(found) != len(classes)):
+        has = f"net has {num_classes} scores" if classes is None else f"set has {len(classes)}"
+        raise DataError(f"data.class_names is {path}, which names {len(found)} classes; the {has}")
     return found

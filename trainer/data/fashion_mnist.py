@@ -6,8 +6,8 @@ Three datasets, all in MNIST's IDX format (see idx_file.py), gzipped or not:
   and 10,000 test images. Every file is checked against the SHA-256 of its decompressed content,
   because the copies in circulation differ in their compression.
 - `fashion_mnist_sample`: 2,000 + 500 of those images, kept in sample/. Used only on request.
-- `idx`: any set under the four standard file names (MNIST, KMNIST, your own), in a given folder;
-  the two of the test set may be missing.
+- `idx`: any set under the four standard file names (MNIST, KMNIST, your own) or EMNIST's, in a
+  given folder; the two of the test set may be missing.
 
 `python -m trainer.data.fashion_mnist` finds or downloads the real set and prints its folder.
 """
@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from .. import console
-from ..dist import file_lock
-from .idx_file import DataError, locate, read_file
+from ..dist import environment, file_lock
+from .idx_file import DataError, held, listed, locate, read_file
 
 log = logging.getLogger(__name__)
 
@@ -89,18 +89,14 @@ SAMPLE_FOLDER = Path(__file__).with_name("sample")
 
 
 def load(split: str, folder: Optional[str] = None, dataset: str = "fashion_mnist") -> Arrays:
-    """Find or download the dataset and read one split of it.
+    """Find or download the dataset and read one split of it; raises as `find_or_download` does.
+
+    Images are uint8 (N, H, W), read-only, 28 x 28 but for `idx`; labels int32 (N,).
 
     Args:
         split: "train" or "test".
         folder: where the files are. None: see `find_or_download`.
         dataset: "fashion_mnist", "fashion_mnist_sample" or "idx".
-
-    Returns:
-        Images, uint8 (N, H, W), read-only, 28 x 28 but for `idx`; and labels, int32 (N,).
-
-    Raises:
-        DataError: as `find_or_download` does.
     """
     _, arrays = _search([split], folder, dataset)
     return arrays[0]
@@ -109,9 +105,14 @@ def load(split: str, folder: Optional[str] = None, dataset: str = "fashion_mnist
 def splits(folder: Optional[str], dataset: str) -> List[str]:
     """The splits that there are: ``idx`` may have no test set, neither of its files."""
     place = _only_place(folder, dataset) if dataset == "idx" else None
-    if place is None or any(locate(place, name) for name in FILES["test"]):
+    if place is None:
         return list(FILES)
-    return ["train"]
+    paths = {name: locate(place, name) for names in FILES.values() for name in names}
+    used = {path.name.replace(".gz", "") for path in paths.values() if path is not None}
+    others = [name for name in held(place) if name not in used]
+    if others and environment.rank() == 0:
+        console.warn_once(f"folder {place} holds IDX files that are not read: {listed(others, 5)}")
+    return list(FILES) if any(paths[name] for name in FILES["test"]) else ["train"]
 
 
 def find_or_download(folder: Optional[str] = None, dataset: str = "fashion_mnist") -> Path:
@@ -121,9 +122,8 @@ def find_or_download(folder: Optional[str] = None, dataset: str = "fashion_mnist
     MXNet's cache, in Debian's package and in this project's cache; failing that, one process of
     the node downloads it there while the others wait.
 
-    Raises:
-        DataError: a file is missing or wrong, with what was found and expected; or the set is
-            nowhere and no mirror can be reached, with the ways out.
+    Raises DataError where a file is missing or wrong, with what was found and expected; or where
+    the set is nowhere and no mirror can be reached, with the ways out.
     """
     place, _ = _search(list(FILES), folder, dataset)
     return place

@@ -14,7 +14,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Dict, Iterator, Optional, Tuple, Type
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Type
 
 import numpy as np
 
@@ -45,14 +45,18 @@ def readable(what: object, error_type: Type[DataError] = DataError) -> Iterator[
         raise error_type(f"{what} cannot be read: {error.strerror}") from None
 
 
+def listed(names: Sequence[object], most: int) -> str:
+    """The first ``most`` of ``names``, and how many more, printable: files' need not be UTF-8."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    text = ", ".join(map(str, names[:most])) + more
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
 def read(path: Path, kind: str) -> np.ndarray:
     """The array in the file at ``path``: uint8, (N, H, W) for images or (N,) for labels.
 
-    Args:
-        kind: ``images`` or ``labels``.
-
-    Raises:
-        DataError: the file cannot be read, is truncated or empty, or holds something else.
+    ``kind`` is ``images`` or ``labels``. Raises DataError where the file cannot be read, is
+    truncated or empty, or holds something else.
     """
     return parsed(decompressed(path, kind), kind)
 
@@ -123,10 +127,31 @@ def is_magic(start: bytes) -> bool:
     return len(start) == 4 and start[:2] == b"\0\0" and start[2] in _TYPES
 
 
+def held(place: Path) -> List[str]:
+    """The names of the IDX files in a folder, sorted, each without its ``.gz``."""
+    names = (path.name for path in place.glob("[!.]*-ubyte*") if os.path.isfile(path))
+    bare = {name[:-3] if name.endswith(".gz") else name for name in names}
+    return sorted(name for name in bare if name.endswith("-ubyte"))
+
+
 def locate(place: Path, name: str) -> Optional[Path]:
-    """Return the path of the named file, gzipped or not, or None where neither is."""
-    candidates = (place / f"{name}.gz", place / name)
-    return next((path for path in candidates if os.path.isfile(path)), None)
+    """The path of the file ``name``, gzipped or not, or None where neither is.
+
+    Before the name may stand that of a set, and ``test`` for ``t10k``, as in EMNIST; and a dot for
+    the last hyphen but one, as on Kaggle. Raises DataError where the files of several sets are
+    there, and none has the plain name.
+    """
+    forms = (name, name.replace("t10k", "test"))
+    found = [other for other in held(place) if other.replace(".idx", "-idx").endswith(forms)]
+    if len(found) > 1 and name not in found:
+        raise DataError(
+            f"folder {place} holds {' and '.join(found)}; leave the files of one set there"
+        )
+    if not found:
+        return None
+    stem = place / (name if name in found else found[0])
+    packed = stem.with_name(f"{stem.name}.gz")
+    return packed if packed.is_file() else stem
 
 
 def read_file(path: Path, name: str, sums: Dict[str, str]) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple, Union
 
 import mxnet as mx
 import numpy as np
 
-from .. import dist
+from .. import console, dist
 from ..config import Config, Data
 from ..dist.array_memory import on_device
 from . import arrays, fashion_mnist
@@ -78,16 +79,13 @@ def read(
     *,
     known: Union[Classes, str] = FROM_THE_SET,
 ) -> Sets:
-    """The sets of a run: the given ones, or those that ``settings`` name.
+    """The sets of a run: those given, or that ``settings`` name; DataError where one is invalid.
 
     Args:
         train, validation, test: arrays or a dataset, see :func:`arrays.given`; the last two may be
             missing.
         seed: of the run; a validation split is drawn from it.
         known: the classes of a trained net.
-
-    Raises:
-        DataError: they cannot be found or are invalid.
     """
     every = {"train": train, "validation": validation, "test": test}
     given = {name: part for name, part in every.items() if part is not None}
@@ -95,70 +93,76 @@ def read(
         first = next(iter(given))
         raise DataError(f"{first}=... is given without train=...; give both, or neither")
     classes = None if isinstance(known, str) else known
-    training: Optional[Source]
-    choosing: Optional[Source]
-    testing: Optional[Source]
     found: Mapping[str, Union[Arrays, DatasetSource]]
     if train is None and settings.of_pictures:
-        training, choosing, testing = _find_pictures(settings, classes)
-        assert training is not None  # it is needed
+        sources = _find_pictures(settings, classes)
     else:
         if train is None:
-            found = {
-                k: fashion_mnist.load(k, settings.folder, settings.dataset)
-                for k in fashion_mnist.splits(settings.folder, settings.dataset)
-            }
+            where = settings.folder, settings.dataset
+            found = {k: fashion_mnist.load(k, *where) for k in fashion_mnist.splits(*where)}
         else:
             found = {name: arrays.given(name, part, settings) for name, part in given.items()}
         if isinstance(known, str) and isinstance(found["train"], tuple):
             classes = of_labels(*(part[1] for part in found.values() if isinstance(part, tuple)))
         sources = in_memory(found, classes)
-        training = sources["train"]
-        choosing, testing = sources.get("validation"), sources.get("test")
-    if settings.validation and choosing is not None:
+    if settings.validation and "validation" in sources:
         holds = "validation=... is" if given else f"folder {settings.folder} holds"
         raise DataError(f"{holds} a validation set of its own; set data.validation=0")
     if settings.validation:
-        chosen = split(len(training), training.all_labels(), settings.validation, seed)
-        training, choosing = (training.subset(indices) for indices in chosen)
-    return Sets(training, choosing, testing)
+        sources.update(_divided(sources["train"], settings.validation, seed))
+    return Sets(sources["train"], sources.get("validation"), sources.get("test"))
+
+
+def _divided(train: Source, share: float, seed: int) -> Dict[str, Source]:
+    """The parts of a training set that are trained on and kept out, as ``train`` and the other."""
+    names, parts = ("train", "validation"), split(len(train), train.all_labels(), share, seed)
+    return {name: train.subset(indices) for name, indices in zip(names, parts)}
 
 
 def read_one(
-    name: str, settings: Data, classes: Classes, given: Any = None, seed: int = 0
+    name: str,
+    settings: Data,
+    classes: Classes,
+    given: Any = None,
+    seed: int = 0,
+    own: Optional[str] = None,
 ) -> Optional[Source]:
     """The ``train`` or the ``test`` set of a trained net; for a test set that is missing, the
     validation set. None without both. A test set may stand alone.
 
     Args:
-        classes: those of the net.
-        given, seed: as for :func:`read`.
+        classes: those of the net; ``given`` and ``seed`` are as for :func:`read`.
+        own: where ``settings`` name another set than the run's: the digest of the images of its
+            validation set. Only this one is drawn from a training set.
     """
-    of_idx = not settings.of_pictures and given is None
-    if (
-        name == "test"
-        and of_idx
-        and name in fashion_mnist.splits(settings.folder, settings.dataset)
-    ):
-        given = fashion_mnist.load(name, settings.folder, settings.dataset)
-    if name == "test" and given is not None:
+    if name == "train":
+        return read(settings, given, seed=seed, known=classes).train
+    if given is not None:
         return in_memory({name: arrays.given(name, given, settings)}, classes)[name]
-    if name == "test" and settings.of_pictures and not settings.validation:
-        train, validation, test = _find_pictures(settings, classes, needs_train=False)
+    if settings.of_pictures:
+        sources = _find_pictures(settings, classes, needs_train=False)
     else:
-        train, validation, test = read(settings, given, seed=seed, known=classes)
-    if name == "train" or test is not None:
-        return train if name == "train" else test
+        last = fashion_mnist.splits(settings.folder, settings.dataset)[-1]
+        found = fashion_mnist.load(last, settings.folder, settings.dataset)
+        sources = in_memory({last: found}, classes)
+    if name in sources:
+        return sources[name]
+    if settings.validation and "validation" not in sources:
+        sources.update(_divided(sources["train"], settings.validation, seed))
+        if own not in (None, sources["validation"].images_digest()):
+            return None
+    validation = sources.get("validation")
     if validation is not None:
         validation.called = "validation"
     return validation
 
 
-def _find_pictures(
-    settings: Data, known: Classes, needs_train: bool = True
-) -> Tuple[Optional[Source], Optional[Source], Optional[Source]]:
+def _find_pictures(settings: Data, known: Classes, needs_train: bool = True) -> Dict[str, Source]:
+    """Those that there are, by name, as :func:`in_memory`."""
     find = folder.find if settings.dataset == "folder" else records.find
-    return find(settings, known, needs_train)
+    names = ("train", "validation", "test")
+    found: Tuple[Optional[Source], ...] = find(settings, known, needs_train)
+    return {name: source for name, source in zip(names, found) if source is not None}
 
 
 def in_memory(
@@ -175,11 +179,7 @@ def in_memory(
 
 
 def check_shapes(sets: Sets, settings: Data) -> None:
-    """Refuse sets whose images a net cannot take both.
-
-    Raises:
-        DataError: they differ in size, without ``data.image_size``, or in channels.
-    """
+    """Refuse sets that differ in channels, or, without ``data.image_size``, in height or width."""
     train = sets.train.image_shape
     for name, source in sets.named.items():
         other = source.image_shape
@@ -196,7 +196,10 @@ def check_shapes(sets: Sets, settings: Data) -> None:
 
 
 def tell_of_ranges(sets: Sets, settings: Data) -> None:
-    """Warn of pixels that use a corner of 0 to 255, by a look at some of each set's samples."""
+    """Warn of pixels that use a corner of 0 to 255, by a look at some of each set's samples.
+
+    And of a validation split whose samples are drawn anew, by the training set's transforms.
+    """
     unread = replace(settings, bad_samples="stop")  # those are told of when they are trained on
     for name, source in sets.named.items():
         if isinstance(source, ArraySource):
@@ -210,6 +213,14 @@ def tell_of_ranges(sets: Sets, settings: Data) -> None:
                 continue
             some = as_images(data, settings)
         arrays.tell_of_range(name, some)
+    kept_out = sets.validation
+    if settings.validation and isinstance(kept_out, DatasetSource):
+        with contextlib.suppress(BadSampleError):
+            if kept_out.images_digest(1) != kept_out.images_digest():
+                console.warn(
+                    "data.validation is measured through the training set's transforms, which are "
+                    "random: give validation= a set without such, and set data.validation=0"
+                )
 
 
 def image_size(settings: Data) -> Tuple[int, int]:
@@ -253,12 +264,8 @@ def split(
     """The samples to train on, and those to validate on; each sorted, int64.
 
     The same share of each class is drawn from the seed; at least one sample of it, and never all.
-
-    Args:
-        labels: integer (size,); None where they are not known: then the samples count as one class.
-
-    Raises:
-        DataError: nothing would remain of a part.
+    ``labels`` is integer (size,), or None where they are not known: then the samples count as one
+    class. Raises DataError where nothing would remain of a part.
     """
     draw = np.random.Generator(np.random.Philox(key=[seed, _STREAM]))
     shuffled = draw.permutation(size)

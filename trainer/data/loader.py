@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import functools
-import queue
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -170,12 +170,12 @@ class EvalLoader:
         for start in range(0, len(self._indices), self._batch_size):
             rows = self._indices[start : start + self._batch_size]
             data, label, bad = self._make(rows)
-            if bad:  # left out, so that the others count as they are
-                rows = np.delete(rows, list(bad))
-                if not len(rows):
+            if bad:  # not read anew without them: then others may be bad
+                left = np.delete(np.arange(len(rows)), list(bad))
+                if not len(left):
                     continue
-                data, label, _ = self._make(rows)
-            yield Batch(data, label, len(rows), len(rows))
+                data, label = data[left], label[left]
+            yield Batch(data, label, len(label), len(label))
 
 
 def prefetched(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
@@ -183,38 +183,15 @@ def prefetched(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
 
     Errors in the thread are raised here. Leaving the iterator early stops the thread.
     """
-    ready: queue.Queue[Tuple[Optional[Batch], Optional[BaseException]]] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def put(batch: Optional[Batch], error: Optional[BaseException] = None) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put((batch, error), timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
+    with ThreadPoolExecutor(1, "prefetch") as thread:
+        ahead = collections.deque(thread.submit(next, batches, None) for _ in range(depth + 1))
         try:
-            for batch in batches:
-                put(batch)
-                if stopped.is_set():
-                    return
-            put(None)
-        except BaseException as error:
-            put(None, error)
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            batch, error = ready.get()
-            if error is not None:
-                if isinstance(error, UserError):
-                    error.alone = True
-                raise error
-            if batch is None:
-                return
-            yield batch
-    finally:
-        stopped.set()
-        thread.join()
+            while (batch := ahead.popleft().result()) is not None:
+                ahead.append(thread.submit(next, batches, None))
+                yield batch
+        except UserError as error:
+            error.alone = True
+            raise
+        finally:
+            for made in ahead:
+                made.cancel()

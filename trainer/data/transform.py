@@ -24,13 +24,12 @@ _TRIVIAL = 2**32  # added to the seed of TrivialAugment, which has numbers of it
 class PixelTransform:
     """From pixels of one size to a normalised float32 array.
 
+    Raises DataError where the settings normalise, or augment, another number of channels.
+
     Args:
         shape: (channels, height, width) of the pixels.
         settings: the transforms; augmentation applies only if ``training``.
         seed: seed of the augmentation.
-
-    Raises:
-        DataError: the settings normalise, or augment, another number of channels.
     """
 
     def __init__(self, shape: Tuple[int, int, int], settings: Data, seed: int, training: bool):
@@ -84,33 +83,6 @@ class PixelTransform:
         if settings.erase:
             _erase(pixels, draw[:, 3:], settings.erase, self._blank)
         return pixels
-
-
-class Transform:
-    """From indices of samples in memory to a normalised float32 array.
-
-    Args:
-        images: uint8 (N, H, W), or (N, H, W, C) of C channels; kept, not copied.
-        settings, seed, training: as for :class:`PixelTransform`.
-    """
-
-    def __init__(self, images: np.ndarray, settings: Data, seed: int, training: bool):
-        self._images = planes(images)
-        self._pixels = PixelTransform(planes_shape(images.shape[1:]), settings, seed, training)
-
-    @property
-    def shape(self) -> Tuple[int, int, int]:
-        """(channels, height, width) of the output."""
-        return self._pixels.shape
-
-    def __call__(
-        self, indices: np.ndarray, epoch: int = 0, out: Optional[np.ndarray] = None
-    ) -> np.ndarray:
-        """float32 (len(indices), channels, height, width), written to ``out`` if given."""
-        if out is None:
-            out = np.empty((len(indices), *self.shape), np.float32)
-        self._pixels(self._images[indices], indices, epoch, out)
-        return out
 
 
 def planes(images: np.ndarray) -> np.ndarray:
@@ -181,9 +153,7 @@ def _normalise(
 def _resize(pixels: np.ndarray, out: np.ndarray) -> None:
     """Bilinear between pixel centres with edges replicated, as Gluon's ``Resize``.
 
-    Args:
-        pixels: float32 (B, channels, height, width).
-        out: float32 (B, channels, side, side), to be written.
+    From float32 (B, channels, height, width) to (B, channels, side, side).
     """
     cv2, side = opencv(), out.shape[-1]
     old, new = (images.reshape(-1, *images.shape[2:]) for images in (pixels, out))

@@ -19,10 +19,8 @@ from .trained_model import Saved
 def average(saved: Saved, paths: Sequence[Path]) -> None:
     """Give the net of ``saved`` the mean over the checkpoints at ``paths``, in float64.
 
-    Running statistics too, which ``calibrate`` recomputes for the mean.
-
-    Raises:
-        CheckpointError: one is damaged, or of another net, or its classes are other ones.
+    Running statistics too, which ``calibrate`` recomputes for the mean. CheckpointError names one
+    that is damaged, or of another net, or whose classes are other ones.
     """
     named = structural_parameters(saved.net)
     sums = {name: np.zeros(parameter.shape) for name, parameter in named.items()}
@@ -52,10 +50,9 @@ def _made_for(path: Path) -> Tuple[str, str]:
 
 
 def checkpoints(where: Sequence[str]) -> Sequence[Path]:
-    """The checkpoints at ``where``; those that are kept of each run's folder among them.
+    """The checkpoints at ``where``, and those kept of each run's folder; at least two.
 
-    Raises:
-        CheckpointError: there are fewer than two.
+    Fewer are refused by CheckpointError.
     """
     found = []
     for place in map(Path, where):

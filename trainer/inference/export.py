@@ -14,7 +14,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Union
 
 import mxnet as mx
 import numpy as np
@@ -63,7 +63,7 @@ class Checked(NamedTuple):
         if self.accuracy is None:
             return (
                 f"{self.name}: largest difference of a score {self.difference:.1e}, on "
-                f"{self.samples} images of noise, as there is no test set"
+                f"{self.samples} images of noise, as no test set was found"
             )
         return (
             f"{self.name}: accuracy {self.accuracy:.4f} on {self.samples} {self.called} images, "
@@ -73,13 +73,9 @@ class Checked(NamedTuple):
 
 
 def check_accuracy(saved: Saved, seen: Evaluation, called: str = "test") -> None:
-    """Refuse a model that is not as accurate as was recorded when it was saved, on the same set.
+    """Refuse, by CheckpointError, a model that is not as accurate as was recorded with it.
 
-    Args:
-        called: the set on which it was ``seen``; a run with a validation set has recorded that one.
-
-    Raises:
-        CheckpointError: the net or the test set is another one.
+    ``called`` is the set on which it was ``seen``: the recorded one may be the validation set.
     """
     if saved.accuracy is None or saved.chosen_on != called:
         return
@@ -91,11 +87,7 @@ def check_accuracy(saved: Saved, seen: Evaluation, called: str = "test") -> None
 
 
 def check_possible(saved: Saved, onnx: bool) -> None:
-    """Refuse an export that cannot work, before anything is written.
-
-    Raises:
-        ExportError: the net is imperative, or packages are missing.
-    """
+    """Refuse, by ExportError, an imperative net, and ONNX where packages are missing."""
     missing = [p for p in ("onnx", "onnxruntime") if onnx and importlib.util.find_spec(p) is None]
     if missing:
         raise ExportError(
@@ -114,21 +106,35 @@ def check_possible(saved: Saved, onnx: bool) -> None:
 def export(
     saved: Saved, test: Union[Arrays, Source, None], folder: Path, onnx: bool = True
 ) -> List[Checked]:
-    """Write the files into ``folder`` and verify each on the whole of ``test``.
+    """Write the files into ``folder`` and verify each on the whole of ``test``, on the CPU.
 
-    Args:
-        test: images and labels; None compares on noise instead, which gives no accuracy.
-
-    Raises:
-        ExportError: the net or one of its operators cannot be exported, or a file's results differ
-            from the checkpoint's.
+    None for ``test`` compares on noise, which gives no accuracy. An earlier ``model.onnx`` does not
+    stay beside files without one. Raises ExportError where the net or one of its operators cannot
+    be exported, or a file computes something else.
     """
     check_possible(saved, onnx)
-    if test is not None and not isinstance(test, Source):
-        test = test_set(saved, test)
+    with contextlib.ExitStack() as until_done:
+        if test is not None and not isinstance(test, Source):
+            test = test_set(saved, test)
+            until_done.callback(test.close)
+        if saved.ctx != mx.cpu():  # where the files are run: GPUs may compute in TF32
+            saved.net.collect_params().reset_ctx(mx.cpu())
+            until_done.callback(lambda: saved.net.collect_params().reset_ctx(saved.ctx))
+        checked = _exported(saved._replace(ctx=mx.cpu()), test, folder, onnx)
+    if not onnx:
+        (folder / ONNX).unlink(missing_ok=True)
+    return checked
+
+
+def _exported(saved: Saved, test: Optional[Source], folder: Path, onnx: bool) -> List[Checked]:
     folder.mkdir(parents=True, exist_ok=True)
-    shown = _noise(saved.image_shape) if test is None else test
-    labels, called = (None, "") if test is None else (_labels(saved, test), test.called)
+    if test is None:
+        pixels = np.random.RandomState(0).randint(0, 256, (NOISE_IMAGES, *saved.image_shape))
+        shown: Source = ArraySource(pixels.astype(np.uint8), np.zeros(NOISE_IMAGES, int))
+        labels, called = None, ""
+    else:
+        shown, called = test, test.called
+        labels = np.concatenate([batch.label.asnumpy() for batch in _batches(saved, test)])
     original = _scores(saved, shown, _gluon(saved.net, saved.ctx))
     check_finite(saved, original)
     batch = next(_batches(saved, shown)).data
@@ -140,17 +146,6 @@ def export(
         found = _scores(saved, shown, _load_onnx(folder))
         checked.append(_check(ONNX, found, original, labels, called))
     return checked
-
-
-def _noise(shape: Tuple[int, ...]) -> Source:
-    draw = np.random.RandomState(0)
-    images = draw.randint(0, 256, (NOISE_IMAGES, *shape)).astype(np.uint8)
-    return ArraySource(images, np.zeros(NOISE_IMAGES, np.int32))
-
-
-def _labels(saved: Saved, test: Source) -> np.ndarray:
-    """The label of each sample that can be read, int64 (N,)."""
-    return np.concatenate([batch.label.asnumpy() for batch in _batches(saved, test)]).astype(int)
 
 
 def _batches(saved: Saved, test: Source) -> Iterator[Batch]:

@@ -7,6 +7,7 @@ decision whether to negate: a file does not tell whether its bright parts are th
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps
 
 from ..config import Data
 from ..data import idx_file
-from ..data.idx_file import DataError
+from ..data.idx_file import DataError, listed
 from ..data.pictures import crop, decode
 from ..data.pictures.decode import SUFFIXES, UnreadableError
 
@@ -40,7 +41,8 @@ def read(
 ) -> Images:
     """The images in files, in folders (and folders below them), and in IDX files, gzipped or not.
 
-    Files that cannot be read are left out.
+    Files that cannot be read are left out. DataError says in one line which path does not exist, or
+    that no image can be read.
 
     Args:
         shape: (height, width), or (height, width, 3) for colour; images are scaled to fit, keeping
@@ -49,39 +51,33 @@ def read(
         strict: refuse files that cannot be read.
         pictures: of a net that was trained on pictures; they are cut and scaled as in its
             evaluation instead.
-
-    Raises:
-        DataError: a path does not exist, or no image can be read; one line.
     """
     if pictures is None and shape[2:] not in ((), (3,)):
         raise DataError(f"the net takes {shape[2]} channels; files hold grey levels or 3 colours")
-    found: List[Tuple[str, np.ndarray]] = []
+    names: List[str] = []
+    pixels = bytearray()  # of all: it grows in place, and is held once
     skipped: List[str] = []
     files, unread = _files(paths)
     for path in files:
         try:
-            if pictures is not None:
-                cut = crop.cut(path.read_bytes(), pictures)
-                found.append((_shown(path), 255 - cut if invert else cut))
-            else:
-                for name, image in _images(path, invert, "RGB" if shape[2:] else "L"):
-                    found.append((name, _fit(name, image, shape[:2])))
+            for name, image in _read(path, shape, invert, pictures):
+                names.append(name)
+                pixels += image.tobytes()
+                shape = image.shape
         except DataError as error:
             skipped.append(str(error))
-        except UnreadableError as error:
-            skipped.append(f"{_shown(path)} cannot be read: {error}")
-        except OSError as error:
-            skipped.append(f"{_shown(path)} cannot be read: {error.strerror}")
+        except (UnreadableError, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            skipped.append(f"{listed([path], 1)} cannot be read: {reason}")
         if strict and skipped:
             break
     skipped += unread
     if strict and skipped:
         raise DataError(skipped[0])
-    if not found:
+    if not names:
         more = f" (and {len(skipped) - 1} more such lines)" if skipped[1:] else ""
         raise DataError(f"{skipped[0]}{more}")
-    names, pixels = zip(*found)
-    return Images(list(names), np.stack(pixels), skipped)
+    return Images(names, np.frombuffer(pixels, np.uint8).reshape(-1, *shape), skipped)
 
 
 def _files(paths: Sequence[str]) -> Tuple[List[Path], List[str]]:
@@ -95,33 +91,48 @@ def _files(paths: Sequence[str]) -> Tuple[List[Path], List[str]]:
             files.append(given)
             continue
         every = _in_folder(given)
-        others = [path for path in every if not path.name.lower().endswith(SUFFIXES)]
-        if others:
-            shown = ", ".join(_shown(path.relative_to(given)) for path in others[:_NAMED])
-            shown += f" and {len(others) - _NAMED} more" if others[_NAMED:] else ""
-            what = "1 file is" if len(others) == 1 else f"{len(others)} files are"
-            unread.append(f"{_shown(given)}: {what} of kinds that are not read: {shown}")
-        elif not every:
+        if not every:
             raise DataError(f"folder {given} holds no image (*{', *'.join(SUFFIXES)})")
-        files += [path for path in every if path not in others]
+        known = [path.name.lower().endswith(SUFFIXES) for path in every]
+        others = [path.relative_to(given) for path, is_known in zip(every, known) if not is_known]
+        if others:
+            what = "1 file is" if len(others) == 1 else f"{len(others)} files are"
+            shown = listed(others, _NAMED)
+            unread.append(f"{listed([given], 1)}: {what} of kinds that are not read: {shown}")
+        files += itertools.compress(every, known)
     return files, unread
 
 
 def _in_folder(folder: Path) -> List[Path]:
-    """The files in a folder and its subfolders, sorted by path, but for hidden ones.
+    """The files in a folder and those below it, each folder once, sorted by path.
 
-    Such as ._photo.jpg from macOS.
+    Without hidden ones, such as ._photo.jpg from macOS, and .Trash-1000.
     """
 
     def refuse(error: OSError) -> None:
         raise DataError(f"folder {error.filename} cannot be read: {error.strerror}")
 
-    return sorted(
-        Path(place, name)
-        for place, _, names in os.walk(folder, onerror=refuse)
-        for name in names
-        if not name.startswith(".") and os.path.isfile(os.path.join(place, name))
-    )
+    found, seen = [], set()
+    for place, below, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(place)
+        below[:] = [] if real in seen else sorted(name for name in below if name[0] != ".")
+        paths = [Path(place, name) for name in names if name[0] != "." and real not in seen]
+        # A link that leads nowhere is told of, as one that cannot be read.
+        found += [p for p in paths if os.path.isfile(p) or not os.path.exists(p)]
+        seen.add(real)
+    return sorted(found)
+
+
+def _read(
+    path: Path, shape: Tuple[int, ...], invert: bool, pictures: Optional[Data]
+) -> Iterator[Tuple[str, np.ndarray]]:
+    """(name, pixels) of each image in a file, see :func:`read`."""
+    if pictures is not None:
+        cut = crop.cut(path.read_bytes(), pictures)
+        yield listed([path], 1), 255 - cut if invert else cut
+        return
+    for name, image in _images(path, invert, "RGB" if shape[2:] else "L"):
+        yield name, _fit(name, image, shape[:2])
 
 
 def _images(path: Path, invert: bool, mode: str) -> Iterator[Tuple[str, Image.Image]]:
@@ -129,16 +140,11 @@ def _images(path: Path, invert: bool, mode: str) -> Iterator[Tuple[str, Image.Im
     with open(path, "rb") as file:
         start = file.read(4)
         if start[:2] != b"\x1f\x8b" and not idx_file.is_magic(start):
-            yield _shown(path), decode.by_pillow(start + file.read(), mode, invert)
+            yield listed([path], 1), decode.by_pillow(start + file.read(), mode, invert)
             return
     for index, values in enumerate(idx_file.read(path, "images")):
         image = Image.fromarray(values).convert(mode)
-        yield f"{_shown(path)}[{index}]", ImageOps.invert(image) if invert else image
-
-
-def _shown(path: Path) -> str:
-    """The path as printable text: file names are bytes, and need not be UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+        yield f"{listed([path], 1)}[{index}]", ImageOps.invert(image) if invert else image
 
 
 def _fit(name: str, image: Image.Image, size: Tuple[int, ...]) -> np.ndarray:

@@ -94,8 +94,8 @@ def _facts(saved: Saved, seen: Optional[Evaluation], called: str) -> List[str]:
         f"| output | logits, float32 (N, {saved.num_classes}); softmax gives probabilities |",
         *_result_rows(saved, seen, called),
         *(["| evaluated | on the mean scores of each image and of its mirror image |"] * flips),
-        f"| checkpoint | {saved.path.name}{weights}; {train.epochs} epochs of global batch "
-        f"{train.global_batch_size}, batch norm {settings.batch_norm}"
+        f"| checkpoint | {saved.path.name}{weights}, of a run of up to {train.epochs} epochs of "
+        f"global batch {train.global_batch_size}, batch norm {settings.batch_norm}"
         f"{f', moving average of weights ({train.ema:g})' if train.ema else ''} |",
         f"| seed | {settings.seed} |",
         f"| versions | {_versions()} |",
@@ -127,7 +127,7 @@ def _training(saved: Saved) -> List[str]:
 def _result_rows(saved: Saved, seen: Optional[Evaluation], called: str) -> List[str]:
     if seen is None:
         given = "the test set was given to `fit` and is not kept"
-        why = given if saved.on_given_images else "there is no test set"
+        why = given if saved.on_given_images else "no test set was found"
         return [f"| accuracy | not measured: {why} |"]
     chosen = saved.accuracy is not None and called == saved.chosen_on
     return [

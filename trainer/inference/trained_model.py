@@ -5,6 +5,7 @@ See also ``predict.py`` and ``export.py``.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -41,8 +42,14 @@ class Saved(NamedTuple):
     class_names: List[str]  # one for each score
     classes: Classes  # what the set calls classes 0, 1, ...; None for these numbers
     accuracy: Optional[float] = None  # as recorded with the checkpoint
-    chosen_on: str = "test"  # the set of that accuracy: test or validation
+    validation: Optional[str] = None  # the digest of the images of its run's validation set, if any
     weights: Optional[Path] = None  # the file they are of instead, such as calibrate writes
+    own_set: bool = True  # the config names the set of its run
+
+    @property
+    def chosen_on(self) -> str:
+        """The set of the recorded accuracy: test or validation."""
+        return "validation" if self.validation else "test"
 
     @property
     def source(self) -> Path:
@@ -84,14 +91,14 @@ def load(
             that is not the project's own must be among ``overrides``.
 
     Raises:
-        CheckpointError: there is no valid checkpoint, or it is of another net; or weights are not
-            finite.
+        CheckpointError: there is no valid checkpoint, or of this net; or weights are not finite.
         ConfigError: its net cannot be made, or would run what nobody has named.
     """
     dist.init()
     with dist.together():
         path = checkpoint.find(where)
         state = checkpoint.read_state(path)
+        recorded = config.from_dict(state.config)
         settings = config.from_dict(state.config, overrides)
         ctx = choose(settings.device, dist.local_rank())
         named = trust or any(_NAMES_A_NET.match(text) for text in overrides)
@@ -101,7 +108,7 @@ def load(
         prepare.prepare_net(net, settings, shape, ctx)
         count = prepare.class_scores(net, shape, ctx, classes=1).shape[1]
         checkpoint.load_parameters(path, net)
-        if shape == _input_shape(image_shape, config.from_dict(state.config)):
+        if shape == _input_shape(image_shape, recorded):
             way_out = (
                 "the net was given to fit(): give it again, in Python, "
                 f"trainer.inference.trained_model.load({str(path)!r}, net=net)"
@@ -114,12 +121,13 @@ def load(
             checkpoint.load_parameters(weights, net)
         _check_weights(weights or path, net)
         classes = None if state.classes is None else tuple(state.classes)
-        names = list(state.class_names or class_names(settings.data, classes, count))
-    accuracy = None if weights else state.accuracy
-    chosen_on = "validation" if "validation images" in state.made_of else "test"
-    return Saved(
-        path, settings, net, ctx, image_shape, names, classes, accuracy, chosen_on, weights
-    )
+        given, kept = settings.data, recorded.data
+        own_names = state.class_names if given.class_names == kept.class_names else None
+        names = list(own_names or class_names(given, classes, count))
+    accuracy, split = None if weights else state.accuracy, state.made_of.get("validation images")
+    own_set = (given.dataset, given.folder) == (kept.dataset, kept.folder)
+    made = settings, net, ctx, image_shape, names, classes
+    return Saved(path, *made, accuracy, split, weights, own_set)
 
 
 def _check_weights(source: Path, net: gluon.Block) -> None:
@@ -144,11 +152,8 @@ def _input_shape(image_shape: Tuple[int, ...], settings: Config) -> Tuple[int, i
 def test_set(saved: Saved, given: Any = None) -> Source:
     """``given``, or the test set that the config names, or else its validation set.
 
-    Args:
-        given: arrays or a dataset, as for ``fit``.
-
-    Raises:
-        DataError: it cannot be found, or does not fit the net.
+    ``given`` is arrays or a dataset, as for ``fit``. DataError says why the set cannot be found, or
+    does not fit the net.
     """
     source = find_test_set(saved, given)
     if source is None:
@@ -162,15 +167,8 @@ def test_set(saved: Saved, given: Any = None) -> Source:
 def find_test_set(saved: Saved, given: Any = None) -> Optional[Source]:
     """The same; None where there is neither set."""
     source = _read(saved, "test", given)
-    if source is None:
-        return None
-    highest = -1 if source.labels is None else int(source.labels.max())
-    if highest >= saved.num_classes:
-        raise DataError(
-            f"the test set has {1 + highest} classes, the net of {saved.path} "
-            f"{saved.num_classes}; give the set it was trained on (data.dataset, data.folder)"
-        )
-    source.expect(saved.num_classes)
+    if source is not None:
+        source.expect(saved.num_classes)
     return source
 
 
@@ -183,13 +181,27 @@ def _read(saved: Saved, name: str, given: Any) -> Optional[Source]:
             f"evaluate_saved(load({str(saved.path)!r}{trust}), test=(images, labels)); "
             "calibrate_saved takes train=..."
         )
-    data, seed = saved.config.data, saved.config.seed
-    source = input_pipeline.read_one(name, data, saved.classes, given, seed)
-    if source is not None and source.image_shape[2:] != saved.image_shape[2:]:
-        raise DataError(
-            f"the {name} set has images of {source.image_shape}, the net of {saved.path} takes "
-            f"{saved.image_shape} (height, width[, channels]); give the set it was trained on"
-        )
+    data, seed, classes = saved.config.data, saved.config.seed, saved.classes
+    if given is None and data.dataset == "folder" and not isinstance((classes or [0])[0], str):
+        classes = tuple(saved.class_names)  # folders have names; the net's own set had numbers
+    own = None if saved.own_set else saved.validation or ""
+    source = input_pipeline.read_one(name, data, classes, given, seed, own)
+    if source is None:
+        return None
+    with contextlib.ExitStack() as unless_it_fits:
+        unless_it_fits.callback(source.close)
+        if source.image_shape[2:] != saved.image_shape[2:]:
+            raise DataError(
+                f"the {name} set has images of {source.image_shape}, the net of {saved.path} takes "
+                f"{saved.image_shape} (height, width[, channels]); give the set it was trained on"
+            )
+        highest = -1 if source.labels is None else int(source.labels.max())
+        if name == "test" and highest >= saved.num_classes:
+            raise DataError(
+                f"the test set has {1 + highest} classes, the net of {saved.path} "
+                f"{saved.num_classes}; give the set it was trained on (data.dataset, data.folder)"
+            )
+        unless_it_fits.pop_all()
     return source
 
 
@@ -200,28 +212,24 @@ def evaluate_saved(
 
     Args:
         test: replaces the set that the config names; the same on every rank.
-        finite: refuse scores that are not.
-
-    Raises:
-        CheckpointError: scores are not finite.
+        finite: refuse, by CheckpointError, scores that are not.
     """
-    with dist.together():
-        source = test if isinstance(test, Source) else test_set(saved, test)
-    batches = input_pipeline.test_loader(source, saved.config, saved.ctx)
     settings = saved.config.evaluate
     metrics = built_in(settings, saved.num_classes)
-    seen = evaluate(saved.net, batches, saved.num_classes, metrics=metrics, flip=settings.flip)
+    with contextlib.ExitStack() as until_seen:
+        with dist.together():
+            source = test if isinstance(test, Source) else test_set(saved, test)
+        if source is not test:
+            until_seen.callback(source.close)
+        batches = input_pipeline.test_loader(source, saved.config, saved.ctx)
+        seen = evaluate(saved.net, batches, saved.num_classes, metrics=metrics, flip=settings.flip)
     if finite:
         check_finite(saved, seen.loss)
     return seen
 
 
 def check_finite(saved: Saved, scores: Union[np.ndarray, float]) -> None:
-    """Refuse a model by its ``scores``, or its loss: they must be finite.
-
-    Raises:
-        CheckpointError: they are not.
-    """
+    """Refuse a model by its ``scores``, or its loss, unless finite: by CheckpointError."""
     if not np.isfinite(scores).all():
         raise checkpoint.CheckpointError(
             f"the scores by {saved.source} are not finite: its running statistics or the net's "
@@ -232,10 +240,8 @@ def check_finite(saved: Saved, scores: Union[np.ndarray, float]) -> None:
 def scores(saved: Saved, images: np.ndarray) -> np.ndarray:
     """Logits, float32 (N, K), of ``images``, uint8 (N, H, W[, C]); in a single process.
 
-    Images are resized and normalised as in training.
-
-    Raises:
-        CheckpointError: they are not finite.
+    Images are resized and normalised as in training. Scores that are not finite are refused, by
+    CheckpointError.
     """
     source = ArraySource(images, np.zeros(len(images), np.int32))
     batches = input_pipeline.test_loader(source, saved.config, saved.ctx)
@@ -264,4 +270,5 @@ def calibrate_saved(
     # The epoch after the last, which has its own order.
     first = settings.train.epochs * loader.steps_per_epoch
     batches = loader.from_step(first, first + steps)
-    running_statistics.calibrate(saved.net, ((batch.data, batch.samples) for batch in batches))
+    with contextlib.closing(source):
+        running_statistics.calibrate(saved.net, ((batch.data, batch.samples) for batch in batches))

@@ -37,7 +37,7 @@ def test_words_are_numbered_in_order(words):
     sets = input_pipeline.read(Data(), (IMAGES, words), (IMAGES[:1], words[:1]))
     assert sets.train.classes == ("cat", "dog", "owl")
     assert sets.train.labels.tolist() == [2, 0, 0, 2, 1, 1] and sets.test.labels.tolist() == [2]
-    assert classes.names(Data("arrays"), sets.train.classes, 4) == ["cat", "dog", "owl", "3"]
+    assert classes.names(Data("arrays"), sets.train.classes, 4) == ["cat", "dog", "owl", "score 3"]
 
 
 def test_a_label_that_training_has_not_is_named():
@@ -78,8 +78,12 @@ def test_names_from_a_file(tmp_path):
     path = tmp_path / "names"
     path.write_text("Katze\n\n Hund \nEule\n", encoding="utf-8")
     settings = Data(class_names=str(path))
-    assert classes.names(settings, ("cat", "dog", "owl"), 4) == ["Katze", "Hund", "Eule", "3"]
+    assert classes.names(settings, ("cat", "dog", "owl"), 4) == ["Katze", "Hund", "Eule", "score 3"]
+    with pytest.raises(DataError, match="names 3 classes; the net has 2 scores"):
+        classes.names(settings, None, 2)
+    path.write_text("Katze\nHund\n", encoding="utf-8-sig")  # as Notepad saves it
     assert classes.names(settings, None, 2) == ["Katze", "Hund"]
+    path.write_text("Katze\nHund\nEule\n", encoding="utf-8")
     with pytest.raises(DataError, match="names 3 classes; the set has 2"):
         classes.names(settings, (1, 2), 2)
     path.write_text("Katze\nKatze\n")
@@ -121,3 +125,9 @@ def test_a_split_is_kept_out_of_training():
     assert len(seen[0]) == 30 and len(seen[1]) == 10 and not seen[0] & seen[1]
     assert sets.watched is sets.validation and sets.test is None
     assert sets.sizes == {"training": 30, "validation": 10}
+
+
+def test_a_score_to_spare_has_a_name_of_its_own():
+    """Labels from 1 for a net with one score more: the last must not be taken for class 4."""
+    found = classes.names(Data("arrays"), (1, 2, 3, 4), 5)
+    assert found[:4] == ["1", "2", "3", "4"] and len(set(found)) == 5

@@ -299,3 +299,31 @@ def test_digests_cover_images_and_repeat():
 def test_an_empty_dataset_is_refused():
     with pytest.raises(DataError, match="train holds no image"):
         DatasetSource("train", Given([]), PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "told"), [(Noisy(), True), (Given([(IMAGES[0], 0)] * 9), False)]
+)
+def test_a_split_that_random_transforms_change_is_told_of(dataset, told, capfd):
+    settings = Data("arrays", validation=0.3, workers=1)
+    sets = input_pipeline.read(settings, dataset)
+    input_pipeline.tell_of_ranges(sets, settings)
+    sets.close()
+    assert ("give validation= a set without" in capfd.readouterr().err) == told
+
+
+@pytest.mark.parametrize(("gpus", "seeded"), [(0, "all"), (1, "cpu(0)")])
+def test_readers_leave_the_generators_of_gpus_alone(monkeypatch, gpus, seeded):
+    """Seeding those of a forked process's parent kills it, once dropout has run there."""
+    found = []
+    monkeypatch.setattr(mx.context, "num_gpus", lambda: gpus)
+    monkeypatch.setattr(mx.random, "seed", lambda seed, ctx="all": found.append(str(ctx)))
+
+    class Looking(Given):
+        def __getitem__(self, index):
+            return IMAGES[0], ["all", "cpu(0)"].index(found[-1])
+
+    source = DatasetSource("train", Looking([0]), PLAIN)
+    ((_, label),) = source.samples([0], 0, 0)
+    source.close()
+    assert ["all", "cpu(0)"][label] == seeded

@@ -433,3 +433,48 @@ def test_waiting_for_the_lock_ends(places, monkeypatch):
         DataError, match="another process has been downloading into"
     ):
         load("train")
+
+
+# -- names of other sets -----------------------------------------------------------------------
+
+
+def named(folder, prefix, end="", test="test"):
+    """A set of one image under the names that EMNIST's files have."""
+    for split in ("train", "test"):
+        write_set(folder, np.full((1, 2, 2), 7), np.zeros(1), split)
+        for name in FILES[split]:
+            other = name.replace("t10k", test)
+            (folder / name).rename(folder / f"{prefix}{other}{end}")
+
+
+def test_files_are_found_under_emnists_names(tmp_path, capfd):
+    named(tmp_path, "emnist-letters-")
+    (tmp_path / "._emnist-letters-train-images-idx3-ubyte").write_bytes(b"Mac OS X")
+    assert fashion_mnist.splits(str(tmp_path), "idx") == ["train", "test"]
+    for split in ("train", "test"):
+        assert load(split, str(tmp_path), "idx")[0].shape == (1, 2, 2)
+    assert not capfd.readouterr().err
+
+
+def test_files_of_mnists_own_names_come_first(tmp_path):
+    named(tmp_path, "emnist-letters-")
+    write_set(tmp_path, np.zeros((3, 2, 2)), np.zeros(3))
+    assert len(load("train", str(tmp_path), "idx")[0]) == 3
+
+
+def test_files_of_two_sets_are_refused_and_both_forms_of_one_are_not(tmp_path):
+    named(tmp_path, "emnist-letters-")
+    for path in list(tmp_path.iterdir()):  # as torchvision leaves them
+        Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert load("test", str(tmp_path), "idx")[0].shape == (1, 2, 2)
+    named(tmp_path, "emnist-digits-")
+    with pytest.raises(DataError, match="holds emnist-digits-train-images-idx3-ubyte and emnist-l"):
+        load("train", str(tmp_path), "idx")
+
+
+def test_idx_files_that_are_not_read_are_told(tmp_path, capfd):
+    write_set(tmp_path, np.zeros((3, 2, 2)), np.zeros(3))
+    (tmp_path / "qmnist-extra-images-idx3-ubyte").write_bytes(b"")
+    assert fashion_mnist.splits(str(tmp_path), "idx") == ["train"]
+    said = "holds IDX files that are not read: qmnist-extra-images-idx3-ubyte\n"
+    assert capfd.readouterr().err.endswith(said)

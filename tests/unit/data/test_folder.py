@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import struct
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,30 @@ def test_a_test_set_may_stand_alone_for_a_net_that_is_trained(pictures, tmp_path
         input_pipeline.read_one("train", settings(tmp_path), CLASSES)
 
 
+@pytest.mark.parametrize("names", [("test",), ("val",), ("train", "test")])
+def test_a_net_of_a_run_with_a_split_is_evaluated_on_other_folders(pictures, tmp_path, names):
+    for name in names:
+        shutil.copytree(pictures / "test", tmp_path / name)
+    split = settings(tmp_path, validation=0.5)
+    found = input_pipeline.read_one("test", split, CLASSES, own="of another folder")
+    assert found.labels.tolist() == [0, 0] and (found.called == "test") == ("test" in names)
+
+
+def test_a_split_is_drawn_of_the_runs_own_folder_alone_wherever_it_is_now(pictures, tmp_path):
+    for place in ("own", "moved", "other"):
+        shutil.copytree(pictures / "train", tmp_path / place)
+    own = input_pipeline.read(settings(tmp_path / "own", validation=0.5), seed=3).validation
+    digest = own.images_digest()
+    for path in (tmp_path / "other").glob("*/*"):
+        path.rename(path.with_name(f"x{path.name}"))
+    for place, given in (("own", None), ("moved", digest)):
+        split = settings(tmp_path / place, validation=0.5)
+        found = input_pipeline.read_one("test", split, CLASSES, seed=3, own=given)
+        assert found.called == "validation" and found.images_digest() == digest
+    split = settings(tmp_path / "other", validation=0.5)
+    assert input_pipeline.read_one("test", split, CLASSES, seed=3, own=digest) is None
+
+
 def test_two_validation_sets_are_refused(pictures, tmp_path):
     for name in ("train", "valid", "validation"):
         shutil.copytree(pictures / "train", tmp_path / name)
@@ -237,6 +262,26 @@ def test_what_is_not_read_is_told_and_links_that_lead_nowhere_are_bad_samples(tm
     assert f"{tmp_path} holds 2 files or folders that are not read: cat, dog\n" in said
     with pytest.raises(BadSampleError, match=r"dog/gone.jpg cannot be read: No such file"):
         source.digests()
+
+
+@pytest.mark.parametrize("place", ["", "train"])
+def test_a_link_to_itself_is_named(tmp_path, place):
+    make_folder(tmp_path / place, (1, 1))
+    (tmp_path / place / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match="loop cannot be read: Too many levels of symbolic links"):
+        folder.find(settings(tmp_path))
+
+
+def test_a_name_is_the_same_in_either_form_of_unicode(tmp_path):
+    """macOS writes an accent as a letter of its own."""
+    for name, form in (("train", "NFD"), ("test", "NFC")):
+        make_folder(tmp_path / name, (1, 1))
+        (tmp_path / name / "dog").rename(tmp_path / name / unicodedata.normalize(form, "café"))
+    train, _, test = folder.find(settings(tmp_path))
+    assert train.classes[0] == unicodedata.normalize("NFD", "café")
+    assert test.labels.tolist() == [0, 1]
+    known = (*CLASSES[:1], "dog", unicodedata.normalize("NFC", "café"))
+    assert folder.find(settings(tmp_path), known)[0].labels.tolist() == [2, 0]
 
 
 def test_names_that_are_not_utf_8(tmp_path):
@@ -389,5 +434,14 @@ def test_an_index_of_another_file_is_noticed(tmp_path):
 
 
 def test_a_folder_without_records_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"holds no train\*\.rec; make it by"):
+    with pytest.raises(DataError, match=r"holds no train\*\.rec, nor \*_train\.rec; make it by"):
         records.find(settings(tmp_path, "records"))
+
+
+@pytest.mark.parametrize("name", ["pets_train.rec", "pets_0_train.rec"])
+def test_records_as_im2rec_names_those_of_a_train_ratio(tmp_path, name):
+    make_records(tmp_path / name, [(0.0, b"x"), (1.0, b"y")])
+    make_records(tmp_path / "pets_test.rec", [(1.0, b"z")])
+    make_records(tmp_path / "train_val.rec", [(1.0, b"w")])  # by its beginning
+    train, validation, test = records.find(settings(tmp_path, "records"))
+    assert len(train) == 3 and validation is None and test.read(0) == (b"z", 1)

@@ -41,8 +41,8 @@ def test_given_sets_are_taken_as_they_are():
         (ArrayDataset(IMAGES, np.eye(6)), "train labels are int64 (6, 6); .*: labels.argmax"),
         (ArrayDataset(IMAGES), "train[0] is a ndarray; a dataset must give (image, label)"),
         (ArrayDataset([IMAGES[0], IMAGES[0, 1:]], [0, 1]), "train[1] has an image of (3, 5)"),
-        ((IMAGES.tolist(), LABELS), "train images are a list; they must be a NumPy array"),
-        ((mx.nd.array(IMAGES), LABELS), "an MXNet array gives one by .asnumpy()"),
+        ((IMAGES.tolist(), LABELS), "train images are a list; they must be a NumPy or MXNet array"),
+        ((mx.nd.array(IMAGES), LABELS), "train images are float32 (6, 4, 5); they must be uint8"),
         ((IMAGES, LABELS.astype(np.float32)), "train labels are float32 (6,)"),
         ((IMAGES, LABELS[:5]), "train labels are int64 (5,); .* of each of the 6 images"),
         ((IMAGES, np.eye(6, dtype=int)), "labels are int64 (6, 6); .*: labels.argmax(axis=1)"),
@@ -137,6 +137,14 @@ def test_a_gluon_dataset_in_memory_is_read():
     train = input_pipeline.read(Data(), dataset).train
     np.testing.assert_array_equal(train.images, images)
     np.testing.assert_array_equal(train.labels, LABELS)
+
+
+def test_mxnets_arrays_are_taken_as_those_in_a_dataset():
+    given = mx.nd.array(PIXELS, dtype="uint8"), mx.nd.array(LABELS)
+    train = input_pipeline.read(Data(), given).train
+    assert (train.images == PIXELS).all() and train.labels.tolist() == LABELS.tolist()
+    with pytest.raises(DataError, match="train labels are float32"):
+        input_pipeline.read(Data(), (given[0], given[1] / 2))
 
 
 def test_a_list_of_samples_is_read():

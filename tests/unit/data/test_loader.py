@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.transformed import Transform
 from tests.waiting import wait_until
 from trainer.config import Data
 from trainer.data import sharding
 from trainer.data.loader import EvalLoader, TrainLoader, prefetched
 from trainer.data.sources.base import ArraySource
-from trainer.data.transform import Transform
-from trainer.dist.array_memory import on_device
+from trainer.dist.array_memory import on_device, on_host
 
 RANDOM = np.random.RandomState(0)
 IMAGES = RANDOM.randint(0, 256, (23, 9, 7), np.uint8)
@@ -39,7 +39,7 @@ def train_loader(settings, rank=0, world_size=1, global_batch_size=8, seed=5, **
 
 
 def prefetch_threads():
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 # ---------------------------------------------------------------- pixels
@@ -283,6 +283,35 @@ def test_evaluation_visits_each_sample_once_in_order(size, world_size, batch_siz
             assert (np.rint(batch.data.ravel() * 255) == batch.label).all()
             seen += batch.label.astype(int).tolist()
     assert seen == list(range(size))
+
+
+class Flaky(ArraySource):
+    """Of each batch the first sample cannot be read, whichever it is."""
+
+    def filler(self, settings, seed, training):
+        fill = super().filler(settings, seed, training)
+
+        class Losing(type(fill)):
+            def __call__(self, rows, epoch, data, label):
+                super().__call__(rows, epoch, data, label)
+                data[0] = label[0] = np.nan
+                return [0]
+
+        fill.__class__ = Losing
+        return fill
+
+
+@pytest.mark.parametrize("place", [on_host, on_device(mx.cpu(0))])
+def test_an_evaluation_leaves_out_what_cannot_be_read_at_its_first_reading(place):
+    settings = Data(mean=0.0, std=1.0, bad_samples="skip")
+    source = Flaky(IMAGES[:22], LABELS[:22])
+    found = list(EvalLoader(source, settings, batch_size=7, place=place))
+    assert [batch.samples for batch in found] == [6, 6, 6]  # and of the last one none
+    for start, batch in zip((1, 8, 15), found):
+        label, data = (getattr(a, "asnumpy", lambda a=a: a)() for a in batch[1::-1])
+        assert label.dtype == data.dtype == np.float32
+        assert label.tolist() == LABELS[start : start + 6].tolist()
+        np.testing.assert_allclose(data[:, 0], IMAGES[start : start + 6] / 255, rtol=1e-6)
 
 
 def test_evaluation_can_be_repeated():

@@ -7,12 +7,12 @@ from typing import List, Tuple
 import numpy as np
 import pytest
 
+from tests.transformed import Transform
 from trainer.config import Data
 from trainer.data import sharding
 from trainer.data.augment import mixing
 from trainer.data.loader import Batch, TrainLoader
 from trainer.data.sources.base import ArraySource
-from trainer.data.transform import Transform
 
 RANDOM = np.random.RandomState(0)
 IMAGES = RANDOM.randint(0, 256, (23, 9, 7), np.uint8)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.transformed import Transform
 from trainer.config import Data
 from trainer.data.augment import trivial
 from trainer.data.idx_file import DataError
-from trainer.data.transform import Transform
 
 NAMES = [
     "identity",

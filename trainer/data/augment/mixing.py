@@ -48,9 +48,8 @@ def draw(
 ) -> Mix:
     """Draw the mix of the global batch of ``step``, of ``count`` samples, from (seed, step).
 
-    Args:
-        mixup, cutmix: parameters of the symmetric beta distribution of shares; 0: not that one.
-            With both, each sample takes either with probability 1/2.
+    ``mixup`` and ``cutmix`` are parameters of the symmetric beta distribution of shares; 0: not
+    that one. With both, each sample takes either with probability 1/2.
     """
     random = np.random.Generator(np.random.Philox(key=[_STREAM + seed, step]))
     partners = random.permutation(count)

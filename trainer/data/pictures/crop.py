@@ -45,8 +45,7 @@ def shorter_side(settings: Data) -> int:
 def at_random(width: int, height: int, settings: Data, draw: Sequence[float]) -> Box:
     """A part of random area and aspect, as Szegedy et al. (arXiv:1409.4842) train with.
 
-    Args:
-        draw: numbers in [0, 1), ``DRAWS`` of them.
+    ``draw`` is ``DRAWS`` numbers in [0, 1).
     """
     smallest, largest = settings.crop_area
     for attempt in range(TRIES):
@@ -64,14 +63,8 @@ def at_random(width: int, height: int, settings: Data, draw: Sequence[float]) ->
 def cut(content: bytes, settings: Data, draw: Sequence[float] = ()) -> np.ndarray:
     """Decode a picture, cut a part out and bring it to the size of the net.
 
-    Args:
-        draw: random numbers of the sample in training; empty in evaluation.
-
-    Returns:
-        uint8 (side, side, 3) or (side, side).
-
-    Raises:
-        UnreadableError: the picture is damaged, or no picture.
+    ``draw`` is random numbers of the sample in training, empty in evaluation. Returns uint8 (side,
+    side, 3) or (side, side); raises UnreadableError where the picture is damaged, or no picture.
     """
     about, side = decode.header(content), settings.image_size
     assert side is not None

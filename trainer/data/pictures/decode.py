@@ -51,11 +51,7 @@ def opencv() -> Any:
 
 
 def header(content: bytes) -> Header:
-    """The header of a picture.
-
-    Raises:
-        UnreadableError: there is none.
-    """
+    """The header of a picture; raises UnreadableError where there is none."""
     image = _opened(content)
     (width, height), turned = image.size, _turned(image)
     if turned > 4:
@@ -71,6 +67,8 @@ def header(content: bytes) -> Header:
 def decode(content: bytes, about: Header, channels: int, part: int = 1) -> np.ndarray:
     """The pixels of a picture, upright; transparency is black.
 
+    UnreadableError says that it is cut short or damaged.
+
     Args:
         about: its header.
         channels: 3 for RGB, 1 for grey.
@@ -78,9 +76,6 @@ def decode(content: bytes, about: Header, channels: int, part: int = 1) -> np.nd
 
     Returns:
         uint8 (H, W, 3) or (H, W).
-
-    Raises:
-        UnreadableError: it is cut short or damaged.
     """
     if about.plain:
         cv2 = opencv()
@@ -116,11 +111,8 @@ def _turned(image: Any) -> int:
 def _upright(image: Any, mode: str, invert: bool = False) -> Any:
     """A Pillow image turned as its Exif says, on black, in ``mode`` RGB or L.
 
-    Args:
-        invert: negate it, but for what is transparent.
-
-    Raises:
-        UnreadableError: its pixels are no grey levels or colours of 1, 8 or 16 bits.
+    ``invert`` negates it, but for what is transparent. Raises UnreadableError where its pixels are
+    no grey levels or colours of 1, 8 or 16 bits.
     """
     from PIL import Image, ImageOps
 
@@ -146,11 +138,7 @@ def _upright(image: Any, mode: str, invert: bool = False) -> Any:
 
 
 def by_pillow(content: bytes, mode: str, invert: bool = False) -> Any:
-    """A picture as a Pillow image in ``mode``, see :func:`_upright`.
-
-    Raises:
-        UnreadableError: it is no picture, or cut short or damaged.
-    """
+    """A picture as a Pillow image, see :func:`_upright`; UnreadableError if none, or damaged."""
     image = _opened(content)
     with _explained():
         image.load()

@@ -11,7 +11,7 @@ import numpy as np
 from ...config import Data
 from ..classes import Classes
 from ..idx_file import BadSampleError
-from ..transform import Transform
+from ..transform import PixelTransform, planes, planes_shape
 from .filler import Filler
 
 _DIGESTED = 1 << 28  # bytes of images that a digest reads at most
@@ -92,7 +92,7 @@ class ArraySource(Source):
         return len(self.labels)
 
     def filler(self, settings: Data, seed: int, training: bool) -> Filler:
-        return _ArrayFiller(Transform(self.images, settings, seed, training), self.labels)
+        return _ArrayFiller(self, settings, seed, training)
 
     def subset(self, indices: np.ndarray) -> Source:
         """A copy of some samples."""
@@ -105,15 +105,15 @@ class ArraySource(Source):
 
 
 class _ArrayFiller(Filler):
-    def __init__(self, transform: Transform, labels: np.ndarray):
-        self._transform = transform
-        self._labels = labels.astype(np.float32)
-        self.shape = transform.shape
+    def __init__(self, source: ArraySource, settings: Data, seed: int, training: bool):
+        self._images, self._labels = planes(source.images), source.labels.astype(np.float32)
+        self._pixels = PixelTransform(planes_shape(source.image_shape), settings, seed, training)
+        self.shape = self._pixels.shape
 
     def __call__(
         self, rows: np.ndarray, epoch: int, data: np.ndarray, label: np.ndarray
     ) -> Sequence[int]:
-        self._transform(rows, epoch, data)
+        self._pixels(self._images[rows], rows, epoch, data)
         np.take(self._labels, rows, out=label)
         return ()
 
@@ -137,8 +137,7 @@ def probes(size: int, most: int = 16) -> np.ndarray:
 def check_label(value: Any, num_classes: Optional[int], name: str, classes: Classes = None) -> int:
     """``value``, one of ``classes`` where there are any, as a class.
 
-    Raises:
-        BadSampleError: it is none of them, or no whole number from 0, or the net has no such class.
+    Raises BadSampleError where it is none of them, no whole number from 0, or no class of the net.
     """
     number = np.asarray(value).reshape(-1)
     if classes is not None:

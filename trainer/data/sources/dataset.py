@@ -101,10 +101,10 @@ class DatasetSource(Source):
         chosen = self._indices[indices]
         return DatasetSource(self._name, self._dataset, self._settings, chosen)
 
-    def images_digest(self) -> str:
-        """Of the length, and of a few samples."""
+    def images_digest(self, epoch: int = 0) -> str:
+        """Of the length, and of a few samples as they are drawn in an epoch."""
         parts: List[Any] = [str(len(self)), self._indices.astype(np.int64)]
-        for sample in self.samples(probes(len(self)).tolist(), 0, 0):
+        for sample in self.samples(probes(len(self)).tolist(), 0, epoch):
             if self._settings.bad_samples == "stop":
                 good(sample)
             if not isinstance(sample, BadSampleError):
@@ -181,9 +181,12 @@ class _Readers:
         self._lock = threading.Lock()
         self._pipes: List[Connection] = []
         self._processes = []
+        # In a forked process GPUs cannot be used. Where there are none, "all" draws other numbers
+        # than the CPU alone does, and is kept for runs that began so.
+        seeded = mx.cpu() if mx.context.num_gpus() else "all"
         for _ in range(count):
             ours, theirs = fork.Pipe()
-            process = fork.Process(target=_serve, args=(theirs, dataset), daemon=True)
+            process = fork.Process(target=_serve, args=(theirs, dataset, seeded), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -216,7 +219,7 @@ class _Readers:
             process.join()
 
 
-def _serve(pipe: Connection, dataset: Any) -> None:
+def _serve(pipe: Connection, dataset: Any, seeded: Any) -> None:
     """Read the samples that are asked for, until the parent closes the pipe or is gone."""
     # Launchers and Slurm signal all processes of a rank, which saves, and for that may have to
     # finish an evaluation.
@@ -228,7 +231,7 @@ def _serve(pipe: Connection, dataset: Any) -> None:
         while os.getppid() == parent:
             # Other readers have this pipe's other end too, so that a killed parent leaves it open.
             if pipe.poll(_ALIVE_SECONDS):
-                pipe.send([_read(dataset, index, seed) for index, seed in pipe.recv()])
+                pipe.send([_read(dataset, index, seed, seeded) for index, seed in pipe.recv()])
     os._exit(0)  # not what the parent has registered for its own end
 
 
@@ -249,8 +252,10 @@ def _open_anew() -> None:
                 os.close(own)
 
 
-def _read(dataset: Any, index: int, seed: int) -> _Answer:
-    seed_all(seed)
+def _read(dataset: Any, index: int, seed: int, seeded: Any = "all") -> _Answer:
+    """A sample, after MXNet's generators of the device ``seeded``, and all others, were seeded."""
+    seed_all(seed, mxnet=False)
+    mx.random.seed(seed, ctx=seeded)
     if "torch" in sys.modules:  # torchvision's transforms draw from its generator
         sys.modules["torch"].manual_seed(seed)
     try:

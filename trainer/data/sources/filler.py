@@ -29,6 +29,8 @@ class Filler(abc.ABC):
     ) -> Sequence[int]:
         """Write the samples ``rows`` of an epoch; what is random is drawn from (epoch, row).
 
+        BadSampleError names one that cannot be read, where ``data.bad_samples`` is ``stop``.
+
         Args:
             rows: indices of B samples.
             data: float32 (B, *self.shape), to be written.
@@ -37,9 +39,6 @@ class Filler(abc.ABC):
         Returns:
             The positions in ``rows`` of samples that could not be read, where ``data.bad_samples``
             is ``skip``: in training others stand in their place, in evaluation nothing does.
-
-        Raises:
-            BadSampleError: one of them cannot be read, and ``data.bad_samples`` is ``stop``.
         """
 
 

@@ -7,6 +7,7 @@ are read at the start; each rank opens the files of its own shards.
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
@@ -16,7 +17,7 @@ from ...config import Data
 from ...console import warn
 from ...dist import environment
 from ..classes import Classes
-from ..idx_file import BadSampleError, DataError, readable
+from ..idx_file import BadSampleError, DataError, listed, readable
 from ..pictures.decode import SUFFIXES
 from .base import digest_of
 from .pictures import Pictures
@@ -49,7 +50,7 @@ class FolderSource(Pictures):
 
     def name(self, index: int) -> str:
         """The path of the file, as printable text: names are bytes, and need not be UTF-8."""
-        return _shown(os.path.join(self._root, self._files[index]))
+        return listed([self._root / self._files[index]], 1)
 
     def read(self, index: int) -> Tuple[bytes, int]:
         with readable(self.name(index), BadSampleError):
@@ -65,32 +66,28 @@ class FolderSource(Pictures):
         return digest_of("\0".join(self._files), *self._probed(lambda index: self.read(index)[0]))
 
 
-def _shown(path: str) -> str:
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 def find(
     settings: Data, known: Classes = None, needs_train: bool = True
 ) -> Tuple[Optional[FolderSource], Optional[FolderSource], Optional[FolderSource]]:
     """The training set in ``data.folder``; and the validation and the test set, if there.
 
+    Raises DataError where there is none, a class has no picture, or another set has other classes.
+
     Args:
         known: the classes of a trained net; None takes those of the training set.
         needs_train: whether another set may not stand alone.
-
-    Raises:
-        DataError: there is none, a class has no picture, or another set has other classes.
     """
     assert settings.folder is not None  # checked by the settings
     root = Path(settings.folder).expanduser()
-    validation = [n for n in (VALIDATION, *_ALSO_VALIDATION) if (root / n).is_dir()]
-    parts = [name for name in (TRAIN, *validation, TEST) if (root / name).is_dir()]
+    within, every = _entries(root), (TRAIN, VALIDATION, *_ALSO_VALIDATION, TEST)
+    parts = [entry.name for entry in within if entry.name in every and _is_folder(entry)]
+    validation = [name for name in parts if name not in (TRAIN, TEST)]
     if len(validation) > 1:
         raise DataError(f"folder {root} holds {' and '.join(validation)}; leave one of them")
     if TRAIN not in parts:
         if parts and needs_train:
             raise DataError(
-                f"folder {root} holds {' and '.join(sorted(parts))}, but no {TRAIN}: put the "
+                f"folder {root} holds {' and '.join(parts)}, but no {TRAIN}: put the "
                 f"training pictures into {root / TRAIN}/CLASS/"
             )
         if not parts:
@@ -102,26 +99,28 @@ def find(
         else None
         for name in ("".join(validation), TEST)
     ]
-    _tell_of_others(root, [e.name for e in _entries(root) if e.name not in parts])
+    _tell_of_others(root, [entry.name for entry in within if entry.name not in parts])
     return train, others[0], others[1]
 
 
 def _listed(root: Path, settings: Data, known: Classes) -> FolderSource:
     """The pictures in the folders in ``root``, one for each class, sorted by name."""
     within = _entries(root)
-    names = [entry.name for entry in within if entry.is_dir()]
+    names = {entry.name: None for entry in within if _is_folder(entry)}  # in order
     if not names:
         raise DataError(
             f"folder {root} holds no folder; it must hold one for each class, and the pictures in "
             "them"
         )
-    called = list(map(_shown, names))
+    called = [listed([name], 1) for name in names]
     classes = tuple(called) if known is None else known
-    unknown = [name for name in called if name not in classes]
-    if unknown:
+    places = {_composed(str(label)): number for number, label in enumerate(classes)}
+    places.update((str(label), number) for number, label in enumerate(classes))
+    numbers = [places.get(name, places.get(_composed(name), -1)) for name in called]
+    if -1 in numbers:
         raise DataError(
-            f"folder {root} has a class {unknown[0]}, and what was trained on has not: it has "
-            f"{', '.join(map(str, classes[:10]))}{', ...' * (len(classes) > 10)}"
+            f"folder {root} has a class {called[numbers.index(-1)]}, and what was trained on has "
+            f"not: it has {listed(classes, 10)}"
         )
     files: List[str] = []
     counts, others = [], [entry.name for entry in within if entry.name not in names]
@@ -141,17 +140,26 @@ def _listed(root: Path, settings: Data, known: Classes) -> FolderSource:
         files += found
         counts.append(len(found))
     _tell_of_others(root, others)
-    numbers = [classes.index(name) for name in called]
     return FolderSource(root, files, np.repeat(numbers, counts), classes, settings)
 
 
 def _tell_of_others(root: Path, others: Sequence[str]) -> None:
     if others and environment.rank() == 0:
-        shown = _shown(", ".join(others[:_NAMED])) + ", ..." * (len(others) > _NAMED)
-        warn(f"folder {root} holds {len(others)} files or folders that are not read: {shown}")
+        what = f"{len(others)} files or folders that are not read"
+        warn(f"folder {root} holds {what}: {listed(others, _NAMED)}")
+
+
+def _composed(name: str) -> str:
+    """With each accent in its letter: macOS writes it as one of its own."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _entries(place: Path) -> List[os.DirEntry[str]]:
     """What is in a folder, without hidden files such as macOS's ._photo.jpg, sorted by name."""
     with readable(f"folder {place}"), os.scandir(place) as entries:
         return sorted((e for e in entries if e.name[0] != "."), key=lambda entry: entry.name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    with readable(listed([entry.path], 1)):  # a link may lead to itself, or into a closed home
+        return entry.is_dir()

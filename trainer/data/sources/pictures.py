@@ -30,11 +30,7 @@ _TOGETHER = 4  # samples that a thread takes at a time
 
 
 class Pictures(Source):
-    """Encoded pictures, read and decoded when they are needed.
-
-    Args:
-        settings: the size and the channels that pictures are brought to, and the threads.
-    """
+    """Encoded pictures, read when needed and brought to the size and channels of the settings."""
 
     def __init__(self, settings: Data):
         self._settings = settings
@@ -56,8 +52,7 @@ class Pictures(Source):
     def read(self, index: int) -> Tuple[bytes, int]:
         """The encoded picture of a sample, and its class. Any number of threads may call it.
 
-        Raises:
-            BadSampleError: it cannot be read, or the net has no such class.
+        Raises BadSampleError where it cannot be read, or the net has no such class.
         """
 
     def filler(self, settings: Data, seed: int, training: bool) -> Filler:

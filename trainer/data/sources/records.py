@@ -152,20 +152,26 @@ def find(
 ) -> Tuple[Optional[RecordSource], Optional[RecordSource], Optional[RecordSource]]:
     """The training set in ``data.folder``; and the validation and the test set, if there.
 
-    Each is all files of a name: ``train.rec``, ``train_0.rec``, ``train-a.rec``, sorted.
-
-    Raises:
-        DataError: there is none, or an index is missing or damaged.
+    Each is all files of a name: ``train.rec``, ``train_0.rec``, ``train-a.rec``, sorted; or
+    ``pets_train.rec``. Raises DataError where there is none, or an index is missing or damaged.
     """
     assert settings.folder is not None  # checked by the settings
     root = Path(settings.folder).expanduser()
-    found = []
-    for name in (TRAIN, VALIDATION, TEST):
-        paths = sorted(root.glob(f"{name}*.rec"))
+    found, names = [], (TRAIN, VALIDATION, TEST)
+    for name in names:
+        paths = sorted(
+            path
+            for path in root.glob("[!.]*.rec")
+            if path.name.startswith(name)
+            or (path.name.endswith(f"_{name}.rec") and not path.name.startswith(names))
+        )
         found.append(_opened(paths, settings) if paths else None)
     train, validation, test = found
     if train is None and needs_train:
-        raise DataError(f"folder {root} holds no {TRAIN}*.rec; make it by MXNet's tools/im2rec.py")
+        raise DataError(
+            f"folder {root} holds no {TRAIN}*.rec, nor *_{TRAIN}.rec; make it by MXNet's "
+            "tools/im2rec.py"
+        )
     return train, validation, test
 
 
