@@ -89,10 +89,8 @@ def snapshot(
 def write(folder: Path, content: Snapshot) -> Path:
     """Write the checkpoint of ``content.state.step`` below ``folder``; rank 0 alone calls it.
 
-    Safe to call from any thread: it touches only its own files and arrays.
-
-    Raises:
-        SaveError: the disk is full, the folder cannot be written, ...
+    Safe to call from any thread: it touches only its own files and arrays. Raises SaveError: the
+    disk is full, the folder cannot be written, ...
     """
     path = folder / f"step-{content.state.step:08d}"
     partial = folder / f".{path.name}.partial"
@@ -147,10 +145,8 @@ class Restored(NamedTuple):
 
 
 def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Restored:
-    """Load a checkpoint into ``net`` and ``trainer``.
-
-    Raises:
-        CheckpointError: it does not fit the net or the optimizer.
+    """Load a checkpoint into ``net`` and ``trainer``. Raises CheckpointError: it does not fit the
+    net or the optimizer.
     """
     load_parameters(path, net)
     state = read_state(path)
@@ -173,9 +169,7 @@ def restore(path: Path, net: gluon.Block, trainer: gluon.Trainer) -> Restored:
 
 def load_parameters(path: Path, net: gluon.Block) -> None:
     """Load parameters and running statistics into ``net``: a checkpoint's, or those of a file.
-
-    Raises:
-        CheckpointError: the file cannot be read, is damaged, or does not fit the net.
+    Raises CheckpointError: the file cannot be read, is damaged, or does not fit the net.
     """
     file = path / PARAMETERS if path.is_dir() else path
     _check_arrays(file)

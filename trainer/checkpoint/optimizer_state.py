@@ -19,10 +19,6 @@ from ..mxnet_internals import (
 
 Arrays = Dict[str, mx.nd.NDArray]  # keys: "<parameter's name in the net>.<index in its state>"
 
-# Attributes that optimizers update in each step: Nadam's product of momenta, and the last learning
-# rate of LARS, which has none at first.
-_NUMBERS = {"m_schedule": (float,), "cur_lr": (float, type(None))}
-
 
 def read(net: gluon.Block, trainer: gluon.Trainer) -> Tuple[Arrays, Dict[str, Any]]:
     """The arrays (momenta and the like), and the counters as JSON-serializable values."""
@@ -36,8 +32,9 @@ def read(net: gluon.Block, trainer: gluon.Trainer) -> Tuple[Arrays, Dict[str, An
         "name": type(optimizer).__name__,
         "num_update": optimizer.num_update,
         "update_counts": {names[k]: v for k, v in update_counts(trainer).items()},
+        # As Nadam's product of momenta, and the last learning rate of LARS, at first None.
         "numbers": {
-            name: getattr(optimizer, name) for name in _NUMBERS if hasattr(optimizer, name)
+            name: vars(optimizer)[name] for name in optimizer.moved if name in vars(optimizer)
         },
     }
     return arrays, counters
@@ -46,16 +43,14 @@ def read(net: gluon.Block, trainer: gluon.Trainer) -> Tuple[Arrays, Dict[str, An
 def write(
     net: gluon.Block, trainer: gluon.Trainer, arrays: Arrays, counters: Dict[str, Any]
 ) -> None:
-    """Restore what :func:`read` returned.
-
-    Raises:
-        ValueError: it is of another optimizer or net, or malformed.
+    """Restore what :func:`read` returned; ValueError if it is of another optimizer or net, or
+    malformed.
     """
     optimizer = trainer.optimizer
     name = type(optimizer).__name__
     if counters.get("name") != name:
         raise ValueError(f"it holds the state of {counters.get('name')}, the config says {name}")
-    _check(counters)
+    _check(counters, optimizer.moved)
     numbers = {name: index for index, name in enumerate(_names(net, trainer))}
     named = {key.rpartition(".")[0] for key in arrays}
     unknown = sorted({*named, *counters["update_counts"]} - numbers.keys())
@@ -77,22 +72,21 @@ def write(
         setattr(optimizer, number, value)
 
 
-def _check(counters: Dict[str, Any]) -> None:
+def _check(counters: Dict[str, Any], moved: List[str]) -> None:
     counts, numbers = counters.get("update_counts"), counters.get("numbers")
     if not (
         isinstance(counts, dict)
         and all(type(n) is int and n >= 0 for n in (counters.get("num_update"), *counts.values()))
         and isinstance(numbers, dict)
-        and all(isinstance(n, _NUMBERS.get(name, ())) for name, n in numbers.items())
+        and numbers.keys() <= set(moved)
+        and all(isinstance(n, (int, float, type(None))) for n in numbers.values())
     ):
         raise ValueError("its optimizer's counters are not those of an optimizer")
 
 
 def broadcast(net: gluon.Block, trainer: gluon.Trainer) -> None:
     """Give every rank's optimizer rank 0's state; Horovod does this for Torch, not for MXNet.
-
-    Raises:
-        ConfigError: a parameter could not be saved.
+    Raises ConfigError for a parameter that could not be saved.
     """
     numbers = {name: index for index, name in enumerate(_names(net, trainer))}
     if dist.world_size() == 1:

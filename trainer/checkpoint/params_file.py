@@ -13,7 +13,7 @@ import math
 import os
 import struct
 from pathlib import Path
-from typing import BinaryIO, Dict, Iterator, List, Optional, Tuple
+from typing import BinaryIO, Dict, Iterator, List, Mapping, Optional, Tuple, TypeVar
 
 import mxnet as mx
 from mxnet import gluon
@@ -27,6 +27,8 @@ _DENSE = 0
 _ITEM_SIZES = {0: 4, 1: 8, 2: 2, 3: 1, 4: 4, 5: 1, 6: 8, 7: 1}  # bytes, by MXNet's number of a type
 _MOST_DIMENSIONS = 32
 _SHOWN = 4  # names in a message
+
+T = TypeVar("T")
 
 
 def problem(path: Path) -> Optional[str]:
@@ -44,10 +46,8 @@ def problem(path: Path) -> Optional[str]:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[None]:
-    """Check, after the block, that the file which MXNet saved at ``path`` is complete.
-
-    Raises:
-        OSError: it is not; MXNet does not notice a disk that fills up at the last block.
+    """Raise OSError, after the block, unless the file which MXNet saved at ``path`` is complete;
+    MXNet does not notice a disk that fills up at the last block.
     """
     try:
         yield
@@ -108,18 +108,13 @@ def start_from(path: Path, net: gluon.Block) -> List[str]:
 
     Names are those of ``save_parameters`` (by structure) or of ``export`` and ``collect_params``
     (by prefix). Parameters that the file lacks, or holds in another shape, stay as they are drawn.
-
-    Raises:
-        ConfigError: the file cannot be read, or fits nothing.
+    Raises ConfigError if the file cannot be read, or fits nothing.
     """
     found = _arrays(path)
     own = structural_parameters(net)
     if not own.keys() & found.keys():  # by prefix: resnetv20_conv0_weight
-        # No paths: characters are what is compared.
-        common = os.path.commonprefix(list(found)) if len(found) > 1 else ""  # noqa: RUF071
-        common = common[: common.rfind("_") + 1]
-        found = {name[len(common) :]: array for name, array in found.items()}
-        own = {p.name[len(net.prefix) :]: p for p in own.values()}
+        found = _without_prefix(found)
+        own = _without_prefix({p.name: p for p in own.values()})
     loaded = [name for name in own if name in found and found[name].shape == own[name].shape]
     if not loaded:
         raise ConfigError(
@@ -140,6 +135,13 @@ def start_from(path: Path, net: gluon.Block) -> List[str]:
     }
     told = [f"{meaning}: {_listed(names)}" for meaning, names in notes.items() if names]
     return [f"model.weights: {len(loaded)} of {len(own)} parameters are from {path}", *told]
+
+
+def _without_prefix(named: Mapping[str, T]) -> Dict[str, T]:
+    """By what follows the words that all names begin with."""
+    # No paths: characters are what is compared.
+    common = os.path.commonprefix(list(named)) if len(named) > 1 else ""  # noqa: RUF071
+    return {name[common.rfind("_") + 1 :]: value for name, value in named.items()}
 
 
 def _arrays(path: Path) -> Dict[str, mx.nd.NDArray]:

@@ -23,7 +23,7 @@ _WAYS_OUT = (
     "give the run another name=..., start it anew with --resume none, or resume all the same with "
     '--force (in Python resume="none", force=True)'
 )
-_WEIGHTS = "initial weights"  # among what a run is made of
+_WEIGHTS, _LAYERS = "initial weights", "layers or multipliers"  # among what a run is made of
 
 
 def choose_run(
@@ -103,6 +103,9 @@ def _other_parts(before: RunState, made_of: Dict[str, str]) -> List[str]:
     known = before.made_of
     names = {**known, **made_of} if known and made_of else {}
     differing = [name for name in names if known.get(name) != made_of.get(name)]
+    if _LAYERS not in known:  # an earlier version's, with another digest of a loss
+        older = {_LAYERS, *({"loss"} & known.keys() & made_of.keys())}
+        differing = [name for name in differing if name not in older]
     # The net of a notebook may hold the weights that were saved; one of a restarted launch may
     # have been drawn anew, and one that is made anew need not have any.
     if _WEIGHTS in differing and (
@@ -124,17 +127,10 @@ def restore(
 ) -> files.Restored:
     """Give all ranks the weights, optimizer and state of the checkpoint at rank 0's ``path``.
 
-    Where it is None they get the initial ones of rank 0; collective.
-
-    Args:
-        answers: gives the scores that tell the net from others with its parameters; None compares
-            nothing.
-
-    Returns:
-        What is left to the caller; on other ranks than 0 without ``others``.
-
-    Raises:
-        CheckpointError: the checkpoint does not fit the net or the optimizer.
+    Where it is None they get the initial ones of rank 0; collective. ``answers`` gives the scores
+    that tell the net from others with its parameters; None compares nothing. What is returned is
+    left to the caller; on other ranks than 0 without ``others``. Raises CheckpointError: the
+    checkpoint does not fit the net or the optimizer.
     """
     found = files.Restored()
     with dist.together():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import re
 import shutil
 import sys
 import time
@@ -22,6 +23,7 @@ from .files import problem
 from .state import CheckpointError, RunState, read_state
 
 _TRIES, _PAUSE = 10, 0.1  # seconds
+_OWN = "config.yaml"  # in the folder of every run
 
 taken: Set[Path] = set()  # checkpoint folders of the runs that this process has begun
 
@@ -31,18 +33,22 @@ class InUseError(ConfigError):
 
 
 def numbered(settings: Config) -> Config:
-    """``settings`` under the first of NAME, NAME-2, ... that has no run of other settings."""
-    names = (f"{settings.name}-{number}" for number in itertools.count(2))
-    for name in itertools.chain([settings.name], names):
+    """``settings`` under the one of NAME, NAME-2, ... that has their run, or the first free one."""
+    form = re.compile(re.escape(settings.name) + r"(-([2-9]|[1-9]\d+))?")
+    found = [path.parent.name for path in Path(settings.output).glob(f"*/{_OWN}")]
+    there = sorted(filter(form.fullmatch, found), key=lambda name: (len(name), name))
+    for name in there:  # maybe not all: those before it may have been removed
         named = dataclasses.replace(settings, name=name)
         if not changed(named):
             return named
-    raise AssertionError("there is no end to numbers")
+    names = (f"{settings.name}-{number}" for number in itertools.count(2))
+    free = (name for name in itertools.chain([settings.name], names) if name not in there)
+    return dataclasses.replace(settings, name=next(free))
 
 
 def changed(settings: Config) -> List[str]:
     """In what the run in the folder, if there is one, was made with other settings; in words."""
-    path = settings.folder / "config.yaml"
+    path = settings.folder / _OWN
     if not path.exists():
         return []
     try:
@@ -60,12 +66,9 @@ def take(
 ) -> Config:
     """Hold :func:`taken_folder` until closed; returns the settings, with the name it has.
 
-    Args:
-        unnamed: the settings before they were :func:`numbered`, if they were: a new run takes the
-            next name where another launch has just begun one.
-
-    Raises:
-        InUseError: another run holds the lock.
+    ``unnamed`` are the settings before they were :func:`numbered`, if they were: a new run takes
+    the next name where another launch has just begun one. Raises InUseError: another run holds the
+    lock.
     """
     for left in reversed(range(_TRIES)):
         if unnamed is not None and start is None:
@@ -77,9 +80,9 @@ def take(
             if not left or unnamed is None:
                 raise
             time.sleep(_PAUSE)  # until its config is there
-    if unnamed is not None and unnamed.name != settings.name:
+    if unnamed is not None and unnamed.name != settings.name and (others := changed(unnamed)[:3]):
         print_line(
-            f"{unnamed.folder} was made with other settings ({'; '.join(changed(unnamed)[:3])}); "
+            f"{unnamed.folder} was made with other settings ({'; '.join(others)}); "
             f"this run is {settings.folder}",
             sys.stderr,
         )
@@ -90,12 +93,8 @@ def take(
 def taken_folder(settings: Config, start: Optional[Path]) -> Iterator[None]:
     """Prepare the run's folder, with its config in it, and lock it within the block.
 
-    Args:
-        start: the checkpoint that the run resumes from; None to start anew. Checkpoints in the
-            folder that are not its ancestors are set aside.
-
-    Raises:
-        InUseError: another run holds the lock.
+    ``start`` is the checkpoint that the run resumes from; None to start anew. Checkpoints in the
+    folder that are not its ancestors are set aside. Raises InUseError: another run holds the lock.
     """
     folder = settings.folder
     with claimed(folder):
@@ -105,7 +104,7 @@ def taken_folder(settings: Config, start: Optional[Path]) -> Iterator[None]:
         else:
             _set_newer_aside(settings.checkpoint_folder, start)
             settings.checkpoint_folder.mkdir(parents=True, exist_ok=True)
-            _keep_config(folder / "config.yaml", config.as_yaml(settings))
+            _keep_config(folder / _OWN, config.as_yaml(settings))
         taken.add(settings.checkpoint_folder.resolve())
         yield
 
@@ -116,9 +115,16 @@ def _begin(folder: Path, config_text: str) -> None:
     shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
     try:
         (made / "checkpoints").mkdir(parents=True)
-        (made / "config.yaml").write_text(config_text)
-        set_aside(folder)
-        made.rename(folder)
+        (made / _OWN).write_text(config_text)
+        held = [name for name in (_OWN, "checkpoints") if (folder / name).exists()]
+        if held or not folder.is_dir():
+            set_aside(folder)
+        place = folder.resolve()  # of a link, maybe on another disk
+        if place.exists():  # made beforehand, as for a log
+            for part in made.iterdir():
+                shutil.move(str(part), str(place))
+        else:
+            shutil.move(str(made), str(place))
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
@@ -146,10 +152,8 @@ def _keep_config(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Lock ``folder`` against other runs within the block.
-
-    Raises:
-        InUseError: another run holds the lock.
+    """Lock ``folder`` against other runs within the block. Raises InUseError: another run holds the
+    lock.
     """
     place = folder.resolve()  # one lock, through whatever symlinks
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -166,11 +170,9 @@ def claimed(folder: Path) -> Iterator[None]:
 
 def remade(settings: Config) -> bool:
     """Whether the run's folder was removed or renamed in mid-run; its config is there again then.
-
-    Raises:
-        OSError: the folder cannot be made or written.
+    Raises OSError: the folder cannot be made or written.
     """
-    path = settings.folder / "config.yaml"
+    path = settings.folder / _OWN
     if path.exists():
         return False
     settings.checkpoint_folder.mkdir(parents=True, exist_ok=True)
@@ -206,11 +208,8 @@ def _free_name(folder: Path) -> Path:
 def find_latest(
     folder: Path, report: Callable[[str], None], launch: Optional[str] = None
 ) -> Optional[Path]:
-    """The newest valid checkpoint below ``folder``; damaged ones are reported and skipped.
-
-    Args:
-        report: called with a message for each damaged one.
-        launch: consider only those whose state names this launch.
+    """The newest valid checkpoint below ``folder``, of a ``launch`` where one is given; damaged
+    ones are skipped, and ``report`` called with a message for each.
     """
     for path in reversed(listing(folder)):
         state = None if launch is None else _state(path)
@@ -245,8 +244,12 @@ def step_of(path: Path) -> int:
 
 
 def listing(folder: Path) -> List[Path]:
-    """The checkpoints below ``folder``, oldest first, damaged ones included."""
-    return sorted(folder.glob("step-[0-9]*"))
+    """The checkpoints below ``folder``, oldest first, damaged ones included; not a user's copies.
+
+    A save that was killed may have left one as ``replaced``.
+    """
+    names = re.compile(r"step-\d+(\.replaced)?")
+    return sorted(path for path in folder.glob("step-*") if names.fullmatch(path.name))
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -258,10 +261,8 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def find(where: str) -> Path:
-    """The whole checkpoint at ``where``, or the best in a run's folder.
-
-    Raises:
-        CheckpointError: there is none; runs in the same place are named.
+    """The whole checkpoint at ``where``, or the best in a run's folder. Raises CheckpointError:
+    there is none; runs in the same place are named.
     """
     place = Path(where)
     if not place.is_dir():

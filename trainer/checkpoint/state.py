@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Sequence, Union
@@ -32,7 +33,7 @@ class RunState:
 
     step: int = 0  # steps made
     # [loss sum, correct, samples] of the window and of the epoch, see TrainMetrics.totals
-    totals: Sequence[Sequence[float]] = ((0.0,) * 3,) * 2
+    totals: Sequence[Sequence[Union[float, int]]] = ((0.0,) * 3,) * 2
     accuracy: Optional[float] = None  # of the evaluation after this step, if there was one
     plateau: Optional[Sequence[Any]] = None  # see run/outcome.py
     loss_scale: Optional[Sequence[float]] = None  # in float16, see model/loss_scale.py
@@ -56,11 +57,9 @@ class RunState:
 
 
 def read_state(path: Path) -> RunState:
-    """The state in the checkpoint at ``path``, of this format or an earlier one.
-
-    Raises:
-        CheckpointError: it was written by a later version, or a value is missing, unknown or of
-            the wrong type.
+    """The state in the checkpoint at ``path``, of this format or an earlier one. Raises
+    CheckpointError: it was written by a later version, or a value is missing, unknown or of the
+    wrong type.
     """
     if not (path / STATE).is_file():  # nor a pipe, or a device, of which there is no end
         raise CheckpointError(f"{path / STATE} is missing")
@@ -73,24 +72,22 @@ def read_state(path: Path) -> RunState:
             f"{path / STATE} has format {show(number)}, and this version reads formats up to "
             f"{FORMAT}: use the version that wrote it, or a later one"
         )
-    unknown = sorted(values.keys() - _FITS.keys())
+    kinds = typing.get_type_hints(RunState)
+    unknown = sorted(values.keys() - kinds.keys())
     if unknown:
         raise CheckpointError(f"{path / STATE} has {show(unknown[0])}, which format {number} lacks")
-    for name, fits in _FITS.items():
-        if not fits(values.get(name)):
-            raise CheckpointError(f"{path / STATE} says {name} is {show(values.get(name))}")
+    for name, kind in kinds.items():
+        value = values.get(name)
+        missing = value is None and name not in _REQUIRED
+        if not missing and not (_is(kind, value) and _FITS.get(name, lambda _: True)(value)):
+            raise CheckpointError(f"{path / STATE} says {name} is {show(value)}")
     values["config"] = recorded(values["config"])
     return RunState(**{name: value for name, value in values.items() if value is not None})
 
 
 def check_answers(path: Path, state: RunState, found: Sequence[float], way_out: str) -> None:
-    """Refuse a net that fits the parameters but gives other scores than the one that was saved.
-
-    Args:
-        found: its scores for the fixed input.
-
-    Raises:
-        CheckpointError: it is another net.
+    """Refuse a net that fits the parameters but gives other scores than the one that was saved:
+    CheckpointError. It has ``found`` these for the fixed input.
     """
     if not state.answers or not found:  # older ones have none, nor nets with chance in inference
         return
@@ -104,32 +101,26 @@ def check_answers(path: Path, state: RunState, found: Sequence[float], way_out: 
     )
 
 
+def _is(kind: Any, value: Any) -> bool:
+    """Whether a value of JSON is of an annotated type, to the letter: 1 is no float."""
+    inner = typing.get_args(kind)
+    if typing.get_origin(kind) is Union:
+        return any(_is(one, value) for one in inner)
+    if typing.get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_is(inner[1], item) for item in value.values())
+    if inner:
+        return isinstance(value, list) and all(_is(inner[0], item) for item in value)
+    return kind is Any or type(value) is kind
+
+
 def _are_totals(value: Any) -> bool:
     """Whether ``value`` looks like ``TrainMetrics.totals()``: two rows of three sums.
 
     That of a loss of the user's own may be negative; counts never are.
     """
-    try:
-        return np.shape(value) == (2, 3) and all(
-            abs(loss) < np.inf and all(0 <= n < np.inf for n in counts) for loss, *counts in value
-        )
-    except (TypeError, ValueError):
-        return False
-
-
-def _is_image_shape(value: Any) -> bool:
-    """Whether ``value`` is [height, width] or [height, width, channels]."""
-    sizes = isinstance(value, list) and all(type(n) is int and 0 < n < 2**16 for n in value)
-    return sizes and len(value) in (2, 3)
-
-
-def _is_loss_scale(value: Any) -> bool:
-    """Whether ``value`` is a scale, good steps and skipped steps."""
-    return _is_list_of(value, float) and len(value) == 3 and value[0] > 0 and min(value) >= 0
-
-
-def _is_list_of(value: Any, *types: type) -> bool:
-    return isinstance(value, list) and all(type(item) in types for item in value)
+    return [len(row) for row in value] == [3, 3] and all(
+        abs(loss) < np.inf and all(0 <= n < np.inf for n in counts) for loss, *counts in value
+    )
 
 
 def is_plateau(value: Any) -> bool:
@@ -140,25 +131,14 @@ def is_plateau(value: Any) -> bool:
     return type(accuracy) is float and all(type(n) is int and 0 <= n < 2**53 for n in counts)
 
 
-# What a resumed run reads from its state, and how to validate it.
+_REQUIRED = "step", "totals", "config", "optimizer"  # older versions wrote no others
+
+# What a value has to be, besides of its annotated type.
 _FITS: Dict[str, Callable[[Any], bool]] = {
-    "step": lambda value: type(value) is int and 0 <= value < 2**53,
+    "step": lambda step: 0 <= step < 2**53,
     "totals": _are_totals,
-    "accuracy": lambda value: value is None or isinstance(value, float),
-    "config": lambda value: isinstance(value, dict),
-    "image_shape": lambda value: value is None or _is_image_shape(value),  # None in older ones
-    "train_size": lambda value: value is None or type(value) is int,  # None in older ones
-    "optimizer": lambda value: isinstance(value, dict),
-    "plateau": lambda value: value is None or is_plateau(value),  # None in older ones
-    "loss_scale": lambda value: value is None or _is_loss_scale(value),  # None in older ones
-    "classes": lambda value: value is None or _is_list_of(value, int, str),
-    "class_names": lambda value: value is None or _is_list_of(value, str),
-    "launch": lambda value: value is None or isinstance(value, str),
-    "made_of": lambda value: (
-        value is None  # in older ones
-        or (isinstance(value, dict) and _is_list_of(list(value.values()), str))
-    ),
-    "weights": lambda value: value is None or isinstance(value, str),
-    "given": lambda value: value is None or isinstance(value, bool),  # None in older ones
-    "answers": lambda value: value is None or _is_list_of(value, float),  # None in older ones
+    "plateau": is_plateau,
+    "image_shape": lambda sizes: len(sizes) in (2, 3) and all(0 < n < 2**16 for n in sizes),
+    # A scale, good steps and skipped steps.
+    "loss_scale": lambda found: len(found) == 3 and found[0] > 0 and min(found) >= 0,
 }

@@ -14,10 +14,8 @@ from typing import Iterator
 def replaced(path: Path) -> Iterator[Path]:
     """A temporary file that replaces ``path`` unless an exception is raised.
 
-    Devices and pipes are written directly.
-
-    Raises:
-        OSError: the place is not writable, at once; or the disk is full.
+    Devices and pipes are written directly. Raises OSError: the place is not writable, at once; or
+    the disk is full.
     """
     if path.exists() and not path.is_file():
         yield path
@@ -38,10 +36,8 @@ def replaced(path: Path) -> Iterator[Path]:
 def filled(folder: Path) -> Iterator[Path]:
     """A temporary folder whose files are moved to ``folder`` unless an exception is raised.
 
-    ``folder`` is created if necessary; other files in it stay.
-
-    Raises:
-        OSError: the place is not writable, at once; or the disk is full.
+    ``folder`` is created if necessary; other files in it stay. Raises OSError: the place is not
+    writable, at once; or the disk is full.
     """
     is_new = not folder.exists()
     with _errors_name(folder):

@@ -67,10 +67,8 @@ def in_runs(given: str) -> str:
 
 
 def in_run_of(checkpoint: Path, name: str) -> Path:
-    """The default place of what is made of a checkpoint: in its run's folder.
-
-    Raises:
-        UsageError: the checkpoint is in none.
+    """The default place of what is made of a checkpoint: in its run's folder. Raises UsageError:
+    the checkpoint is in none.
     """
     folder = checkpoint.resolve().parent
     if folder.name != "checkpoints":

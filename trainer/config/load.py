@@ -13,7 +13,7 @@ import yaml
 
 from ..errors import ConfigError, nearest, show
 from . import typed
-from .schema import MAPPINGS, REMOVED, Config, decides_result
+from .schema import ANY_LENGTH, MAPPINGS, REMOVED, Config, decides_result
 from .settings import flat, plain
 
 PRESETS = Path(__file__).with_name("presets")  # in a clone, a link to its configs/
@@ -29,10 +29,8 @@ def find(given: str) -> str:
     """The path of the config file that ``given`` means: of a preset by its name, or its own.
 
     Whatever has a folder or a suffix (``./mine``, ``mine.yaml``) is a path. A bare word is a
-    preset, so that a file in the current folder never takes its place unnoticed.
-
-    Raises:
-        ConfigError: there is no such preset; a similar one, or a similar file, is suggested.
+    preset, so that a file in the current folder never takes its place unnoticed. Raises
+    ConfigError: there is no such preset; a similar one, or a similar file, is suggested.
     """
     names = presets()
     if given != Path(given).stem:
@@ -55,19 +53,15 @@ def _configs_in(folder: Path) -> List[str]:
 
 
 def read_file(path: str) -> Dict[str, Any]:
-    """The settings in a file, as plain values.
-
-    Raises:
-        ConfigError: as :func:`_read`; or a value is not clear.
+    """The settings in a file, as plain values. Raises ConfigError: as :func:`_read`; or a value is
+    not clear.
     """
     return dict(typed.plain(_read(path), f"config file {path}"))
 
 
 def _read(path: str) -> Dict[Any, Any]:
-    """The settings in a file; numbers and flags as :class:`typed.Typed`.
-
-    Raises:
-        ConfigError: it is missing (similar names are suggested), unreadable, or no mapping.
+    """The settings in a file; numbers and flags as :class:`typed.Typed`. Raises ConfigError: it is
+    missing (similar names are suggested), unreadable, or no mapping.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -88,11 +82,7 @@ def _read(path: str) -> Dict[Any, Any]:
 
 
 def override(values: Dict[str, Any], text: str) -> None:
-    """Put ``section.setting=value`` into ``values``.
-
-    Raises:
-        ConfigError: it is malformed.
-    """
+    """Put ``section.setting=value`` into ``values``. Raises ConfigError: it is malformed."""
     name, equals, value_text = text.partition("=")
     if not equals or not name.strip():
         raise ConfigError(f"override {text!r} must read setting=value, e.g. optimizer.lr=0.1")
@@ -109,10 +99,8 @@ def override(values: Dict[str, Any], text: str) -> None:
 
 
 def load(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Config:
-    """The config of a YAML file or preset (:func:`find`), ``section.setting=value`` on top.
-
-    Raises:
-        ConfigError: for whatever is wrong, in one line.
+    """The config of a YAML file or preset (:func:`find`), ``section.setting=value`` on top. Raises
+    ConfigError: for whatever is wrong, in one line.
     """
     values: Dict[str, Any] = {}
     if path is not None:
@@ -129,11 +117,7 @@ def names_run(path: Optional[str], overrides: Sequence[str]) -> bool:
 
 
 def checked(given: Any) -> Config:
-    """``given``, if it is a config.
-
-    Raises:
-        ConfigError: it is something else.
-    """
+    """``given``, if it is a config. Raises ConfigError: it is something else."""
     if isinstance(given, Config):
         return given
     raise ConfigError(
@@ -167,24 +151,28 @@ def recorded(values: Mapping[str, Any]) -> Dict[str, Any]:
 
 def as_yaml(config: Config) -> str:
     """Every setting as YAML, for :func:`load`."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    return yaml.dump(to_dict(config), Dumper=typed.Dumper, sort_keys=False)
 
 
-def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> List[str]:
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> List[str]:
     """The differences that influence the result, as ``setting: old -> new``.
 
     A setting missing from ``before``, written by an older version, counts as the default.
     """
+    old = {**flat(to_dict(Config()), whole=MAPPINGS), **flat(before, whole=MAPPINGS)}
+    new = flat(after, whole=MAPPINGS)
+    free = []
+    if all(values["schedule.name"] in ANY_LENGTH for values in (old, new)):
+        free.append("train.epochs")
+    weights = [str(values["model.weights"]) for values in (old, new)]
+    if os.path.basename(weights[0]) == os.path.basename(weights[1]):
+        free.append("model.weights")  # moved at most: a digest tells whether they are others
     found: List[str] = []
-    defaults = flat(to_dict(Config()))
-    for key in sorted({*before, *after}):
-        name = f"{prefix}{key}"
-        old, new = before.get(key, defaults.get(name, {})), after.get(key)
-        if isinstance(old, dict) and isinstance(new, dict) and name not in MAPPINGS:
-            found += differences(old, new, f"{name}.")
-        elif old != new and decides_result(name):
+    for name in sorted({*old, *new}):
+        was, now = old.get(name), new.get(name)
+        if was != now and name not in free and decides_result(name):
             shown = name if name.isprintable() else repr(name)
-            found.append(f"{shown}: {show(old)} -> {show(new)}")
+            found.append(f"{shown}: {show(was)} -> {show(now)}")
     return found
 
 

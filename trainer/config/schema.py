@@ -20,6 +20,9 @@ BUCKET_MB = 4.0  # python -m benchmarks.speed --only buckets_10gbit,buckets_1gbi
 # Settings that hold a mapping, whose keys are no settings.
 MAPPINGS = ("model.arguments", "optimizer.arguments", "optimizer.lr_mult")
 
+# Schedules that are the same in each step however long the run is.
+ANY_LENGTH = ("constant", "step", "plateau")
+
 # Settings of older versions, of no influence on results: what to say where one is still given.
 REMOVED = {
     "monitor.tensorboard": "monitor.loggers lists what is written, [tensorboard] by default; for "
@@ -44,6 +47,7 @@ class Model(Checked, section="model."):
         None,
         "a .params file (net.save_parameters, gluon.model_zoo) that training starts from; "
         "parameters of another shape, such as the last layer's for other classes, start anew",
+        path=True,
     )
 
 

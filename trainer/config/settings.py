@@ -108,14 +108,13 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
-    """Nested settings by their dotted names."""
+def flat(values: Mapping[str, Any], prefix: str = "", whole: Sequence[str] = ()) -> Dict[str, Any]:
+    """Nested settings by their dotted names; those that are ``whole`` hold a mapping."""
     found: Dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict):
-            found.update(flat(value, f"{prefix}{key}."))
-        else:
-            found[f"{prefix}{key}"] = value
+        name = f"{prefix}{key}"
+        inner = isinstance(value, dict) and name not in whole
+        found.update(flat(value, f"{name}.", whole) if inner else {name: value})
     return found
 
 

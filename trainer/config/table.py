@@ -71,7 +71,6 @@ def _allowed(bounds: Any) -> str:
 
 
 def main() -> int:
-    """Print the page."""
     console.answer(as_markdown().rstrip("\n"))
     return 0
 

@@ -12,11 +12,7 @@ if TYPE_CHECKING:
 
 
 def check(config: Config) -> None:
-    """Refuse settings that cannot be combined.
-
-    Raises:
-        ConfigError: naming them.
-    """
+    """Refuse settings that cannot be combined. Raises ConfigError: naming them."""
     schedule, train = config.schedule, config.train
     if schedule.warmup_epochs > train.epochs:
         raise ConfigError(

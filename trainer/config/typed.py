@@ -49,12 +49,17 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class Dumper(yaml.SafeDumper):
+    """Puts texts in quotes that this loader would take for something else."""
+
+
 # Numbers that PyYAML takes for texts.
 _SINCE_1_2 = {"float": r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$", "int": "0o[0-7]+$"}
 for _tag, _form in _SINCE_1_2.items():
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(_form), list("-+.0123456789")
-    )
+    for _kind in (_Loader, Dumper):
+        _kind.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}", re.compile(_form), list("-+.0123456789")
+        )
 # A date is the text that was typed: no setting takes another.
 _Loader.yaml_implicit_resolvers = {
     letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
@@ -87,10 +92,8 @@ def _values(node: yaml.Node, known: Dict[int, int]) -> int:
 
 
 def plain(value: Any, name: str) -> Any:
-    """``value`` without :class:`Typed`.
-
-    Raises:
-        ConfigError: something in it is not :attr:`Typed.clear`.
+    """``value`` without :class:`Typed`. Raises ConfigError: something in it is not
+    :attr:`Typed.clear`.
     """
     if isinstance(value, Typed):
         if not value.clear:

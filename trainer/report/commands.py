@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -19,17 +20,24 @@ _MAKES = "configs/quickstart.yaml", 2  # the Makefile's CONFIG and RANKS
 
 def next_commands(config: Config, state: str) -> Dict[str, str]:
     """Commands by purpose, for a run that ended in ``state``."""
-    words = _own_words()
+    given = _own_words()
+    # These would begin the run anew, or repeat it from an older checkpoint.
+    again = [
+        word
+        for before, word in zip(["", *given], given)
+        if before != "--resume" and not re.match("--(resume(=|$)|force$)", word)
+    ]
+    same = "the same command" + " without --resume and --force," * (again != given)
     commands = {"view": f"{typed('tensorboard')} --logdir {shlex.quote(config.output)}"}
     if state == "stopped":
-        commands["resume"] = _again(words) or "the same command"
+        commands["resume"] = _again(again) or same.rstrip(",")
         return commands
     if state == "stopped early":
         longer = "train.patience=null"
-        commands["continue"] = _again([*words, longer]) or f"the same command with {longer}"
+        commands["continue"] = _again([*again, longer] * bool(again)) or f"{same} with {longer}"
     output = [] if config.output == Config().output else [config.output]
     commands["list runs"] = " ".join([_program(), shlex.join(["runs", *output])])
-    better = _better(words) if config.data.dataset == "fashion_mnist" else None
+    better = _better(again) if config.data.dataset == "fashion_mnist" else None
     return {**commands, "higher accuracy": better} if better else commands
 
 
@@ -79,6 +87,8 @@ def _again(words: Sequence[str]) -> Optional[str]:
     train = f"{_program()} {shlex.join(['train', *words])}"
     if by is not None:
         return f"{typed(Path(sys.executable).name)} -m launch {by} {train}"
+    if environment.launch_id() is not None:  # of Slurm, whose job script is not known here
+        return None
     if ranks == 1:
         return train
     alone = environment.local_size() == ranks and "HOROVOD_SIZE" in os.environ

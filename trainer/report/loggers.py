@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 import json
 import os
 import re
 import uuid
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence
 
 from ..checkpoint import whole_file
 from ..config import Config, decides_result, to_dict
 from ..config.settings import flat
+from ..console import warn
 from ..errors import ConfigError, describe_error
 
 EVENTS = "events"  # TensorBoard's folder in the run's
@@ -25,11 +27,7 @@ _IDS = "loggers.json"  # in the run's folder: what others call the run, for a re
 
 
 def check(names: Sequence[str]) -> None:
-    """Refuse loggers that are not installed.
-
-    Raises:
-        ConfigError: naming one.
-    """
+    """Refuse loggers that are not installed. Raises ConfigError: naming one."""
     for name in names:
         if name in ("wandb", "mlflow") and importlib.util.find_spec(name) is None:
             raise ConfigError(
@@ -39,16 +37,13 @@ def check(names: Sequence[str]) -> None:
 
 
 class Loggers:
-    """The loggers of a run.
+    """The loggers of a run. Raises ConfigError: one cannot be started.
 
     Args:
         first_step: where the run resumes; later points of an earlier process are dropped, by
             Weights & Biases and MLflow as far as they do that.
         warn: told of a logger that fails in mid-run, and then gets nothing more.
         writes: open them; otherwise every call does nothing.
-
-    Raises:
-        ConfigError: one cannot be started.
     """
 
     def __init__(
@@ -69,9 +64,9 @@ class Loggers:
         known = {tag: float(value) for tag, value in values.items() if value is not None}
         self.each("scalars", known, step)
 
-    def close(self) -> None:
-        """Hand over what is pending."""
-        self.each("close")
+    def close(self, failed: bool = False) -> None:
+        """Hand over what is pending, and whether the run ``failed``."""
+        self.each("close", failed)
         self._open = {}
 
     def each(self, method: str, *given: Any) -> None:
@@ -90,7 +85,46 @@ def _tensorboard(config: Config, first_step: int) -> Any:
     return Monitor(config.folder / EVENTS, first_step)
 
 
-class _Csv:
+class AppendedFile:
+    """A file that is made again, whole, where it was removed, and keeps in memory what the disk has
+    no room for; raises OSError where it cannot be created.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._pending, self._warned = path, bytearray(), False
+        self._open()
+
+    def _open(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self._path, "a+b", buffering=0)  # noqa: SIM115
+
+    def append(self, content: bytes) -> None:
+        """Add ``content``, in memory until :meth:`flush`."""
+        self._pending += content
+
+    def flush(self) -> None:
+        """Write what is pending; warn once where there is no room, and keep it."""
+        try:
+            if not self._path.exists():  # removed or renamed, but still open: written once more
+                self._file.seek(0)
+                written = self._file.read()
+                self._open()
+                self._pending[:0] = written
+            while self._pending:
+                del self._pending[: self._file.write(self._pending)]
+            self._warned = False
+        except OSError as error:
+            if not self._warned:
+                warn(f"{self._path} cannot be written ({error.strerror}); its points wait for room")
+            self._warned = True
+
+    def close(self, failed: bool = False) -> None:
+        """Flush once more and close the file."""
+        self.flush()
+        self._file.close()
+
+
+class _Csv(AppendedFile):
     """``metrics.csv`` in the run's folder: a row for each point."""
 
     def __init__(self, config: Config, first_step: int):
@@ -101,35 +135,30 @@ class _Csv:
                 rows = list(csv.reader(before))[1:]
             # The last may be cut short, by a kill.
             kept = [r for r in rows if len(r) == 3 and r[0].isdigit() and int(r[0]) <= first_step]
-        with whole_file.replaced(path) as partial, _opened(partial, "w") as file:
-            csv.writer(file).writerows([["step", "tag", "value"], *kept])
-        self._path, self._file = path, _opened(path, "a+")
+        with whole_file.replaced(path) as partial:
+            partial.write_bytes(_as_csv([["step", "tag", "value"], *kept]))
+        super().__init__(path)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        if not self._path.exists():  # removed or renamed with the folder, but still open
-            self._file.seek(0)
-            written = self._file.read()
-            self._file.close()
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = _opened(self._path, "a+")
-            self._file.write(written)
-        csv.writer(self._file).writerows([step, tag, repr(v)] for tag, v in values.items())
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
+        self.append(_as_csv([step, tag, repr(v)] for tag, v in values.items()))
+        self.flush()
 
 
-def _opened(path: Path, mode: str) -> IO[str]:
-    return open(path, mode, newline="", encoding="utf-8")
+def _as_csv(rows: Iterable[Sequence[Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
 
 
 class _Wandb:
     def __init__(self, config: Config, first_step: int):
         import wandb
 
-        known = _id(config, "wandb", lambda: uuid.uuid4().hex[:8], first_step)
-        self._run = wandb.init(
+        users = wandb.run  # which gets the points, and goes on after this run
+        self._ends = users is None
+        new = uuid.uuid4().hex[:8] if users is None else str(users.id)
+        known = _id(config, "wandb", lambda: new, first_step if users is None else 0)
+        self._run = users or wandb.init(
             id=known,
             resume="allow",
             name=config.name,
@@ -138,10 +167,13 @@ class _Wandb:
         )
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(values), step=step)
+        # Its steps never go back, and in a run of the user's own they are not only this run's.
+        how, more = ({"step": step}, {}) if self._ends else ({}, {"step": step})
+        self._run.log({**values, **more}, **how)
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, failed: bool) -> None:
+        if self._ends:
+            self._run.finish(exit_code=int(failed))
 
 
 class _MLflow:
@@ -152,29 +184,33 @@ class _MLflow:
         import mlflow
 
         self._mlflow = mlflow
-        made: List[Any] = []
+        begun: List[Any] = []
+
+        def begin(**which: str) -> None:
+            begun.append(mlflow.start_run(nested=True, **which))  # in the user's own, if any
 
         def new() -> str:
-            made.append(mlflow.start_run(run_name=config.name))
+            begin(run_name=config.name)
             # Patterns of parameters' names hold characters that MLflow takes in no name.
             mlflow.log_params(
                 {re.sub(r"[^-\w./ :]", "_", k): v for k, v in settings_of(config).items()}
             )
-            return str(made[0].info.run_id)
+            return str(begun[0].info.run_id)
 
         try:
             known = _id(config, "mlflow", new, first_step)
-            if not made:
-                mlflow.start_run(run_id=known)
+            if not begun:
+                begin(run_id=known)
         except BaseException:
-            mlflow.end_run("FAILED")  # or the next run of this process could not begin
+            if begun:
+                mlflow.end_run("FAILED")  # or the next run of this process could not begin
             raise
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._mlflow.log_metrics(dict(values), step=step)
 
-    def close(self) -> None:
-        self._mlflow.end_run()
+    def close(self, failed: bool) -> None:
+        self._mlflow.end_run("FAILED" if failed else "FINISHED")
 
 
 _KINDS: Dict[str, Callable[[Config, int], Any]] = {

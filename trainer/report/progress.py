@@ -105,24 +105,14 @@ class _LiveBar:
     """Two rows at the bottom of the terminal: the bar, and below it the latest figures."""
 
     def __init__(self, console: Console, ranks: str, first_step: int, last_step: int):
+        from rich import progress
         from rich.console import Group
         from rich.live import Live
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
         from rich.text import Text
 
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),  # the remaining width
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            expand=True,
-        )
+        wide = progress.BarColumn(bar_width=None)  # the remaining width
+        columns = wide, progress.MofNCompleteColumn(), progress.TimeRemainingColumn()
+        self._bar = progress.Progress("{task.description}", *columns, expand=True)
         self._task = self._bar.add_task(ranks, total=last_step, completed=first_step)
         self._figures = Text(no_wrap=True, overflow="crop")
         self._console = console
@@ -141,7 +131,6 @@ class _LiveBar:
         self._console.print(shown, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Leave both rows as they are."""
         self._live.stop()
 
 

@@ -15,6 +15,7 @@ from ..checkpoint import run_folder
 from ..config import Config
 from ..errors import describe_error
 from ..model import graph, summary
+from ..mxnet_internals import structural_parameters
 from ..step import gradients
 from ..step.evaluation import Evaluation
 from ..step.metrics import Means
@@ -71,8 +72,7 @@ class Report:
         config = self._config
         if self._system:
             compiled = config.model.hybridize and isinstance(net, gluon.HybridBlock)
-            # A resumed run has its graph already.
-            drawn = self._graph(net) if compiled and not self._first_step else None
+            drawn = self._graph(net) if compiled and not self._first_step else None  # once
             self._loggers.each("start", config, summary.as_markdown(layers), drawn)
         if not self._complete:
             self._write_result("unfinished", self._first_step)
@@ -142,11 +142,8 @@ class Report:
         self._tell_step(step, means, lr=lr, **scale, images_per_second=speed)
 
     def epoch(self, step: int, means: Means, skipped: int) -> None:
-        """Report the means of the epoch that ends after ``step`` steps.
-
-        Args:
-            skipped: samples of the training set that any rank has found bad so far.
-        """
+        """Report the means of the epoch that ends after ``step`` steps, and the number of training
+        samples that any rank has found bad so far and ``skipped``."""
         figures = means._asdict()
         self._loggers.scalars({f"{name}/epoch": v for name, v in figures.items()}, step)
         self._tell("epoch", step=step, epoch=self._epoch(step), **figures, skipped_samples=skipped)
@@ -157,21 +154,20 @@ class Report:
         due = every and (self._epoch(step) % every == 0 or step == self._last_step)
         if self._system and due:
             mx.nd.waitall()  # oneDNN reorders weights in place during a forward
-            named = net.collect_params().items()
-            moved = {name: p for name, p in named if p.grad_req != "null"}
-            weights = {name: p.data().asnumpy() for name, p in moved.items()}
-            moves = gradients.mean_gradients(trainer)
+            # Gluon's own names count the layers that the process has made before.
+            named = structural_parameters(net)
+            known = {p.name: name for name, p in named.items() if p.grad_req != "null"}
+            weights = {name: named[name].data().asnumpy() for name in known.values()}
+            found = gradients.mean_gradients(trainer)
+            moves = {known[own]: gradient for own, gradient in found.items() if own in known}
             self._loggers.each("histograms", "weights", weights, step)
             self._loggers.each("histograms", "weight_gradients", moves, step)
 
     def evaluation(
         self, step: int, seen: Evaluation, name: str, shown: Optional[Predicted]
     ) -> None:
-        """Report an evaluation on the ``validation`` or ``test`` set after ``step`` steps.
-
-        Args:
-            shown: the first images of the set; None if it has none that can be read.
-        """
+        """Report an evaluation on the ``validation`` or ``test`` set after ``step`` steps, with its
+        first images to be ``shown``, or None if it has none that can be read."""
         self._evaluated = self._evaluated or name
         self._loggers.each("evaluation", seen, shown, self._names, step, name)
         self._loggers.scalars({f"{k}/{name}": v for k, v in seen.scalars().items()}, step)
@@ -239,12 +235,13 @@ class Report:
         if self._display:
             self._display.close()
 
-    def close(self) -> None:
-        """Leave the live bar, close the event files and stop watching the machine."""
+    def close(self, failure: Optional[type] = None, *_: object) -> None:
+        """Leave the live bar, close the loggers and stop watching the machine; as ``__exit__``, it
+        gets the type of an exception that ends the run."""
         self.end_display()
         if self._system:
             self._system.close()
-        self._loggers.close()
+        self._loggers.close(failed=failure is not None)
 
     def flush(self, step: int) -> None:
         """Write all pending points to the event files, and what of the run's folder has gone."""

@@ -59,11 +59,7 @@ def now() -> str:
 
 
 def read(folder: Path) -> Run:
-    """The run in ``folder``.
-
-    Raises:
-        RunsError: there is none, or its files cannot be read.
-    """
+    """The run in ``folder``. Raises RunsError: there is none, or its files cannot be read."""
     if not (folder / "config.yaml").is_file():
         raise RunsError(
             f"{folder} is no run: it holds no config.yaml; see `python -m trainer runs FOLDER`"
@@ -85,9 +81,9 @@ def read(folder: Path) -> Run:
 
 
 def tells_the_end(folder: Path) -> bool:
-    """Whether ``result.json`` does; not if the run was killed after its last save."""
+    """Whether ``result.json`` does; not if the run was killed after its last save, or stopped."""
     try:
-        return read(folder).state != "unfinished"
+        return read(folder).state not in ("unfinished", "stopped")
     except RunsError:
         return False
 
@@ -107,10 +103,8 @@ def _saved(checkpoints: Path) -> Dict[str, Any]:
 
 
 def find(folder: Path) -> List[Run]:
-    """The runs below ``folder``, oldest first; one that cannot be read is listed as such.
-
-    Raises:
-        RunsError: there is none.
+    """The runs below ``folder``, oldest first; one that cannot be read is listed as such. Raises
+    RunsError: there is none.
     """
     if not folder.is_dir():
         raise RunsError(f"there is no folder {folder}; runs lie in the folder that `output` says")
@@ -162,9 +156,7 @@ def _cells(run: Run) -> Dict[str, str]:
 
 def compare(first: Path, second: Path) -> Comparison:
     """The differences between the runs in two folders: ``settings`` and ``results``, by name.
-
-    Raises:
-        RunsError: one of the folders holds no run.
+    Raises RunsError: one of the folders holds no run.
     """
     results = [read(folder)._asdict() for folder in (first, second)]
     settings = [_settings(folder) for folder in (first, second)]

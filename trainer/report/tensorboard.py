@@ -12,7 +12,7 @@ import socket
 import struct
 import time
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 import numpy as np
 from tensorboardX import summary as make
@@ -20,12 +20,12 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
 from ..config import Config, as_yaml
-from ..console import warn
 from ..step.evaluation import Evaluation, curve
 from .figures import Predicted, confusion_figure, prediction_figure
-from .loggers import settings_of
+from .loggers import AppendedFile, settings_of
 
 SHOWN_CLASSES = 20  # with more classes, there are no curves for each
+CONFUSION_CLASSES = 1000  # more than its figure has pixels; with more there is none
 HISTOGRAM_VALUES = 65536  # the most elements of an array in its histogram
 HISTOGRAM_BINS = 64
 
@@ -46,30 +46,20 @@ _LAYOUT = {
 }
 
 
-class EventFile:
-    """A new file in ``folder``, which keeps in memory what the disk has no room for.
+class EventFile(AppendedFile):
+    """A new file in ``folder``.
 
     tensorboardX makes the summaries, but its SummaryWriter does not write them: it raises on a full
     disk, in the middle of a record; it passes events to a thread that its flush does not wait for;
     and its queue needs /dev/shm. A file is a sequence of records: the length of an event, the
     event, and a checksum after each. This one also survives a kill right after a flush.
-
-    Raises:
-        OSError: the file cannot be created.
     """
 
     def __init__(self, folder: Path):
         now = time.time_ns()  # TensorBoard reads a folder's files in the order of their names
         name = f"events.out.tfevents.{now // 10**9:010d}.{socket.gethostname()}.{now}"
-        self._path = folder / name
-        self._open()
-        self._pending = bytearray()
-        self._warned = False
+        super().__init__(folder / name)
         self.event(Event(file_version="brain.Event:2"))
-
-    def _open(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._path, "x+b", buffering=0)  # noqa: SIM115
 
     def summary(self, summary: Any, step: Optional[int] = None) -> None:
         """Add a ``Summary``, which holds a point; as :meth:`event` does."""
@@ -82,36 +72,14 @@ class EventFile:
             event.step = int(step)
         content = event.SerializeToString()
         for part in (struct.pack("<Q", len(content)), content):
-            self._pending += part + struct.pack("<I", masked_crc32c(part))
-
-    def flush(self) -> None:
-        """Write what is pending; warn once where there is no room, and keep it."""
-        try:
-            if not self._path.exists():  # removed or renamed, but still open: written once more
-                self._file.seek(0)
-                written = self._file.read()
-                self._open()
-                self._pending[:0] = written
-            while self._pending:
-                del self._pending[: self._file.write(self._pending)]
-            self._warned = False
-        except OSError as error:
-            if not self._warned:
-                warn(f"{self._path} cannot be written ({error.strerror}); its points wait for room")
-            self._warned = True
-
-    def close(self) -> None:
-        """Flush once more and close the file."""
-        self.flush()
-        self._file.close()
+            self.append(part + struct.pack("<I", masked_crc32c(part)))
 
 
 class Monitor(EventFile):
     """What a run writes into its event file in ``folder``.
 
-    Args:
-        first_step: where the run resumes. TensorBoard then drops later points of an earlier, killed
-            process, so that the curve has each step once.
+    Where it resumes, at ``first_step``, TensorBoard drops later points of an earlier, killed
+    process, so that the curve has each step once.
     """
 
     def __init__(self, folder: Path, first_step: int):
@@ -122,11 +90,8 @@ class Monitor(EventFile):
             self.event(start, first_step + 1)
 
     def start(self, config: Config, layers: str, graph: Any = None) -> None:
-        """Write the resolved config and the net's layers as text, and its graph if given.
-
-        Args:
-            graph: a GraphDef, see :func:`trainer.model.graph.graph_def`.
-        """
+        """Write the resolved config and the net's layers as text, and its graph if given, a
+        GraphDef as :func:`trainer.model.graph.graph_def` makes it."""
         self.summary(make.custom_scalars(_LAYOUT))
         if graph is not None:
             self.event(Event(graph_def=graph.SerializeToString()))
@@ -152,14 +117,14 @@ class Monitor(EventFile):
         matrix, and the images that are ``shown``, if any, with their true and predicted names.
         """
         if len(names) <= SHOWN_CLASSES:
-            shares = zip(names, evaluation.class_accuracy)
-            seen = {f"per_class/{name}": share for name, share in shares if not np.isnan(share)}
-            self.scalars(seen, step)
+            shares = {f"per_class/{group}/{n}": s for n, s in zip(names, evaluation.class_accuracy)}
+            self.scalars({tag: share for tag, share in shares.items() if not np.isnan(share)}, step)
             if evaluation.score_counts is not None:
                 for label, name in enumerate(names):
                     figures = curve(evaluation.score_counts, label)
                     self.summary(make.pr_curve_raw(f"{group}/{name}", *figures), step)
-        self._picture(f"{group}/confusion", confusion_figure(evaluation.confusion, names), step)
+        if len(names) <= CONFUSION_CLASSES:
+            self._picture(f"{group}/confusion", confusion_figure(evaluation.confusion, names), step)
         if shown is not None:
             self._picture(f"{group}/predictions", prediction_figure(shown, names), step)
 
@@ -181,17 +146,11 @@ class Monitor(EventFile):
         """Write the settings that decide the result, for the HPARAMS tab, which puts the last point
         of each curve beside them.
         """
-        settings = {**settings_of(config), "ranks": ranks}
+        settings = {**settings_of(config), "ranks": ranks}.items()
+        # HPARAMS supports numbers, strings and booleans alone.
+        plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings}
         # The first summary describes an experiment. Without it TensorBoard infers one from all
         # runs, and lists the settings in which they differ first.
-        _, *session = make.hparams(_as_parameters(settings), {})
+        _, *session = make.hparams(plain, {})
         for summary in session:
             self.summary(summary)
-
-
-def _as_parameters(settings: Mapping[str, Any]) -> Dict[str, Any]:
-    """Values that HPARAMS does not support, as text: only numbers, strings and booleans are."""
-    return {
-        name: value if isinstance(value, (bool, int, float, str)) else str(value)
-        for name, value in settings.items()
-    }

@@ -41,7 +41,6 @@ def as_text(config: Config, figures: Figures) -> str:
 
 
 def _speeds(figures: Figures) -> Rows:
-    """Images a second over all ranks."""
     slow, middle, fast = (f"{speed:,.1f}" for speed in figures.training_percentiles.values())
     steps = f"of steps: {slow} (10 %), {middle}, {fast} (90 %)"
     return [
@@ -54,7 +53,6 @@ def _speeds(figures: Figures) -> Rows:
 
 
 def _phases(figures: Figures) -> Rows:
-    """The phases of a synchronised step."""
     total = sum(figures.phases.values())
     return [
         ("a synchronised step", "ms", ""),
@@ -98,6 +96,5 @@ def _advice(config: Config, figures: Figures) -> List[str]:
 
 
 def _memory(figures: Figures) -> Rows:
-    """The peak memory of each rank."""
     peaks = ((str(rank), f"{peak:,.0f}") for rank, peak in enumerate(figures.peak_mib))
     return [("rank", "peak memory, MiB"), *peaks]

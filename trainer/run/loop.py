@@ -20,7 +20,7 @@ from ..config import Config
 from ..data import input_pipeline, randomness
 from ..data.arrays import Arrays, Samples
 from ..dist import environment
-from ..dist.preemption import EXIT_CODE, StopRequest
+from ..dist.preemption import StopRequest
 from ..dist.watchdog import Watchdog
 from ..model import replica
 from ..report.report import Report
@@ -77,7 +77,7 @@ def fit(
         ConfigError, DataError, CheckpointError; on other ranks PeerError: bad input, at the start.
         TrainingError: loss or weights are not finite, or the last checkpoint cannot be written.
         KeyboardInterrupt: after ctrl-C; a process that trains alone saves first.
-        SystemExit: code 85, after a stopped run is saved, under ``python -m launch``.
+        SystemExit: code 85, once a run that was asked to stop is saved, under ``python -m launch``.
     """
     hooks = Hooks(on_step, on_evaluation, on_epoch_end)
     config = start.checked(net, config, loss, hooks, given=train is not None)
@@ -94,18 +94,8 @@ def fit(
         choose = functools.partial(resuming.choose_run, config, resume, force, by_number)
         started = start.start(net, config, loss, data, choose, until_closed, metrics, force)
         started = start.take_folder(started, config if by_number else None, until_closed)
-        result = _Run(started, hooks, watchdog, until_closed).go(stop)
-    return _unless_stopped(result, stop)
-
-
-def _unless_stopped(result: Result, stop: StopRequest) -> Result:
-    """``result``, but where a launcher has stopped the run: its script must not go on."""
-    if result.stopped and stop.interrupted:
-        raise KeyboardInterrupt("saved")
-    if result.stopped and environment.launch_id() is not None:
-        dist.shutdown()
-        raise SystemExit(EXIT_CODE)
-    return result
+        result = _Run(started, hooks, watchdog, stop, until_closed).go()
+    return outcome.unless_stopped(result, stop)
 
 
 class _Run:
@@ -116,14 +106,18 @@ class _Run:
         started: start.Started,
         hooks: Hooks,
         watchdog: Watchdog,
+        stop: StopRequest,
         until_closed: contextlib.ExitStack,
     ):
         self.run, self.config, self.net = started, started.config, started.net
-        self.hooks, self.watchdog = hooks, watchdog
+        self.hooks, self.watchdog, self.stop = hooks, watchdog, stop
         self.draws = started.draws or any(hook is not None for hook in hooks)
         state, monitor = started.state, started.config.monitor
         self.step = state.step
         self.last_step = started.last_step  # or the one at which train.patience was out
+        # A stop has left the evaluation to do that ends the epoch, or the run within one.
+        cut = self.step == self.last_step and started.own.sets.watched and state.accuracy is None
+        self.due = state.totals[1][2] > 0 and bool(cut or self.step % started.epoch_steps == 0)
         every = self.net.collect_params().values()
         parameters = [p for p in every if not isinstance(p, gluon.Constant)]  # a mask may be -inf
         self.metrics = TrainMetrics(started.own.ctx, state.totals, parameters, started.scale)
@@ -133,30 +127,31 @@ class _Run:
         self.test: Optional[Evaluation] = None  # besides a validation set
         self.throughput = Throughput()
         self.report = self._report_begin(until_closed)
-        self.evaluator = Evaluator(started, self.report, watchdog, hooks)
+        self.evaluator = Evaluator(started, self.report, watchdog, hooks, stop)
         self.saves = Saves(started, self.report, watchdog)
-        self.timing = Timing(
-            monitor.every_steps if monitor.loggers else None, self.step + WARMUP_STEPS
-        )
+        timed = monitor.every_steps if monitor.loggers else None
+        self.timing = Timing(timed, self.step + WARMUP_STEPS)
 
     def _report_begin(self, until_closed: contextlib.ExitStack) -> Report:
         """Open the report and tell the beginning; collective."""
         run, own = self.run, self.run.own
         with dist.together(), run_folder.usable(self.config.folder):
             steps = run.epoch_steps, self.step, run.last_step
-            report = Report(self.config, *steps, own.class_names, self.step >= self.last_step)
-            until_closed.callback(report.close)
+            complete = self.step >= self.last_step and not self.due
+            report = Report(self.config, *steps, own.class_names, complete)
+            until_closed.push(report.close)
         report.begin(own.sets.sizes, own.ctx, run.path, own.layers, own.net)
         return report
 
-    def go(self, stop: StopRequest) -> Result:
+    def go(self) -> Result:
         """Make the remaining steps, evaluate and save."""
-        stopped = False
+        stopped = True
         try:
-            stopped = self._train(stop)
-            if not stopped:
+            with contextlib.suppress(outcome.Stopped):
+                self._train()
                 self.evaluation = self.evaluation or self.evaluator.evaluate(self.step, last=False)
                 self.test = self.evaluator.test(self.step)
+                stopped = False
             self.saves.wait()
         except NonFiniteError as error:
             self.saves.wait()
@@ -168,9 +163,11 @@ class _Run:
             self.report.end_display()
         return self._finish(stopped)
 
-    def _train(self, stop: StopRequest) -> bool:
-        """Make the remaining steps; returns whether it was asked to stop before the last."""
+    def _train(self) -> None:
+        """Make the remaining steps; raises Stopped where asked to before the last."""
         run, config, net = self.run, self.config, self.net
+        if self.due:
+            self._end_epoch()
         batches = run.own.loader.from_step(self.step, self.last_step)
         for made, batch in enumerate(batches, start=1):
             self.watchdog.beat(f"step {self.step}")
@@ -200,14 +197,13 @@ class _Run:
                 self._save()
             if self.step == self.last_step:  # maybe before that of the batches: stopped early
                 break
-            if stop.agreed():
+            if self.stop.agreed():
                 if self.saves.step != self.step:
                     self._save()
-                return True
+                raise outcome.Stopped
             if made == WARMUP_STEPS or (made > WARMUP_STEPS and self.saves.step == self.step):
                 mx.nd.waitall()
                 self.throughput.begin()
-        return False
 
     def _due(self, every: Optional[int], offset: int = 0) -> bool:
         """Whether what is due every ``every`` steps is due now; after the last step it is."""
@@ -226,27 +222,41 @@ class _Run:
     def _end_epoch(self) -> None:
         whole = self.step % self.run.epoch_steps == 0
         epoch = -(-self.step // self.run.epoch_steps)
-        training = self.metrics.read_epoch(end=whole)
-        found: List[List[int]] = []
-        if self.config.data.bad_samples == "skip":
-            found = dist.gather_objects([*self.run.own.sets.train.skipped])
-        self.report.epoch(self.step, training, len({*itertools.chain(*found)}))
-        self.throughput.end()
-        self.report.parameters(self.step, self.net, self.run.trainer)
+        training = self.metrics.read_epoch(end=False)
+        if not self.due:
+            found: List[List[int]] = []
+            if self.config.data.bad_samples == "skip":
+                found = dist.gather_objects([*self.run.own.sets.train.skipped])
+            self.report.epoch(self.step, training, len({*itertools.chain(*found)}))
+            self.throughput.end()
+            self.report.parameters(self.step, self.net, self.run.trainer)
+        try:
+            self._evaluate(whole, epoch)
+        except outcome.Stopped:
+            self._save()  # with the epoch's sums, by which a resume knows what is due
+            raise
+        self.due = False
+        if whole:
+            self.metrics.read_epoch()
+        self._save(None if self.evaluation is None else self.evaluation.accuracy)
+        if self.hooks.on_epoch_end is not None:
+            self.watchdog.beat(f"on_epoch_end after step {self.step}")
+            self.hooks.on_epoch_end(EpochEnd(epoch, self.step, training, self.evaluation))
+
+    def _evaluate(self, whole: bool, epoch: int) -> None:
+        """Evaluate where it is due after ``epoch``, which is ``whole`` unless the run is cut."""
         every = self.config.evaluate.every_epochs
         scheduled = whole and every > 0 and epoch % every == 0
         last = self.step == self.last_step
         self.evaluation = self.evaluator.evaluate(self.step, last) if last or scheduled else None
         # What train.max_steps adds does not count: a run without it would stop elsewhere.
-        if scheduled and self.evaluation is not None:
+        # Nor does what comes after patience was out, where a stop has left that to do.
+        counts = scheduled and not self.plateau.outlasts(self.config.train.patience)
+        if counts and self.evaluation is not None:
             patience = self.config.schedule.patience
             self.plateau = self.plateau.after(self.evaluation.accuracy, patience)
             if self._stop_early_if_due() and self.config.calibrate_samples:
                 self.evaluation = self.evaluator.evaluate(self.step, last=True)
-        self._save(None if self.evaluation is None else self.evaluation.accuracy)
-        if self.hooks.on_epoch_end is not None:
-            self.watchdog.beat(f"on_epoch_end after step {self.step}")
-            self.hooks.on_epoch_end(EpochEnd(epoch, self.step, training, self.evaluation))
 
     def _stop_early_if_due(self) -> bool:
         """End the run at this step if train.patience is out; returns whether it does."""
@@ -278,7 +288,7 @@ class _Run:
         batch_norm.disconnect(self.net)
         evaluation = None if stopped else self.evaluation
         speed = self.throughput.overall
-        early = self.last_step < self.run.last_step
+        early = not stopped and self.last_step < self.run.last_step
         state = "stopped" if stopped else "stopped early" if early else "done"
         self.report.end(self.step, state, evaluation, speed, self.test)
         folder = self.config.folder

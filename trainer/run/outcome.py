@@ -6,8 +6,10 @@ import inspect
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
-from .. import checkpoint
+from .. import checkpoint, dist
 from ..config import Config
+from ..dist import environment
+from ..dist.preemption import EXIT_CODE, StopRequest
 from ..errors import ConfigError, show
 from ..step.evaluation import Evaluation
 from ..step.metrics import Means, NonFiniteError
@@ -51,10 +53,8 @@ class Hooks(NamedTuple):
     on_epoch_end: Optional[Callable[[EpochEnd], Any]] = None
 
     def check(self) -> None:
-        """Refuse what cannot be called with one argument, before the first step.
-
-        Raises:
-            ConfigError: one takes another number of arguments, or is no function.
+        """Refuse what cannot be called with one argument, before the first step. Raises
+        ConfigError: one takes another number of arguments, or is no function.
         """
         given = ("a StepEnd", "an EvaluationEnd", "an EpochEnd")
         for name, function, what in zip(self._fields, self, given):
@@ -90,6 +90,10 @@ class Plateau(NamedTuple):
     def outlasts(self, patience: Optional[int]) -> bool:
         """Whether ``train.patience`` is exhausted; never where it is None."""
         return patience is not None and self.evaluations >= patience
+
+
+class Stopped(Exception):  # noqa: N818
+    """The run was asked to stop, and all ranks do so here."""
 
 
 class TrainingError(RuntimeError):
@@ -138,3 +142,14 @@ class Result(NamedTuple):
     stopped: bool  # by a signal, before its end; it can be resumed from its checkpoint
     stopped_early: bool = False  # by train.patience
     test: Optional[Evaluation] = None  # on the test set, once, beside a validation set
+
+
+def unless_stopped(result: Result, stop: StopRequest) -> Result:
+    """``result``; but a script must not go on where a stop was asked for, even at the very end."""
+    if stop.interrupted:
+        raise KeyboardInterrupt("saved")
+    launched = environment.launch_id() is not None
+    if launched and (result.stopped or dist.any_rank(stop.requested, "stop_at_the_end")):
+        dist.shutdown()
+        raise SystemExit(EXIT_CODE)
+    return result

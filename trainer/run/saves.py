@@ -29,20 +29,19 @@ class Saves:
         self.step = run.state.step if run.path else None  # that of the last save
 
     def begin(self, step: int, **known: Any) -> None:
-        """Save the run after ``step`` steps; ``known`` are further fields of its state.
-
-        Raises:
-            TrainingError: the ranks' weights have parted; they are never saved.
+        """Save the run after ``step`` steps; ``known`` are further fields of its state. Raises
+        TrainingError: the ranks' weights have parted; they are never saved.
         """
         run, net, config = self._run, self._run.net, self._run.config
         sums = agreement.checksums(net)
         where = agreement.parted(sums)
         if where is not None:
             raise outcome.parted(config, step, where)
-        self.step = step
         statistics = replica.gather_statistics(net, config)
-        if statistics is not None and (step % run.epoch_steps == 0 or step == run.last_step):
+        ends = step % run.epoch_steps == 0 or step == run.last_step
+        if statistics is not None and ends and step != self.step:  # once, as all points
             self._report.drift(step, replica.drift(net, statistics))
+        self.step = step
         self._report.flush(step)
         self.wait()  # before copying: memory holds one copy at most
         with run.ema.in_place():

@@ -324,7 +324,7 @@ def test_read_only_folder(run, disk):
 
 
 def test_folders_on_other_devices(run, disk, tmp_path):
-    """Checkpoints may lie on another disk; a run's folder that is one cannot be set aside."""
+    """Checkpoints may lie on another disk, or a run; but one that is a disk cannot be set aside."""
     (tmp_path / "runs" / "linked").mkdir(parents=True)
     (tmp_path / "runs" / "linked" / "checkpoints").symlink_to(disk.folder)
     settings_ = Config(output=str(tmp_path / "runs"), name="linked")
@@ -335,6 +335,8 @@ def test_folders_on_other_devices(run, disk, tmp_path):
     path = checkpoint.write(settings_.checkpoint_folder, content)
     assert checkpoint.problem(path) is None and (disk.folder / path.name).is_dir()
     mounted = Config(output=str(tmp_path), name="disk")
+    with run_folder.taken_folder(mounted, None):
+        assert (disk.folder / "config.yaml").is_file()
     with pytest.raises(ConfigError) as error, run_folder.usable(
         mounted.folder
     ), run_folder.taken_folder(mounted, None):

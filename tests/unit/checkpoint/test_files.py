@@ -120,6 +120,26 @@ def test_checkpoint_before_the_first_step(tmp_path, name):
     assert_same(resumed.train(0, 3).arrays(), Run(name).train(0, 3).arrays())
 
 
+def test_numbers_of_an_optimizer_of_ones_own_are_restored(tmp_path, monkeypatch):
+    class Decaying(mx.optimizer.Optimizer):
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            self.decay = 1.0
+
+        def update(self, index, weight, gradient, state):
+            self._update_count(index)
+            self.decay *= 0.9
+            self.seen = getattr(self, "seen", 0) + 1
+            weight -= self._get_lr(index) * self.decay / self.seen * self.rescale_grad * gradient
+
+    monkeypatch.setitem(mx.optimizer.Optimizer.opt_registry, "decaying", Decaying)
+    for steps in (0, 3):
+        path = Run("decaying").train(0, steps).save(tmp_path, steps)
+        resumed = Run("decaying", seed=9)
+        restore(path, resumed.net, resumed.trainer)
+        assert_same(resumed.train(steps, 5).arrays(), Run("decaying").train(0, 5).arrays())
+
+
 def test_parameters_load_with_gluon_itself(tmp_path, trained):
     path = trained.save(tmp_path, 3)
     other = Run(seed=5)

@@ -43,3 +43,27 @@ def test_what_mxnet_reads_is_read(tmp_path: Path, version: str) -> None:
 
 def test_what_another_mxnet_reads_is_named(tmp_path: Path) -> None:
     assert "saved under npx.set_np()" in str(params_file.problem(written(tmp_path, "numpy")))
+
+
+@pytest.mark.parametrize("scope", ["", "mine_"])
+def test_the_names_of_an_export_need_no_prefix_in_common(tmp_path: Path, scope: str) -> None:
+    """Layers made outside of a name_scope have names of their own, of which `export` makes use."""
+
+    def made() -> nn.HybridSequential:
+        net = nn.HybridSequential(prefix="outer_")
+        for layer in (
+            nn.Conv2D(2, 3, in_channels=1, prefix=f"{scope}conv0_"),
+            nn.Dense(4, in_units=8, prefix=f"{scope}dense0_"),
+        ):
+            net.add(layer)
+        net.initialize(mx.init.Normal(1), force_reinit=True)
+        return net
+
+    net, other = made(), made()
+    net.hybridize()
+    net(mx.nd.ones((1, 1, 4, 4)))
+    net.export(str(tmp_path / "model"))
+    told = params_file.start_from(tmp_path / "model-0000.params", other)
+    assert told == [f"model.weights: 4 of 4 parameters are from {tmp_path}/model-0000.params"]
+    for one, two in zip(net.collect_params().values(), other.collect_params().values()):
+        np.testing.assert_array_equal(one.data().asnumpy(), two.data().asnumpy())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import List, Optional
 
@@ -165,7 +166,7 @@ def test_strange_files_between_checkpoints_are_passed_over(two):
     folder = new.parent
     (folder / "step-00000009").write_text("a file")
     (folder / "step-00000008").mkdir()
-    (folder / "step-1x").symlink_to("nowhere")
+    (folder / "step-10").symlink_to("nowhere")
     (folder / "notes.txt").write_text("mine")
     reports = []
     assert find_latest(folder, reports.append) == new
@@ -383,3 +384,62 @@ def test_where_there_is_no_checkpoint_the_way_out_is_told(settings, tmp_path, mo
     assert said(broken) == (
         f"{broken / 'manifest.json'} is missing; give a run's folder or a whole checkpoint"
     )
+
+
+def test_a_run_keeps_its_number_when_those_before_it_are_gone(tmp_path, capsys):
+    def settings(lr: float) -> Config:
+        return Config(output=str(tmp_path), name="m[1]", optimizer=Optimizer(lr=lr))
+
+    for lr in (0.1, 0.2, 0.3):
+        take_folder(run_folder.numbered(settings(lr)), None)
+    (tmp_path / "m[1]").rename(tmp_path / "away")
+    (tmp_path / "m[1]-2").rename(tmp_path / "m[1]-10")
+    assert run_folder.numbered(settings(0.3)).name == "m[1]-3"
+    assert run_folder.numbered(settings(0.2)).name == "m[1]-10"
+    assert run_folder.numbered(settings(0.4)).name == "m[1]"
+    with contextlib.ExitStack() as stack:
+        assert run_folder.take(settings(0.3), None, settings(0.3), stack).name == "m[1]-3"
+    assert "other settings" not in capsys.readouterr().err
+
+
+def test_copies_that_the_user_made_are_neither_deleted_nor_taken(tmp_path, trained):
+    """Of a checkpoint that a kill has left as replaced, by contrast, there is no other."""
+    trained.save(tmp_path, 1)
+    copy = tmp_path / "step-00000001-paper"
+    shutil.copytree(tmp_path / "step-00000001", copy)
+    shutil.copytree(copy, tmp_path / "step-00000002.replaced")
+    assert [path.name[5:] for path in listing(tmp_path)] == ["00000001", "00000002.replaced"]
+    for step in (3, 4, 5):
+        trained.save(tmp_path, step, keep=1)
+    assert [path.name[5:] for path in listing(tmp_path)] == ["00000005"] and problem(copy) is None
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_folder_made_beforehand_is_the_runs(tmp_path, capsys, linked):
+    settings = Config(output=str(tmp_path / "runs"), name="run")
+    place = tmp_path / "disk" if linked else settings.folder
+    place.mkdir(parents=True)
+    (place / "log.txt").write_text("mine")
+    if linked:
+        settings.folder.parent.mkdir()
+        settings.folder.symlink_to(place)
+    take_folder(settings, None)
+    assert settings.folder.is_symlink() == linked
+    made = sorted(path.name for path in place.iterdir())
+    assert made == ["checkpoints", "config.yaml", "log.txt"] and not capsys.readouterr().err
+    take_folder(settings, None)
+    assert "held an earlier run" in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_a_run_is_kept(tmp_path):
+    settings = Config(output=str(tmp_path), name="run")
+    settings.folder.write_text("mine")
+    take_folder(settings, None)
+    assert (tmp_path / "run.1").read_text() == "mine" and settings.checkpoint_folder.is_dir()
+
+
+def test_a_link_to_a_folder_that_is_to_be_made(tmp_path):
+    settings = Config(output=str(tmp_path), name="run")
+    settings.folder.symlink_to(tmp_path / "disk")
+    take_folder(settings, None)
+    assert (tmp_path / "disk" / "config.yaml").is_file() and settings.folder.is_symlink()

@@ -576,6 +576,39 @@ def test_differences_leave_out_what_does_not():
     )
 
 
+@pytest.mark.parametrize("schedule", ["constant", "step", "plateau", "cosine", "poly"])
+def test_a_longer_run_is_the_same_one_where_its_schedule_does_not_depend_on_the_length(schedule):
+    more = {"step": ["schedule.milestones=[1]"], "plateau": ["schedule.patience=1"]}
+    both = [f"schedule.name={schedule}", *more.get(schedule, [])]
+    before = to_dict(load(None, [*both, "train.epochs=1"]))
+    found = differences(before, to_dict(load(None, [*both, "train.epochs=2"])))
+    assert found == (["train.epochs: 1 -> 2"] if schedule in ("cosine", "poly") else [])
+    other = differences(before, to_dict(load(None, ["schedule.name=one_cycle", *WARM])))
+    assert "train.epochs: 1 -> 10" in other
+
+
+WARM = ["schedule.warmup_epochs=1"]
+
+
+def test_initial_weights_may_be_moved_as_their_content_is_compared(monkeypatch):
+    def of(weights: str) -> dict:
+        return to_dict(load(None, [f"model.weights={weights}"]))
+
+    monkeypatch.setenv("HOME", "/home/me")
+    assert of("~/w.params")["model"]["weights"] == "/home/me/w.params"
+    assert differences(of("~/w.params"), of("/scratch/w.params")) == []
+    assert len(differences(of("a/w.params"), of("a/v.params"))) == 1
+    assert len(differences(of("w.params"), to_dict(Config()))) == 1
+    assert len(differences(to_dict(Config()), of("w.params"))) == 1
+
+
+@pytest.mark.parametrize("text", ["1e-5", "0o17", "on", "1:30", "010", "2026-01-01", "null", "~"])
+def test_texts_like_numbers_come_back_as_texts(tmp_path, text):
+    config = Config(model=Model(arguments={"a": text, "b": [text]}))
+    (tmp_path / "config.yaml").write_text(as_yaml(config))
+    assert load(str(tmp_path / "config.yaml")).model == config.model
+
+
 def test_setting_that_an_older_checkpoint_does_not_know_counts_when_it_is_not_the_default():
     old = to_dict(Config())
     del old["data"]["erase"]

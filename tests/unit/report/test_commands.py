@@ -91,3 +91,28 @@ def test_no_better_preset_is_named_where_there_is_none(started) -> None:
 def test_a_program_of_the_users_own_has_no_command_of_ours(started) -> None:
     started([])
     assert next_commands(Config(), "stopped")["resume"] == "the same command"
+
+
+@pytest.mark.parametrize(
+    "anew", [["--resume", "none"], ["--resume=none"], ["--force", "--resume", "a/step-00000002"]]
+)
+def test_what_is_said_goes_on_with_the_run_and_not_anew(started, anew: List[str]) -> None:
+    started(["train", QUICK, *anew, "name=z"], activated=True)
+    again = f"python -m trainer train {QUICK} name=z"
+    assert next_commands(Config(), "stopped")["resume"] == again
+    assert next_commands(Config(), "stopped early")["continue"] == f"{again} train.patience=null"
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_in_a_job_of_slurm_no_command_of_another_launcher_is_named(
+    started, monkeypatch: pytest.MonkeyPatch, ranks: int
+) -> None:
+    monkeypatch.setenv("LAUNCH_ID", "slurm.7")
+    started(["train", QUICK], ranks=ranks)
+    assert next_commands(Config(), "stopped")["resume"] == "the same command"
+    assert "higher accuracy" not in next_commands(Config(), "done")
+    started(["train", QUICK, "--resume", "none"], ranks=ranks)
+    commands = next_commands(Config(), "stopped early")
+    assert commands["continue"] == (
+        "the same command without --resume and --force, with train.patience=null"
+    )

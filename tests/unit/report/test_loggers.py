@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import sys
 import types
 from dataclasses import replace
@@ -79,6 +80,7 @@ class StandIn(types.ModuleType):
         super().__init__("stand-in")
         self.calls: List[Any] = []
         self.info = types.SimpleNamespace(run_id="abc")
+        self.run: Any = None  # that the user has begun
 
     def note(self, name: str) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -179,3 +181,56 @@ def test_mlflow_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ConfigError, match="has mlflow, which cannot be started"):
         Loggers(plain, 20, pytest.fail)
     assert mlflow.active_run() is None
+
+
+def test_a_run_of_the_users_own_at_wandb_gets_the_points_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = StandIn()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for first_step in (0, 5):
+        wandb.run, wandb.id = wandb, f"users{first_step}"
+        logger = Loggers(config(tmp_path, "wandb"), first_step, pytest.fail)
+        logger.scalars({"loss/train": 0.5}, 10)
+        logger.close()
+        known = json.loads((tmp_path / "run" / "loggers.json").read_text())
+        assert known == {"wandb": f"users{first_step}"}
+    assert wandb.calls == [("log", {"loss/train": 0.5, "step": 10}, {})] * 2
+
+
+@pytest.mark.parametrize(("failed", "code"), [(False, 0), (True, 1)])
+def test_wandb_is_told_how_a_run_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failed: bool, code: int
+) -> None:
+    wandb = StandIn()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    Loggers(config(tmp_path, "wandb"), 0, pytest.fail).close(failed)
+    assert wandb.calls[-1] == ("finish", {"exit_code": code})
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_mlflow_is_told_how_a_run_ended_and_a_run_of_the_users_own_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="it is pinned for Python 3.10 and later")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri(f"file:{tmp_path}/mlruns")
+    users = mlflow.start_run() if own else None
+    for first_step, failed, status in ((0, True, "FAILED"), (10, False, "FINISHED")):
+        logger = Loggers(config(tmp_path, "mlflow"), first_step, pytest.fail)
+        logger.scalars({"loss/train": 0.5}, 10)
+        logger.close(failed)
+        known = json.loads((tmp_path / "run" / "loggers.json").read_text())["mlflow"]
+        assert mlflow.get_run(known).info.status == status
+        logger.close()  # again, as where it has ended
+    (tmp_path / "run" / "loggers.json").write_text('{"mlflow": "none of them"}')
+    with pytest.raises(ConfigError, match="has mlflow, which cannot be started"):
+        Loggers(config(tmp_path, "mlflow"), 20, pytest.fail)
+    active = mlflow.active_run()
+    if users is not None:
+        assert active is not None and active.info.run_id == users.info.run_id
+        assert mlflow.get_run(known).data.tags["mlflow.parentRunId"] == users.info.run_id
+        mlflow.end_run()
+    else:
+        assert active is None

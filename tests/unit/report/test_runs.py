@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from trainer.cli.main import main
 from trainer.config import Config, Optimizer, as_yaml
 from trainer.report import result
+from trainer.report.report import Report
 
 DONE = {
     "state": "done",
@@ -176,3 +177,14 @@ def test_names_and_values_of_strangers_control_no_table(tmp_path: Path) -> None:
     words = ["compare", str(tmp_path / name), str(tmp_path / "other")]
     done = CliRunner().invoke(main, words, catch_exceptions=False)
     assert "\x1b" not in done.output and "a\\x1b[8m" in done.output
+
+
+@pytest.mark.parametrize(("before", "after"), [("stopped", "done"), ("stopped early", "kept")])
+def test_a_stopped_run_that_is_complete_after_all_is_done(tmp_path, before, after):
+    """As where a lower train.max_steps ends it."""
+    config = Config(output=str(tmp_path), name="a")
+    make(tmp_path / "a", config, **{**DONE, "state": before})
+    report = Report(config, 1, 32, 32, ["x"], complete=True)
+    report.end(32, "done", None, None)
+    report.close()
+    assert result.read(tmp_path / "a").state == (before if after == "kept" else after)

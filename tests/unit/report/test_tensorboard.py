@@ -16,7 +16,7 @@ from trainer import dist
 from trainer.config import Config, Model, Schedule
 from trainer.report.figures import Predicted, confusion_figure, prediction_figure
 from trainer.report.report import Report
-from trainer.report.tensorboard import HISTOGRAM_VALUES, Monitor
+from trainer.report.tensorboard import CONFUSION_CLASSES, HISTOGRAM_VALUES, Monitor
 from trainer.step.evaluation import THRESHOLDS, Evaluation
 from trainer.step.metrics import Means
 
@@ -227,8 +227,8 @@ def test_each_class_has_its_accuracy_and_its_curve(tmp_path):
     monitor = Monitor(tmp_path, 0)
     monitor.evaluation(evaluation()._replace(score_counts=counts), None, NAMES, 5, "test")
     monitor.close()
-    assert points(tmp_path, "per_class/t-shirt") == [(5, pytest.approx(5 / 6))]
-    assert points(tmp_path, "per_class/ankle_boot") == [(5, 0.0)]
+    assert points(tmp_path, "per_class/test/t-shirt") == [(5, pytest.approx(5 / 6))]
+    assert points(tmp_path, "per_class/test/ankle_boot") == [(5, 0.0)]
     (event,) = read(tmp_path).Tensors("test/t-shirt")
     curve = np.array(event.tensor_proto.float_val).reshape(6, THRESHOLDS)
     np.testing.assert_allclose(curve[:, 126], [3, 1, 0, 1, 0.75, 0.75])
@@ -278,3 +278,32 @@ def test_the_layout_names_tags_that_are_written(tmp_path):
     content = event.tensor_proto.string_val[0]
     for part in (b"ranks/drift.*", b"loss/.*", b"accuracy/.*", b"speed/compute_ms_.*"):
         assert part in content
+
+
+def test_histograms_of_a_net_that_is_made_anew_have_the_same_tags(tmp_path):
+    """As in the process of a notebook, where Gluon goes on counting layers."""
+    tags = []
+    for name in ("a", "b"):
+        net = nn.HybridSequential()
+        net.add(nn.Dense(2, in_units=3), nn.BatchNorm(in_channels=2))
+        net.initialize()
+        trainer = mx.gluon.Trainer(net.collect_params(), "sgd")
+        with mx.autograd.record():
+            loss = net(mx.nd.ones((1, 3))).sum()
+        loss.backward()
+        report = Report(Config(output=str(tmp_path), name=name), 1, 0, 1, NAMES)
+        report.parameters(1, net, trainer)
+        report.close()
+        tags.append(sorted(read(tmp_path / name / "events").Tags()["histograms"]))
+    groups = ("weight_gradients", "weights")
+    moved = ("0.bias", "0.weight", "1.beta", "1.gamma")
+    assert tags[0] == tags[1] == [f"{group}/{name}" for group in groups for name in moved]
+
+
+def test_more_classes_than_a_figure_has_pixels_have_none(tmp_path):
+    monitor = Monitor(tmp_path, 0)
+    confusion = np.eye(CONFUSION_CLASSES + 1, dtype=np.int64)
+    seen = Evaluation(1.0, 1.0, confusion, len(confusion))
+    monitor.evaluation(seen, None, [str(label) for label in range(len(confusion))], 5, "test")
+    monitor.close()
+    assert not read(tmp_path).Tags()["images"]
