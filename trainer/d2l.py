@@ -17,11 +17,12 @@ import numpy as np
 from mxnet import gluon
 
 from . import batch_norm, dist
+from .batch_norm import running_statistics
 from .config import Config, Train
 from .console import print_line
 from .data import fashion_mnist, sharding
 from .data.loader import Batch
-from .model import replica, users_net
+from .model import prepare, replica, users_net
 from .mxnet_internals import all_parameters, move_states, ordered_parameters, scale
 from .run import agreement
 from .step import shared_gradients
@@ -53,18 +54,18 @@ def train_ch5(
         train_iter, test_iter: Gluon loaders, the same on every rank. They shuffle alike, because
             NumPy's random state is copied from rank 0.
         trainer: a plain ``gluon.Trainer``, whose optimizer and states are used.
-        ctx: this rank's device; on a node with several GPUs ``mx.gpu(local_rank)``.
+        ctx: this rank's device; of several GPUs ``mx.gpu(trainer.dist.local_rank())``.
 
     Raises:
         ValueError: ``ctx`` is not a single device, the trainer is of another kind, batches can be
             read only once, or the ranks' batches or weights differ.
-        ConfigError: the ranks' nets differ, or the net is compiled and its gradients are wrong.
+        ConfigError: the ranks' nets or devices do not go together, or a net would train wrong.
         NonFiniteError: on every rank, after an epoch with a loss or weight that is not finite.
     """
     if not isinstance(ctx, mx.Context):
         raise ValueError(
             f"ctx is {ctx}; train_ch5 takes one device, as in the book: start one rank for each "
-            "(python -m launch local -n 2 -- python ...), with ctx = mx.gpu(local_rank)"
+            "(python -m launch local -n 2 -- python ...), with ctx = mx.gpu(dist.local_rank())"
         )
     if type(trainer) is not gluon.Trainer:
         raise ValueError(
@@ -77,7 +78,6 @@ def train_ch5(
                 f"{name} can be read only once; give a DataLoader or a list of batches, which "
                 "each epoch reads anew"
             )
-    dist.init()
     classes = _begin(net, test_iter, ctx)
     if dist.world_size() == 1:
         import d2lzh
@@ -88,7 +88,8 @@ def train_ch5(
     _check_same("images", _images(train_iter))
     norm = "sync" if batch_norm.is_synced(net) else "local"
     config = Config(batch_norm=norm, train=Train(global_batch_size=batch_size))
-    _say(f"training on {ctx}")
+    if dist.is_root():
+        print_line(f"training on {ctx}")
     with _over_ranks(trainer, net) as distributed:
         for epoch in range(1, num_epochs + 1):
             _train_epoch(net, train_iter, test_iter, distributed, config, ctx, epoch, classes)
@@ -97,21 +98,27 @@ def train_ch5(
 
 
 def _begin(net: gluon.Block, test_iter: Pairs, ctx: mx.Context) -> int:
-    """Give all ranks the same weights; refuse, or warn of, what would train wrong.
+    """Give all ranks the same weights; refuse what would train wrong; returns the scores' number.
 
-    Returns:
-        The number of scores.
+    That is a net which is compiled and has wrong gradients, or keeps statistics in attributes.
     """
+    dist.init()
+    running_statistics.mark_imported(net)
     with dist.together():
-        data, _ = next(iter(test_iter))  # which, unlike the other, is not shuffled
-        image = data[:1].as_in_context(ctx)
+        data, _ = next(iter(test_iter))
+        image = prepare.fixed_image(data.shape[1:], ctx).astype(data.dtype)
         scores = forward(net, image)  # settles deferred shapes
         users_net.check_compiled(net, image)
         if dist.is_root():
             warn_of_second_softmax(cross_entropy, scores)
+        if dist.world_size() > 1:
+            prepare.check_state(net, image)
     with dist.together():
+        agreement.check_devices(ctx)
         agreement.check_net(net)
     dist.broadcast_parameters(ordered_parameters(net))
+    with dist.together():
+        agreement.check_answers(prepare.scores(net, image))
     return int(scores.shape[1])
 
 
@@ -141,10 +148,11 @@ def _train_epoch(
     shards = (_shard(data, label, ctx) for data, label in test_iter)
     with replica.as_one_model(net, config):
         test = evaluate(net, (shard for shard in shards if shard.samples), classes)
-    _say(
-        f"epoch {epoch}, loss {means.loss:.4f}, train acc {means.accuracy:.3f}, "
-        f"test acc {test.accuracy:.3f}, time {time.time() - start:.1f} sec"
-    )
+    if dist.is_root():
+        print_line(
+            f"epoch {epoch}, loss {means.loss:.4f}, train acc {means.accuracy:.3f}, "
+            f"test acc {test.accuracy:.3f}, time {time.time() - start:.1f} sec"
+        )
 
 
 def load_data_fashion_mnist(
@@ -152,14 +160,9 @@ def load_data_fashion_mnist(
 ) -> Tuple[gluon.data.DataLoader, gluon.data.DataLoader]:
     """The book's loaders of that name, without d2lzh's download from MXNet's server.
 
-    Args:
-        batch_size: samples of a global batch.
-        resize: side in pixels.
-        root: folder of the four IDX files; None: see ``fashion_mnist.find_or_download``.
-
-    Returns:
-        Of the training set, shuffled by ``np.random``, and of the test set: batches of float32
-        (B, 1, H, W) in 0..1, and int32 (B,).
+    They are of the training set, shuffled by ``np.random``, and of the test set, in global batches
+    of ``batch_size``: float32 (B, 1, H, W) in 0..1, and int32 (B,). ``resize`` is the side in
+    pixels, ``root`` the folder of the four IDX files; None: see ``fashion_mnist.find_or_download``.
     """
     steps = [] if resize is None else [gluon.data.vision.transforms.Resize(resize)]
     transform = gluon.data.vision.transforms.Compose(
@@ -204,10 +207,9 @@ def _over_ranks(trainer: gluon.Trainer, net: gluon.Block) -> Iterator[gluon.Trai
 
 
 def _check_same(what: str, digest: Optional[str]) -> None:
-    """Refuse different batches: their shards would skip samples and repeat others.
+    """Refuse different batches, by a ``digest`` of the first one's images or labels.
 
-    Args:
-        digest: of the first batch's images or labels; None on any rank compares nothing.
+    Their shards would skip samples and repeat others. None on any rank compares nothing.
     """
     seen = set(dist.gather_objects(digest))
     if len(seen) > 1 and None not in seen:
@@ -239,14 +241,5 @@ def _shard(data: mx.nd.NDArray, label: mx.nd.NDArray, ctx: mx.Context) -> Batch:
     """
     own = sharding.shard(np.arange(len(label)), dist.rank(), dist.world_size())
     first, last = (int(own[0]), int(own[-1]) + 1) if len(own) else (0, 1)
-    return Batch(
-        data[first:last].as_in_context(ctx),
-        label[first:last].as_in_context(ctx).astype(np.float32),
-        len(own),
-        len(label),
-    )
-
-
-def _say(line: str) -> None:
-    if dist.is_root():
-        print_line(line)
+    images, labels = (array[first:last].as_in_context(ctx) for array in (data, label))
+    return Batch(images, labels.astype(np.float32), len(own), len(label))

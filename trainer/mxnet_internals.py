@@ -1,8 +1,7 @@
 """What MXNet 1.9.1 keeps under private names, and the trainer needs: each behind a function.
 
-No other file of the trainer reaches for such a name, so that with another MXNet this one file has
-to be read again. Imports nothing of the trainer. Most functions are in a step's path: they look up
-an attribute, copy nothing and wait for nothing, unless they say so.
+No other file of the trainer reaches for such a name: with another MXNet this one has to be read
+again. Most are in a step's path: they look up an attribute, copy and wait for nothing, or say so.
 """
 
 from __future__ import annotations
@@ -10,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from functools import partial
+from operator import attrgetter, methodcaller
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
 
 import mxnet as mx
 from mxnet import gluon
@@ -21,16 +22,24 @@ C_LIBRARY = mx.base._LIB
 # Base of nn.BatchNorm and nn.BatchNormReLU, which have no other in common.
 BatchNormBase = gluon.nn.basic_layers._BatchNorm
 
-# What HybridBlock.hybridize sets.
-_COMPILATION = ("_active", "_flags", "_backend", "_backend_opts")
-
 
 # Of a trainer, with Horovod's or without.
 
 
-def all_parameters(trainer: gluon.Trainer) -> List[gluon.Parameter]:
-    """The trainer's own list, by whose indices its optimizer knows parameters; frozen ones too."""
-    return trainer._params
+# The trainer's own list, by whose indices its optimizer knows parameters; frozen ones too.
+all_parameters: Callable[[gluon.Trainer], List[gluon.Parameter]] = attrgetter("_params")
+
+# What the update multiplies gradients by, before it divides them by the batch size.
+scale: Callable[[gluon.Trainer], float] = attrgetter("_scale")
+
+# The devices that hold the parameters.
+devices: Callable[[gluon.Trainer], List[mx.Context]] = attrgetter("_contexts")
+
+# Whether any gradient is sparse.
+has_sparse_gradients: Callable[[gluon.Trainer], bool] = attrgetter("_contains_sparse_grad")
+
+# What ``trainer.allreduce_grads()`` calls once it has checked the key-value store.
+allreduce_of: Callable[[gluon.Trainer], Callable[[], None]] = attrgetter("_allreduce_grads")
 
 
 def trained_parameters(trainer: gluon.Trainer) -> List[gluon.Parameter]:
@@ -38,29 +47,9 @@ def trained_parameters(trainer: gluon.Trainer) -> List[gluon.Parameter]:
     return [p for p in trainer._params if p.grad_req != "null"]
 
 
-def scale(trainer: gluon.Trainer) -> float:
-    """What the update multiplies gradients by, before it divides them by the batch size."""
-    return trainer._scale
-
-
-def devices(trainer: gluon.Trainer) -> List[mx.Context]:
-    """The devices that hold the parameters."""
-    return trainer._contexts
-
-
-def has_sparse_gradients(trainer: gluon.Trainer) -> bool:
-    """Whether any gradient is sparse."""
-    return trainer._contains_sparse_grad
-
-
 def divide_by(trainer: gluon.Trainer, ranks: int) -> None:
     """Have the update divide gradients, which are then sums over ranks, by their number."""
     trainer._scale /= ranks
-
-
-def allreduce_of(trainer: gluon.Trainer) -> Callable[[], None]:
-    """What ``trainer.allreduce_grads()`` calls once it has checked the key-value store."""
-    return trainer._allreduce_grads
 
 
 def set_allreduce(trainer: gluon.Trainer, allreduce: Callable[[], None]) -> None:
@@ -92,8 +81,7 @@ def optimizer_arrays(trainer: gluon.Trainer, index: int) -> List[mx.nd.NDArray]:
 def move_states(source: gluon.Trainer, target: gluon.Trainer, places: Dict[int, int]) -> None:
     """Have ``target`` go on with the optimizer's arrays and counts of ``source``.
 
-    Args:
-        places: of each parameter, its index in ``source`` and that in ``target``.
+    ``places`` has each parameter's index in ``source``, and that in ``target``.
     """
     old, new = source._updaters[0], target._updaters[0]
     new.states = {places[k]: state for k, state in old.states.items()}
@@ -110,20 +98,26 @@ def update_counts(trainer: gluon.Trainer) -> Dict[int, int]:
 
 # Of parameters and their arrays.
 
+# The last trainer that was made with it, which refuses later changes of its gradient.
+trainer_of: Callable[[gluon.Parameter], Optional[gluon.Trainer]] = attrgetter("_trainer")
+
+# Whether backward has written the gradient of a parameter's array since its last update.
+has_fresh_gradient: Callable[[mx.nd.NDArray], bool] = attrgetter("_fresh_grad")
+
 
 def is_statistic(parameter: gluon.Parameter) -> bool:
     """Whether Gluon marks it as not differentiable, as a running mean or variance."""
     return not parameter._differentiable
 
 
+def is_initialised(parameter: gluon.Parameter) -> bool:
+    """Whether it has a value, not only the promise of one once its shape is known."""
+    return parameter._data is not None
+
+
 def mark_as_statistic(parameter: gluon.Parameter) -> None:
     """Have :func:`is_statistic` find it: Gluon lets only the constructor say so."""
     parameter._differentiable = False
-
-
-def trainer_of(parameter: gluon.Parameter) -> Optional[gluon.Trainer]:
-    """The last trainer that was made with it, which refuses later changes of its gradient."""
-    return parameter._trainer
 
 
 def set_trainer(parameter: gluon.Parameter, trainer: Optional[gluon.Trainer]) -> None:
@@ -145,11 +139,6 @@ def set_gradient(parameter: gluon.Parameter, gradient: mx.nd.NDArray) -> None:
     data[0]._fresh_grad = fresh
 
 
-def has_fresh_gradient(data: mx.nd.NDArray) -> bool:
-    """Whether backward has written the gradient of a parameter's array since its last update."""
-    return bool(data._fresh_grad)
-
-
 def mark_gradient_as_fresh(data: mx.nd.NDArray) -> None:
     """Have the trainer update a parameter's array, although backward has not been there."""
     data._fresh_grad = True
@@ -165,38 +154,33 @@ def push(
 ) -> None:
     """Have the engine call a C function when both arrays are ready, as an operator of them.
 
-    Args:
-        function: ``void (void* context, void* task)``; reads ``source``, writes ``target``.
-        release: ``void (void* task)``, called once afterwards.
+    That is ``void function(void* context, void* task)``, which reads ``source`` and writes
+    ``target``; ``void release(void* task)`` is called once afterwards.
     """
     device = (ctypes.c_int32 * 2)(target.context.device_typeid, target.context.device_id)
-    mx.base.check_call(
-        C_LIBRARY.MXEnginePushSyncND(
-            ctypes.cast(function, ctypes.c_void_p),
-            ctypes.c_void_p(task),
-            ctypes.cast(release, ctypes.c_void_p),
-            ctypes.byref(device),
-            ctypes.byref(source.handle),
-            1,
-            ctypes.byref(target.handle),
-            1,
-            None,
-            0,
-            b"half",
-        )
-    )
+    called, released = (ctypes.cast(each, ctypes.c_void_p) for each in (function, release))
+    where = ctypes.byref(device), ctypes.byref(source.handle), 1, ctypes.byref(target.handle), 1
+    what = called, ctypes.c_void_p(task), released
+    mx.base.check_call(C_LIBRARY.MXEnginePushSyncND(*what, *where, None, 0, b"half"))
 
 
 # Of blocks.
 
+Named = Callable[[gluon.Block], Dict[str, gluon.Parameter]]
 
-def structural_parameters(block: gluon.Block) -> Dict[str, gluon.Parameter]:
-    """Parameters by the path of attributes that leads to them: the names in a parameter file.
+# Parameters by the path of attributes that leads to them: the names in a parameter file. Those of
+# ``collect_params`` depend on how many layers the process has made before. A parameter that several
+# blocks share is there under each one's path.
+structural_parameters: Named = methodcaller("_collect_params_with_prefix")
 
-    Those of ``collect_params`` depend on how many layers the process has made before. A parameter
-    that several blocks share is there under each one's path.
-    """
-    return block._collect_params_with_prefix()
+# The parameters that are attributes of the block itself, by the attribute's name.
+own_parameters: Named = attrgetter("_reg_params")
+
+# The arguments of MXNet's operator in one of Gluon's batch norm layers; its own dict.
+kernel_arguments: Callable[[gluon.Block], Dict[str, Any]] = attrgetter("_kwargs")
+
+# Make a hybridized block trace its layers again in its next forward.
+clear_graph: Callable[[gluon.HybridBlock], None] = methodcaller("_clear_cached_op")
 
 
 def ordered_parameters(block: gluon.Block) -> List[gluon.Parameter]:
@@ -212,11 +196,6 @@ def ordered_parameters(block: gluon.Block) -> List[gluon.Parameter]:
     return list(found.values())
 
 
-def own_parameters(block: gluon.Block) -> Dict[str, gluon.Parameter]:
-    """The parameters that are attributes of the block itself, by the attribute's name."""
-    return block._reg_params
-
-
 def children(block: gluon.Block) -> List[gluon.Block]:
     """The blocks that are its attributes, or were added to it, in that order."""
     return list(block._children.values())
@@ -230,14 +209,21 @@ def blocks_by_path(block: gluon.Block, path: str = "") -> Dict[str, gluon.Block]
     return found
 
 
-def kernel_arguments(layer: gluon.Block) -> Dict[str, Any]:
-    """The arguments of MXNet's operator in one of Gluon's batch norm layers; its own dict."""
-    return layer._kwargs
+def blocks(block: gluon.Block) -> List[gluon.Block]:
+    """It and all blocks within it, each once, sorted by path: in one order on every rank."""
+    found = blocks_by_path(block)
+    return list({id(found[path]): found[path] for path in sorted(found)}.values())
+
+
+def every_parameter(block: gluon.Block) -> List[gluon.Parameter]:
+    """Each once. Unlike ``collect_params`` this does not fail where two have the same name."""
+    return list({id(p): p for each in blocks(block) for p in each.params.values()}.values())
 
 
 def traced_symbol(block: gluon.HybridBlock) -> Optional[mx.sym.Symbol]:
     """The graph that a hybridized block has traced, or a SymbolBlock has read; None without."""
-    return block._cached_graph[1] if block._cached_graph else None
+    graph = getattr(block, "_cached_graph", None)  # no attribute while it is made
+    return graph[1] if graph else None
 
 
 def runs_its_graph_alone(block: gluon.Block) -> bool:
@@ -248,37 +234,36 @@ def runs_its_graph_alone(block: gluon.Block) -> bool:
     return bool(plain and not hooks and block._active and block._cached_graph)
 
 
-def clear_graph(block: gluon.HybridBlock) -> None:
-    """Make a hybridized block trace its layers again in its next forward."""
-    block._clear_cached_op()
-
-
 def has_static_graph(block: gluon.HybridBlock) -> bool:
     """Whether it has compiled a graph whose arrays are bound to it (``static_shape=True``)."""
-    compiled = getattr(block, "_cached_op", None) is not None  # no attribute while it is made
-    return compiled and bool(dict(block._flags).get("static_shape"))
+    return traced_symbol(block) is not None and bool(dict(block._flags).get("static_shape"))
 
 
-def clear_static_graphs(parameters: List[mx.gluon.Parameter]) -> None:
-    """Drop cached static graphs, which would keep writing to the old gradient arrays.
+def clear_graphs(parameters: Iterable[gluon.Parameter], static: bool = False) -> None:
+    """Drop the cached graphs, or the static ones, of all live blocks that use these parameters.
 
-    A parameter does not know the blocks that use it, so all live blocks are searched.
+    A parameter does not know the blocks that use it, nor a block what it is a part of.
     """
-    moved = set(map(id, parameters))
+    used = set(map(id, parameters))
     for block in gc.get_objects():
         # Not isinstance, which reads obj.__class__: on some proxies that raises.
-        is_block = issubclass(type(block), mx.gluon.HybridBlock)
-        if is_block and has_static_graph(block):
-            own = set(map(id, block.collect_params().values()))
-            if moved & own:
-                clear_graph(block)
+        if not issubclass(type(block), gluon.HybridBlock):
+            continue
+        found = has_static_graph(block) if static else traced_symbol(block) is not None
+        if found and used & set(map(id, every_parameter(block))):
+            clear_graph(block)
+
+
+# Static ones would keep writing to the arrays of gradients that have been moved.
+clear_static_graphs = partial(clear_graphs, static=True)
 
 
 @contextlib.contextmanager
 def compilation_kept(blocks: List[gluon.Block]) -> Iterator[None]:
     """Hybridize them afterwards as before; what they compile within it stays."""
+    names = "_active", "_flags", "_backend", "_backend_opts"  # those that hybridize sets
     own = [vars(block) for block in blocks if isinstance(block, gluon.HybridBlock)]
-    before = [{name: attributes[name] for name in _COMPILATION} for attributes in own]
+    before = [{name: attributes[name] for name in names} for attributes in own]
     try:
         yield
     finally:

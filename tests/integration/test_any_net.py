@@ -164,6 +164,25 @@ def test_a_net_that_is_nan_from_the_start_is_not_blamed_on_the_learning_rate(
         trained(Logarithm(), tmp_path)
 
 
+class Centred(gluon.HybridBlock):
+    """Keeps a statistic as the book's batch norm does (section 5.10): in an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.mean = nn.Dense(4), mx.nd.zeros((1, 36))
+
+    def forward(self, x: mx.nd.NDArray) -> mx.nd.NDArray:
+        if autograd.is_training():
+            self.mean = 0.9 * self.mean + 0.1 * x.flatten().mean(axis=0, keepdims=True)
+        return self.head(x.flatten() - self.mean)
+
+
+def test_statistics_that_would_not_be_saved_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="training changes mean, .* as a parameter"):
+        trained(Centred(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_nan_weights_hidden_by_a_relu_are_reported(tmp_path: Path) -> None:
     net = nn.HybridSequential()
     nowhere = mx.init.Constant(float("nan"))

@@ -12,9 +12,9 @@ from mxnet import gluon
 from mxnet.gluon import nn
 
 import launch
+from tests.transformed import Transform
 from trainer import checkpoint
 from trainer.config import Data
-from trainer.data.transform import Transform
 
 DECAY, STEPS = 0.8, 7
 DRAW = np.random.RandomState(0)

@@ -114,7 +114,7 @@ def test_loaders_that_differ_are_refused() -> None:
         launch.run(_train, ("trainer.d2l", False, 1, True), ranks=2)
 
 
-def _try(what: str) -> None:
+def _try(what: str) -> Dict:
     """An epoch on six samples of something that would go wrong."""
     from mxnet import autograd, gluon
     from mxnet.gluon import nn
@@ -125,7 +125,16 @@ def _try(what: str) -> None:
     rank = environment.rank()
 
     class Net(nn.HybridSequential):
-        def hybrid_forward(self, F, x):  # type: ignore[no-untyped-def]
+        mean, bound = mx.nd.zeros(1), None
+
+        def hybrid_forward(self, F, x, bound=None):  # type: ignore[no-untyped-def]
+            if what == "statistics":
+                self.mean = self.mean + x.mean() if autograd.is_training() else self.mean
+                x = x - self.mean
+            if what == "function" and rank:
+                x = F.square(x)
+            if bound is not None:
+                x = F.broadcast_maximum(x, bound)
             if what == "parted" and autograd.is_training() and rank:
                 with autograd.pause():
                     self[0].bias.set_data(mx.nd.ones(3))
@@ -138,9 +147,20 @@ def _try(what: str) -> None:
 
     net = Net()
     net.add(nn.Dense(3, use_bias=what != "net" or not rank, in_units=16 if what == "cond" else 0))
-    net.initialize(mx.init.Zero())
+    net.initialize(mx.init.One() if what in ("statistics", "function") else mx.init.Zero())
     if what == "cond":
         net.hybridize()
+    if what == "statistics":
+        net.mean = net.mean.copy()
+    if what == "augmented":  # and other things that are no reason to refuse it
+        net.bound = net.params.get_constant("bound", mx.nd.array([-np.inf]))
+        net.bound.initialize()
+        data = mx.sym.var("data")
+        norm = gluon.SymbolBlock(mx.sym.BatchNorm(data, fix_gamma=False, name="norm"), data)
+        norm.collect_params().setattr("shape", (1,))
+        norm.initialize()
+        body, net = net, nn.HybridSequential()
+        net.add(norm, body)
     chance = np.random.RandomState(rank)  # not the global one, which is alike on all ranks
 
     def image(i: int) -> mx.nd.NDArray:
@@ -157,6 +177,8 @@ def _try(what: str) -> None:
     loader = gluon.data.DataLoader(Samples(), 2, shuffle=True)
     trainer = gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 0.1})
     train_ch5(net, loader, gluon.data.DataLoader(Samples(), 2), 2, trainer, mx.cpu(), 1)
+    found = {name: p.data().asnumpy() for name, p in net.collect_params().items()}
+    return {name: array for name, array in found.items() if name.startswith("norm")}
 
 
 @pytest.mark.parametrize(
@@ -167,6 +189,8 @@ def _try(what: str) -> None:
         ("net", r"the ranks have different nets: 0.bias .* on rank 0.*, 0.weight .* on rank 1"),
         ("parted", r"ValueError: the ranks' weights have parted in epoch 1: 0.bias on rank 1 is"),
         ("cond", "the net is compiled and has F.contrib.cond"),
+        ("statistics", "training changes mean, which the net's scores depend on"),
+        ("function", "with the same weights and image that on rank 1.* gives other scores than"),
     ],
 )
 def test_what_would_go_wrong_is_refused_on_ranks(what: str, said: str) -> None:
@@ -175,7 +199,9 @@ def test_what_would_go_wrong_is_refused_on_ranks(what: str, said: str) -> None:
 
 
 def test_images_may_be_augmented_by_each_rank_on_its_own() -> None:
-    launch.run(_try, ("augmented",), ranks=2)
+    """And a net may have a constant of -inf, and an imported graph with batch norm."""
+    first, second = launch.run(_try, ("augmented",), ranks=2)
+    assert first == second and first["norm_moving_mean"] > 0
 
 
 def test_a_second_softmax_is_told_of(capfd: pytest.CaptureFixture) -> None:

@@ -20,6 +20,7 @@ from trainer.checkpoint import CheckpointError, listing
 from trainer.config import Monitor, Train
 from trainer.inference import export, trained_model
 from trainer.model import resnet18
+from trainer.run import agreement
 
 from .commands import run, trainer
 
@@ -57,6 +58,27 @@ def hinge(scores: Any, labels: Any) -> Any:
     return mx.nd.relu(1 - mx.nd.pick(scores, labels))
 
 
+def with_dropout(rate: float, lr_mult: float = 1) -> gluon.Block:
+    made = net()
+    made.add(nn.Dropout(rate))
+    made[0].collect_params().setattr("lr_mult", lr_mult)
+    return made
+
+
+def partly_given(seed: int) -> gluon.Block:
+    made = nn.HybridSequential()
+    made.add(nn.Dense(5, in_units=36), nn.Dense(4))
+    made[0].initialize(mx.init.Constant(seed / 100))
+    return made
+
+
+WEIGHTS = mx.nd.array([1, 1, 4, 1])
+
+
+def weighted(scores: Any, labels: Any) -> Any:
+    return hinge(scores, labels) * WEIGHTS[labels]
+
+
 def given(seed: int) -> gluon.Block:
     made = net()
     made.initialize(mx.init.Constant(seed / 100))
@@ -70,7 +92,7 @@ def given(seed: int) -> gluon.Block:
         ({**sets(2)}, "other training images; other test images"),
         ({"train": sets(1)["train"], "test": sets(2)["test"]}, "other test images"),
         ({"train": (sets(1)["train"][0], 3 - sets(1)["train"][1])}, "other training labels"),
-        ({"net": net(5)}, "other net"),
+        ({"net": net(5)}, "other net; other layers or multipliers"),
         ({"net": frozen()}, "other net"),
         ({"loss": hinge}, "other loss"),
         ({"net": given(2)}, "other initial weights"),
@@ -104,6 +126,43 @@ def test_what_only_one_of_two_runs_was_given_tells_them_apart(
     fit(net(), config(tmp_path), **runs[0])
     with pytest.raises(CheckpointError, match=words):
         fit(net(), config(tmp_path), **runs[1])
+
+
+def test_dropout_multipliers_and_a_part_of_the_weights_tell_runs_apart(tmp_path: Any) -> None:
+    for kind, first, *others in (
+        ("layers or multipliers", with_dropout(0.1), with_dropout(0.9), with_dropout(0.1, 10)),
+        ("initial weights", partly_given(1), partly_given(2)),
+    ):
+        folder = tmp_path / kind.split()[0]
+        fit(first, config(folder), **sets(1))
+        for other in others:
+            with pytest.raises(CheckpointError, match=rf"\(other {kind}\)"):
+                fit(other, config(folder), **sets(1))
+
+
+def test_class_weights_in_a_global_variable_are_part_of_a_loss(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(net(), config(tmp_path), loss=weighted, **sets(1))
+    assert fit(net(), config(tmp_path), loss=weighted, **sets(1)).steps == 2
+    monkeypatch.setitem(globals(), "WEIGHTS", mx.nd.array([1, 1, 400, 1]))
+    with pytest.raises(CheckpointError, match="other loss"):
+        fit(net(), config(tmp_path), loss=weighted, **sets(1))
+
+
+def test_runs_of_earlier_versions_which_compared_less_are_resumed(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_net = agreement.of_net
+    with monkeypatch.context() as earlier:
+        earlier.setattr(agreement, "of_net", lambda net: {"net": of_net(net)["net"]})
+        earlier.setattr(agreement, "of_loss", lambda loss, net: {"loss": "0f"})
+        fit(net(), config(tmp_path), loss=hinge, **sets(1))
+    assert fit(net(), config(tmp_path), loss=hinge, **sets(1)).steps == 2
+    with pytest.raises(CheckpointError, match=r"\(other loss\)"):
+        fit(net(), config(tmp_path), **sets(1))
+    with pytest.raises(CheckpointError, match="other net"):
+        fit(frozen(), config(tmp_path), loss=hinge, **sets(1))
 
 
 def test_weights_that_a_resume_replaces_are_told_of(
@@ -217,6 +276,23 @@ def test_export_compares_with_the_recorded_accuracy(tmp_path: Any) -> None:
     with pytest.raises(CheckpointError, match="accuracy .* was recorded"):
         export.check_accuracy(saved._replace(accuracy=seen.accuracy + 0.05), seen)
     assert json.loads((path / "state.json").read_text())["answers"]
+
+
+def test_ranks_whose_nets_compute_different_functions_are_refused(tmp_path: Path) -> None:
+    def train(folder: str) -> None:
+        from mxnet.gluon import nn
+
+        from tests.integration.test_what_a_run_is import config, sets
+        from trainer import fit
+        from trainer.dist import environment
+
+        net = nn.HybridSequential()
+        net.add(nn.HybridLambda(lambda F, x: x ** (1 + environment.rank())), nn.Dense(4))
+        fit(net, config(folder), **sets(1))
+
+    with pytest.raises(RankError, match="compute different functions: .* that on rank 1"):
+        launch.run(train, (str(tmp_path),), ranks=2)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_forward_that_parts_the_ranks_is_noticed_before_it_is_saved(tmp_path: Path) -> None:

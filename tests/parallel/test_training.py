@@ -14,13 +14,13 @@ from mxnet import gluon
 from mxnet.gluon import nn
 
 from tests.processor import needs_bfloat16
+from tests.transformed import Transform
 from trainer import EpochEnd, batch_norm, checkpoint, config, dist, fit
 from trainer.checkpoint import resume
 from trainer.data import input_pipeline
 from trainer.data.idx_file import DataError
 from trainer.data.loader import Batch, EvalLoader, TrainLoader
 from trainer.data.sources.base import ArraySource
-from trainer.data.transform import Transform
 from trainer.dist.array_memory import on_device
 from trainer.errors import ConfigError
 from trainer.model import mixed_precision, prepare, replica

@@ -8,6 +8,8 @@ from mxnet import gluon
 from mxnet.gluon import nn
 
 from trainer.d2l import train_ch5
+from trainer.errors import ConfigError
+from trainer.run import agreement
 
 
 def test_a_trainer_with_an_allreduce_of_its_own_is_refused():
@@ -27,3 +29,17 @@ def test_batches_that_can_be_read_only_once_are_refused(once):
     iters = {"train_iter": batches, "test_iter": batches, once: iter(batches)}
     with pytest.raises(ValueError, match=f"^{once} can be read only once; give a DataLoader"):
         train_ch5(net, *iters.values(), 4, trainer, mx.cpu(), 1)
+
+
+def test_ranks_on_one_gpu_are_refused(monkeypatch):
+    """As by ``d2l.try_gpu()``. There is no GPU here: what the ranks say of theirs is faked."""
+    told = [("gpu", "node", "0000:01", f"rank {rank}") for rank in range(2)]
+    gathered = iter([told, [None, None]])
+    monkeypatch.setattr(agreement.dist, "gather_objects", lambda own: next(gathered))
+    net, batches = nn.Dense(2, in_units=3), [(mx.nd.ones((4, 3)), mx.nd.zeros(4))]
+    net.initialize()
+    trainer = gluon.Trainer(net.collect_params(), "sgd")
+    with pytest.raises(
+        ConfigError, match=r"same GPU.* train_ch5 ctx=mx.gpu\(dist.local_rank\(\)\)"
+    ):
+        train_ch5(net, batches, batches, 4, trainer, mx.cpu(), 1)

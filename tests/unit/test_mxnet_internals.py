@@ -12,6 +12,7 @@ import pytest
 from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
+from trainer import batch_norm
 from trainer import mxnet_internals as internals
 
 ROOT = Path(__file__).parents[2]
@@ -203,6 +204,33 @@ def test_a_hybridized_block_tells_its_graph_and_is_hybridized_as_before() -> Non
     assert internals.traced_symbol(net) is None, "it is not hybridized any more"
     unfinished = gluon.HybridBlock.__new__(gluon.HybridBlock)
     assert not internals.has_static_graph(unfinished)
+
+
+def test_graphs_around_a_part_of_a_net_are_dropped_with_its_own() -> None:
+    part, other, static = (small_net() for _ in range(3))
+    whole = nn.HybridSequential()
+    whole.add(part, static)
+    for net in (whole, other):
+        net.hybridize()
+    static.hybridize(static_alloc=True, static_shape=True)
+    nets = part, other, static, whole
+
+    def compiled() -> list:
+        for net in nets[:3]:
+            net(mx.nd.ones((4, 2)))
+        whole(mx.nd.ones((4, 2)))
+        return [internals.traced_symbol(net) is not None for net in nets]
+
+    part.add(nn.Dense(2, in_units=3))
+    part[-1].initialize()
+    assert compiled() == [True] * 4
+    batch_norm.convert_sync_batch_norm(part)
+    assert [internals.traced_symbol(net) is None for net in nets] == [True, False, False, True]
+    compiled()
+    internals.clear_static_graphs([static[0].weight, other[0].weight])
+    assert [internals.traced_symbol(net) is None for net in nets] == [False, False, True, False]
+    found = internals.every_parameter(whole)
+    assert {*map(id, found)} == {*map(id, internals.ordered_parameters(whole))}
 
 
 def test_the_library_has_the_functions_of_the_c_interface() -> None:

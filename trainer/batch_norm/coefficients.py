@@ -12,8 +12,8 @@ ranks. In backward the kernel subtracts this rank's means of dy and dy (x - m) i
 over all ranks. The difference is linear in x: it is the operator's own gradient.
 
 All of it stays on the arrays' device, in MXNet's operators and two allreduces: the host waits for
-nothing. The running statistics are moved here, in backward as MXNet's CPU kernel does, and not by
-its kernels: cuDNN's would move them in forward, by another estimate of the variance.
+nothing. The running statistics are moved here, in backward as MXNet's own kernels do. None of its
+calls goes to cuDNN, which would move them in forward, by another estimate of the variance.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Coefficients(mx.operator.CustomOp):
     def __init__(self, rank_sum: RankSum, axis: int, epsilon: float, momentum: float, scale: bool):
         super().__init__()
         self._rank_sum = rank_sum
-        # With any other momentum cuDNN would move the running statistics in these calls.
-        self._kernel = {"axis": axis, "eps": epsilon, "fix_gamma": False, "momentum": 1}
+        # Not cuDNN's, which moves running statistics in forward; of one sample to NaN.
+        self._kernel = {"axis": axis, "eps": epsilon, "fix_gamma": False, "cudnn_off": True}
         # MXNet's kernels hold the momentum, not epsilon, as float32.
         self._epsilon, self._momentum = epsilon, float(np.float32(momentum))
         self._scale = scale

@@ -7,7 +7,7 @@ from typing import Any, Iterator, List
 
 from mxnet import gluon
 
-from ..mxnet_internals import BatchNormBase, blocks_by_path, clear_graph, traced_symbol
+from ..mxnet_internals import BatchNormBase, blocks, clear_graphs, every_parameter, traced_symbol
 from .layer import SyncBatchNorm
 from .rank_sum import RankSum
 
@@ -15,12 +15,10 @@ from .rank_sum import RankSum
 def convert_sync_batch_norm(net: gluon.Block, process_set: Any = None) -> gluon.Block:
     """Turn every batch norm layer of ``net`` into a SyncBatchNorm, in place; returns ``net``.
 
-    Works on any tree of Blocks, hybridized or not, initialized or not. Each layer stays the same
-    object, with its parameters, names and hooks, so references to it stay valid. Layers that are
-    synced already move to ``process_set``. Convert again after the number of ranks has changed.
-
-    Raises:
-        ValueError: a layer's class overrides the forward of Gluon's batch norm.
+    Works on any tree of Blocks, hybridized or not, initialized or not, and on a part of a net. Each
+    layer stays the same object, with its parameters, names and hooks, so references to it stay
+    valid. Layers that are synced already move to ``process_set``. Convert again after the number of
+    ranks has changed. Raises ValueError as :func:`check_convertible` does.
     """
     check_convertible(net)
     for layer in layers_of(net):
@@ -97,11 +95,10 @@ def _revert(layer: SyncBatchNorm) -> None:
 
 
 def check_convertible(net: gluon.Block) -> None:
-    """Refuse a net that :func:`convert_sync_batch_norm` cannot convert.
+    """Refuse by ValueError what :func:`convert_sync_batch_norm` cannot convert.
 
-    Raises:
-        ValueError: a layer's class overrides the forward of Gluon's batch norm, or a SymbolBlock
-            has batch norm.
+    That is a layer whose class overrides the forward of Gluon's batch norm, and a SymbolBlock with
+    batch norm.
     """
     imported = next(iter(imported_statistics(net)), None)
     if imported is not None:
@@ -122,26 +119,16 @@ def check_convertible(net: gluon.Block) -> None:
 
 def imported_statistics(net: gluon.Block) -> List[gluon.Parameter]:
     """The running statistics within SymbolBlocks."""
-    found: List[gluon.Parameter] = []
-
-    def collect(block: gluon.Block) -> None:
-        if isinstance(block, gluon.SymbolBlock):
-            symbol = traced_symbol(block)
-            assert symbol is not None, "a SymbolBlock is its graph"
-            found.extend(block.params[name] for name in symbol.list_auxiliary_states())
-
-    net.apply(collect)
-    return found
+    found = [b for b in blocks(net) if isinstance(b, gluon.SymbolBlock)]
+    graphs: List[Any] = [traced_symbol(block) for block in found]  # each is its graph
+    return [b.params[n] for b, graph in zip(found, graphs) for n in graph.list_auxiliary_states()]
 
 
 def layers_of(net: gluon.Block) -> List[Any]:
     """Gluon's batch norm layers within ``net``, each once, in the same order on every rank."""
-    found = {
-        id(block): block for _, block in sorted(blocks_by_path(net).items(), key=lambda b: b[0])
-    }
-    return [block for block in found.values() if isinstance(block, BatchNormBase)]
+    return [block for block in blocks(net) if isinstance(block, BatchNormBase)]
 
 
 def clear_cached_graphs(net: gluon.Block) -> None:
-    """Make hybridized blocks trace their layers again in the next forward."""
-    net.apply(lambda block: clear_graph(block) if isinstance(block, gluon.HybridBlock) else None)
+    """Make what is hybridized, in ``net`` or around it, trace its layers again when called."""
+    clear_graphs(every_parameter(net))

@@ -74,11 +74,16 @@ class SyncBatchNorm(nn.BatchNorm):
         self, F: Any, x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any
     ) -> Any:
         """``x``, any shape with C channels along ``axis`` -> the same shape and dtype."""
-        kernel = kernel_arguments(self)
+        # cuDNN's running variance is the unbiased one, NaN for a single sample; MXNet's own kernel
+        # computes on GPUs what it does on CPUs.
+        kernel = {**kernel_arguments(self), "cudnn_off": True}
+        running = running_mean, running_var
         inference = F is nd and not autograd.is_training()
-        alone = self.rank_sum.size == 1 and self.rank_sum.collected is None
-        if inference or alone or kernel["use_global_stats"]:
-            return super().hybrid_forward(F, x, gamma, beta, running_mean, running_var)
+        if inference or kernel["use_global_stats"]:
+            return super().hybrid_forward(F, x, gamma, beta, *running)
+        if self.rank_sum.size == 1 and self.rank_sum.collected is None:
+            y = F.BatchNorm(x, gamma, beta, *running, name="fwd", **kernel)
+            return F.relu(y) if self.fuse_relu else y
         self.rank_sum.used()
         # Without the copy a graph reshapes x itself, and both kernels get it in the slower layout.
         copy = x if F is nd else F.add_n(x)
@@ -90,8 +95,7 @@ class SyncBatchNorm(nn.BatchNorm):
             F.reshape(copy, shape=(-2,)),
             gamma,
             beta,
-            running_mean,
-            running_var,
+            *running,
             op_type=op_type,
             rank_sum=self.rank_sum.serial,
             axis=kernel["axis"],
@@ -99,8 +103,7 @@ class SyncBatchNorm(nn.BatchNorm):
             scale=not kernel["fix_gamma"],
             **in_python,
         )
-        running = running_mean, running_var
-        kernel = {**kernel, "fix_gamma": False}
+        kernel["fix_gamma"] = False
         if pair:
             # MXNet's CPU kernel updates running statistics in backward. Here it does so from two
             # samples that have the moments of all ranks. The operator in Python does it by itself.

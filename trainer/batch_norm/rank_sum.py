@@ -38,6 +38,7 @@ class _Registry:
             operator in C++ reads it too.
         seconds: that sums in Python have taken, waiting included; only grows.
         nanoseconds: that sums in C++ have taken, which adds to it; only grows.
+        turns: gives how many layers the process has used before.
         lost: the process that will never call, and why; None until one is lost. An exception
             that an operator raises reaches the user as MXNet's own message, which does not say.
     """
@@ -49,11 +50,7 @@ class _Registry:
         self.seconds = 0.0
         self.nanoseconds = ctypes.c_int64(0)
         self.lost: Optional[str] = None
-        self._serials, self._turns = itertools.count(), itertools.count()
-
-    def take_turn(self) -> int:
-        """How many layers the process has used before."""
-        return next(self._turns)
+        self._serials, self.turns = itertools.count(), itertools.count()
 
     def enter(self, rank_sum: RankSum) -> int:
         """The serial of a new RankSum: how many the process has made before."""
@@ -118,7 +115,7 @@ class RankSum:
     def used(self) -> None:
         """Its layer is called, by the program or to be compiled."""
         if self.turn is None:
-            self.turn = registry.take_turn()
+            self.turn = next(registry.turns)
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         if not self._connected:

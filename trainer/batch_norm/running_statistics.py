@@ -25,8 +25,6 @@ from .coefficients import moments_of_sums
 from .convert import connect, convert_sync_batch_norm, imported_statistics, layers_kept, layers_of
 from .rank_sum import empty_batch
 
-_NO_SAMPLE = "the ranks' counts are all 0; give each the number of its samples"
-
 
 def parameters(net: gluon.Block) -> List[gluon.Parameter]:
     """The running means and variances: parameters that Gluon marks as not differentiable.
@@ -51,23 +49,23 @@ def other_parameters(net: gluon.Block) -> List[gluon.Parameter]:
 def average_others(net: gluon.Block, count: int) -> None:
     """Replace :func:`other_parameters` by their weighted mean over ranks; collective.
 
-    Args:
-        count: this rank's weight: its number of training samples.
-
-    Raises:
-        ValueError: no rank has a sample.
+    ``count`` is as for :func:`merge`.
     """
     others = other_parameters(net)
-    if not others:
-        return
-    own = [parameter.data().asnumpy().astype(np.float64) for parameter in others]
-    flat = np.concatenate([*(values.ravel() for values in own), [1.0]])
-    total = dist.allreduce_sum(count * flat, "running_statistics.others")
+    if others:
+        means = _means([parameter.data().asnumpy() for parameter in others], count)
+        for parameter, values in zip(others, means):
+            parameter.set_data(nd.array(values, dtype=parameter.dtype))
+
+
+def _means(arrays: List[np.ndarray], count: int) -> List[np.ndarray]:
+    """Of each over ranks, float64, weighted by each rank's ``count``; collective."""
+    flat = np.concatenate([*(array.astype(np.float64).ravel() for array in arrays), [1.0]])
+    total = dist.allreduce_sum(count * flat, "running_statistics.means")
     if total[-1] == 0:
-        raise ValueError(_NO_SAMPLE)
-    means = np.split(total[:-1] / total[-1], np.cumsum([values.size for values in own])[:-1])
-    for parameter, values in zip(others, means):
-        parameter.set_data(nd.array(values.reshape(parameter.shape), dtype=parameter.dtype))
+        raise ValueError("the ranks' counts are all 0; give each the number of its samples")
+    means = np.split(total[:-1] / total[-1], np.cumsum([array.size for array in arrays])[:-1])
+    return [mean.reshape(array.shape) for mean, array in zip(means, arrays)]
 
 
 def merge(net: gluon.Block, count: int) -> None:
@@ -79,25 +77,17 @@ def merge(net: gluon.Block, count: int) -> None:
     other than batch norm are averaged.
 
     Args:
-        count: this rank's weight: its number of training samples.
-
-    Raises:
-        ValueError: no rank has a sample.
+        count: this rank's weight: its number of training samples; ValueError where all are 0.
     """
+    mark_imported(net)
     layers = _moving_layers(net)
-    sums = []
+    moments = []
     for layer in layers:
         running = layer.running_mean.data(), layer.running_var.data()
         mean, variance = (array.asnumpy().astype(np.float64) for array in running)
-        sums += [count * mean, count * (variance + mean**2)]
-    total = dist.allreduce_sum(np.concatenate([*sums, [count]]), "running_statistics.merge")
-    if total[-1] == 0:
-        raise ValueError(_NO_SAMPLE)
-    start = 0
-    for layer in layers:
-        stop = start + 2 * layer.running_mean.shape[0]
-        _set_statistics(layer, np.append(total[start:stop], total[-1]))
-        start = stop
+        moments.append(np.append(mean, variance + mean**2))
+    for layer, own in zip(layers, _means(moments, count)):
+        _set_statistics(layer, np.append(own, 1))
     average_others(net, count)
 
 
@@ -131,6 +121,17 @@ def calibrate(net: gluon.Block, batches: Iterable[Tuple[mx.nd.NDArray, int]]) ->
         raise ValueError("calibration saw no sample on any rank; give it at least one batch")
     for layer, s in zip(moving, sums):
         _set_statistics(layer, s)
+
+
+def move_with_input_gradient(net: gluon.Block) -> bool:
+    """Whether a layer has neither gamma nor beta (the first one of a ResNet V2).
+
+    MXNet moves running statistics in backward, which leaves out a layer that needs no gradient.
+    """
+    return any(
+        kernel_arguments(layer)["fix_gamma"] and is_statistic(layer.beta)
+        for layer in _moving_layers(net)
+    )
 
 
 def _run_in_train_mode(net: gluon.Block, data: mx.nd.NDArray, count: int) -> None:

@@ -13,20 +13,14 @@ import contextlib
 import functools
 import os
 import zlib
-from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional
+from typing import TYPE_CHECKING, Any, Iterator, List, Optional
 
 import numpy as np
 
 from ..errors import ConfigError
 from . import environment, shared_memory
 from .ranks import horovod, is_root, local_size, rank, visible_gpus, world_size
-from .small_sums import (
-    allreduce_by_horovod,
-    gather,
-    ranks_share_memory,
-    small_sums,
-    way,
-)
+from .small_sums import allreduce_by_horovod, gather, ranks_share_memory, small_sums, way
 
 if TYPE_CHECKING:
     import mxnet as mx
@@ -131,11 +125,9 @@ class _Alone:
     """The process set of this rank alone, of which Horovod need not know."""
 
     def size(self) -> int:
-        """One."""
         return 1
 
     def rank(self) -> int:
-        """The first."""
         return 0
 
 
@@ -148,8 +140,7 @@ def _makes_process_sets() -> bool:
 def node_process_set() -> Any:
     """The Horovod process set of this node's ranks; None where that is all ranks; collective.
 
-    Raises:
-        ConfigError: Horovod makes none.
+    Raises ConfigError where Horovod makes none.
     """
     if local_size() == world_size():
         return None
@@ -179,12 +170,13 @@ def leaders_process_set() -> Any:
     return None if len(leaders) == len(hosts) else horovod().add_process_set(leaders)
 
 
-def allreduce_sum(values: np.ndarray, name: str) -> np.ndarray:
-    """The sum over ranks of a small host array (any shape; float or int), in its own dtype.
+def allreduce_sum(values: Any, name: str) -> np.ndarray:
+    """The sum over ranks of a small array (any shape; float or int), in its own dtype.
 
-    Raises:
-        RuntimeError: without Horovod, a peer has died, or calls with another name or shape.
+    It may also be given as a number, a list or an NDArray. Raises RuntimeError where, without
+    Horovod, a peer has died, or calls with another name or shape.
     """
+    values = values.asnumpy() if hasattr(values, "asnumpy") else np.asarray(values)
     if world_size() == 1:
         return values
     sums = small_sums()
@@ -268,13 +260,18 @@ def broadcast_array(array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:
     return _broadcast_(mx.nd.array(array.asnumpy(), dtype=array.dtype), name)
 
 
-def broadcast_parameters(parameters: Iterable[mx.gluon.Parameter]) -> None:
-    """Copy rank 0's parameters to all ranks; no shape may be deferred any more; collective."""
+def broadcast_parameters(parameters: Any) -> None:
+    """Copy rank 0's parameters to all ranks; no shape may be deferred any more; collective.
+
+    Args:
+        parameters: an iterable of them, or, as Horovod has it, what ``collect_params`` returns.
+    """
     import mxnet as mx
 
     # A forward under way may still change layouts. A rank whose broadcast fails of that would take
     # the next parameter's values for this one's.
     mx.nd.waitall()
+    parameters = parameters.values() if hasattr(parameters, "values") else parameters
     for index, parameter in enumerate(parameters):
         _broadcast_(parameter.data(), f"parameter.{index}")
 

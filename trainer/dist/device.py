@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from pathlib import Path
@@ -24,10 +25,8 @@ def share_cores() -> None:
     A container's CPU quota counts as that many cores. OMP_NUM_THREADS is kept if the user has set
     it; with OMP_PROC_BIND set, to anything, the affinity stays as it is. Call this before importing
     MXNet: OpenMP reads its variables when it is loaded, and threads inherit the affinity of the
-    thread that creates them.
-
-    Raises:
-        LaunchError: a count in the environment is no number, or a limit too low.
+    thread that creates them. Raises LaunchError for a count in the environment that is no number,
+    and a limit that is too low.
     """
     environment.check_counts()
     environment.check_addresses()
@@ -113,7 +112,8 @@ def choose(device: str, local_rank: int, gpus: Optional[int] = None) -> Any:
         )
     if local_size() > gpus and not any(os.environ.get(name) for name in _VISIBLE):
         raise ConfigError(
-            f"{local_size()} ranks on this node, {gpus} GPUs; start at most one rank per GPU"
+            f"{local_size()} ranks on this node, {gpus} GPUs; start at most one rank per GPU "
+            f"(`make train RANKS={gpus}`), or set device=cpu"
         )
     context = mx.gpu(local_rank % gpus)
     try:
@@ -123,7 +123,17 @@ def choose(device: str, local_rank: int, gpus: Optional[int] = None) -> Any:
             f"{context} cannot be used by this MXNet ({last_line(error)}); builds of 1.9.1 from "
             "PyPI run on compute capability 5.0 to 8.9, for newer GPUs use NVIDIA's NGC container"
         ) from error
+    _fuse_if_possible()
     return context
+
+
+def _fuse_if_possible() -> None:
+    """Before MXNet compiles a net: in PTX of CUDA 11.8, which older drivers cannot read."""
+    version = ctypes.c_int()
+    with contextlib.suppress(OSError, AttributeError):
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+        if not failed and version.value < 11080:
+            os.environ.setdefault("MXNET_USE_FUSION", "0")
 
 
 def pci_address(context: Any) -> str:

@@ -37,7 +37,7 @@ class StopRequest:
         """The flag is set after so many ``minutes``; None: by signals alone."""
         self._end = math.inf if minutes is None else time.monotonic() + 60 * minutes
         self.interrupted = False  # by ctrl-C, once
-        self._requested = False
+        self.requested = False
         self._polled = False  # training has begun: the flag is read, and there is state to save
         self._pending: Optional[Any] = None
         self._previous: Dict[int, Any] = {}
@@ -61,11 +61,11 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _request(self, *_: object) -> None:
-        self._requested = True
+        self.requested = True
 
     def _interrupt(self, number: int, frame: Optional[FrameType]) -> None:
         if self._polled and not self.interrupted and environment.size() == 1:
-            self._requested = self.interrupted = True
+            self.requested = self.interrupted = True
             print_line("interrupted: saving after this step; ctrl-C again ends at once", sys.stderr)
         else:
             _raise_interrupt(number, frame)
@@ -73,15 +73,15 @@ class StopRequest:
     def agreed(self) -> bool:
         """Whether all ranks should stop now; called once per step on every rank; collective."""
         self._polled = True
-        self._requested = self._requested or time.monotonic() >= self._end
+        self.requested = self.requested or time.monotonic() >= self._end
         if world_size() == 1:
-            return self._requested
+            return self.requested
         if sums_are_cheap():
-            return any_rank(self._requested, "stop_request")
+            return any_rank(self.requested, "stop_request")
         import mxnet as mx
 
         stop = self._pending is not None and bool(self._pending.asnumpy()[0])
-        flag = mx.nd.array(np.array([self._requested], np.int32), dtype=np.int32)
+        flag = mx.nd.array(np.array([self.requested], np.int32), dtype=np.int32)
         self._pending = allreduce_sum_(flag, "stop_request")
         return stop
 

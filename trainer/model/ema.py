@@ -16,28 +16,27 @@ from mxnet import gluon
 
 from .. import dist
 from ..errors import ConfigError
-from ..mxnet_internals import structural_parameters
+from ..mxnet_internals import is_statistic, structural_parameters
 
 # Before the name of a parameter, in a checkpoint whose net has the averages: as it is trained.
 TRAINED = "trained:"
 
 
 class Ema:
-    """The averages of all floating-point parameters, on the net's device; none without a decay."""
+    """The averages of what training moves, on the net's device; none without a decay."""
 
     def __init__(self, net: gluon.Block, decay: Optional[float]):
-        """Begin with the weights that ``net`` has.
-
-        Raises:
-            ConfigError: a weight is float16, which rounds a small step of its average to none.
+        """Begin with the weights of ``net``; ConfigError where one is float16, which rounds a small
+        step of its average to none.
         """
         self._decay = decay
         named = sorted(structural_parameters(net).items(), reverse=True)
         found = {id(p): (name, p) for name, p in named}  # each once
         self._held = [
-            (name, parameter, parameter.data().copy())
-            for name, parameter in found.values()
-            if decay is not None and np.issubdtype(np.dtype(parameter.dtype), np.floating)
+            (name, p, p.data().copy())
+            for name, p in found.values()
+            if decay is not None and np.issubdtype(np.dtype(p.dtype), np.floating)
+            if is_statistic(p) or (p.grad_req != "null" and p.lr_mult)
         ]
         for name, _, average in self._held:
             if average.dtype == np.float16:

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Dict, List, Tuple
 
 import mxnet as mx
 import numpy as np
-from mxnet import gluon
+from mxnet import autograd, gluon
 
 from .. import batch_norm, dist
 from ..batch_norm import running_statistics
 from ..config import Config
 from ..data import randomness
 from ..errors import ConfigError, describe_error
-from ..mxnet_internals import ordered_parameters
+from ..mxnet_internals import blocks_by_path, ordered_parameters
 from . import summary, users_net
 
 
 def answers(net: gluon.Block, shape: Tuple[int, int, int], ctx: mx.Context) -> List[float]:
-    """The scores of ``net``, in inference, for one fixed image; [] where they are drawn anew.
+    """The :func:`scores` for a fixed image of ``shape`` (C, H, W), by which nets are told apart."""
+    return scores(net, fixed_image(shape, ctx))
 
-    They tell nets of the same parameters but of another function apart.
 
-    Args:
-        shape: (channels, height, width) of a sample.
-    """
-    first, second = (net(fixed_image(shape, ctx)).asnumpy().ravel() for _ in range(2))
+def scores(net: gluon.Block, image: mx.nd.NDArray) -> List[float]:
+    """Those of one image, (1, C, H, W), in inference; [] where they are drawn anew each time."""
+    first, second = (net(image).asnumpy().ravel() for _ in range(2))
     return [float(score) for score in first] if np.array_equal(first, second) else []
 
 
@@ -35,20 +35,53 @@ def fixed_image(shape: Tuple[int, int, int], ctx: mx.Context) -> mx.nd.NDArray:
 
 
 @randomness.kept()
+def check_state(net: gluon.Block, image: mx.nd.NDArray) -> None:
+    """Refuse a net whose scores depend on arrays that training changes and that are no parameters.
+
+    As the moving mean of a batch norm of one's own, which would be neither saved nor the same on
+    all ranks; ConfigError names them. A net that holds arrays is run on ``image``, (1, C, H, W), in
+    training mode, and gets them back.
+    """
+    held = [
+        (f"{path}.{name}"[1:], vars(block), name, value, value.copy())
+        for path, block in blocks_by_path(net).items()
+        for name, value in vars(block).items()
+        if isinstance(value, (mx.nd.NDArray, np.ndarray))
+    ]
+    before = scores(net, image) if held else []
+    if not before:
+        return
+    running = [(p, p.data().copy()) for p in running_statistics.parameters(net)]
+    with batch_norm.layers_kept(net), autograd.record():
+        for layer in batch_norm.layers_of(net):
+            if "rank_sum" in vars(layer):
+                layer.rank_sum = SimpleNamespace(size=1, collected=None)  # not collective
+        batch_norm.clear_cached_graphs(net)
+        net(image.repeat(2, axis=0))
+    for parameter, values in running:  # which cuDNN moves in a forward
+        parameter.set_data(values)
+    other = scores(net, image) != before
+    moved = [at for at, own, k, value, was in held if own[k] is not value or (value != was).sum()]
+    for _, own, name, value, copy in held:
+        value[:] = copy
+        own[name] = value
+    if moved and other:
+        raise ConfigError(
+            f"training changes {', '.join(moved)}, which the net's scores depend on; it would be "
+            "neither saved nor the same on all ranks: keep it as a parameter, self.params.get("
+            '"mean", shape=..., init="zeros", differentiable=False), and change it by set_data'
+        )
+
+
+@randomness.kept()
 def prepare_net(
     net: gluon.Block, config: Config, shape: Tuple[int, int, int], ctx: mx.Context
 ) -> List[summary.Row]:
     """Initialise ``net`` on ``ctx``, settle its deferred shapes and convert its batch norm layers.
 
-    Args:
-        shape: (channels, height, width) of a sample.
-
-    Returns:
-        A row for each of its layers.
-
-    Raises:
-        ConfigError: the net cannot take such a sample, cannot be hybridized, or has a batch norm
-            layer that cannot be converted.
+    Returns a row for each of its layers; ``shape`` is (channels, height, width) of a sample.
+    ConfigError: the net cannot take such a sample, cannot be hybridized, or has a batch norm layer
+    that cannot be converted.
     """
     users_net.check_mode()
     if isinstance(net, gluon.SymbolBlock):
@@ -75,7 +108,7 @@ def prepare_net(
             f"the net cannot take a float32 image of (channels, height, width) {shape}: "
             f"{describe_error(error)}; correct the net, set data.image_size, or train another net"
         ) from error
-    users_net.check_parameters(net)
+    users_net.check_parameters(net, config.optimizer.accumulate)
     if config.model.hybridize and isinstance(net, gluon.HybridBlock):
         net.hybridize(static_alloc=True, **_bulks(config, ctx))
         try:
@@ -104,11 +137,7 @@ def _bulks(config: Config, ctx: mx.Context) -> Dict[str, int]:
 
 
 def check_calibration(net: gluon.Block) -> None:
-    """Refuse a net whose running statistics cannot be calibrated.
-
-    Raises:
-        ConfigError: it has a batch norm of a class with its own forward.
-    """
+    """Refuse a net with a batch norm of a class with its own forward, by ConfigError."""
     try:
         batch_norm.check_convertible(net)
     except ValueError as error:
@@ -123,8 +152,7 @@ def class_scores(
 ) -> mx.nd.NDArray:
     """The scores, (1, K), that ``net`` gives zeros of ``shape`` (channels, height, width).
 
-    Raises:
-        ConfigError: the output is not a row of at least ``classes`` scores.
+    ConfigError: the output is not a row of at least ``classes`` scores.
     """
     output = net(mx.nd.zeros((1, *shape), ctx=ctx))
     mx.nd.waitall()  # oneDNN reorders weights in place during a forward
@@ -169,11 +197,12 @@ def _initialize(net: gluon.Block, ctx: mx.Context) -> None:
         except ValueError:  # not initialised
             # The initializer of a constant is known by name, and only to the process that made it.
             constant = isinstance(parameter, gluon.Constant)
-            own = mx.init.Constant(parameter.value) if constant else None
+            own = mx.init.Constant(parameter.value) if constant else parameter.init
             try:
+                own = mx.init.create(own) if isinstance(own, str) else own  # unknown? not later
                 parameter.initialize(own, default_init=mx.init.Xavier(), ctx=ctx)
-            except ValueError as error:
+            except (AssertionError, ValueError) as error:
                 raise ConfigError(
-                    f"{parameter.name} cannot be drawn: {error} Give it an init of its own, "
-                    'e.g. params.get(..., init="ones")'
+                    f"{parameter.name} cannot be drawn: {str(error).rstrip('.')}; give it an init "
+                    'of its own, e.g. params.get(..., init="ones")'
                 ) from error

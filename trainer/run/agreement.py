@@ -7,12 +7,15 @@ resumes on them.
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import hashlib
+import itertools
 import re
+import sysconfig
 import types
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -26,6 +29,7 @@ from ..data.input_pipeline import Sets
 from ..dist import environment
 from ..dist.device import pci_address
 from ..errors import ConfigError, show
+from ..model import users_net
 from ..step.loss import Loss
 
 # A rank's own affair: where it reads and writes, and what changes neither results nor collectives.
@@ -33,6 +37,13 @@ _OWN = re.compile(
     r"output|name|device|data\.(folder|workers|prefetch)|evaluate\.batch_size|train\.watchdog_seconds"
 )
 _SHOWN = 3
+_NET, _LAYERS, _WEIGHTS = "net", "layers or multipliers", "initial weights"
+# The global variables that functions in these read are no part of a loss.
+_LIBRARIES = (
+    str(Path(__file__).parents[1]),
+    *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")),
+)
+_TOLERANCE = 0.02  # of the largest score: ranks may have processors of other kinds
 
 Digests = Dict[str, str]  # by what they are of, in words for a message
 Checksums = Dict[str, int]  # of arrays, by structural name
@@ -48,41 +59,42 @@ def of_data(sets: Sets) -> Digests:
 
 
 def of_net(net: gluon.Block) -> Digests:
-    """The digest of the net's parameters: names, shapes, types, and which are trained."""
-    return {"net": hashlib.blake2b("\n".join(_structure(net)).encode(), digest_size=16).hexdigest()}
+    """The digests of the net's parameters (names, shapes, types, which are trained), and of what
+    no parameter or score shows: Gluon's layers as they tell themselves, and multipliers."""
+    parts = {_NET: users_net.structure(net), _LAYERS: users_net.settings(net)}
+    return {name: _digest("\n".join(lines).encode()) for name, lines in parts.items()}
 
 
-def of_loss(loss: Optional[Loss]) -> Digests:
-    """The digest of a loss given to ``fit``: its code, and what it holds; {} without."""
-    return {} if loss is None else {"loss": hashlib.blake2b(_said(loss).encode()).hexdigest()[:32]}
+def of_loss(loss: Optional[Loss], net: Optional[gluon.Block] = None) -> Digests:
+    """The digest of a loss: its code, what it holds and uses, but of the ``net``; {} without."""
+    own = () if net is None else (net, *mxnet_internals.every_parameter(net))
+    known = {id(part): (part, "the net's") for part in own}
+    return {} if loss is None else {"loss": _digest(_said(loss, known).encode())}
 
 
 def of_weights(sums: Checksums) -> str:
     """The digest of a net's weights, from their :func:`checksums`."""
-    return hashlib.blake2b(repr(sorted(sums.items())).encode(), digest_size=16).hexdigest()
+    return _digest(repr(sorted(sums.items())).encode())
 
 
 def of_initial_weights(net: gluon.Block, file: Optional[str] = None) -> Digests:
-    """The digest of ``model.weights`` or of what a net was given; {} unless all weights are."""
+    """The digest of ``model.weights``, or of those that a net was given, be it a part of them."""
     if file is not None:  # where rank 0 has it; a run that resumes can do without
         content = Path(file).read_bytes() if Path(file).is_file() else b""
-        return {"initial weights": hashlib.blake2b(content).hexdigest()[:32]} if content else {}
-    try:
-        return {"initial weights": of_weights(checksums(net))}
-    except (RuntimeError, gluon.parameter.DeferredInitializationError):
-        return {}
+        return {_WEIGHTS: hashlib.blake2b(content).hexdigest()[:32]} if content else {}
+    sums = checksums(net)
+    return {_WEIGHTS: of_weights(sums)} if sums else {}
 
 
 def checksums(net: gluon.Block) -> Checksums:
-    """A checksum of each of the net's weights, without running statistics, by structural name."""
+    """A checksum of each weight that is initialised, by structural name; no running statistics."""
     mx.nd.waitall()  # oneDNN reorders weights in place during a forward
-    named = mxnet_internals.structural_parameters(net).items()
-    weights = {name: p for name, p in named if not mxnet_internals.is_statistic(p)}
     # Below 2**56, so that a sum with zeros is exact whatever adds it up.
     digest = functools.partial(hashlib.blake2b, digest_size=7)
     return {
-        name: int.from_bytes(digest(weights[name].data().asnumpy().tobytes()).digest(), "big")
-        for name in sorted(weights)
+        name: int.from_bytes(digest(parameter.data().asnumpy().tobytes()).digest(), "big")
+        for name, parameter in sorted(mxnet_internals.structural_parameters(net).items())
+        if mxnet_internals.is_initialised(parameter) and not mxnet_internals.is_statistic(parameter)
     }
 
 
@@ -90,18 +102,14 @@ def check(config: Config) -> None:
     """Refuse configs that differ between ranks; collective.
 
     A file that was changed on one node only makes them differ, or a seed or a learning rate
-    computed from the rank.
-
-    Raises:
-        ConfigError: on every rank, naming the settings, their values and the ranks.
+    computed from the rank. ConfigError, on every rank, names settings, values and ranks.
     """
     own = {name: show(value) for name, value in flat(to_dict(config)).items()}
     for first, place, other, elsewhere in _beside_the_first(own):
-        names = [name for name in {**first, **other} if first.get(name) != other.get(name)]
         differing = [
             f"{name} is {first.get(name)} on {place}, {other.get(name)} on {elsewhere}"
-            for name in names
-            if not _OWN.fullmatch(name)
+            for name in {**first, **other}
+            if first.get(name) != other.get(name) and not _OWN.fullmatch(name)
         ]
         if differing:
             raise ConfigError(
@@ -111,11 +119,7 @@ def check(config: Config) -> None:
 
 
 def check_devices(context: mx.Context) -> None:
-    """Refuse ranks that are on one GPU, and those of which some are on CPUs; collective.
-
-    Raises:
-        ConfigError: on every rank.
-    """
+    """Refuse ranks on one GPU, or some of them on CPUs, by a ConfigError on each; collective."""
     told = dist.gather_objects(
         (context.device_type, environment.hostname(), pci_address(context), environment.where())
     )
@@ -130,24 +134,20 @@ def check_devices(context: mx.Context) -> None:
         if other != where:
             raise ConfigError(
                 f"{other} and {where} are on the same GPU, {gpu}, which NCCL refuses, also for two "
-                "MIG slices of it; start one rank per GPU, and look at CUDA_VISIBLE_DEVICES"
+                "MIG slices of it; start one rank per GPU, look at CUDA_VISIBLE_DEVICES, and give "
+                "train_ch5 ctx=mx.gpu(dist.local_rank())"
             )
 
 
 def check_sets(own: Digests, sizes: Mapping[str, int]) -> None:
-    """Refuse ranks that have other images, labels or losses; collective.
+    """Refuse ranks that have other images, labels or losses, by a DataError on each; collective.
 
-    Weights may differ: all ranks get those of rank 0. For nets see :func:`check_net`.
-
-    Args:
-        sizes: images in each set, for a message.
-
-    Raises:
-        DataError: on every rank.
+    Weights may differ: all ranks get those of rank 0. For nets see :func:`check_net`. A message
+    tells ``sizes``, the number of images in each set.
     """
     held = f"{' and '.join(f'{size} {name}' for name, size in sizes.items())} images"
     for (first, here), place, (other, there), elsewhere in _beside_the_first((own, held)):
-        compared = [n for n in {**first, **other} if n not in ("net", "initial weights")]
+        compared = [n for n in {**first, **other} if n not in (_NET, _LAYERS, _WEIGHTS)]
         differing = [name for name in compared if first.get(name) != other.get(name)]
         if differing:
             raise DataError(
@@ -159,27 +159,36 @@ def check_sets(own: Digests, sizes: Mapping[str, int]) -> None:
 
 
 def check_net(net: gluon.Block) -> None:
-    """Refuse nets whose parameters differ between ranks, naming the first; collective.
+    """Refuse nets whose parameters, multipliers or Gluon's layers differ; collective.
 
-    Raises:
-        ConfigError: on every rank.
+    ConfigError, on every rank, names the first that does.
     """
-    for first, place, other, elsewhere in _beside_the_first(_structure(net)):
-        for index in range(max(len(first), len(other))):
-            here, there = ("".join(lines[index : index + 1]) for lines in (first, other))
+    own = [*users_net.structure(net), *users_net.settings(net)]
+    for first, place, other, elsewhere in _beside_the_first(own):
+        for here, there in itertools.zip_longest(first, other, fillvalue="no more parameters"):
             if here != there:
                 raise ConfigError(
-                    f"the ranks have different nets: {here or 'no more parameters'} on {place}, "
-                    f"{there or 'no more parameters'} on {elsewhere}; make the same net on each"
+                    f"the ranks have different nets: {here} on {place}, {there} on {elsewhere}; "
+                    "make the same net on each"
+                )
+
+
+def check_answers(answers: Sequence[float]) -> None:
+    """Refuse nets that with the same weights have other ``prepare.answers``; collective."""
+    for first, place, other, elsewhere in _beside_the_first(list(answers)):
+        if first and other:  # else they are drawn
+            atol = _TOLERANCE * np.abs(first).max()
+            if len(first) != len(other) or not np.allclose(other, first, rtol=0, atol=atol):
+                raise ConfigError(
+                    f"the ranks' nets compute different functions: with the same weights and image "
+                    f"that on {elsewhere} gives other scores than that on {place}; give each the "
+                    "same code, and make what it draws a parameter, as by params.get_constant(name,"
+                    " value), of which all get rank 0's"
                 )
 
 
 def parted(sums: Checksums) -> Optional[str]:
-    """Where the ranks' weights differ, in words; None while they are alike; collective.
-
-    Args:
-        sums: the :func:`checksums` of this rank's net.
-    """
+    """Where the ranks' :func:`checksums` differ, in words; None while they do not; collective."""
     table = np.zeros((dist.world_size(), len(sums)), np.int64)
     table[dist.rank()] = list(sums.values())
     table = dist.allreduce_sum(table, "weights")
@@ -196,64 +205,83 @@ def _beside_the_first(own: Any) -> Any:
     return [(first, place, other, elsewhere) for other, elsewhere in others]
 
 
-def _structure(net: gluon.Block) -> List[str]:
-    """A line for each of the net's parameters, sorted by structural name."""
-    first: Dict[int, str] = {}  # name of a parameter that layers share
-    return [
-        f"{name} {parameter.shape} {np.dtype(parameter.dtype).name}"
-        f"{', trained' if parameter.grad_req != 'null' else ''}"
-        f"{f', that of {shared}' if shared != name else ''}"
-        for name, parameter in sorted(mxnet_internals.structural_parameters(net).items())
-        for shared in (first.setdefault(id(parameter), name),)
-    ]
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _said(what: Any, within: Tuple[int, ...] = ()) -> str:
-    """A text that tells functions and objects of other behaviour apart, whatever the process."""
-    if isinstance(what, (int, float, str, bytes, np.generic, type(None))) or id(what) in within:
-        return repr(what) if id(what) not in within else "itself"
-    said = functools.partial(_said, within=(*within, id(what)))
+def _said(what: Any, known: Dict[int, Tuple[Any, str]]) -> str:
+    """A text that tells functions and objects of other behaviour apart, whatever the process.
+
+    ``known`` are those that have been met, each with its text, by id.
+    """
+    if isinstance(what, (int, float, complex, str, bytes, range, slice, np.generic, type(None))):
+        return repr(what)
+    if id(what) not in known:
+        known[id(what)] = what, "itself"
+        text = _content(what, functools.partial(_said, known=known))
+        known[id(what)] = what, _digest(text.encode())
+    return known[id(what)][1]
+
+
+def _content(what: Any, said: Callable[[Any], str]) -> str:
+    if isinstance(what, gluon.Parameter):
+        what = what.list_data()[0] if mxnet_internals.is_initialised(what) else what.shape
     if isinstance(what, (mx.nd.NDArray, np.ndarray)):
         content = what if isinstance(what, np.ndarray) else what.asnumpy()
-        digest = hashlib.blake2b(content.tobytes(), digest_size=16).hexdigest()
-        return f"{content.dtype} {content.shape} {digest}"
-    if isinstance(what, (tuple, list)):
-        return f"[{', '.join(map(said, what))}]"
-    if isinstance(what, dict):
-        return f"{{{', '.join(sorted(f'{said(key)}: {said(v)}' for key, v in what.items()))}}}"
+        return f"{content.dtype} {content.shape} {_digest(content.tobytes())}"
+    if isinstance(what, (tuple, list, set, frozenset, dict)):
+        texts = [said(each) for each in (what.items() if isinstance(what, dict) else what)]
+        return f"{texts if isinstance(what, (tuple, list)) else sorted(texts)}"
     if isinstance(what, functools.partial):
         return f"{said(what.func)} {said(what.args)} {said(what.keywords)}"
     if isinstance(what, types.MethodType):
         return f"{said(what.__func__)} of {said(what.__self__)}"
-    if isinstance(what, types.FunctionType):
-        return _code_said(what.__qualname__, what.__code__) + "".join(map(said, _held_by(what)))
-    if isinstance(what, (type, types.ModuleType)):
-        return f"{getattr(what, '__module__', '')}.{what.__name__}"
-    return _object_said(what, said)
+    return (_function_said if isinstance(what, types.FunctionType) else _object_said)(what, said)
 
 
-def _held_by(function: types.FunctionType) -> List[Any]:
-    """What a function brings along: its defaults, and the variables around it."""
-    around = {}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
+def _function_said(what: Any, said: Callable[[Any], str]) -> str:
+    """Its code, without a docstring, its defaults, and the variables that it reads.
+
+    Global ones too, unless it is a library's. Of a module, or what else cannot be called, only what
+    it names: a script's settings are more than its loss.
+    """
+    codes: List[Any] = [what.__code__]
+    for code in codes:
+        codes += [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    steps = [step for code in codes for step in dis.get_instructions(code)]
+    read = {s.argval for s in steps if s.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    around = {} if _is_library(what) else {n: what.__globals__.get(n) for n in sorted(read)}
+    for name, cell in zip(what.__code__.co_freevars, what.__closure__ or ()):
         with contextlib.suppress(ValueError):  # it has no value yet
             around[name] = cell.cell_contents
-    return [held for held in (function.__defaults__, function.__kwdefaults__, around) if held]
-
-
-def _code_said(name: str, code: types.CodeType) -> str:
-    plain = [c for c in code.co_consts if isinstance(c, (int, float, str, tuple, type(None)))]
-    inner = [_code_said("", c) for c in code.co_consts if isinstance(c, types.CodeType)]
-    return f"{name} {code.co_code.hex()} {code.co_names} {plain[1:]}{''.join(inner)}"
+    names = {s.argval for s in steps if s.opname in ("LOAD_ATTR", "LOAD_METHOD")}
+    for name, value in around.items():
+        held = getattr(value, "__dict__", {})
+        if held and not callable(value) and not isinstance(value, gluon.Parameter):
+            around[name] = type(value), {n: held[n] for n in sorted(held.keys() & names)}
+    text = [
+        f"{s.opname} {said(s.arg if 'FAST' in s.opname else s.argval)}"  # local ones have any name
+        for s in steps
+        if not isinstance(s.argval, types.CodeType)
+    ]
+    return f"{what.__qualname__} {text} {said((what.__defaults__, what.__kwdefaults__, around))}"
 
 
 def _object_said(what: Any, said: Callable[[Any], str]) -> str:
-    """Of an object: its class, with the code of one that is not MXNet's, and what it holds."""
-    kind = type(what)
-    ignored = vars(gluon.Block()) if isinstance(what, gluon.Block) else {}
-    held = {k: v for k, v in getattr(what, "__dict__", {}).items() if k not in ignored}
-    kept = (int, float, str, tuple, list, mx.nd.NDArray, np.ndarray)
-    shown = sorted((name, said(value)) for name, value in held.items() if isinstance(value, kept))
-    forward = [getattr(kind, name, None) for name in ("__call__", "forward", "hybrid_forward")]
-    own = [f for f in forward if not getattr(f, "__module__", "mxnet").startswith("mxnet.")]
-    return f"{kind.__module__}.{kind.__qualname__} {shown}{''.join(map(said, own))}"
+    """Of a class or an object: names, the functions that are no library's, and what it holds."""
+    kind = what if isinstance(what, type) else type(what)
+    every = {n: f for base in reversed(kind.__mro__) for n, f in vars(base).items()}
+    functions = {n: f for n, f in every.items() if isinstance(f, types.FunctionType)}
+    own = {name: function for name, function in functions.items() if not _is_library(function)}
+    parts: Any = ()
+    if kind is not what and (own or callable(what)):  # a lock or a logger computes nothing
+        inside = mxnet_internals.children(what) if isinstance(what, gluon.Block) else []
+        ignored = vars(gluon.HybridBlock()) if isinstance(what, gluon.Block) else {}
+        held = getattr(what, "__dict__", {}).items()
+        parts = {name: value for name, value in held if name not in ignored}, inside
+    name = getattr(what, "__name__", "")
+    return f"{kind.__module__}.{kind.__qualname__} {name} {said(own)} {said(parts)}"
+
+
+def _is_library(function: types.FunctionType) -> bool:
+    return str(function.__globals__.get("__file__")).startswith(_LIBRARIES)

@@ -68,7 +68,6 @@ class Own(NamedTuple):
 
     @property
     def num_classes(self) -> int:
-        """Scores of the net."""
         return len(self.class_names)
 
     def answers(self) -> List[float]:
@@ -103,7 +102,6 @@ class Started:
 
     @property
     def epoch_steps(self) -> int:
-        """Steps per epoch."""
         return self.own.loader.steps_per_epoch
 
     @property
@@ -131,8 +129,7 @@ class Started:
 def join(config: Config, read: Callable[[], Sets], aloud: bool = False) -> Future[Sets]:
     """Join the other ranks, and meanwhile ``read`` the data; every rank's first call.
 
-    Args:
-        aloud: tell, on rank 0, what is waited for: it takes seconds.
+    It takes seconds: if ``aloud``, rank 0 tells what is waited for.
     """
     if aloud and environment.rank() == 0 and config.monitor.log_format == "text":
         ranks = environment.size()
@@ -164,9 +161,7 @@ def start(
         until_closed: closing it leaves the net as it was, apart from its weights and device.
         force: resume with a net that has the checkpoint's parameters, but another forward.
 
-    Raises:
-        ConfigError, DataError, CheckpointError: bad input.
-        PeerError: the same, on another rank.
+    Bad input raises ConfigError, DataError or CheckpointError; on other ranks PeerError.
     """
     # Making process sets is collective, so not inside together(); and only those that are needed,
     # because each costs Horovod a round of messages in every cycle.
@@ -195,6 +190,9 @@ def start(
                 print_line("; ".join(told), sys.stderr)
     batch_norm.connect(own.net)
     found = resume.restore(path, own.net, trainer, None if force else own.answers)
+    if dist.world_size() > 1:
+        with dist.together():
+            agreement.check_answers(own.answers())
     replica.take_statistics(own.net, found.averaged)
     averages = ema.Ema(own.net, config.train.ema)
     averages.train_on(found.others)
@@ -228,14 +226,16 @@ def _prepare(
     net = net if net is not None else model.build(config.model)
     mixed_precision.check(net, config.train.precision, ctx)
     weights = agreement.of_initial_weights(net, config.model.weights)
-    own = {**agreement.of_loss(loss), **weights}
+    own = {**agreement.of_loss(loss, net), **weights}
     until_closed.enter_context(users_net.restored(net))
     until_closed.enter_context(randomness.seeded_dropout())
     until_closed.enter_context(mixed_precision.computing_in(net, config.train.precision))
     layers = prepare.prepare_net(net, config, loader.shape, ctx)
     scores = prepare.class_scores(net, loader.shape, ctx, sets.num_classes)
     sets.expect(scores.shape[1])
-    users_net.check_compiled(net, prepare.fixed_image(loader.shape, ctx))
+    image = prepare.fixed_image(loader.shape, ctx)
+    users_net.check_compiled(net, image)
+    prepare.check_state(net, image)
     if loss is not None:
         check_loss(loss, scores.shape[1], ctx)
     if environment.rank() == 0:
@@ -251,8 +251,7 @@ def take_folder(
 ) -> Started:
     """Lock the run's folder, whose name rank 0 has decided, until closed; collective.
 
-    Args:
-        unnamed: the config before the run had a number; None where it has none.
+    ``unnamed`` is the config before the run had a number; None where it has none.
     """
     config = started.config
     with dist.together(), run_folder.usable(config.folder):

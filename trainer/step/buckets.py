@@ -84,11 +84,7 @@ class Buckets:
         return {**vars(self), "_buckets": [], "_places": {}}
 
     def __call__(self) -> None:
-        """Enqueue the allreduces; collective.
-
-        Raises:
-            ConfigError: in the first call, where the ranks train different parameters.
-        """
+        """Enqueue the allreduces; collective. The first call raises as :meth:`planned` does."""
         trained = [p for p in self._parameters if p.grad_req != "null"]
         held = {id(gradient) for bucket in self._buckets for gradient in bucket.gradients}
         if held != {id(parameter.list_grad()[0]) for parameter in trained}:
@@ -110,10 +106,8 @@ class Buckets:
         """The trained parameters of each bucket, the same on every rank; collective.
 
         Within a bucket those are neighbours that have the same factors of rate and decay, so that
-        a kernel can update all of them (momentum.py).
-
-        Raises:
-            ConfigError: the ranks train different parameters.
+        a kernel can update all of them (momentum.py). Raises ConfigError where the ranks train
+        different parameters.
         """
         trained = [p for p in self._parameters if p.grad_req != "null"]
         gradients = [parameter.list_grad()[0] for parameter in trained]

@@ -24,10 +24,8 @@ _TAKEN = ("loss", "accuracy", "step", "set", "samples", "event", "time")  # in l
 
 
 def check_metrics(metrics: Any, scores: int, ctx: mx.Context) -> None:
-    """Refuse metrics that are not functions of scores and labels, by name.
-
-    Raises:
-        ConfigError: a name cannot be logged, or its function does not give one value per sample.
+    """Refuse metrics that are not functions of scores and labels, by name. Raises ConfigError: a
+    name cannot be logged, or its function does not give one value per sample.
     """
     if not isinstance(metrics, Mapping):
         raise ConfigError(f"metrics are {show(metrics)}; give a mapping of names to functions")
@@ -40,10 +38,8 @@ def check_metrics(metrics: Any, scores: int, ctx: mx.Context) -> None:
 
 
 def built_in(settings: Evaluate, num_classes: int) -> Metrics:
-    """The metrics that ``settings`` ask for.
-
-    Raises:
-        ConfigError: ``evaluate.top_k`` says nothing about a net with so few scores.
+    """The metrics that ``settings`` ask for. Raises ConfigError: ``evaluate.top_k`` says nothing
+    about a net with so few scores.
     """
     if settings.top_k is None:
         return {}
@@ -100,11 +96,11 @@ def evaluate(
     sums = dist.allreduce_sum(np.append(sums, count), "evaluation.sums")
     confusion = dist.allreduce_sum(confusion, "evaluation.confusion")
     score_counts = dist.allreduce_sum(score_counts, "evaluation.scores")
-    total = int(sums[-1])
-    loss, *means = (sums[:-1] / total).tolist()
+    total = int(sums[-1])  # 0 where all batches were left out, by a stop
+    loss, *means = (sums[:-1] / max(total, 1)).tolist()
     return Evaluation(
         loss=loss,
-        accuracy=float(np.trace(confusion) / total),
+        accuracy=float(np.trace(confusion) / max(total, 1)),
         confusion=confusion,
         samples=total,
         score_counts=score_counts,
@@ -171,11 +167,5 @@ class Curve(NamedTuple):
 def curve(counts: np.ndarray, label: int) -> Curve:
     """The curve of class ``label``, from the sum over all batches of :func:`count_scores`."""
     false, true = (np.cumsum(row[::-1])[::-1] for row in counts[:, label])
-    return Curve(
-        true_positives=true,
-        false_positives=false,
-        true_negatives=false[0] - false,
-        false_negatives=true[0] - true,
-        precision=true / np.maximum(true + false, 1),
-        recall=true / max(true[0], 1),
-    )
+    precision, recall = true / np.maximum(true + false, 1), true / max(true[0], 1)
+    return Curve(true, false, false[0] - false, true[0] - true, precision, recall)

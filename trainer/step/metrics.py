@@ -41,17 +41,15 @@ class TrainMetrics:
         parameters: Iterable[gluon.Parameter] = (),
         scale: Optional[LossScale] = None,
     ):
-        """Start at the beginning of an epoch, or resume.
+        """Start at the beginning of an epoch, or resume from the saved :meth:`totals`.
 
-        Args:
-            totals: the saved :meth:`totals` to resume from.
-            parameters: checked for non-finite values whenever the sums are read. The loss alone
-                does not show them: oneDNN's ReLU (``nn.Activation`` on CPUs) turns NaN into 0.
-            scale: of the loss, in float16, to be read with the sums.
+        ``parameters``, but for constants (a mask may be -inf), are checked for non-finite values
+        whenever the sums are read. The loss alone does not show them: oneDNN's ReLU turns NaN into
+        0 on CPUs. ``scale`` is that of the loss, in float16, to be read with the sums.
         """
         self._scale = scale
         self.loss_scale: Optional[Reading] = None  # at the last reading
-        self._parameters = list(parameters)
+        self._parameters = [p for p in parameters if not isinstance(p, gluon.Constant)]
         self._step = 0
         self._window, self._epoch = (np.array(total, np.float64) for total in totals)
         self._clear()
@@ -90,11 +88,9 @@ class TrainMetrics:
     def totals(self) -> List[List[float]]:
         """[loss sum, correct, samples] over all ranks, of the window and of the epoch; collective.
 
-        A run that resumes from these totals adds in the same order as this one.
-
-        Raises:
-            NonFiniteError: on every rank, if the loss of a sample or a parameter is not finite, or,
-                in float16, gradients at any scale.
+        A run that resumes from these totals adds in the same order as this one. NonFiniteError, on
+        every rank: a sample's loss or a parameter is not finite, or, in float16, gradients at any
+        scale.
         """
         own, first_bad = self._own()
         # The minimum over ranks by means of a sum: one element for each rank.

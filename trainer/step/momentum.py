@@ -13,19 +13,7 @@ import ctypes
 import itertools
 import sys
 import types
-from typing import (
-    Any,
-    Callable,
-    ClassVar,
-    Dict,
-    Iterator,
-    List,
-    Mapping,
-    NamedTuple,
-    Optional,
-    Set,
-    Tuple,
-)
+from typing import Any, Callable, ClassVar, Iterator, Mapping, NamedTuple, Optional
 
 import mxnet as mx
 import numpy as np
@@ -93,16 +81,27 @@ class InOnePass(mx.optimizer.Optimizer):
         else:
             self._update_by_mxnet(list(zip(index, weight, grad, state)))
 
-    def _update_by_mxnet(self, parameters: List[Tuple[Any, ...]]) -> None:
+    def _update_by_mxnet(self, parameters: list[tuple[Any, ...]]) -> None:
         for parameter in parameters:
             super().update_multi_precision(*parameter)
 
+    def _options(self, indices: list[int]) -> dict[str, float]:
+        """Of MXNet's kernels, for parameters that have the same, and now count as updated."""
+        self._update_count(indices)
+        return {
+            "lr": self._get_lr(indices[0]),
+            "wd": self._get_wd(indices[0]),
+            "momentum": self.momentum,
+            "rescale_grad": self.rescale_grad,
+            "clip_gradient": self.clip_gradient or -1.0,
+        }
+
     def _update(
         self,
-        indices: List[int],
-        weights: List[mx.nd.NDArray],
-        gradients: List[mx.nd.NDArray],
-        momenta: List[mx.nd.NDArray],
+        indices: list[int],
+        weights: list[mx.nd.NDArray],
+        gradients: list[mx.nd.NDArray],
+        momenta: list[mx.nd.NDArray],
     ) -> None:
         self._update_count(indices)
         rates = np.array(self._get_lrs(indices), np.float32)
@@ -140,12 +139,14 @@ class SGD(InOnePass, mx.optimizer.SGD):
 
     nesterov = False
 
-    def _update_by_mxnet(self, parameters: List[Tuple[Any, ...]]) -> None:
-        others: List[Tuple[Any, ...]] = []
+    def _update_by_mxnet(self, parameters: list[tuple[Any, ...]]) -> None:
+        others: list[tuple[Any, ...]] = []
         for one in parameters:
             large = self.momentum > 0 and one[1].size >= _LARGE
             if large and all(dense_on_cpu(array, np.float32) for array in one[1:]):
-                self._update_alone(*one)
+                index, weight, grad, momentum = one
+                options = self._options([index])
+                mx.nd.sgd_mom_update(weight, grad, momentum, out=weight, **options)
             else:
                 others.append(one)
         for _, alike in itertools.groupby(
@@ -159,25 +160,11 @@ class SGD(InOnePass, mx.optimizer.SGD):
                 few = bucket[start : start + at_once]
                 mx.optimizer.SGD.update_multi_precision(self, *map(list, zip(*few)))
 
-    def _update_alone(self, index: int, weight: Any, grad: Any, momentum: Any) -> None:
-        self._update_count(index)
-        mx.nd.sgd_mom_update(
-            weight,
-            grad,
-            momentum,
-            out=weight,
-            lr=self._get_lr(index),
-            wd=self._get_wd(index),
-            momentum=self.momentum,
-            rescale_grad=self.rescale_grad,
-            clip_gradient=self.clip_gradient or -1.0,
-        )
-
 
 class _Joined(NamedTuple):
     """Parameters that one call updates: flat arrays of which theirs are parts."""
 
-    indices: List[int]
+    indices: list[int]
     weights: mx.nd.NDArray
     gradients: mx.nd.NDArray
     momenta: mx.nd.NDArray
@@ -186,9 +173,9 @@ class _Joined(NamedTuple):
 class _Plan(NamedTuple):
     """How parameters of one dtype, which MXNet hands over together, are updated."""
 
-    known: List[Tuple[Any, ...]]  # the parameters
-    joined: List[_Joined]
-    alone: Set[int]  # indices of those that cannot be joined
+    known: list[tuple[Any, ...]]  # the parameters
+    joined: list[_Joined]
+    alone: set[int]  # indices of those that cannot be joined
 
 
 class NAG(InOnePass, mx.optimizer.NAG):
@@ -204,13 +191,13 @@ class NAG(InOnePass, mx.optimizer.NAG):
 
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
-        self._plans: Dict[Any, _Plan] = {}  # by the weights' dtype
+        self._plans: dict[Any, _Plan] = {}  # by the weights' dtype
 
-    def __getstate__(self) -> Dict[str, Any]:
+    def __getstate__(self) -> dict[str, Any]:
         """Views of one array do not survive pickling as such."""
         return {**super().__getstate__(), "_plans": {}}
 
-    def _update_by_mxnet(self, parameters: List[Tuple[Any, ...]]) -> None:
+    def _update_by_mxnet(self, parameters: list[tuple[Any, ...]]) -> None:
         if parameters[0][1].context.device_type != self.joined_on:
             super()._update_by_mxnet(parameters)
             return
@@ -223,26 +210,16 @@ class NAG(InOnePass, mx.optimizer.NAG):
             self._plans[dtype] = plan
         super()._update_by_mxnet([one for one in parameters if one[0] in plan.alone])
         for indices, weights, gradients, momenta in plan.joined:
-            self._update_count(indices)
-            mx.nd.nag_mom_update(
-                weights,
-                gradients,
-                momenta,
-                out=weights,
-                lr=self._get_lr(indices[0]),
-                wd=self._get_wd(indices[0]),
-                momentum=self.momentum,
-                rescale_grad=self.rescale_grad,
-                clip_gradient=self.clip_gradient or -1.0,
-            )
+            options = self._options(indices)
+            mx.nd.nag_mom_update(weights, gradients, momenta, out=weights, **options)
 
-    def _factors(self, index: int) -> Tuple[float, ...]:
+    def _factors(self, index: int) -> tuple[float, ...]:
         parameter = self.param_dict.get(index)
         return () if parameter is None else (parameter.lr_mult, parameter.wd_mult)
 
-    def _join(self, parameters: List[Tuple[Any, ...]], plan: _Plan) -> None:
+    def _join(self, parameters: list[tuple[Any, ...]], plan: _Plan) -> None:
         """Move weights and momenta, and gradients that are in no bucket, side by side."""
-        groups: Dict[Any, List[Tuple[Any, ...]]] = {}
+        groups: dict[Any, list[tuple[Any, ...]]] = {}
         for one in parameters:
             index, *arrays = one
             factors, place = self._factors(index), self.place_of(index)
@@ -258,10 +235,10 @@ class NAG(InOnePass, mx.optimizer.NAG):
     def _join_group(
         self,
         plan: _Plan,
-        indices: List[int],
-        weights: List[mx.nd.NDArray],
-        gradients: List[mx.nd.NDArray],
-        momenta: List[mx.nd.NDArray],
+        indices: list[int],
+        weights: list[mx.nd.NDArray],
+        gradients: list[mx.nd.NDArray],
+        momenta: list[mx.nd.NDArray],
     ) -> None:
         places = list(map(self.place_of, indices))
         flat_weights, starts, views = side_by_side(weights)
@@ -282,7 +259,7 @@ class NAG(InOnePass, mx.optimizer.NAG):
         plan.joined.append(_Joined(indices, flat_weights, flat_gradients, _moved(momenta)))
 
 
-def _moved(arrays: List[mx.nd.NDArray]) -> mx.nd.NDArray:
+def _moved(arrays: list[mx.nd.NDArray]) -> mx.nd.NDArray:
     """Move arrays side by side; the array of which they are now parts."""
     flat, _, views = side_by_side(arrays)
     for array, view in zip(arrays, views):
@@ -290,7 +267,7 @@ def _moved(arrays: List[mx.nd.NDArray]) -> mx.nd.NDArray:
     return flat
 
 
-def _identical(some: List[Tuple[Any, ...]], others: List[Tuple[Any, ...]]) -> bool:
+def _identical(some: list[tuple[Any, ...]], others: list[tuple[Any, ...]]) -> bool:
     """Whether the same arrays, and equal numbers, stand in both."""
     return len(some) == len(others) and all(
         a is b or (isinstance(a, (int, float)) and a == b)

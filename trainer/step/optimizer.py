@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import os
+import pickle
 from typing import Any, Dict, Mapping, Optional, Sequence
 
 import mxnet as mx
@@ -30,6 +31,7 @@ from .shared_gradients import SharedGradients, used_by
 _SHOWN = 4  # parameters, in a message
 _IN_ONE_PASS = {"sgd": momentum.SGD, "nag": momentum.NAG}
 # Arguments of MXNet's optimizers. What LBSGD adds up over batch_scale steps is in no checkpoint.
+_IN_NO_CHECKPOINT = {"cumgrads"}
 _DONE_OTHERWISE = {
     "lr_scheduler": "the settings of schedule do that",
     "batch_scale": "optimizer.accumulate does that",
@@ -37,10 +39,10 @@ _DONE_OTHERWISE = {
 
 
 def make_optimizer(settings: Optimizer) -> mx.optimizer.Optimizer:
-    """The MXNet optimizer that ``settings`` describe.
+    """The MXNet optimizer that ``settings`` describe, with ``moved``: see :func:`_try_out`.
 
-    Raises:
-        ConfigError: no optimizer has that name, or it refuses an argument.
+    Raises ConfigError if none has that name, it refuses an argument, or its updates change what a
+    checkpoint cannot hold.
     """
     name = "nag" if settings.nesterov else settings.name.lower()
     known = sorted(mx.optimizer.Optimizer.opt_registry)
@@ -61,29 +63,46 @@ def make_optimizer(settings: Optimizer) -> mx.optimizer.Optimizer:
             raise ConfigError(f"optimizer.arguments has {argument}; {instead}")
     try:
         make = _IN_ONE_PASS.get(name) or functools.partial(mx.optimizer.create, name)
-        _try_out(make(**{**arguments, **settings.arguments}))
-        return make(**{**arguments, **settings.arguments})
+        moved = _try_out(make(**{**arguments, **settings.arguments}))
+        optimizer = make(**{**arguments, **settings.arguments})
     except Exception as error:  # MXNet checks some arguments nowhere, others in the first update
         lines = str(error).splitlines() or [f"{type(error).__name__} in its update of a vector"]
         raise ConfigError(f"optimizer.arguments do not fit {name}: {lines[0]}") from error
+    for attribute, value in moved.items():
+        if not isinstance(value, (int, float, type(None))):
+            raise ConfigError(
+                f"optimizer.name is {settings.name!r}, whose update changes its {attribute}, a "
+                f"{type(value).__name__}, which no checkpoint holds; keep plain numbers in its "
+                "attributes, and arrays in create_state"
+            )
+    optimizer.moved = sorted(moved)
+    return optimizer
 
 
-def _try_out(optimizer: mx.optimizer.Optimizer) -> None:
-    """Update a vector, such as a bias is."""
+def _try_out(optimizer: mx.optimizer.Optimizer) -> Dict[str, Any]:
+    """Update a vector, such as a bias is; the optimizer's own attributes that this has changed."""
+    before = {name: _content(value) for name, value in vars(optimizer).items()}
     weight, gradient = mx.nd.ones(2), mx.nd.ones(2)
     mx.optimizer.get_updater(optimizer)([0], [gradient], [weight])
     weight.wait_to_read()
+    others = vars(mx.optimizer.Optimizer()).keys() | _IN_NO_CHECKPOINT
+    own = {name: value for name, value in vars(optimizer).items() if name not in others}
+    return {name: v for name, v in own.items() if _content(v) != before.get(name)}
+
+
+def _content(value: Any) -> Any:
+    try:
+        return pickle.dumps(value)
+    except Exception:  # whatever the user's own class raises
+        return id(value)
 
 
 def make_trainer(net: gluon.Block, settings: Optimizer) -> gluon.Trainer:
     """The distributed trainer of ``net``, which must be initialised; on every rank.
 
     ``lr_mult`` replaces the parameters' own where a pattern fits. Unless asked for, gamma, beta and
-    biases (parameters of at most one dimension) do not decay.
-
-    Raises:
-        ConfigError: the optimizer would not keep the weights of several ranks alike, or a pattern
-            of ``lr_mult`` fits nothing.
+    biases (parameters of at most one dimension) do not decay. Raises ConfigError if the optimizer
+    would not keep the weights of several ranks alike, or a pattern of ``lr_mult`` fits nothing.
     """
     optimizer = make_optimizer(settings)
     if dist.world_size() > 1 and isinstance(optimizer, mx.optimizer.SGLD):
@@ -158,11 +177,8 @@ def gluon_trainer(
         forward: the parameters in the order in which forward uses them, as far as is known.
 
     The first step moves gradients to where they are reduced, so code that reads them must call
-    ``parameter.grad()`` in every step.
-
-    Raises:
-        ValueError: gradients are sparse, for which Horovod writes beyond their memory, or on
-            several devices, of which it would reduce the first one's alone.
+    ``parameter.grad()`` in every step. Raises ValueError where they are sparse, for which Horovod
+    writes beyond their memory, or on several devices, of which it would reduce the first one's.
     """
     trainer = gluon.Trainer(parameters, optimizer, kvstore=None)
     if dist.world_size() == 1:

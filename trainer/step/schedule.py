@@ -40,8 +40,8 @@ def lr_schedule(
         return float(schedule.gamma**passed)
     if schedule.name == "plateau":
         return max(float(schedule.gamma**reductions), schedule.final_lr)
-    # A benchmark may take more steps than the run.
-    progress = min(1.0, (step - warmup) / (epochs * steps_per_epoch - warmup))
+    # A benchmark may take more steps than the run, all of which may be warm-up.
+    progress = min(1.0, (step - warmup) / max(1, epochs * steps_per_epoch - warmup))
     left = {
         "cosine": (1 + math.cos(math.pi * progress)) / 2,
         "one_cycle": (1 + math.cos(math.pi * progress)) / 2,

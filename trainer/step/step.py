@@ -11,6 +11,7 @@ import mxnet as mx
 from mxnet import autograd, gluon
 
 from .. import batch_norm, dist
+from ..batch_norm import running_statistics
 from ..config import Config
 from ..data.augment.mixing import Mixed
 from ..data.loader import Batch
@@ -20,6 +21,8 @@ from ..mxnet_internals import trained_parameters
 from .gradients import reduce_and_update
 from .loss import Loss, cross_entropy
 from .timing import Mark, unmarked
+
+CUDNN = "gpu"  # where it computes plain batch norm, of MXNet's kinds of devices
 
 
 class StepResult(NamedTuple):
@@ -33,8 +36,7 @@ class StepResult(NamedTuple):
 def forward(net: gluon.Block, data: mx.nd.NDArray) -> mx.nd.NDArray:
     """Logits, float32 (B, K) whatever the net's own dtype, of ``data``, float32 (B, C, H, W).
 
-    Raises:
-        ConfigError: the net returns something else, as some do in training mode only.
+    Raises ConfigError if the net returns something else, as some do in training mode only.
     """
     logits = net(data)
     if not isinstance(logits, mx.nd.NDArray):
@@ -99,13 +101,18 @@ def _forward_backward(
     rows = part.stop - part.start
     empty = rows == 0
     awaited = empty and batch_norm.is_over_ranks(net)
-    whole = rows == batch.samples
-    data, label, mixed = batch.data, batch.label, batch.mixed
-    if not whole:
-        shown = slice(0, 1) if empty else part
-        data, label = data[shown], label[shown]
-        mixed = mixed and Mixed(*(array[shown] for array in mixed))
-    weight = 0.0 if empty else dist.world_size() / batch.global_samples
+    arrays = [batch.data, batch.label, *(batch.mixed or ())]
+    if rows != batch.samples:
+        arrays = [array[slice(0, 1) if empty else part] for array in arrays]
+    # Of one sample cuDNN's running variance is NaN. Of the same sample twice it is that of CPUs.
+    twice = rows == 1 and batch.data.context.device_type == CUDNN and not batch_norm.is_synced(net)
+    if twice:
+        arrays = [array.repeat(2, axis=0) for array in arrays]
+    data, label, mixed = arrays[0], arrays[1], Mixed(*arrays[2:]) if batch.mixed else None
+    if running_statistics.move_with_input_gradient(net):
+        data.attach_grad()
+    share = 0.0 if empty else 0.5 if twice else 1.0  # of each row
+    weight = share * dist.world_size() / batch.global_samples
     context = batch_norm.empty_batch() if awaited else contextlib.nullcontext()
     with context:
         with autograd.record(train_mode=awaited or not empty):
@@ -118,7 +125,7 @@ def _forward_backward(
     best = logits.detach().argmax(axis=-1)
     correct = _of_mixed(lambda label: mx.nd.equal(best, label), label, mixed)
     sums = loss.detach().sum(), correct.sum()
-    return (sums[0] * 0.0, sums[1] * 0.0) if empty else sums
+    return sums if share == 1 else (sums[0] * share, sums[1] * share)
 
 
 @functools.lru_cache(maxsize=8)  # steps are alike, but for the last of an epoch

@@ -89,6 +89,31 @@ def test_a_parameter_of_two_layers_is_averaged_once() -> None:
         np.testing.assert_allclose(first.weight.data().asnumpy(), 0.5)
 
 
+def test_what_training_does_not_move_stays_to_the_last_bit() -> None:
+    class Net(gluon.HybridBlock):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.frozen, self.slow, self.head = nn.BatchNorm(), *map(nn.Dense, (4, 4, 2))
+            self.order = self.params.get_constant("order", RANDOM.permutation(36))
+            self.frozen.collect_params().setattr("grad_req", "null")
+            self.slow.collect_params().setattr("lr_mult", 0)
+
+        def hybrid_forward(self, F: object, x: mx.nd.NDArray, order: mx.nd.NDArray) -> object:
+            return self.head(self.slow(self.frozen(self.norm(x.take(order, axis=1)))))
+
+    net = Net()
+    net.initialize(mx.init.Normal(1))
+    net(mx.nd.zeros((1, 36)))
+    before, ema = values(net), Ema(net, 0.999)
+    net.norm.running_mean.set_data(mx.nd.ones(36))
+    net.head.weight.set_data(mx.nd.ones((2, 4)))
+    for step in range(200):
+        ema.after(step)
+    ema.swap()
+    changed = {name for name, value in values(net).items() if (value != before[name]).any()}
+    assert changed == {"norm.running_mean", "head.weight"}
+
+
 def test_weights_in_which_an_average_would_stand_still_are_refused() -> None:
     said = r"^train.ema is 0.999, and [02].weight is float16, in which .*; keep the net in float32"
     with pytest.raises(ConfigError, match=said):

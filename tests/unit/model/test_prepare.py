@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import mxnet as mx
+import numpy as np
 import pytest
 from mxnet import gluon
 from mxnet.gluon import nn
 
 from trainer import batch_norm
-from trainer.config import Config, Model
+from trainer.config import Config, Model, Optimizer
 from trainer.errors import ConfigError
 from trainer.model import prepare
 
@@ -145,6 +146,78 @@ def refusal(net: gluon.Block, **settings) -> str:
 )
 def test_faults_of_the_users_net_are_reported_with_their_place(net, expected):
     assert expected in refusal(net())
+
+
+IMAGE = prepare.fixed_image((1, 5, 5), mx.cpu())
+
+
+class Moving(gluon.Block):
+    """A batch norm as the book's (section 5.10), and what it has seen last."""
+
+    def __init__(self, in_place=False, kept="mxnet", chance=False):
+        super().__init__()
+        self.in_place, self.chance, self.seen = in_place, chance, mx.nd.zeros(1)
+        self.mean = {"mxnet": mx.nd.zeros(25), "numpy": np.zeros(25), "": None}[kept]
+        self.head, self.norm = nn.Dense(3), nn.BatchNorm()
+
+    def forward(self, x):
+        self.seen = x = self.norm(x).flatten()
+        if self.mean is None:
+            return self.head(x)
+        mean = self.mean if isinstance(self.mean, mx.nd.NDArray) else mx.nd.array(self.mean)
+        if mx.autograd.is_training():
+            moved = mean * 0.9 + x.mean(axis=0) * 0.1
+            moved = moved if isinstance(self.mean, mx.nd.NDArray) else moved.asnumpy()
+            if self.in_place:
+                self.mean[:] = moved
+            else:
+                self.mean = moved
+        x = x + mx.nd.random.normal(shape=x.shape) if self.chance else x
+        return self.head(x - mean)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("kind", ["mxnet", "numpy"])
+@pytest.mark.parametrize("norm", ["local", "sync"])
+def test_statistics_that_are_no_parameters_are_refused_and_left_alone(in_place, kind, norm):
+    net = Moving(in_place, kind)
+    prepare.prepare_net(net, Config(batch_norm=norm), (1, 5, 5), mx.cpu())
+    mean, running = net.mean, net.norm.running_mean.data().asnumpy()
+    with pytest.raises(ConfigError, match=r"changes seen, mean, which .* keep it as a parameter"):
+        prepare.check_state(net, IMAGE)
+    assert net.mean is mean and not np.asarray(mean.asnumpy() if kind == "mxnet" else mean).any()
+    assert (
+        net.norm.running_mean.data().asnumpy() == running
+    ).all() and not net.seen.asnumpy().any()
+
+
+@pytest.mark.parametrize("arguments", [{"kept": ""}, {"chance": True}])
+def test_arrays_that_scores_do_not_depend_on_are_the_nets_own_affair(arguments):
+    """As the attention that was seen last; of scores that are drawn nothing is known."""
+    net = Moving(**arguments)
+    prepare.prepare_net(net, Config(), (1, 5, 5), mx.cpu())
+    prepare.check_state(net, IMAGE)
+
+
+def test_a_net_without_arrays_is_not_run_in_training_mode(monkeypatch):
+    net = nn.Dense(3)
+    prepare.prepare_net(net, Config(), (1, 5, 5), mx.cpu())
+    monkeypatch.setattr(mx.autograd, "record", None)
+    prepare.check_state(net, IMAGE)
+
+
+@pytest.mark.parametrize("units", [0, 25])
+def test_an_unknown_initializer_is_reported_whether_or_not_shapes_are_known(units):
+    message = refusal(nn.Dense(3, weight_initializer="lecun", in_units=units))
+    assert "_weight cannot be drawn: lecun is not registered" in message
+    assert message.endswith('give it an init of its own, e.g. params.get(..., init="ones")')
+
+
+def test_sparse_gradients_are_not_accumulated():
+    net = nn.HybridSequential()
+    net.add(nn.Embedding(5, 2, sparse_grad=True), nn.Dense(3))
+    assert "gradients are sparse" in refusal(net, optimizer=Optimizer(accumulate=2))
+    prepare.prepare_net(net, Config(), (1, 5, 5), mx.cpu())
 
 
 def test_mxnets_numpy_mode_is_refused_with_the_way_out():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
+import logging
 
 import mxnet as mx
 import numpy as np
@@ -72,8 +74,64 @@ def softened(power):
     return Softened(None, 0)
 
 
+SCALE, ARRAY = 2.0, mx.nd.array([1, 4])
+LOG = logging.getLogger()
+ARGUMENTS = argparse.Namespace(scale=2.0, epochs=3, log=LOG)
+WITHIN = Weighted(2)
+
+
+def by_globals(scores, labels):
+    """What this says is no part of it."""
+    return sum(hinge(scores, labels) * SCALE * each for each in ARRAY)
+
+
+def by_arguments(scores, labels):
+    ARGUMENTS.log.debug(scores)
+    return hinge(scores, labels) * ARGUMENTS.scale
+
+
+def through_others(scores, labels):
+    return by_arguments(scores, labels) + WITHIN(scores, labels)
+
+
+class Composed(gluon.loss.Loss):
+    """Of another loss, a function and a constant, or of what was added to it."""
+
+    def __init__(self, weight=None, function=None, constant=None, added=None):
+        super().__init__(None, 0)
+        if weight is not None:
+            self.inner = gluon.loss.SoftmaxCrossEntropyLoss(weight=weight)
+        self.function = function
+        if constant is not None:
+            self.constant = self.params.get_constant("constant", mx.nd.array([constant]))
+            self.constant.initialize()
+        if added is not None:
+            self.register_child(gluon.loss.L2Loss(weight=added))
+
+    def hybrid_forward(self, F, scores, labels, **arrays):
+        return self.helped(scores)
+
+    def helped(self, scores):
+        return scores
+
+
 # Each makes it anew, as another process would.
 MADE = [
+    lambda: Composed(weight=1.0),
+    lambda: Composed(weight=9.0),
+    lambda: Composed(function=mx.nd.exp),
+    lambda: Composed(function=mx.nd.square),
+    lambda: Composed(function=np.exp),
+    lambda: Composed(function=np.square),
+    lambda: Composed(constant=1),
+    lambda: Composed(constant=2),
+    lambda: Composed(added=1.0),
+    lambda: Composed(added=2.0),
+    lambda: around({"a", "bc", "def"}),
+    lambda: around({"a", "bc", "deg"}),
+    lambda: by_globals,
+    lambda: by_arguments,
+    lambda: through_others,
     lambda: by_default,
     lambda: by_another_default,
     lambda: around(1.0),
@@ -103,6 +161,55 @@ def test_a_loss_is_told_apart_by_what_it_holds_and_is_the_same_when_made_anew():
     assert digests == [agreement.of_loss(make())["loss"] for make in MADE]
 
 
+@pytest.mark.parametrize(
+    ("loss", "name", "value", "other"),
+    [
+        (by_globals, "SCALE", 5.0, True),
+        (by_globals, "ARRAY", mx.nd.array([1, 400]), True),
+        (by_globals, "hinge", twice, True),
+        (by_globals, "ARGUMENTS", None, False),
+        (by_arguments, "ARGUMENTS", argparse.Namespace(scale=3.0, log=LOG), True),
+        (by_arguments, "ARGUMENTS", argparse.Namespace(scale=2.0, log=LOG, epochs=9), False),
+        (through_others, "ARGUMENTS", argparse.Namespace(scale=3.0, log=None), True),
+        (through_others, "WITHIN", Weighted(5), True),
+        (through_others, "WITHIN", Weighted(2), False),
+    ],
+)
+def test_a_loss_is_known_by_the_global_variables_that_it_reads(
+    monkeypatch, loss, name, value, other
+):
+    def digest():
+        return agreement.of_loss(loss)
+
+    before = digest()
+    assert digest() == before
+    monkeypatch.setitem(globals(), name, value)
+    assert (digest() != before) == other
+
+
+def test_a_loss_may_use_the_net_that_is_trained():
+    trained, teacher = net(), net()
+    for each in (trained, teacher):
+        each.initialize(mx.init.One())
+
+    def loss(scores, labels):
+        return scores + trained[0].weight.data().sum() - teacher(scores)
+
+    before = agreement.of_loss(loss, trained)
+    trained[0].weight.set_data(mx.nd.zeros((3, 2)))
+    assert agreement.of_loss(loss, trained) == before
+    teacher[0].weight.set_data(mx.nd.zeros((3, 2)))
+    assert agreement.of_loss(loss, trained) != before
+
+
+def test_a_hybridized_loss_stays_the_same_when_it_has_run():
+    loss = gluon.loss.SoftmaxCrossEntropyLoss()
+    loss.hybridize()
+    before = agreement.of_loss(loss)
+    loss(mx.nd.ones((2, 3)), mx.nd.ones(2))
+    assert agreement.of_loss(loss) == before
+
+
 LOSSES = [
     hinge,
     twice,
@@ -113,6 +220,8 @@ LOSSES = [
     gluon.loss.SoftmaxCrossEntropyLoss(),
     gluon.loss.SoftmaxCrossEntropyLoss(weight=2.0),
     gluon.loss.L2Loss(),
+    lambda scores, labels: sum(2 * x for x in scores),
+    lambda scores, labels: sum(3 * x for x in scores),
 ]
 
 
@@ -199,16 +308,50 @@ def test_a_file_of_initial_weights_counts_by_its_content(tmp_path):
     assert agreement.of_initial_weights(made, str(file)) == {}
 
 
-def test_weights_count_once_they_are_all_there():
+def test_weights_count_as_far_as_they_are_there():
     made = net()
     assert agreement.of_initial_weights(made) == {}
+    found = []
+    for value in (1, 2):  # a body that was trained before, under a new head
+        made = net()
+        made[0].initialize(mx.init.Constant(value))
+        found.append(agreement.of_initial_weights(made))
+    assert found[0] != found[1] and list(found[0]) == ["initial weights"]
     made.initialize(mx.init.One())
     before = agreement.of_initial_weights(made)
-    assert list(before) == ["initial weights"]
+    assert before not in found
     made[1].running_mean.set_data(mx.nd.ones(3))
     assert agreement.of_initial_weights(made) == before, "running statistics are not weights"
     made[0].bias.set_data(mx.nd.array([0, 0, 1e-30]))
     assert agreement.of_initial_weights(made) != before
+
+
+def test_dropout_and_multipliers_make_another_net():
+    def digests(rate=0.1, **multipliers):
+        [nn.Dropout(0.3) for _ in range(3)]
+        made = net()
+        whole = nn.Sequential()
+        whole.add(made, nn.Dropout(rate), nn.Lambda(functools.partial(mx.nd.relu)))
+        for name, value in multipliers.items():
+            made[0].collect_params().setattr(name, value)
+        return agreement.of_net(whole)
+
+    found = [digests(), digests(0.9), digests(lr_mult=10), digests(wd_mult=0)]
+    assert len({own["layers or multipliers"] for own in found}) == len(found)
+    assert len({own["net"] for own in found}) == 1, "earlier versions recorded this alone"
+    assert digests() == found[0]
+
+
+@pytest.mark.parametrize(
+    ("other", "refused"),
+    [([1, -2], False), ([1.01, -2], False), ([], False), ([1, 2], True), ([1, -2, 0], True)],
+)
+def test_nets_that_compute_something_else_are_refused(monkeypatch, other, refused):
+    told = [([1, -2], "rank 0"), (other, "rank 1")]
+    monkeypatch.setattr(agreement.dist, "gather_objects", lambda own: told)
+    message = "different functions: .* that on rank 1 gives other scores than that on rank 0; give"
+    with pytest.raises(ConfigError, match=message) if refused else contextlib.nullcontext():
+        agreement.check_answers([1, -2])
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import json
 
 import pytest
 
-from trainer.config import Config
+from trainer.config import Config, Schedule
 from trainer.run import bench_table
 from trainer.run.bench import PHASES, Figures, percentiles
+from trainer.step.schedule import lr_schedule
 
 FIGURES = Figures(
     ranks=2,
@@ -70,3 +71,8 @@ def test_json_holds_settings_and_figures():
     assert values["figures"].items() >= dataclasses.asdict(FIGURES).items()
     assert values["config"]["train"]["global_batch_size"] == 128
     assert values["figures"]["headroom"] == 25.0
+
+
+def test_a_benchmark_may_take_more_steps_than_a_run_that_is_all_warm_up() -> None:
+    shares = [lr_schedule(Schedule(warmup_epochs=2), step, 3, 2) for step in (5, 6, 9)]
+    assert shares == [1, 1, 0]

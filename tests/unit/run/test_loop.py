@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import os
+import signal
 from pathlib import Path
-from typing import Any, Callable, List
+from typing import Any, Callable, List, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -14,7 +18,8 @@ from trainer import checkpoint
 from trainer.config import Config, from_dict
 from trainer.data import input_pipeline
 from trainer.dist.watchdog import Watchdog
-from trainer.run import loop
+from trainer.report import loggers
+from trainer.run import loop, outcome
 from trainer.step.schedule import lr_schedule
 
 DRAW = np.random.RandomState(0)
@@ -152,3 +157,126 @@ def test_a_validation_set_of_its_own_chooses_and_the_test_set_is_looked_at_once(
     assert {name for name, *_ in chosen} == {"validation"} and last == ("test", result.steps, 5)
     best = checkpoint.find_best(settings.checkpoint_folder)
     assert best is not None and checkpoint.read_state(best).accuracy == 1
+
+
+Told = List[Tuple[str, Any]]
+
+
+def stoppable(folder: Path, told: Told, stop_at: int = 0, **others: Any) -> Any:
+    """A run that evaluates in batches of two; the ``stop_at``-th batch comes with a SIGTERM."""
+    batches = 0
+
+    def looked(scores: Any, label: Any) -> Any:
+        nonlocal batches
+        batches += len(scores) <= 2 and told is not None
+        if batches == stop_at and len(scores) <= 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return label
+
+    settings = config(
+        folder, evaluate={"batch_size": 2}, monitor={"loggers": ["csv"], "every_steps": 2}, **others
+    )
+    mx.random.seed(0)
+    net = made(nn.Dropout(0.5), nn.BatchNorm(in_channels=1))
+    net.initialize()
+    result = loop.fit(
+        net,
+        settings,
+        train=SET,
+        test=(SET[0][:7], SET[1][:7]),
+        metrics={"looked": looked},
+        on_evaluation=lambda end: told.append(("evaluation", end.step)),
+        on_epoch_end=lambda end: told.append(("epoch", (end.epoch, *end.training))),
+    )
+    return result, batches, [p.data().asnumpy() for p in net.collect_params().values()]
+
+
+def points(folder: Path) -> List[Tuple[str, ...]]:
+    with open(folder / "default" / "metrics.csv", newline="") as file:
+        rows = [(r["step"], r["tag"], r["value"]) for r in csv.DictReader(file)]
+    return sorted(row for row in rows if not row[1].startswith(("speed/", "system/")))
+
+
+PATIENT = {"epochs": 3, "global_batch_size": 4, "patience": 1}
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "others"),
+    [
+        (2, {}),  # in the first epoch's evaluation
+        (6, {"calibrate_samples": 4}),  # in the last
+        (6, {"train": {"epochs": 9, "global_batch_size": 4, "max_steps": 5}}),  # within an epoch
+        (6, {"train": PATIENT, "optimizer": {"lr": 1e-9}}),  # by which it stops early
+        (10, {"train": PATIENT, "optimizer": {"lr": 1e-9}, "calibrate_samples": 4}),  # and again
+    ],
+)
+def test_a_stop_in_an_evaluation_is_made_at_once_and_the_evaluation_when_it_resumes(
+    tmp_path: Path, stop_at: int, others: Any
+) -> None:
+    told: Told = []
+    result, _, expected = stoppable(tmp_path / "a", told, **others)
+    told_again: Told = []
+    stopped, batches, _ = stoppable(tmp_path / "b", told_again, stop_at, **others)
+    assert stopped.stopped and not stopped.stopped_early and batches == stop_at
+    assert checkpoint.find_latest(tmp_path / "b" / "default" / "checkpoints", pytest.fail)
+    resumed, _, weights = stoppable(tmp_path / "b", told_again, **others)
+    assert resumed._replace(folder=result.folder, images_per_second=None, evaluation=None) == (
+        result._replace(images_per_second=None, evaluation=None)
+    )
+    assert resumed.evaluation.loss == result.evaluation.loss
+    assert told_again == told
+    for ours, theirs in zip(weights, expected):
+        np.testing.assert_array_equal(ours, theirs)
+    assert points(tmp_path / "b") == points(tmp_path / "a")
+    states = [
+        checkpoint.read_state(checkpoint.listing(tmp_path / name / "default" / "checkpoints")[-1])
+        for name in ("a", "b")
+    ]
+    assert states[0].plateau == states[1].plateau and states[0].totals == states[1].totals
+    assert states[0].accuracy == states[1].accuracy is not None
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [("SIGINT", KeyboardInterrupt), ("SIGTERM", SystemExit)]
+)
+def test_a_stop_after_the_last_evaluation_ends_the_script_that_would_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str, raised: Any
+) -> None:
+    monkeypatch.setenv("LAUNCH_ID", "one")
+    monkeypatch.setattr(loop.dist, "shutdown", lambda: None)
+
+    def stop(end: loop.EpochEnd) -> None:
+        if end.step == STEPS:
+            os.kill(os.getpid(), getattr(signal, number))
+
+    with pytest.raises(raised):
+        loop.fit(made(), config(tmp_path), train=SET, test=SET, on_epoch_end=stop)
+    assert result_of(tmp_path)["state"] == "done"
+
+
+def result_of(folder: Path) -> Any:
+    return json.loads((folder / "default" / "result.json").read_text())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_loggers_hear_how_a_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    heard = []
+
+    class Logger:
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        def close(self, failed: bool) -> None:
+            heard.append(failed)
+
+    monkeypatch.setitem(loggers._KINDS, "csv", Logger)
+    settings = config(
+        tmp_path, monitor={"loggers": ["csv"]}, optimizer={"lr": 1e30 if fails else 0.1}
+    )
+    try:
+        loop.fit(made(nn.Dense(3)), settings, train=SET)
+    except outcome.TrainingError:
+        assert fails
+    assert heard == [fails]

@@ -133,6 +133,7 @@ def test_a_lost_weight_is_found_though_the_loss_is_finite(bad: float, dtype: str
     parameters = [gluon.Parameter(f"p{i}", shape=(2,), dtype="float32") for i in range(300)]
     parameters += [gluon.Parameter("lost", shape=(3,), dtype=dtype)]
     parameters += [gluon.Constant("counts", mx.nd.array([1], dtype="int32"))]
+    parameters += [gluon.Constant("mask", mx.nd.array([-np.inf]))]
     for parameter in parameters:
         parameter.initialize()
     metrics = TrainMetrics(CPU, parameters=parameters)

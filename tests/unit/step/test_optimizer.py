@@ -463,3 +463,19 @@ def test_what_is_wrong_with_an_optimizer_is_reported_in_one_line(settings, expec
     assert "\n" not in text
     for part in expected:
         assert part in text
+
+
+@pytest.mark.parametrize("kept", [[0], {0: 0}, np.zeros(2), mx.nd.zeros(2)])
+def test_an_optimizer_whose_updates_change_what_no_checkpoint_holds_is_refused(monkeypatch, kept):
+    class Keeping(mx.optimizer.Optimizer):
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            self.mean, self.table, self.unpicklable = kept, {"a": 1}, lambda: 0
+
+        def update(self, index, weight, gradient, state):
+            self.mean[0] += 1
+
+    monkeypatch.setitem(mx.optimizer.Optimizer.opt_registry, "keeping", Keeping)
+    said = r"^optimizer.name is 'keeping', whose update changes its mean, a \w+, which no check"
+    with pytest.raises(ConfigError, match=said):
+        make_optimizer(Optimizer("keeping"))

@@ -15,7 +15,7 @@ from mxnet import autograd, gluon
 from mxnet.gluon import Block, nn
 
 from trainer import batch_norm
-from trainer.batch_norm.rank_sum import registry
+from trainer.batch_norm.rank_sum import RankSum, registry
 from trainer.config import Config, Optimizer, Train
 from trainer.data.augment.mixing import Mixed
 from trainer.data.loader import Batch
@@ -263,6 +263,31 @@ def test_batch_with_samples_moves_running_statistics(parts):
     gradient, _ = gradient_of_a_step(net, batch_of(7, 7, parts), settings(accumulate=parts))
     assert (gradient["2.running_mean"] != 0).any()
     assert (gradient["2.running_var"] != 0).any()
+
+
+@pytest.mark.parametrize("hybridize", [False, True])
+@pytest.mark.parametrize("operator", [None, "1", "device"])
+def test_statistics_of_a_first_norm_without_parameters_move(monkeypatch, hybridize, operator):
+    """Nothing before it needs a gradient, and it is in backward that MXNet moves them."""
+    net = nn.HybridSequential()
+    net.add(nn.BatchNorm(scale=False, center=False), nn.Dense(4))
+    net.initialize()
+    net(mx.nd.zeros((1, 1, 5, 5)))
+    if operator is not None:  # as on a rank that has peers, on CPUs or GPUs
+        monkeypatch.setenv("BATCH_NORM_NATIVE", operator)
+        monkeypatch.setattr(RankSum, "size", 2)
+        monkeypatch.setattr(RankSum, "_allreduce", lambda self, values, name="": 2 * values)
+        monkeypatch.setattr(RankSum, "connect", lambda *_: None)
+        monkeypatch.setattr(RankSum, "on_device", lambda self, array: 2 * array)
+        batch_norm.convert_sync_batch_norm(net)
+    if hybridize:
+        net.hybridize(static_alloc=True)
+    gradient_of_a_step(net, batch_of(6, 6, 2), settings(accumulate=2))
+    mean, variance = (net[0].running_mean.data(), net[0].running_var.data())
+    halves = DATA[:3], DATA[3:6]
+    expected = [0.1 * (0.9 * halves[0].mean() + halves[1].mean())]
+    expected.append(0.81 + 0.1 * (0.9 * halves[0].var() + halves[1].var()))
+    np.testing.assert_allclose([mean.asscalar(), variance.asscalar()], expected, rtol=1e-5)
 
 
 def test_empty_micro_batches_leave_running_statistics_alone():
