@@ -81,12 +81,12 @@ def make_optimizer(settings: Optimizer) -> mx.optimizer.Optimizer:
 
 def _try_out(optimizer: mx.optimizer.Optimizer) -> Dict[str, Any]:
     """Update a vector, such as a bias is; the optimizer's own attributes that this has changed."""
-    before = {name: _content(value) for name, value in vars(optimizer).items()}
+    before = {name: _content(value) for name, value in optimizer.__getstate__().items()}
     weight, gradient = mx.nd.ones(2), mx.nd.ones(2)
     mx.optimizer.get_updater(optimizer)([0], [gradient], [weight])
     weight.wait_to_read()
     others = vars(mx.optimizer.Optimizer()).keys() | _IN_NO_CHECKPOINT
-    own = {name: value for name, value in vars(optimizer).items() if name not in others}
+    own = {n: value for n, value in optimizer.__getstate__().items() if n not in others}
     return {name: v for name, v in own.items() if _content(v) != before.get(name)}
 
 
