@@ -81,11 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", title="actions")
-    add_local(actions)
-    add_elastic_rank(actions)
-    add_slurm(actions)
-    add_slurm_rank(actions)
-    add_slurm_job(actions)
+    for add in (add_local, add_elastic_rank, add_slurm, add_slurm_rank, add_slurm_job):
+        add(actions)
     doctor = actions.add_parser(
         "doctor",
         help="check whether this machine can train, and how to fix it if not",

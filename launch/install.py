@@ -114,10 +114,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
             install_test_system()
         if options.data:
             find_data()
-    except SetupError as error:
-        say(f"set-up stopped: {error}", sys.stderr)
-        return 1
-    except OSError as error:
+    except (SetupError, OSError) as error:
         say(f"set-up stopped: {explain(str(error))}", sys.stderr)
         return 1
     return 0

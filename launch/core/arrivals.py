@@ -12,6 +12,8 @@ HELD_KEYS = {CHECK_IN: "{rank}", "global": "rank_{rank}"}
 in `hvd.init()` is `global/rank_<n>`, and its timeout starts after the answer: while a rank is
 late, the others wait here instead of running into HOROVOD_GLOO_TIMEOUT_SECONDS."""
 
+SECONDS_TO_ANSWER = 5.0  # what rank 0 waits at most for the answers to the others
+
 ENDED_BEFORE_INIT = "ended before hvd.init(), where others wait for it"
 
 
@@ -29,6 +31,7 @@ class Arrivals:
         self._arrived: Dict[str, Set[int]] = {scope: set() for scope in HELD_KEYS}
         self._completed: Dict[str, float] = {}
         self._ended: Set[int] = set()
+        self._answered: Set[str] = set()  # paths of requests
         self._closed = False
         self._changed = threading.Condition()
 
@@ -85,6 +88,18 @@ class Arrivals:
             )
             if self.missing(scope):
                 raise MissingRanksError(self.absent() or self.explain(scope, self._timeout))
+
+    def answered(self, path: str) -> None:
+        """Records that who arrived by a request of this path has been answered, or has gone."""
+        with self._changed:
+            self._answered.add(path)
+            self._changed.notify_all()
+
+    def wait_for_answers(self, scope: str) -> None:
+        """Returns when all others that have arrived have been answered."""
+        with self._changed:
+            others = {f"/{scope}/{rank}" for rank in self._arrived[scope] - {0}}
+            self._changed.wait_for(lambda: self._answered >= others, SECONDS_TO_ANSWER)
 
     def explain(self, scope: str, seconds: float) -> str:
         """Which ranks have not arrived after so many seconds."""

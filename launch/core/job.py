@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from .arrivals import ranks_text
-from .process import describe_exit, first_cause, say, shell_exit_code
+from .process import Failure, describe_exit, first_cause, say, shell_exit_code
 from .rank_process import RankProcess
 from .ranks import EXIT_SAVED, count_of
 
@@ -26,22 +26,6 @@ class Events(queue.SimpleQueue):
 
     def on_signal(self, signum: int, frame: Optional[FrameType]) -> None:
         self.put(signal.SIGTERM if signum == signal.SIGHUP else signum)
-
-
-class Failure(NamedTuple):
-    """Why a job failed: the rank that caused it, how it ended, and its last output."""
-
-    rank: int
-    cause: str
-    last_lines: List[str]
-
-
-def report_failure(failure: Failure, then: str = "all other ranks have been ended") -> None:
-    """Prints the failure, repeating the rank's last output, so that nobody has to scroll for it."""
-    if failure.last_lines:
-        lines = [f"last lines of rank {failure.rank}, which failed:", *failure.last_lines]
-        say("\n    ".join(lines))
-    say(f"rank {failure.rank} {failure.cause}; {then}")
 
 
 class Outcome(NamedTuple):
@@ -72,10 +56,9 @@ class Job:
         # How long ranks wait for a peer that fell silent, in seconds.
         self._stop_limit = float(count_of(os.environ, "HOROVOD_GLOO_TIMEOUT_SECONDS", 30))
         self._failed: List[RankProcess] = []  # in the order of their ends
+        self._causes: Dict[RankProcess, str] = {}  # where the exit code does not tell
         self._unresponsive: List[RankProcess] = []
         self._stopped_since: Dict[RankProcess, float] = {}
-        self._stopped_too_long: List[RankProcess] = []
-        self._absent: List[RankProcess] = []  # ended, and the others wait for them
         self._ending = False
         self._resizing = False
         self._interrupted = False
@@ -124,16 +107,18 @@ class Job:
         self._stopped_since = {r: before.get(r, now) for r in self._running() if r.is_stopped()}
         for rank, since in self._stopped_since.items():
             if now - since > self._stop_limit:
-                self._stopped_too_long.append(rank)
+                self._causes[rank] = f"stood stopped (SIGSTOP) for {self._stop_limit:g} s: SIGKILL"
                 rank.signal(signal.SIGKILL)
 
     def _find_absent(self, awaited: Callable[[int], bool]) -> None:
         if self._ending or self._failed:
             return
-        ended = [rank for rank in self.ranks if rank.process.returncode in (0, EXIT_SAVED)]
-        self._absent = [rank for rank in ended if awaited(rank.rank)]
-        if self._absent:
-            self._failed += self._absent
+        for rank in self.ranks:
+            if rank.process.returncode in (0, EXIT_SAVED) and awaited(rank.rank):
+                how = describe_exit(rank.process.returncode)
+                self._causes[rank] = f"{how} before hvd.init(), where others wait"
+                self._failed.append(rank)
+        if self._failed:
             self._terminate()
 
     def _running(self) -> List[RankProcess]:
@@ -177,6 +162,9 @@ class Job:
                 f"{ranks_text(rank.rank for rank in late)} had not ended and got SIGKILL: what "
                 "was not saved by then is lost (--kill-after gives ranks longer)"
             )
+        for rank in late:
+            silent = f"answered neither its peers nor SIGTERM for {self._kill_after:g} s: SIGKILL"
+            self._causes.setdefault(rank, silent)
         self._unresponsive += late
         self.kill()
 
@@ -184,25 +172,15 @@ class Job:
         terminated = self._interrupted or self._warned
         if self._interrupted:
             return Outcome(128 + signal.SIGINT, terminated=terminated)
-        without_cause = [rank for rank in self._failed if rank.lacks_cause()]
         unresponsive = self._unresponsive if self._failed else []
         # Rank 0's output is not known where it has the terminal (--quiet), its peers' is.
         failed = sorted(self._failed, key=lambda rank: rank.lost_a_peer)
-        rank = first_cause(failed, without_cause, unresponsive)
+        rank = first_cause(failed, RankProcess.lacks_cause, unresponsive)
         if rank is None:
             code = max(shell_exit_code(rank.process.returncode) for rank in self.ranks)
             return Outcome(code, terminated=terminated, outdated=self._resizing)
         code = shell_exit_code(rank.process.returncode) or 1  # an absent rank may end with 0
         unconnected = any(failed.found_no_peer() for failed in self._failed)
-        return Outcome(code, self._failure(rank), terminated, unconnected=unconnected)
-
-    def _failure(self, rank: RankProcess) -> Failure:
-        if rank in self._absent:
-            cause = f"{describe_exit(rank.process.returncode)} before hvd.init(), where others wait"
-        elif rank in self._stopped_too_long:
-            cause = f"stood stopped (SIGSTOP) for {self._stop_limit:g} s: SIGKILL"
-        elif rank in self._unresponsive:
-            cause = f"answered neither its peers nor SIGTERM for {self._kill_after:g} s: SIGKILL"
-        else:
-            cause = describe_exit(rank.process.returncode)
-        return Failure(rank.rank, cause, rank.last_lines())
+        cause = self._causes.get(rank) or describe_exit(rank.process.returncode)
+        failure = Failure(rank.rank, cause, rank.last_lines())
+        return Outcome(code, failure, terminated, unconnected=unconnected)

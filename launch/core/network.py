@@ -29,6 +29,7 @@ _CLONE_NEWUTS = 0x04000000  # <linux/sched.h>
 _CLONE_NEWUSER = 0x10000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
+LOOPBACK = "127.0.0.1"
 PROVE = "prove"
 """In place of the token, in requests for a proof that the server knows it."""
 
@@ -68,9 +69,14 @@ def interface_of(address: str) -> str:
     raise ValueError(f"no interface of this machine has the address {address}{hint}")
 
 
-def check_interface(name: str) -> str:
-    """Returns `name` if that interface has an IPv4 address; else a ValueError lists those."""
-    known = addresses_by_interface()
+def interface_towards(address: str) -> str:
+    """HOROVOD_GLOO_IFACE, or else the interface on the route to `address`.
+
+    Raises ValueError, with a list of those that have an IPv4 address, if that has none.
+    """
+    known, name = addresses_by_interface(), os.environ.get("HOROVOD_GLOO_IFACE")
+    if not name:
+        return interface_of(address if address.startswith("127.") else address_towards(address))
     if name not in known:
         choices = ", ".join(f"{n} ({', '.join(a)})" for n, a in sorted(known.items()))
         raise ValueError(

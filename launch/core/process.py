@@ -7,13 +7,14 @@ first to exit is therefore not always the cause; the last output of the ranks te
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import signal
 import subprocess
 import sys
 import threading
 from contextlib import suppress
-from typing import IO, Callable, List, Mapping, Optional, Sequence, TypeVar
+from typing import IO, Callable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, TypeVar
 
 from .ranks import EXIT_SAVED
 from .streams import print_line
@@ -23,8 +24,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _noting = threading.Lock()
 T = TypeVar("T")  # a rank: its number, or its process
 
+TAIL_LINES = 20  # of a rank's output, which are shown once more if it fails
 MAX_LINE = 2**16
 """Bytes after which a line is broken, so that output without newlines does not fill the memory."""
+LINE = re.compile(rb"(?<=\n)")
+LINE_OR_BAR = re.compile(rb"(?<=\n)|(?<=\r)(?=[^\n])")
+"""Where lines end; in the second, those of a progress bar too, each of which overwrites the last.
+"""
 
 # Messages of Horovod 0.28, Gloo and trainer/ in a rank that lost a peer.
 _LOST_PEER = re.compile(
@@ -41,6 +47,22 @@ _NOT_CONNECTED = re.compile(r"connect \[.*\]:\d+: Connection refused")
 def say(message: str) -> None:
     """Prints a message of the launcher to stderr; dropped if the terminal was closed."""
     print_line(f"launch: {message}", sys.stderr)
+
+
+class Failure(NamedTuple):
+    """Why a job failed: the rank that caused it, how it ended, and its last output."""
+
+    rank: int
+    cause: str
+    last_lines: List[str]
+
+
+def report_failure(failure: Failure, then: str = "; all other ranks have been ended") -> None:
+    """Prints the failure, repeating the rank's last output, so that nobody has to scroll for it."""
+    if failure.last_lines:
+        lines = [f"last lines of rank {failure.rank}, which failed:", *failure.last_lines]
+        say("\n    ".join(lines))
+    say(f"rank {failure.rank} {failure.cause}{then}")
 
 
 def die_with_parent() -> None:
@@ -74,8 +96,22 @@ def run(
         return subprocess.CompletedProcess(command, 124, "", f"no answer within {timeout:g} s")
 
 
+def lines_of(source: IO[bytes], end: re.Pattern[bytes] = LINE) -> Iterator[bytes]:
+    """The lines of a stream as they come, each with its `end`, which a long or last one lacks."""
+    rest = b""
+    while chunk := os.read(source.fileno(), MAX_LINE):
+        *lines, rest = end.split(rest + chunk)
+        if len(rest) >= MAX_LINE:
+            lines, rest = [*lines, rest], b""
+        yield from lines
+    if rest:
+        yield rest
+
+
 def drain(
-    process: subprocess.Popen[bytes], note: Callable[[bytes], Optional[bytes]]
+    process: subprocess.Popen[bytes],
+    note: Callable[[bytes], Optional[bytes]],
+    end: re.Pattern[bytes] = LINE,
 ) -> List[threading.Thread]:
     """Starts threads that copy a process's output to this one's streams, line by line.
 
@@ -84,7 +120,7 @@ def drain(
     """
 
     def copy(source: IO[bytes], target: IO[bytes]) -> None:
-        for line in iter(lambda: source.readline(MAX_LINE), b""):
+        for line in lines_of(source, end):
             with _noting:
                 shown = note(line)
                 # A reader that went away (`| head`) or a full disk must not stop the ranks.
@@ -124,6 +160,9 @@ def describe_exit(returncode: int) -> str:
     return f"was killed by {name}"
 
 
+WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGINT)
+"""What Slurm and users send to all processes of a job for the ranks to hear."""
+
 START_SECONDS = 60.0
 """In which ranks that failed to connect, after all had come, have done nothing else yet."""
 
@@ -145,13 +184,12 @@ def lacks_cause(exited: bool, last_lines: Sequence[str]) -> bool:
 
 
 def first_cause(
-    failed: Sequence[T], without_cause: Sequence[T], unresponsive: Sequence[T]
+    failed: Sequence[T], lacks_cause: Callable[[T], bool], unresponsive: Sequence[T] = ()
 ) -> Optional[T]:
     """The rank to blame: the first of `failed` (in order of exit) whose output shows a cause.
 
-    If all are `without_cause` (see `lacks_cause`), it is the first `unresponsive` rank (alive,
-    but it had to be killed), and failing that the first that exited. None if nothing failed.
+    If all lack one, it is the first `unresponsive` rank (alive, but it had to be killed), and
+    failing that the first that exited. None if nothing failed.
     """
-    causes = [rank for rank in failed if rank not in without_cause]
-    candidates = [*causes, *unresponsive, *failed]
-    return candidates[0] if candidates else None
+    causes = (rank for rank in failed if not lacks_cause(rank))
+    return next(iter([*causes, *unresponsive, *failed]), None)

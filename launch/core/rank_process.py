@@ -14,9 +14,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Sequence
 
 import psutil
 
-from .process import drain, found_no_peer, lacks_cause
-
-TAIL_LINES = 20
+from .process import LINE_OR_BAR, TAIL_LINES, drain, found_no_peer, lacks_cause
 
 
 class RankProcess:
@@ -58,7 +56,7 @@ class RankProcess:
 
         A shell ends at the first signal: what it has started then gets `patience` seconds more.
         """
-        drains = drain(self.process, self._note)
+        drains = drain(self.process, self._note, LINE_OR_BAR)
 
         def wait() -> None:
             self.process.wait()
@@ -73,7 +71,7 @@ class RankProcess:
         threading.Thread(target=wait, daemon=True).start()
 
     def last_lines(self) -> List[str]:
-        return [line.decode(errors="replace").rstrip("\n") for line in self._tail]
+        return [line.decode(errors="replace").rstrip("\r\n") for line in self._tail]
 
     def lacks_cause(self) -> bool:
         return self.lost_a_peer or lacks_cause(self.process.returncode > 0, self.last_lines())
@@ -107,7 +105,12 @@ class RankProcess:
             os.killpg(self.process.pid, signum)
 
     def _note(self, line: bytes) -> Optional[bytes]:
+        text = line.rstrip(b"\r\n")
+        if self._tail and self._tail[-1].endswith(b"\r"):  # a progress bar, which moves on
+            self._tail.pop()
         self._tail.append(line)
         # Checked now, because a traceback longer than the kept lines may follow.
         self.lost_a_peer = self.lost_a_peer or lacks_cause(False, [line.decode("latin-1")])
-        return None if self._prefix is None else self._prefix + line.rstrip(b"\n") + b"\n"
+        if self._prefix is None or line == b"\r":
+            return None
+        return self._prefix + text + (line[len(text) :] or b"\n")

@@ -49,23 +49,92 @@ ALIVE = "alive"
 the connection of a rank that ends before."""
 
 
-class _Server(RendezvousHTTPServer):
-    """Horovod's HTTP server with this job's token and arrivals."""
+class Rendezvous(RendezvousHTTPServer):
+    """The store of one job, bound to one address; `serve` answers until `close`.
+
+    `ports` are tried in turn (0 lets the kernel choose); raises OSError if none is free. `say` is
+    called with each message for the user, one line.
+    """
 
     allow_reuse_address = False
     daemon_threads = True
     request_queue_size = 1024  # a thousand ranks may connect at once
     timeout = 0.2  # seconds that `handle_request` waits
 
-    def __init__(self, endpoint: Endpoint, arrivals: Arrivals, say: Callable[[str], None]) -> None:
-        super().__init__((endpoint.address, endpoint.port), _Handler, verbose=0)
-        self.endpoint = Endpoint(endpoint.address, self.server_address[1], endpoint.token)
-        self.arrivals = arrivals
+    def __init__(
+        self,
+        address: str,
+        world_size: int,
+        token: str,
+        say: Callable[[str], None],
+        ports: Iterable[int] = (0,),
+        start_timeout: float = START_TIMEOUT_SECONDS,
+    ) -> None:
+        refusals = []
+        for port in ports:
+            try:
+                super().__init__((address, port), _Handler, verbose=0)
+                break
+            except OSError as error:
+                refusals.append(f"{port} ({error.strerror})")
+        else:
+            tried = ", ".join(refusals)
+            raise OSError(f"cannot open a rendezvous port on {address}: {tried}")
+        self.endpoint = Endpoint(address, self.server_address[1], token)
+        self.arrivals = Arrivals(world_size, start_timeout)
         self.say = say
         self.connected: Set[str] = set()  # ranks that have connected the global context
+        self._world_size = world_size
+        self._start_timeout = start_timeout
         self._watched: List[socket.socket] = []
-        self._strangers: Set[str] = set()
+        self._said: Set[str] = set()
         self._silent: Dict[socket.socket, float] = {}  # connections, and until when they may be so
+        self._closed = threading.Event()
+        self._thread: Optional[threading.Thread] = None
+
+    def serve(self) -> None:
+        """Answers until `close`.
+
+        Warns when ranks wait for others beyond the timeout, or cannot connect to each other.
+        """
+        while not self._closed.is_set():
+            self.handle_request()
+            self.service_actions()
+            if self.arrivals.overdue(CHECK_IN, NOTICE_SECONDS):
+                late = self.arrivals.explain(CHECK_IN, NOTICE_SECONDS)
+                self.say_once("late", f"{late}; waiting up to {self._start_timeout:g} s")
+            for scope in HELD_KEYS:
+                if self.arrivals.overdue(scope, self._start_timeout):
+                    self.say_once(scope, self.arrivals.explain(scope, self._start_timeout))
+            if self.arrivals.absent():
+                self.say_once("absent", self.arrivals.absent())
+            if self.arrivals.seconds_since_complete("global") > CONNECT_SECONDS:
+                self._warn_of_interfaces()
+        self.server_close()
+
+    def serve_in_thread(self) -> None:
+        self._thread = threading.Thread(target=self.serve, name="rendezvous", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops serving and joins the serving thread; request handlers end on their own."""
+        self._closed.set()
+        self.arrivals.close()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _warn_of_interfaces(self) -> None:
+        missing = self._world_size - len(self.connected)
+        if missing <= 0:
+            return
+        places = self.cache.get(CHECK_IN, {})  # "host interface" of each rank
+        offered = "; ".join(sorted({place.decode() for place in places.values()})) or "loopback"
+        self.say_once(
+            "interfaces",
+            f"{missing} of {self._world_size} ranks have not connected to all others within "
+            f"{CONNECT_SECONDS:g} s, over the interfaces: {offered}; is one of them wrong "
+            "(HOROVOD_GLOO_IFACE), or is there a firewall between the hosts?",
+        )
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """A connection has been accepted; closes the first ones of too many silent ones."""
@@ -97,8 +166,9 @@ class _Server(RendezvousHTTPServer):
         """Returns when all ranks have called `hvd.init()`, or this one has closed `connection`."""
         self._watched.append(connection)
         if self.arrivals.missing("global"):
-            connection.settimeout(None)
-            connection.recv(1)
+            with suppress(OSError):  # a rank that is killed may reset it
+                connection.settimeout(None)
+                connection.recv(1)
         self.arrivals.end(rank)
 
     def end_watches(self) -> None:
@@ -106,10 +176,15 @@ class _Server(RendezvousHTTPServer):
             with suppress(OSError, IndexError):  # the rank has gone; another thread took the last
                 self._watched.pop().shutdown(socket.SHUT_RD)
 
+    def say_once(self, topic: str, message: str) -> None:
+        if topic not in self._said:
+            self._said.add(topic)
+            self.say(message)
+
     def turn_away(self, host: str) -> None:
-        if host not in self._strangers:
-            self._strangers.add(host)
-            self.say(f"{host} spoke to the rendezvous port without this job's token; ignored")
+        self.say_once(
+            host, f"{host} spoke to the rendezvous port without this job's token; ignored"
+        )
 
     def handle_error(self, request: object, client_address: Tuple[str, int]) -> None:
         """Ignores clients that hang up; reports other errors in one line."""
@@ -121,7 +196,7 @@ class _Server(RendezvousHTTPServer):
 class _Handler(RendezvousHandler):
     """Horovod's handler with a token check and held PUTs."""
 
-    server: _Server
+    server: Rendezvous
     path: str
 
     def send_error(self, code: int, message: Optional[str] = None, explain: object = None) -> None:
@@ -151,6 +226,8 @@ class _Handler(RendezvousHandler):
                 super().do_PUT()
             except MissingRanksError as error:
                 self._answer(408, str(error).encode())
+            finally:
+                self.server.arrivals.answered(self.path)
 
     def _put_value(self, scope: str, key: str, value: bytes) -> None:
         super()._put_value(scope, key, value)
@@ -158,7 +235,11 @@ class _Handler(RendezvousHandler):
         if pattern and key.startswith(pattern.format(rank="")):
             rank = key[len(pattern.format(rank="")) :]
             if rank.isdigit():
-                self.server.arrivals.arrive_and_wait(scope, int(rank))
+                try:
+                    self.server.arrivals.arrive_and_wait(scope, int(rank))
+                finally:
+                    if scope == CHECK_IN and rank == "0":  # with it the store may end
+                        self.server.arrivals.wait_for_answers(scope)
                 if scope == "global":
                     self.server.end_watches()
 
@@ -182,92 +263,3 @@ class _Handler(RendezvousHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
-
-
-class Rendezvous:
-    """The store of one job, bound to one address; `serve` answers until `close`.
-
-    `ports` are tried in turn (0 lets the kernel choose); raises OSError if none is free. `say` is
-    called with each message for the user, one line.
-    """
-
-    def __init__(
-        self,
-        address: str,
-        world_size: int,
-        token: str,
-        say: Callable[[str], None],
-        ports: Iterable[int] = (0,),
-        start_timeout: float = START_TIMEOUT_SECONDS,
-    ) -> None:
-        self.arrivals = Arrivals(world_size, start_timeout)
-        self._world_size = world_size
-        self._start_timeout = start_timeout
-        self._server = self._bind(address, ports, token, say)
-        self._closed = threading.Event()
-        self._thread: Optional[threading.Thread] = None
-        self._said: Set[str] = set()
-
-    def _bind(
-        self, address: str, ports: Iterable[int], token: str, say: Callable[[str], None]
-    ) -> _Server:
-        refusals = []
-        for port in ports:
-            try:
-                return _Server(Endpoint(address, port, token), self.arrivals, say)
-            except OSError as error:
-                refusals.append(f"{port} ({error.strerror})")
-        raise OSError(f"cannot open a rendezvous port on {address}: {', '.join(refusals)}")
-
-    @property
-    def endpoint(self) -> Endpoint:
-        return self._server.endpoint
-
-    def serve(self) -> None:
-        """Answers until `close`.
-
-        Warns when ranks wait for others beyond the timeout, or cannot connect to each other.
-        """
-        while not self._closed.is_set():
-            self._server.handle_request()
-            self._server.service_actions()
-            if self.arrivals.overdue(CHECK_IN, NOTICE_SECONDS):
-                late = self.arrivals.explain(CHECK_IN, NOTICE_SECONDS)
-                self._say_once("late", f"{late}; waiting up to {self._start_timeout:g} s")
-            for scope in HELD_KEYS:
-                if self.arrivals.overdue(scope, self._start_timeout):
-                    self._say_once(scope, self.arrivals.explain(scope, self._start_timeout))
-            if self.arrivals.absent():
-                self._say_once("absent", self.arrivals.absent())
-            if self.arrivals.seconds_since_complete("global") > CONNECT_SECONDS:
-                self._warn_of_interfaces()
-        self._server.server_close()
-
-    def serve_in_thread(self) -> None:
-        self._thread = threading.Thread(target=self.serve, name="rendezvous", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stops serving and joins the serving thread; request handlers end on their own."""
-        self._closed.set()
-        self.arrivals.close()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _say_once(self, topic: str, message: str) -> None:
-        if topic not in self._said:
-            self._said.add(topic)
-            self._server.say(message)
-
-    def _warn_of_interfaces(self) -> None:
-        missing = self._world_size - len(self._server.connected)
-        if missing <= 0:
-            return
-        places = self._server.cache.get(CHECK_IN, {})  # "host interface" of each rank
-        offered = "; ".join(sorted({place.decode() for place in places.values()})) or "loopback"
-        self._say_once(
-            "interfaces",
-            f"{missing} of {self._world_size} ranks have not connected to all others within "
-            f"{CONNECT_SECONDS:g} s, over the interfaces: {offered}; is one of them wrong "
-            "(HOROVOD_GLOO_IFACE), or is there a firewall between the hosts?",
-        )

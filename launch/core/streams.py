@@ -93,10 +93,14 @@ def one_line(text: str) -> str:
 def print_line(text: str, stream: Optional[TextIO] = None, raw: bool = False) -> None:
     """Prints a line at once, to `stream` or stdout; dropped if it cannot be written.
 
-    It is made `printable`, unless it is `raw`: what a program of the user's has printed.
+    It is made `printable`, unless it is `raw`: what a program of the user's has printed. What the
+    stream's encoding lacks is escaped.
     """
+    stream = stream or sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    text = (text if raw else printable(text)).encode(encoding, "backslashreplace").decode(encoding)
     with contextlib.suppress(OSError):
-        print(text if raw else printable(text), file=stream or sys.stdout, flush=True)
+        print(text, file=stream, flush=True)
 
 
 def print_error(message: str) -> None:

@@ -37,12 +37,12 @@ def examine() -> int:
 
 
 def _report(rows: List[Row]) -> int:
-    """Prints the report; its loss is told, but the exit code is the verdict."""
+    """Prints the report, whose loss is told; 1 if any check failed, else 0."""
     try:
         answer(page(rows))
     except LostAnswerError as error:
         say(str(error))
-    return exit_code(rows)
+    return int(any(row.status == FAIL for row in rows))
 
 
 def _node_rows() -> List[Row]:
@@ -55,11 +55,6 @@ def _node_rows() -> List[Row]:
         checks.data_row(),
         checks.write_row(Path.cwd()),
     ]
-
-
-def exit_code(rows: List[Row]) -> int:
-    """1 if any check failed, else 0."""
-    return int(any(row.status == FAIL for row in rows))
 
 
 def page(rows: List[Row]) -> str:

@@ -57,15 +57,14 @@ def _gpus() -> List[str]:
     """For each GPU that MXNet sees, why it cannot compute there; empty where it can."""
     import mxnet
 
-    return [_kernel(mxnet, mxnet.gpu(number)) for number in range(mxnet.context.num_gpus())]
-
-
-def _kernel(mxnet: Any, gpu: Any) -> str:
-    try:
-        two = (mxnet.nd.ones((1,), ctx=gpu) + 1).asscalar()
-    except mxnet.MXNetError as error:
-        return str(error).strip().splitlines()[-1]
-    return "" if two == 2 else f"1 + 1 is {two}"
+    errors = []
+    for number in range(mxnet.context.num_gpus()):
+        try:
+            two = (mxnet.nd.ones((1,), ctx=mxnet.gpu(number)) + 1).asscalar()
+            errors.append("" if two == 2 else f"1 + 1 is {two}")
+        except mxnet.MXNetError as error:
+            errors.append(str(error).strip().splitlines()[-1])
+    return errors
 
 
 def _attempt(probe: Any) -> Dict[str, Any]:

@@ -18,11 +18,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import List, Optional
 
-from ..core.job import Events, Outcome, report_failure
-from ..core.process import RECONNECT, say
-
-EXIT_USAGE = 2
-"""Exit code of a command that was given bad input, and would fail again."""
+from ..core.job import Events, Outcome
+from ..core.process import RECONNECT, report_failure, say
+from ..core.streams import USER_ERROR
 
 ANSWER_SECONDS = 0.05
 """Poll interval while the job waits for an answer of --discover."""
@@ -186,14 +184,17 @@ class Elastic:
             return self._slots
         if self.max_restarts == 0 and not outcome.outdated:
             return []
-        why_not = self._why_not(outcome)
-        if why_not is None:
-            self._slots = self._slots_after(outcome, events)
-            if len(self._slots) < self._least:
-                why_not = f"slots left: {len(self._slots)}, --min-ranks is {self._least}"
-        if why_not is not None:
-            say(f"not started again: {why_not}")
-            return []
+        if outcome.exit_code == USER_ERROR:  # it would fail again
+            return self._over(f"exit code {USER_ERROR} means bad input")
+        if self._restarts == self.max_restarts and not outcome.outdated:
+            return self._over(f"it was {self._restarts} times already (--max-restarts)")
+        if self.discovery:
+            self._slots = self._discovered(self.discovery, self._least, events)
+        elif self.min_ranks and outcome.failure:
+            lost = outcome.failure.rank
+            self._slots = [*self._slots[:lost], *self._slots[lost + 1 :]]
+        if len(self._slots) < self._least:
+            return self._over(f"slots left: {len(self._slots)}, --min-ranks is {self._least}")
         if time.monotonic() - self._started > LONGEST_PAUSE:
             self._pause = 0.0
         self._report_restart(outcome)
@@ -204,12 +205,9 @@ class Elastic:
         self._started = time.monotonic()
         return self._slots
 
-    def _why_not(self, outcome: Outcome) -> Optional[str]:
-        if outcome.exit_code == EXIT_USAGE:
-            return f"exit code {EXIT_USAGE} means bad input"
-        if self._restarts == self.max_restarts and not outcome.outdated:
-            return f"it was {self._restarts} times already (--max-restarts)"
-        return None
+    def _over(self, reason: str) -> Slots:
+        say(f"not started again: {reason}")
+        return []
 
     def _report_restart(self, outcome: Outcome) -> None:
         number = len(self._slots)
@@ -221,17 +219,9 @@ class Elastic:
         then += f" (restart {self._restarts} of {self.max_restarts})"
         if outcome.failure:
             pause = f" in {self._pause:g} s" if self._pause else ""
-            report_failure(outcome.failure, then + pause)
+            report_failure(outcome.failure, f"; {then}{pause}")
         else:
             say(f"the ranks saved and ask to be run again; {then}")
-
-    def _slots_after(self, outcome: Outcome, events: Events) -> Slots:
-        if self.discovery:
-            return self._discovered(self.discovery, self._least, events)
-        if self.min_ranks is None or outcome.failure is None:
-            return self._slots
-        lost = outcome.failure.rank
-        return [slot for rank, slot in enumerate(self._slots) if rank != lost]
 
     def _discovered(self, discovery: Discovery, needed: int, events: Events) -> Slots:
         """Waits for an answer with `needed` slots; returns fewer after `patience` seconds."""
@@ -242,6 +232,9 @@ class Elastic:
             with suppress(queue.Empty):
                 raise TerminatedError(events.get(timeout=ANSWER_SECONDS))
             answer = discovery.poll()
+            if found is None and answer is not None and answer < needed:
+                few = f"--discover found {answer} slots; {needed} are needed"
+                say(f"{few}: waiting for up to {self.patience:g} s")
             found = found if answer is None else answer
         return list(range(min(found, self._most)))
 

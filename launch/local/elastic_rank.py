@@ -22,7 +22,7 @@ from ..core.job import FORWARDED, Events, Job, Outcome
 from ..core.process import die_with_parent, say
 from ..core.rank_process import RankProcess
 from ..core.ranks import EXIT_SAVED
-from .elastic import EXIT_USAGE
+from ..core.streams import USER_ERROR
 
 SAVE_SECONDS = 60.0
 """Time between SIGTERM, when the hosts have changed, and SIGKILL."""
@@ -31,22 +31,16 @@ PLACE_SECONDS = 600.0
 _PLACE = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE")
 
 
-class _HostChanges:
+class _HostChanges(threading.Event):
     """Receives horovodrun's notifications of host changes."""
 
-    def __init__(self) -> None:
-        self._come = threading.Event()
-        manager = WorkerNotificationManager()
-        manager.register_listener(self)
-        manager.init()
-
     def on_hosts_updated(self, timestamp: int, result: object) -> None:
-        self._come.set()
+        self.set()
 
     def changed(self) -> bool:
         """Whether hosts have changed since the last call."""
-        changed = self._come.is_set()
-        self._come.clear()
+        changed = self.is_set()
+        self.clear()
         return changed
 
 
@@ -59,7 +53,9 @@ def run_elastic_rank(command: Sequence[str]) -> int:
     events = Events()
     for signum in (signal.SIGINT, *FORWARDED):
         signal.signal(signum, events.on_signal)
-    host_changes = _HostChanges()
+    host_changes, manager = _HostChanges(), WorkerNotificationManager()
+    manager.register_listener(host_changes)
+    manager.init()
     environment = dict(os.environ)
     del environment["HOROVOD_ELASTIC"]  # to the command this is an ordinary job
     # horovodrun keeps the same store for the whole job.
@@ -82,7 +78,7 @@ def run_elastic_rank(command: Sequence[str]) -> int:
 
 def _should_restart(outcome: Outcome, child: RankProcess) -> bool:
     """Whether the child ended because of its peers, or to be restarted; own failures are final."""
-    if outcome.terminated or outcome.exit_code in (0, EXIT_USAGE):
+    if outcome.terminated or outcome.exit_code in (0, USER_ERROR):
         return False
     if outcome.outdated or outcome.exit_code == EXIT_SAVED or child.lacks_cause():
         return True

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,12 +24,14 @@ import tempfile
 import threading
 import traceback
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from types import FrameType
 from typing import Any, Callable, List, Mapping, Optional, Sequence
 
-from ..core.job import FORWARDED, Failure
-from ..core.process import die_with_parent
+from ..core.arrivals import ranks_text
+from ..core.job import FORWARDED
+from ..core.process import Failure, die_with_parent
 from ..core.streams import leave, print_line
 from ..core.streams import run as run_program
 from . import pickling
@@ -37,6 +40,7 @@ from .local import run_local
 
 TASK = "task.pkl"
 FAILURE = "failure.json"
+RESULT = "result-{}.pkl"  # of a rank
 RANK = [sys.executable, "-m", "launch.local.function"]
 
 
@@ -44,9 +48,8 @@ class RankError(RuntimeError):
     """The function failed on a rank: which one, how it ended, and its last output."""
 
     def __init__(self, how: str, last_lines: Sequence[str] = ()):
-        lines = "".join(f"\n    {line}" for line in last_lines)
-        said = f"its last lines:{lines}" if lines else "it said nothing"
-        super().__init__(f"{how}; {said}")
+        said = "; its last lines:" if last_lines else ""
+        super().__init__("\n    ".join([how + said, *last_lines]))
         self._in_short = ": ".join([how, *last_lines[-1:]])
 
     def _render_traceback_(self) -> List[str]:
@@ -65,21 +68,52 @@ def run(
 
     Each rank is a separate process, in which `horovod.init()` and `trainer.fit` find the others. It
     gets copies of the function, its arguments and the globals it uses, and sends back a copy of its
-    result. A Gluon net can be among them; one that was compiled is compiled anew there. Nets and
-    arrays arrive on the CPU; `trainer.fit` moves its net. Output of the ranks is printed as it
-    comes, or passed to `on_line` line by line, in this process; `trainer.notebook.LiveCurves` draws
-    curves from it. An interrupt (ctrl-C, or Jupyter's stop button) ends all ranks; `trainer.fit`
-    saves first. So it does after SIGTERM, SIGUSR1 or SIGHUP, which then end this process.
+    result; what a module defines is imported anew there, from its file. A Gluon net can be among
+    them; one that was compiled is compiled anew. Nets and arrays arrive on the CPU; `trainer.fit`
+    moves its net. Output of the ranks is printed as it comes, or passed to `on_line` line by line,
+    in this process; `trainer.notebook.LiveCurves` draws curves from it. An interrupt (ctrl-C, or
+    Jupyter's stop button) ends all ranks; `trainer.fit` saves first. So it does after SIGTERM,
+    SIGUSR1 or SIGHUP, which then end this process.
 
     Raises:
-        ValueError: something cannot be pickled, `args` is no tuple or list, `ranks` is not a
-            positive number, or this process is itself a rank.
-        RankError: a rank failed; the others were terminated.
+        ValueError: something cannot be pickled, or is not of its kind, `ranks` is not a positive
+            number, or this process is itself a rank.
+        RankError: a rank failed, and the others were terminated; or ended within the function.
         RuntimeError: the ranks could not be started.
         KeyboardInterrupt: after an interrupt, once all ranks have ended.
     """
-    if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
+    _check(function, args, ranks)
+    try:
+        task = pickling.dumps((function, tuple(args), dict(kwargs or {})))
+    except Exception as error:  # __reduce__ of an object may raise anything
+        raise ValueError(
+            f"{getattr(function, '__name__', function)} cannot be sent to the ranks: {error}; "
+            "make what it needs inside of it, or hand it over as plain arguments"
+        ) from error
+    with tempfile.TemporaryDirectory(prefix="launch-") as name:
+        folder = Path(name)
+        (folder / TASK).write_bytes(task)
+        # In a notebook nothing but `print` reaches the cell.
+        code = _supervise(folder, int(ranks), on_line or partial(print_line, raw=True))
+        if (folder / FAILURE).exists():
+            failure = json.loads((folder / FAILURE).read_text())
+            how = f"rank {failure['rank']} {failure['cause']}"
+            raise RankError(how, failure["last_lines"])
+        if code != 0:
+            raise RuntimeError(f"the ranks could not be started (exit code {code}); see above")
+        results = [folder / RESULT.format(rank) for rank in range(ranks)]
+        lost = [rank for rank, result in enumerate(results) if not result.exists()]
+        if lost:
+            raise RankError(f"{ranks_text(lost)} ended before the function returned (os._exit?)")
+        return [pickle.loads(result.read_bytes()) for result in results]
+
+
+def _check(function: Any, args: Any, ranks: Any) -> None:
+    """Raises ValueError where a parameter is not of its kind, or this process is a rank."""
+    if isinstance(ranks, bool) or not isinstance(ranks, Integral) or ranks < 1:
         raise ValueError(f"ranks is {ranks!r}; it must be a whole number from 1")
+    if not callable(function):
+        raise ValueError(f"{function!r} is no function; give its name alone, and its args apart")
     # A net of layers is a sequence too: each layer would become an argument.
     if not isinstance(args, (tuple, list)):
         raise ValueError(
@@ -91,31 +125,6 @@ def run(
             f"this process is rank {os.environ['HOROVOD_RANK']} of a job already; "
             "call launch.run where no launcher has been before"
         )
-    with tempfile.TemporaryDirectory(prefix="launch-") as name:
-        folder = Path(name)
-        _write_task(folder / TASK, function, args, kwargs or {})
-        # In a notebook nothing but `print` reaches the cell.
-        code = _supervise(folder, ranks, on_line or partial(print_line, raw=True))
-        if (folder / FAILURE).exists():
-            failure = json.loads((folder / FAILURE).read_text())
-            how = f"rank {failure['rank']} {failure['cause']}"
-            raise RankError(how, failure["last_lines"])
-        if code != 0:
-            raise RuntimeError(f"the ranks could not be started (exit code {code}); see above")
-        return [pickle.loads(_result(folder, rank).read_bytes()) for rank in range(ranks)]
-
-
-def _write_task(
-    path: Path, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> None:
-    try:
-        task = pickling.dumps((function, tuple(args), dict(kwargs)))
-    except Exception as error:  # __reduce__ of an object may raise anything
-        raise ValueError(
-            f"{getattr(function, '__name__', function)} cannot be sent to the ranks: {error}; "
-            "make what it needs inside of it, or hand it over as plain arguments"
-        ) from error
-    path.write_bytes(task)
 
 
 def _supervise(folder: Path, ranks: int, on_line: Callable[[str], Any]) -> int:
@@ -163,13 +172,9 @@ def _supervise(folder: Path, ranks: int, on_line: Callable[[str], Any]) -> int:
     if signal.SIGINT in heard:
         raise KeyboardInterrupt("all ranks have ended")
     for signum in heard:
+        shutil.rmtree(folder, ignore_errors=True)  # nothing else does, as this process ends at once
         os.kill(os.getpid(), signum)
     return supervisor.returncode
-
-
-def _result(folder: Path, rank: int) -> Path:
-    """The file with the pickled result of `rank`."""
-    return folder / f"result-{rank}.pkl"
 
 
 # -------------------------------------------------------------- the processes behind it
@@ -177,17 +182,15 @@ def _result(folder: Path, rank: int) -> Path:
 
 def main() -> int:
     """Runs the supervisor or a rank; returns its exit code."""
-    folder, *ranks = sys.argv[1:]
-    return _run_ranks(Path(folder), int(ranks[0])) if ranks else _be_rank(Path(folder))
-
-
-def _run_ranks(folder: Path, ranks: int) -> int:
+    folder, ranks = Path(sys.argv[1]), sys.argv[2:]
+    if not ranks:
+        return _be_rank(folder)
     die_with_parent()
 
     def write(failure: Failure) -> None:
         (folder / FAILURE).write_text(json.dumps(failure._asdict()))
 
-    return run_local([*RANK, str(folder)], Elastic(ranks), on_failure=write)
+    return run_local([*RANK, str(folder)], Elastic(int(ranks[0])), on_failure=write)
 
 
 def _be_rank(folder: Path) -> int:
@@ -198,7 +201,11 @@ def _be_rank(folder: Path) -> int:
         result = function(*args, **kwargs)
         if "mxnet" in sys.modules:
             sys.modules["mxnet"].nd.waitall()  # collectives in flight at exit would kill the peers
-        _result(folder, int(os.environ["HOROVOD_RANK"])).write_bytes(pickling.dumps(result))
+        try:
+            pickled = pickling.dumps(result)
+        except Exception as error:
+            raise TypeError(f"what it returned cannot be sent on: {error}") from None
+        (folder / RESULT.format(os.environ["HOROVOD_RANK"])).write_bytes(pickled)
     except BaseException:
         print_line(traceback.format_exc().rstrip("\n"), sys.stderr)
         leave(1)  # an ordinary exit would wait for collectives that can no longer complete

@@ -7,22 +7,20 @@ of a failure and gives ranks a fixed five seconds to save.
 
 from __future__ import annotations
 
-import os
 import secrets
 import signal
 import socket
 from typing import Callable, Sequence
 
-from ..core.job import FORWARDED, Events, Failure, Job, Outcome, report_failure
-from ..core.network import address_of_own_name, check_interface, interface_of, take_hostname
-from ..core.process import START_SECONDS, say
+from ..core.job import FORWARDED, Events, Job, Outcome
+from ..core.network import LOOPBACK, address_of_own_name, interface_towards, take_hostname
+from ..core.process import START_SECONDS, Failure, report_failure, say
 from ..core.rank_process import RankProcess
 from ..core.ranks import cores_per_rank, facts_on_one_host, rank_environment
 from ..core.rendezvous import START_TIMEOUT_SECONDS, Rendezvous
 from .elastic import Elastic, Slots, TerminatedError, visible_devices
 from .watcher import watched
 
-LOOPBACK = "127.0.0.1"
 KILL_AFTER_SECONDS = 10.0
 
 
@@ -43,8 +41,7 @@ def run_local(
     0 has the terminal; otherwise each line is prefixed with its rank. `on_failure` is called with
     the failure that ended the job.
     """
-    named = os.environ.get("HOROVOD_GLOO_IFACE")
-    interface = check_interface(named) if named else interface_of(LOOPBACK)
+    interface = interface_towards(LOOPBACK)
     try:
         # Horovod would crash where this host's own name does not resolve (launch/core/network.py).
         # Here, before any thread: ranks in namespaces of their own would not see into each other.

@@ -10,21 +10,18 @@ import re
 import secrets
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from datetime import datetime
-from typing import Deque, Dict, Mapping, Optional, Sequence
+from typing import Deque, Dict, List, Mapping, Optional, Sequence
 
 from ..core import process
 from ..core.arrivals import ENDED_BEFORE_INIT
 from ..core.process import RECONNECT, START_SECONDS, say
 from ..core.ranks import EXIT_SAVED
-from ..core.streams import print_line
 from .environment import expand_nodes
 from .requeue import judge, parse_job, step_cancelled
 
-TAIL_LINES = 20
 _LABELLED = re.compile(rb"\s*(\d+): (.*)", re.DOTALL)  # srun --label
 _NODE_LOST = re.compile(r"srun: error: Task launch for \S+ failed on node (\S+): (.+)")
 _NODE_FAILED = re.compile(r"srun: error: Node failure on (\S+)")
@@ -36,9 +33,9 @@ _STORE_GONE = "HTTP request failed"  # Horovod's words
 _SAVED = f"Exited with exit code {EXIT_SAVED}"
 _KILLED_BY_WARNING = ("Terminated", "User defined signal 1")  # strsignal's words
 _REFUSED = re.compile("denied|disabled|Invalid job id|not installed")  # not the next time either
+SUSPENDED = "ranks lost each other while the job was suspended; starting them again"
 PAUSES = (1, 2, 4, 8, 15, 30)
 """Seconds before each further question to a controller that is too busy, or away, to answer."""
-_WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGINT)
 
 
 def run_job(srun: Sequence[str], warning_seconds: int, max_requeues: int) -> int:
@@ -46,24 +43,28 @@ def run_job(srun: Sequence[str], warning_seconds: int, max_requeues: int) -> int
 
     When the ranks were warned and have saved (exit code 85), the job is requeued unless it was
     cancelled or has been requeued `max_requeues` times. `warning_seconds` is how long before the
-    time limit Slurm warns the ranks (`#SBATCH --signal`). Raises ValueError outside of a job.
+    time limit Slurm warns the ranks (`#SBATCH --signal`). Ranks that could not connect, or have
+    lost each other while Slurm held them, are started again. Raises ValueError outside of a job.
     """
     env = os.environ
     if "SLURM_JOB_ID" not in env:
         raise ValueError("slurm-job runs inside a batch job: python -m launch slurm submits one")
     restarts = int(env.get("SLURM_RESTART_COUNT", "0"))
     say(f"job {env['SLURM_JOB_ID']} on {env.get('SLURM_JOB_NODELIST')}, restarts: {restarts}")
-    for signum in _WARNINGS:
+    for signum in process.WARNINGS:
         # Ranks get Slurm's signals themselves. Unlike SIG_IGN, a handler is not inherited by srun.
         signal.signal(signum, lambda signum, frame: None)
     # A batch script's --export=NONE is not meant for its srun: `setup` would not reach the ranks.
-    for again in (True, False):
+    begun: List[str] = []  # why ranks were started again
+    while True:
         own = {"LAUNCH_TOKEN": secrets.token_hex(16), "LAUNCH_STEP": "0"}  # one step to `--resume`
         step = _Step(srun, {**env, "SLURM_EXPORT_ENV": "ALL", **own})
         code = step.wait()
-        if not again or code in (0, EXIT_SAVED) or not step.found_no_peer():
+        again = None if code in (0, EXIT_SAVED) else step.why_again()
+        if not again or begun.count(again) == (1 if again == RECONNECT else max_requeues):
             break
-        say(RECONNECT)
+        begun.append(again)
+        say(again)
     if code not in (0, EXIT_SAVED):
         step.explain()
     if code == EXIT_SAVED or step.ended_by_warning():
@@ -117,6 +118,7 @@ class _Step:
         self._ended_early = ""  # the other ranks, as `1,3-5`, if none had failed
         self._absent: Optional[str] = None  # names ranks that ended before hvd.init()
         self._began = time.monotonic()
+        self._held = False
         self._process = subprocess.Popen(
             srun, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -126,10 +128,14 @@ class _Step:
             thread.join()
         return process.shell_exit_code(self._process.wait())
 
-    def found_no_peer(self) -> bool:
-        """Whether ranks could not connect to each other as they started."""
-        starting = time.monotonic() - self._began < START_SECONDS and self.cancelled is None
-        return starting and any(process.found_no_peer(list(tail)) for tail in self._tails.values())
+    def why_again(self) -> Optional[str]:
+        """Whether ranks could not connect as they started, or as Slurm let them go on."""
+        if time.monotonic() - self._began > START_SECONDS or self.cancelled is not None:
+            return None
+        if any(process.found_no_peer(list(tail)) for tail in self._tails.values()):
+            return RECONNECT
+        lost = self._endings and all(map(self._lacks_cause, self._endings))
+        return SUSPENDED if self._held and lost else None
 
     def ended_by_warning(self) -> bool:
         """Whether SIGTERM or SIGUSR1 killed a rank, before it had installed its handlers."""
@@ -149,19 +155,15 @@ class _Step:
                 "srun --wait ended the others; straggler_seconds in the site file gives them longer"
             )
             return
-        ranks = list(self._endings)
-        rank = process.first_cause(ranks, [rank for rank in ranks if self._lacks_cause(rank)], [])
+        rank = process.first_cause(list(self._endings), self._lacks_cause)
         if absent := self._absent_ranks(rank):
             say(absent)
             return
         if rank is None:
             say("srun failed before any rank did; its message is above")
             return
-        if self._tails.get(rank):
-            say(f"last lines of rank {rank}, which failed:")
-            for line in self._tails[rank]:
-                print_line(f"    {line}", sys.stderr)
-        say(f"rank {rank} {self._endings[rank]}")
+        last_lines = list(self._tails.get(rank, ()))
+        process.report_failure(process.Failure(rank, self._endings[rank], last_lines), then="")
 
     def _absent_ranks(self, rank: Optional[int]) -> Optional[str]:
         """Names those for which `rank`, the first that failed, waited in vain in `hvd.init()`."""
@@ -189,13 +191,15 @@ class _Step:
             return line
         rank = int(labelled[1])
         if not text.startswith("slurmstepd-"):  # Slurm's own line, not the rank's
-            self._tails.setdefault(rank, deque(maxlen=TAIL_LINES)).append(text)
+            self._tails.setdefault(rank, deque(maxlen=process.TAIL_LINES)).append(text)
         return labelled[2] if rank == 0 else b"[%d] %s" % (rank, labelled[2])
 
     def _note_events(self, text: str) -> None:
         """Notes what srun, slurmstepd or the ranks' store tells of in a line."""
         if (reason := step_cancelled(text)) is not None:
             self.cancelled = reason
+        if text == "srun: got SIGCONT":  # Gloo's clock has not stood still
+            self._began, self._held = time.monotonic(), True
         if lost := _NODE_LOST.match(text):
             self._lost_node = f"{lost[1]} could not start its ranks: {lost[2]}"
         if failed := _NODE_FAILED.match(text):

@@ -27,9 +27,8 @@ def add_slurm(actions: Any) -> None:
     for option in fields(JobOptions):
         if "help" in option.metadata:
             name = f"--{option.name.replace('_', '-')}"
-            kind: Any = {"type": int if option.type in ("int", "Optional[int]") else str}
-            if option.type == "bool":
-                kind = {"action": "store_const", "const": True}  # else None: the site's stands
+            kind: Any = {"action": "store_const", "const": True}  # else None: the site's stands
+            kind = kind if option.type == "bool" else {}
             slurm.add_argument(name, help=option.metadata["help"], **kind)
     slurm.add_argument(
         "--site",

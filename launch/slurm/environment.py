@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import itertools
 import random
 import re
 from typing import Callable, List, Mapping
@@ -39,17 +40,14 @@ def expand_nodes(nodes: str) -> List[str]:
     parts = re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", nodes)
     if not parts or ",".join(parts) != nodes:
         raise ValueError(f"cannot read the node list {nodes!r}; expected e.g. node[1-3,5],login")
-    return [name for part in parts for name in _expand_brackets(part)]
-
-
-def _expand_brackets(part: str) -> List[str]:
-    head, bracket, rest = part.partition("[")
-    if not bracket:
-        return [part]
-    inside, _, tail = rest.partition("]")
-    tails = _expand_brackets(tail)
-    numbers = [n for piece in inside.split(",") for n in _expand_range(piece)]
-    return [head + number + end for number in numbers for end in tails]
+    names: List[str] = []
+    for part in parts:
+        words = re.split(r"\[(.*?)\]", part)  # every second one stood in brackets
+        choices = [[word] for word in words]
+        for place in range(1, len(words), 2):
+            choices[place] = [n for piece in words[place].split(",") for n in _expand_range(piece)]
+        names += map("".join, itertools.product(*choices))
+    return names
 
 
 def _expand_range(piece: str) -> List[str]:
@@ -85,6 +83,8 @@ def facts_from_slurm(env: Mapping[str, str]) -> RankFacts:
     tasks = expand_tasks(env["SLURM_STEP_TASKS_PER_NODE"])
     nodes = expand_nodes(env["SLURM_STEP_NODELIST"])
     node = _index(env, "SLURM_NODEID", min(len(tasks), len(nodes)))
+    if env.get("SLURMD_NODENAME") in nodes:  # a heterogeneous job's numbers go by its parts
+        node = nodes.index(env["SLURMD_NODENAME"])
     local_rank = _index(env, "SLURM_LOCALID", tasks[node])
     return RankFacts(
         rank=_index(env, "SLURM_PROCID", sum(tasks)),

@@ -21,19 +21,11 @@ from typing import Callable, Dict, List, Mapping, NoReturn, Sequence, Tuple
 from ..core import network
 from ..core.arrivals import CHECK_IN
 from ..core.private import user_secret
-from ..core.process import die_with_parent, run, say
+from ..core.process import WARNINGS, die_with_parent, run, say
 from ..core.ranks import RankFacts, cores_of_task, count_of, rank_environment
 from ..core.rendezvous import ALIVE, NOTICE_SECONDS, Endpoint, Rendezvous
-from .environment import (
-    NOT_BY_SRUN,
-    expand_nodes,
-    facts_from_slurm,
-    rendezvous_ports,
-    step_launch_id,
-    step_token,
-)
+from . import environment as slurm
 
-LOOPBACK = "127.0.0.1"
 _OWN_TOKEN = (
     "before srun, `export LAUNCH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(16))')`"
 )
@@ -48,33 +40,33 @@ def become_rank(command: Sequence[str], start_timeout: float) -> NoReturn:
     facts, store, environment = join(start_timeout)
     if facts.rank > 0:  # rank 0's store ends with it
         _in_child(lambda: store.request("GET", ALIVE, str(facts.rank), timeout=None))
-    os.execvpe(command[0], list(command), environment)
+    try:
+        os.execvpe(command[0], list(command), environment)
+    except OSError as error:  # it names the last folder of PATH
+        raise OSError(error.errno, error.strerror, command[0]) from None
 
 
 def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
     """Joins the other tasks of this step; returns this rank's facts, the store, its environment."""
     env = os.environ
-    facts = facts_from_slurm(env)
-    nodes = expand_nodes(env["SLURM_STEP_NODELIST"])
+    facts = slurm.facts_from_slurm(env)
+    nodes = slurm.expand_nodes(env["SLURM_STEP_NODELIST"])
     deadline = time.monotonic() + start_timeout
-    address = _store_address(nodes, int(env["SLURM_NODEID"]), env)
+    address = _store_address(nodes, facts, env)
     try:
-        token = step_token(env, user_secret)
+        token = slurm.step_token(env, user_secret)
     except OSError as error:
         raise ValueError(
             f"the ranks have no secret to know each other by: {error}; {_OWN_TOKEN}"
         ) from None
-    ports = rendezvous_ports(token)
+    ports = slurm.rendezvous_ports(token)
     if facts.rank == 0:
         store = Rendezvous(address, facts.world_size, token, say, ports, start_timeout)
         _in_child(lambda: _serve(store))
         endpoint = store.endpoint
     else:
         endpoint = _find_store(address, ports, token, facts, deadline)
-    named = env.get("HOROVOD_GLOO_IFACE")
-    if named:
-        network.check_interface(named)
-    interface = named or network.interface_of(network.address_towards(address))
+    interface = network.interface_towards(address)
     _make_own_name_lead_to(interface, len(nodes) > 1)
     _check_in(endpoint, facts, interface, start_timeout)
     environment = rank_environment(
@@ -82,7 +74,7 @@ def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
         endpoint.environment(),
         interface,
         cores_of_task(facts.local_size),
-        step_launch_id(env),
+        slurm.step_launch_id(env),
     )
     if len(os.sched_getaffinity(0)) < count_of(env, "SLURM_CPUS_ON_NODE", 1):
         # Slurm has divided the node's cores: the trainer must not divide this task's once more.
@@ -90,27 +82,32 @@ def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
     return facts, endpoint, environment
 
 
-def _store_address(nodes: List[str], node: int, env: Mapping[str, str]) -> str:
+def _store_address(nodes: List[str], facts: RankFacts, env: Mapping[str, str]) -> str:
     """The IPv4 address that task 0's store binds.
 
-    On the first node it is the local address on the route to the second, because the node's own
-    name may resolve to 127.0.1.1 there.
+    On the first node it is the local address on the route to another, because the node's own name
+    may resolve to 127.0.1.1 there. Of a heterogeneous job it is the first part's first node.
     """
     if "LAUNCH_RENDEZVOUS_HOST" in env:
         return _resolve(env["LAUNCH_RENDEZVOUS_HOST"])
     if len(nodes) == 1:
-        return LOOPBACK
-    if node > 0 and env.get("SLURM_PROCID") == "0":
+        return network.LOOPBACK
+    first = slurm.expand_nodes(env.get("SLURM_NODELIST_HET_GROUP_0", nodes[0]))[0]
+    first = first if first in nodes else nodes[0]
+    own = facts.hostname
+    if own != first and facts.rank == 0:
         raise ValueError(
-            f"rank 0 is on {nodes[node]}, not on the step's first node, {nodes[0]}, where the "
-            "others look for it (srun --distribution=arbitrary?): set LAUNCH_RENDEZVOUS_HOST="
-            f"{nodes[node]} for all ranks"
+            f"rank 0 is on {own}, not on the step's first node, {first}, where the others look for "
+            "it (srun --distribution=arbitrary?): set LAUNCH_RENDEZVOUS_HOST="
+            f"{own} for all ranks"
         )
-    return network.address_towards(_resolve(nodes[1])) if node == 0 else _resolve(nodes[0])
+    if own != first:
+        return _resolve(first)
+    return network.address_towards(_resolve(next(node for node in nodes if node != first)))
 
 
 def _resolve(node: str) -> str:
-    """The IPv4 address of a node, by its name or else by Slurm's NodeAddr."""
+    """The address of a node, by its name or else by Slurm's NodeAddr."""
     with suppress(socket.gaierror):
         return socket.gethostbyname(node)
     shown = run(["scontrol", "show", "node", node]).stdout
@@ -118,8 +115,8 @@ def _resolve(node: str) -> str:
         if found := re.search(r"NodeAddr=(\S+)", shown):
             return socket.gethostbyname(found[1])
     raise ValueError(
-        f"{socket.gethostname()} cannot find the address of {node}: neither name service nor "
-        "scontrol knows it; set LAUNCH_RENDEZVOUS_HOST to the first node's address"
+        f"{socket.gethostname()} cannot find the IPv4 address of {node}: neither name service nor "
+        "scontrol knows it; set LAUNCH_RENDEZVOUS_HOST to that of rank 0's node"
     )
 
 
@@ -135,7 +132,7 @@ def _in_child(action: Callable[[], object]) -> None:
     if os.getppid() != rank:  # it has ended already
         os._exit(0)
     # Slurm signals every process of a task; the child must outlive a warning.
-    for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGCONT):
+    for signum in WARNINGS:
         signal.signal(signum, signal.SIG_IGN)
     try:
         action()
@@ -171,7 +168,7 @@ def _find_store(
             )
         now = time.monotonic()
         if now > deadline:
-            _give_up(facts, f"found no {place}; {others or NOT_BY_SRUN}")
+            _give_up(facts, f"found no {place}; {others or slurm.NOT_BY_SRUN}")
         if now > notice and facts.local_rank == 0:
             who = f"rank {facts.rank} ({facts.hostname})"
             say(f"{who}: waiting for the {place}, for up to {deadline - now:.0f} s more")

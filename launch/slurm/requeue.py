@@ -52,7 +52,7 @@ class Verdict(NamedTuple):
     """What happens to the job: the line for its log, and whether to ask Slurm to requeue it."""
 
     message: str
-    requeue: bool
+    requeue: bool = False
 
 
 def parse_job(shown: str, job_id: str) -> JobRecord:
@@ -110,16 +110,15 @@ def judge(
     cause = _cause(job, cancelled, now, warning_seconds)
     outcome = "saved" if saved else "some ranks ended before they could save"
     if cause is None:
-        return Verdict(f"cancelled; {outcome}; not requeued", requeue=False)
+        return Verdict(f"cancelled; {outcome}; not requeued")
     if cancelled == "JOB REQUEUE" or (cancelled == "PREEMPTION" and job.restarts > restarts):
-        return Verdict(f"{cause}; {outcome}; Slurm runs it again", requeue=False)
+        return Verdict(f"{cause}; {outcome}; Slurm runs it again")
     if cause == ASKED and not saved:
-        return Verdict(f"ended by a signal that Slurm knows nothing of; {outcome}", requeue=False)
+        return Verdict(f"ended by a signal that Slurm knows nothing of; {outcome}")
     if restarts >= max_requeues:
         return Verdict(
             f"{cause}; {outcome}; not requeued, as it was {restarts} times already "
-            f"(--max-requeues {max_requeues}): submit it again to continue",
-            requeue=False,
+            f"(--max-requeues {max_requeues}): submit it again to continue"
         )
     return Verdict(f"{cause}; {outcome}; requeue {restarts + 1} of {max_requeues}", requeue=True)
 

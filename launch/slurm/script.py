@@ -7,16 +7,18 @@ configs/site-example.yaml). Apart from reading that file, nothing here does I/O.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import shlex
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 _NOTHING = ("", "~", "null")  # values in a site file that mean the default
-MAX_NUMBER = 99999
-_GPUS = r"([\w.-]+:)?\d{1,5}", "a number, or a type and a number: a100:4"
-_FORMS = {  # option -> its values as a regular expression, and in words
+_GPUS = r"(\w[\w.-]*:)?\d{1,5}", "a number, or a type and a number: a100:4"
+_NUMBER = r"0*[1-9]\d{0,4}", "a number from 1 to 99999"
+_TEXT = r".*\S.*", "a text on one line"
+_FORMS = {  # option, or its type -> its values as a regular expression, and in words
     "gpus_per_node": _GPUS,
     "gpus_per_task": _GPUS,
     "time": (
@@ -24,6 +26,13 @@ _FORMS = {  # option -> its values as a regular expression, and in words
         "minutes, HH:MM:SS or D-HH:MM:SS",
     ),
     "container_runtime": ("apptainer|pyxis", "apptainer or pyxis"),
+    "max_requeues": (r"\d{1,5}", "a number from 0 to 99999"),
+    "int": _NUMBER,
+    "Optional[int]": _NUMBER,
+    "bool": ("(?i)true|false", "true or false"),
+    "str": _TEXT,
+    "Optional[str]": _TEXT,
+    "Tuple[str, ...]": (_TEXT[0], "a list of texts on one line each"),
 }
 
 
@@ -65,22 +74,8 @@ class JobOptions:
     max_requeues: int = _option(10, "how often the job may requeue itself (default 10)")
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is None or isinstance(value, bool):
-                continue
-            if name in _FORMS:
-                pattern, allowed = _FORMS[name]
-                good = bool(re.fullmatch(pattern, str(value)))
-            elif isinstance(value, int):
-                least = 0 if name == "max_requeues" else 1
-                good = least <= value <= MAX_NUMBER
-                allowed = f"a number from {least} to {MAX_NUMBER}"
-            else:
-                texts = (value,) if isinstance(value, str) else value
-                good = all(text.isprintable() and text.strip() for text in texts)
-                allowed = "texts on one line each" if texts is value else "a text on one line"
-            if not good:
-                raise ValueError(f"{name}: {value!r} is given, allowed is {allowed}")
+        for option in fields(self):
+            object.__setattr__(self, option.name, _convert(option, getattr(self, option.name)))
         per_node, per_task = _count(self.gpus_per_node), _count(self.gpus_per_task)
         if per_node and per_task and self.tasks_per_node * per_task != per_node:
             raise ValueError(
@@ -92,6 +87,27 @@ class JobOptions:
     def tasks_per_node(self) -> int:
         each = _count(self.gpus_per_task) or 1
         return self.ranks_per_node or _count(self.gpus_per_node) // each or 1
+
+
+def _convert(option: Field[Any], value: Any) -> Any:
+    """A value, or the text of one, as the option's type; ValueError if it is none of its values."""
+    if value is None:
+        return None
+    kind = str(option.type)
+    pattern, allowed = _FORMS.get(option.name) or _FORMS[kind]
+    texts = value if "Tuple" in kind else (value,)
+    if not isinstance(texts, (list, tuple)) or not all(
+        isinstance(text, (str, int))
+        and re.fullmatch(pattern, str(text), re.ASCII)
+        and str(text).isprintable()
+        for text in texts
+    ):
+        raise ValueError(f"{option.name}: {value!r} is given, allowed is {allowed}")
+    if "Tuple" in kind:
+        return tuple(texts)
+    if kind == "bool":
+        return str(value).lower() == "true"
+    return int(value) if "int" in kind and str(value).isdigit() else value
 
 
 def _count(gpus: Union[int, str, None]) -> int:
@@ -119,33 +135,16 @@ def read_site(path: Path) -> Dict[str, Any]:
             hint = f"did you mean {near[0]}? " if near else ""
             raise ValueError(f"{path}: unknown key {key!r}; {hint}known: {', '.join(known)}")
         if value not in _NOTHING:
-            chosen[key] = _site_value(f"{path}: {key}", str(known[key].type), value)
+            try:
+                chosen[key] = _convert(known[key], value)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
     return chosen
-
-
-def _site_value(name: str, kind: str, value: Any) -> Any:
-    """A value of a site file converted to the field's annotated type `kind`."""
-    if "Tuple" in kind:
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"{name} must be a list of texts, not {value!r}")
-        return tuple(value)
-    if not isinstance(value, str) or not value.isprintable():
-        raise ValueError(f"{name} must be a text on one line, not {value!r}")
-    if "bool" in kind:
-        if value.lower() not in ("true", "false"):
-            raise ValueError(f"{name} must be true or false, not {value!r}")
-        return value.lower() == "true"
-    if "int" in kind and ("str" not in kind or value.isdigit()):
-        try:
-            return int(value)
-        except ValueError:
-            raise ValueError(f"{name} must be a whole number, not {value!r}") from None
-    return value
 
 
 def job_options(site: Dict[str, Any], given: Dict[str, Any]) -> JobOptions:
     """The site's defaults, overridden by those `given` on the command line that are not None."""
-    return replace(JobOptions(**site), **{k: v for k, v in given.items() if v is not None})
+    return JobOptions(**{**site, **{k: v for k, v in given.items() if v is not None}})
 
 
 def render(
@@ -157,8 +156,10 @@ def render(
     Raises ValueError where one of the names would be a line of the script, or a mount of its own.
     """
     for what, name in (("the working folder", str(folder)), ("Python", python)):
-        if not name.isprintable():
-            raise ValueError(f"{what} is {name!r}; give it a name of printable characters alone")
+        if not name.isprintable() or "\\" in name:  # in a log's name Slurm takes that for its own
+            raise ValueError(
+                f"{what} is {name!r}; give it a name of printable characters, and no \\"
+            )
     if options.container and set(":,") & set(str(folder)):
         raise ValueError(
             f"the working folder, {folder}, is mounted in the container; give it a name without : "
@@ -195,7 +196,7 @@ def _sbatch_options(options: JobOptions, folder: Path) -> List[str]:
         "partition": options.partition,
         "account": options.account,
         "qos": options.qos,
-        "output": folder / options.log,
+        "output": os.path.join(str(folder).replace("%", "%%"), options.log),
         "open-mode": "append",  # a requeued job continues the same log
         "signal": f"USR1@{options.save_seconds}",  # seconds before the time limit
     }

@@ -44,10 +44,10 @@ def submit(script: str) -> str:
 def _make_log_folder(script: str) -> None:
     """Slurm makes none: it would fail the job as JobLaunchFailure, with no log to say why."""
     folder = Path(_option(script, "output") or "").parent
-    if "%" in str(folder):
+    if "%" in str(folder).replace("%%", ""):
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(str(folder).replace("%%", "%")).mkdir(parents=True, exist_ok=True)
     except OSError as error:  # it may be there on the nodes alone
         say(f"the log's folder cannot be made here; the job fails where it is missing: {error}")
 
@@ -58,11 +58,7 @@ def log_path(script: str, job_id: str) -> Path:
     What only Slurm knows is left as it stands, such as %N, and %j in an array, which has one for
     each task.
     """
-    values = {"j": job_id, "A": job_id, "x": _option(script, "job-name") or "", "%": "%"}
-    with suppress(KeyError):  # this user has no name here
-        values["u"] = pwd.getpwuid(os.getuid()).pw_name
-    if any(re.fullmatch("array|a[0-9]*", option) for option, _ in _options(script)):
-        del values["j"]
+    values = _log_fields(script, job_id)
 
     def expand(field: re.Match[str]) -> str:
         value = values.get(field[2], field[0])
@@ -71,13 +67,24 @@ def log_path(script: str, job_id: str) -> Path:
     return Path(_FIELD.sub(expand, _option(script, "output") or ""))
 
 
+def _log_fields(script: str, job_id: str) -> Dict[str, str]:
+    """The fields in a log's name that are known here, and what they stand for."""
+    values = {"j": job_id, "A": job_id, "x": _option(script, "job-name") or "", "%": "%"}
+    with suppress(KeyError):  # this user has no name here
+        values["u"] = pwd.getpwuid(os.getuid()).pw_name
+    if any(re.fullmatch("array|a[0-9]*", option) for option, _ in _options(script)):
+        del values["j"]
+    return values
+
+
 def check_followable(script: str) -> None:
     """Raises ValueError when `follow` could not know the job's log."""
-    log = log_path(script, "0")
-    if "%" in str(log):
+    fields = {field[2] for field in _FIELD.finditer(_option(script, "output") or "")}
+    if fields - _log_fields(script, "0").keys():
         raise ValueError(
-            f"--follow cannot know the log's name before the job runs, {log}: it knows %j, %A, %x "
-            "and %u, and no log of the tasks of --array"
+            "--follow cannot know the log's name before the job runs, "
+            f"{log_path(script, '0')}: it knows %j, %A, %x and %u, and no log of the tasks of "
+            "--array"
         )
 
 
@@ -117,13 +124,20 @@ def follow(job_id: str, log: Path) -> int:
     try:
         while True:
             job = _job(job_id)
-            offset = _copy_from(log, offset)
+            if log.exists():
+                with open(log, "rb") as source:
+                    source.seek(offset)
+                    text = source.read()
+                write(text)
+                offset += len(text)
             state = f"{job['JobState']} ({job['Reason']})".replace(" (None)", "")
             if told != state:
                 say(f"job {job_id} is {state}")
                 told = state
             if job["JobState"] not in _ACTIVE:
-                return _exit_code(job)
+                code, signum = map(int, job["ExitCode"].split(":"))
+                # As a shell would have it; 1 when only the job's state tells of a failure.
+                return code or (128 + signum if signum else int(job["JobState"] != "COMPLETED"))
             time.sleep(POLL_SECONDS)
     except (KeyboardInterrupt, OSError) as error:
         reason = f" ({error})" if str(error) else ""
@@ -139,20 +153,3 @@ def _job(job_id: str) -> Dict[str, str]:
     silent = {"JobState": "RUNNING", "Reason": f"Slurm does not answer: {shown.stderr.strip()}"}
     state = {"JobState": "unknown to Slurm by now"} if unknown else silent
     return {"Reason": "None", "ExitCode": "1:0", **({} if found else state), **found}
-
-
-def _exit_code(job: Dict[str, str]) -> int:
-    """As a shell would report it; 1 when only the job's state tells of a failure."""
-    code, signum = map(int, job["ExitCode"].split(":"))
-    return code or (128 + signum if signum else int(job["JobState"] != "COMPLETED"))
-
-
-def _copy_from(path: Path, offset: int) -> int:
-    """Copies the file from `offset` on to stdout; returns the new offset."""
-    if not path.exists():
-        return offset
-    with open(path, "rb") as source:
-        source.seek(offset)
-        text = source.read()
-    write(text)
-    return offset + len(text)

@@ -45,7 +45,7 @@ def test_results_come_by_rank_and_lines_name_theirs(
         total = hvd.allreduce(mx.nd.array([hvd.rank() + added]), average=False, name="total")
         return factor * hvd.rank() + offset, total, int(os.environ["OMP_NUM_THREADS"])
 
-    results = launch.run(work, (100,), {"offset": 5}, ranks=2)
+    results = launch.run(work, (100,), {"offset": 5}, ranks=np.int64(2))
     assert [number for number, _, _ in results] == [5, 105]
     assert [total.asscalar() for _, total, _ in results] == [21, 21]
     assert {threads for _, _, threads in results} == {cores_per_rank(2)}
@@ -104,12 +104,17 @@ def _lock() -> object:
     return threading.Lock()
 
 
+def _exit_quietly() -> None:
+    os._exit(0)
+
+
 @pytest.mark.parametrize(
     ("function", "args", "words"),
     [
         (_fail_on, (1,), ["rank 1 ended with exit code 1", "KeyError: 'a missing shelf'"]),
-        (_killed_on, (0,), ["rank 0 was killed by SIGKILL", "it said nothing"]),
-        (_lock, (), ["ended with exit code 1", "cannot pickle '_thread.lock' object"]),
+        (_killed_on, (0,), ["rank 0 was killed by SIGKILL"]),
+        (_lock, (), ["what it returned cannot be sent on: cannot pickle '_thread.lock' object"]),
+        (_exit_quietly, (), ["ranks 0, 1 ended before the function returned"]),
     ],
 )
 def test_the_rank_that_failed_is_named_with_its_last_lines(
@@ -123,11 +128,15 @@ def test_the_rank_that_failed_is_named_with_its_last_lines(
 
 def test_wrong_use_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", None)
-    for ranks in (0, -1, 2.0, True):
+    for ranks in (0, -1, 2.0, True, np.bool_(True)):
         with pytest.raises(ValueError, match="whole number from 1"):
             launch.run(_lock, ranks=ranks)
     with pytest.raises(ValueError, match=r"_fail_on cannot be sent .* pickle '_thread.lock'"):
         launch.run(_fail_on, (threading.Lock(),))
+    with pytest.raises(ValueError, match="train.* is no function"):
+        launch.run("train()")
+    with pytest.raises(ValueError, match="_fail_on cannot be sent .* dictionary"):
+        launch.run(_fail_on, (1,), [1])
     for args in (nets.small(), "text", 5):
         with pytest.raises(ValueError, match=r"args is a \w+; .* a tuple, e\.g\. \(net,\)"):
             launch.run(_fail_on, args)
@@ -195,7 +204,8 @@ SAVES = """
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_ranks_save_when_the_script_that_called_it_is_ended(number: int, tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(SAVES), str(tmp_path)]
-    script = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    env = {**os.environ, "TMPDIR": str(tmp_path)}  # where nothing is to be left
+    script = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     try:
         said = [script.stdout.readline() for _ in range(2)]
         assert sorted(said) == ["[0] at work\n", "[1] at work\n"]

@@ -73,6 +73,37 @@ def test_a_rank_that_has_the_terminal_and_aborts_may_not_have_found_its_peers() 
         assert job.supervise().unconnected == inherits
 
 
+BAR = """
+import os, sys, time
+for percent in range(100):
+    sys.stderr.write(f"\\r{percent}%")
+    sys.stderr.flush()
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.05)
+sys.stderr.write("\\r100%\\r\\nafter\\n" + "x" * 70000)
+sys.exit(3)
+"""
+
+
+def test_a_progress_bar_is_shown_as_it_moves_and_is_one_of_the_last_lines(tmp_path) -> None:
+    """It ends its lines by carriage returns, of which a read may end between that and the next."""
+    shown = tmp_path / "shown"
+    rank = [sys.executable, "-c", BAR, str(shown)]
+    command = [sys.executable, "-m", "launch", "local", "-n", "1", "--", *rank]
+    job = subprocess.Popen(command, stderr=subprocess.PIPE)
+    assert job.stderr is not None
+    said = b""
+    while b"[0] 98%\r" not in said:  # 99% might be half of a number
+        said += os.read(job.stderr.fileno(), 2**16)
+    shown.touch()
+    said += job.stderr.read()
+    bar, _, rest = said.partition(b"[0] 100%")
+    assert rest.startswith(b"\r\n[0] after\n[0] xxx")
+    assert bar.split(b"\r") == [*(b"[0] %d%%" % percent for percent in range(100)), b""]
+    assert b"last lines of rank 0, which failed:\n    100%\n    after\n    xxx" in rest
+    assert job.wait() == 3
+
+
 WARNS_ITS_LAUNCHER = """
 import os, signal, sys, time
 signal.signal(signal.{name}, lambda *_: sys.exit(85))

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import http.server
 import socket
+import struct
 import threading
 import time
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from launch.core import arrivals, rendezvous
-from launch.core.arrivals import CHECK_IN, ranks_text
+from launch.core.arrivals import CHECK_IN, Arrivals, ranks_text
 from launch.core.rendezvous import ALIVE, Endpoint, Rendezvous
 from tests.waiting import wait_until
 
@@ -176,6 +177,21 @@ def test_the_first_rank_waits_for_the_last(store, scope, key):
     assert answers == [(200, b"")]
 
 
+def test_rank_0_is_answered_last_as_the_store_may_end_with_it(store, monkeypatch):
+    order, answered = [], Arrivals.answered
+
+    def late(arrivals, path):
+        time.sleep(0.3 * path.endswith("1"))
+        order.append(path)
+        answered(arrivals, path)
+
+    monkeypatch.setattr(Arrivals, "answered", late)
+    thread, answers = in_background(store.put, CHECK_IN, "0")
+    assert store.put(CHECK_IN, "1") == (200, b"")
+    thread.join()
+    assert answers == [(200, b"")] and order == [f"/{CHECK_IN}/1", f"/{CHECK_IN}/0"]
+
+
 def test_a_rank_that_never_comes_is_named_to_all():
     store = Store(world_size=4, start_timeout=2)
     waiting = [in_background(store.put, CHECK_IN, rank) for rank in ("0", "3")]
@@ -214,10 +230,12 @@ def test_ranks_that_are_late_are_named_while_others_wait(monkeypatch):
     store.close()
 
 
-def test_a_rank_that_ends_is_named_to_those_that_wait_for_it(store):
+@pytest.mark.parametrize("reset", [0, 1])
+def test_a_rank_that_ends_is_named_to_those_that_wait_for_it(store, reset):
     """What it watches with is a connection, which the kernel closes with the process."""
     place = (store.endpoint.address, store.endpoint.port)
     with socket.create_connection(place) as watch:
+        watch.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", reset, 0))
         watch.sendall(f"GET {store.endpoint.path_prefix}/{ALIVE}/1 HTTP/1.1\r\n\r\n".encode())
         thread, answers = in_background(store.put, "global", "rank_0")
         wait_until(lambda: store.get("global", "rank_0")[0] == 200, lambda: "no PUT arrived")

@@ -40,6 +40,13 @@ def test_the_output_of_ranks_is_passed_on_as_it_is(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == "\x1b[31mred\n"
 
 
+def test_what_the_streams_encoding_lacks_is_escaped() -> None:
+    """A name in Chinese must end no job that was started over a Latin-1 ssh."""
+    latin = io.TextIOWrapper(io.BytesIO(), "latin-1")
+    print_line("é 中 \ufffd \udcff", latin, raw=True)
+    assert latin.buffer.getvalue() == b"\xe9 \\u4e2d \\ufffd \\udcff\n"
+
+
 class Terminal(io.StringIO):
     """A stream that says it is a terminal."""
 

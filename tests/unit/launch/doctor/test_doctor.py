@@ -281,8 +281,8 @@ def test_page_and_exit_code():
         "          fix: mend z\n"
         "training cannot work: c"
     )
-    assert doctor.exit_code(rows) == 1
-    assert doctor.exit_code(rows[:2]) == 0
+    assert doctor._report(rows) == 1
+    assert doctor._report(rows[:2]) == 0
     assert doctor.page(rows[:2]).endswith("training can work here")
 
 

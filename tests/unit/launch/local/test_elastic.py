@@ -206,11 +206,13 @@ def test_a_command_that_keeps_failing_is_reported_once(tmp_path, capsys):
     assert capsys.readouterr().err.count("it stays at 2") == 1
 
 
-def test_too_few_slots_are_waited_for_until_there_are_enough(tmp_path):
+def test_too_few_slots_are_waited_for_until_there_are_enough(tmp_path, capsys):
     one_more_each_time = f"cd {tmp_path}; echo >> asked; wc -l < asked"
     discovery = Discovery(one_more_each_time, 0.01)
     elastic = Elastic(3, 1, discovery=discovery, max_restarts=1, patience=60)
     assert elastic.first_slots(Events()) == [0, 1, 2]
+    said = "launch: --discover found 1 slots; 3 are needed: waiting for up to 60 s\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_lost_gpu_is_not_used_again(monkeypatch):

@@ -101,6 +101,13 @@ def test_variables_of_several_jobs_are_told_apart(name, value):
         facts_from_slurm({**task_environment([2, 1], 0, 1, 1), name: value})
 
 
+def test_a_heterogeneous_job_counts_its_nodes_in_the_order_of_its_parts():
+    """`salloc -w n2 -n1 : -w n1 -n2`, then `srun --het-group=0,1`: lists stay sorted by name."""
+    third = {**task_environment([2, 1], 1, 1, 2), "SLURMD_NODENAME": "n1"}
+    assert facts_from_slurm(third)[:6] == (2, 3, 1, 2, 0, 1)
+    assert facts_from_slurm(third).hostname == "n1"
+
+
 FIRST = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
 
 

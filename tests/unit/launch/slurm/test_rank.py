@@ -98,38 +98,57 @@ def test_what_a_rank_waits_for_is_said_once(monkeypatch, capsys, free_port):
     assert said[0].startswith(waiting) and said[0].endswith(", for up to 0 s more")
 
 
+def on(host, number=1):
+    return facts_on_one_host(number, 2)._replace(hostname=host)
+
+
 def test_addresses(monkeypatch):
     env = {}
-    assert rank._store_address(["a"], 0, env) == "127.0.0.1"
+    assert rank._store_address(["a"], on("a"), env) == "127.0.0.1"
     # On the first node its own name may mean 127.0.1.1: the route to the second one counts.
     monkeypatch.setattr(
         socket, "gethostbyname", {"a": "127.0.1.1", "b": "127.0.0.1", "c": "127.0.0.3"}.get
     )
-    assert rank._store_address(["a", "b"], 0, env) == "127.0.0.1"
-    assert rank._store_address(["c", "b"], 1, env) == "127.0.0.3"
-    assert rank._store_address(["a", "b"], 1, {"LAUNCH_RENDEZVOUS_HOST": "c"}) == "127.0.0.3"
+    assert rank._store_address(["a", "b"], on("a"), env) == "127.0.0.1"
+    assert rank._store_address(["c", "b"], on("b"), env) == "127.0.0.3"
+    assert rank._store_address(["a", "b"], on("b"), {"LAUNCH_RENDEZVOUS_HOST": "c"}) == "127.0.0.3"
+    # The parts of a heterogeneous job, whose list of all nodes is sorted by name.
+    env = {"SLURM_NODELIST_HET_GROUP_0": "c"}
+    assert rank._store_address(["b", "c"], on("c", 0), env) == "127.0.0.1"
+    assert rank._store_address(["b", "c"], on("b"), env) == "127.0.0.3"
+    assert rank._store_address(["a", "b"], on("a", 0), env) == "127.0.0.1"  # --het-group=1
 
 
 def test_rank_0_on_another_node_than_the_first_says_what_to_set():
     """As with `srun --distribution=arbitrary`; other nodes cannot tell where it is."""
     with pytest.raises(ValueError, match="rank 0 is on b, .*set LAUNCH_RENDEZVOUS_HOST=b for"):
-        rank._store_address(["a", "b"], 1, {"SLURM_PROCID": "0"})
+        rank._store_address(["a", "b"], on("b", 0), {})
 
 
 def test_unknown_node_names_the_way_out(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(
-        ValueError, match=r"cannot find the address of nonesuch\.invalid: .*set LAUNCH_"
+        ValueError, match=r"cannot find the IPv4 address of nonesuch\.invalid: .*set LAUNCH_"
     ):
         rank._resolve("nonesuch.invalid")
+
+
+def alone(*command, **variables):
+    """The only rank of a step."""
+    env = {**os.environ, **slurm_variables(0, 1), "LAUNCH_TOKEN": "s", **variables}
+    env.pop("OMP_PROC_BIND", None)
+    rank = [sys.executable, "-m", "launch", "slurm-rank", "--", *command]
+    return subprocess.run(rank, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize(("on_node", "kept"), [(4096, "false"), (1, "")])
 def test_cores_that_slurm_has_bound_are_not_divided_once_more(on_node, kept):
     """The trainer divides them by the node's ranks unless OMP_PROC_BIND is set."""
-    env = {**os.environ, **slurm_variables(0, 1), "LAUNCH_TOKEN": "s"}
-    env.update(SLURM_CPUS_ON_NODE=str(on_node))
-    env.pop("OMP_PROC_BIND", None)
-    rank = [sys.executable, "-m", "launch", "slurm-rank", "--", "sh", "-c", "echo $OMP_PROC_BIND"]
-    done = subprocess.run(rank, env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = alone("sh", "-c", "echo $OMP_PROC_BIND", SLURM_CPUS_ON_NODE=str(on_node))
     assert (done.stdout, done.stderr) == (f"{kept}\n", "")
+
+
+def test_a_command_that_is_not_there_is_named_as_it_was_given():
+    done = alone("nonesuch")
+    assert done.returncode == 2
+    assert done.stderr == "error: [Errno 2] No such file or directory: 'nonesuch'\n"

@@ -11,7 +11,7 @@ import pytest
 
 from launch.__main__ import main
 from launch.slurm.script import JobOptions, job_options, read_site, render
-from launch.slurm.submit import check_followable
+from launch.slurm.submit import check_followable, log_path
 
 GOLDEN = Path(__file__).with_name("golden")
 ROOT = Path(__file__).parents[4]
@@ -57,6 +57,15 @@ def test_no_folders_name_becomes_a_line_of_the_script(name):
         render(JobOptions(), ["true"], Path("/home/me") / name, "python", [])
     with pytest.raises(ValueError, match="Python is .*printable"):
         render(JobOptions(), ["true"], Path("/home/me"), f"/opt/{name}/python", [])
+
+
+def test_what_slurm_would_expand_in_a_folders_name_is_none_of_the_logs():
+    script = render(JobOptions(), ["true"], Path("/home/50%j of me"), "python", [])
+    assert "#SBATCH '--output=/home/50%%j of me/slurm-%j.log'" in script
+    check_followable(script)
+    assert log_path(script, "7") == Path("/home/50%j of me/slurm-7.log")
+    with pytest.raises(ValueError, match="working folder is .*, and no "):
+        render(JobOptions(), ["true"], Path("/home/a\\b"), "python", [])
 
 
 @pytest.mark.parametrize("runtime", ["apptainer", "pyxis"])
@@ -115,8 +124,8 @@ def test_the_example_site_file_is_valid():
     ("text", "message"),
     [
         ("partitoin: gpu", "unknown key 'partitoin'; did you mean partition?"),
-        ("nodes: many", "nodes must be a whole number, not 'many'"),
-        ("setup: module load x", "setup must be a list"),
+        ("nodes: many", "nodes: 'many' is given, allowed is a number from 1 to 99999"),
+        ("setup: module load x", "setup: 'module load x' is given, allowed is a list of texts"),
         ("- a", "expected `key: value` lines"),
         ("a: [", "cannot read the site file"),
     ],
@@ -138,7 +147,7 @@ def test_wrong_site_file_is_one_line(tmp_path, text, message):
         ({"ranks_per_node": 0}, "ranks_per_node: 0 is given"),
         ({"name": "a\nrm -rf b"}, "name: 'a\\nrm -rf b' is given, allowed is a text on one line"),
         ({"partition": ""}, "partition: '' is given"),
-        ({"srun": ("",)}, "allowed is texts on one line each"),
+        ({"srun": ("",)}, "allowed is a list of texts on one line each"),
         ({"time": "2 hours"}, "allowed is minutes, HH:MM:SS or D-HH:MM:SS"),
         ({"container_runtime": "docker"}, "allowed is apptainer or pyxis"),
         (
@@ -189,5 +198,5 @@ def test_a_site_may_ask_for_them_too(tmp_path):
     site.write_text("gpus_per_node: a100:4\nexclusive: true\nmem: 64G\n")
     assert read_site(site) == {"gpus_per_node": "a100:4", "exclusive": True, "mem": "64G"}
     site.write_text("exclusive: perhaps\n")
-    with pytest.raises(ValueError, match="exclusive must be true or false"):
+    with pytest.raises(ValueError, match="exclusive: 'perhaps' is given, allowed is true or false"):
         read_site(site)
