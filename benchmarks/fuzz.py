@@ -148,7 +148,7 @@ def _read_records(
     for file, spoiled in (("train.rec", not of_index), ("train.idx", of_index)):
         content = (stock / file).read_bytes()
         (folder / file).write_bytes(spoil(content) if spoiled else content)
-    found, _, _ = records.find(replace(PICTURES, folder=str(folder)))
+    found = records.find(replace(PICTURES, folder=str(folder)))["train"]
     found.num_classes = 3
     found.all_labels()
     found.images_digest()

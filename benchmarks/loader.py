@@ -168,7 +168,7 @@ def our_pictures(folder: Path, count: int) -> Iterable[Any]:
         "records", folder=str(folder), image_size=SIDE, random_crop=True, flip=True, workers=2
     )
     loader = TrainLoader(
-        records.find(settings)[0],
+        records.find(settings)["train"],
         settings,
         global_batch_size=BATCH,
         seed=0,

@@ -583,9 +583,8 @@ def test_a_net_of_a_run_with_a_split_is_evaluated_elsewhere(
     assert _asked("evaluate", run_of, f"data.folder={moved}") == own
     for path in moved.glob("*/*"):
         path.rename(path.with_name(f"x{path.name}"))
-    assert "holds no test set, as FOLDER/test/" in _asked(
-        "evaluate", run_of, f"data.folder={moved}"
-    )
+    for other in (f"data.folder={moved}", "data.validation=0.5", "seed=1"):  # hold trained ones
+        assert "holds no test set, as FOLDER/test/" in _asked("evaluate", run_of, other)
     (tmp_path / "new").mkdir()
     moved.rename(tmp_path / "new" / "test")
     said = _asked("evaluate", run_of, f"data.folder={tmp_path / 'new'}")

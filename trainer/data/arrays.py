@@ -11,7 +11,7 @@ from mxnet import gluon
 from .. import console, mxnet_internals
 from ..config import Data
 from .idx_file import DataError
-from .sources.dataset import MOST_CHANNELS, SCALED_BY_FIT, DatasetSource, on_host
+from .sources.dataset import MOST_CHANNELS, SCALED_BY_FIT, DatasetSource, no_pair, on_host
 
 # Images, uint8 (N, H, W[, C]); labels, integers or texts (N,).
 Arrays = Tuple[np.ndarray, np.ndarray]
@@ -20,6 +20,7 @@ Arrays = Tuple[np.ndarray, np.ndarray]
 Samples = Any
 
 _IN_MEMORY = (list, tuple, np.ndarray, mx.nd.NDArray)
+_NO_DATASET = (*_IN_MEMORY, dict, str, gluon.data.DataLoader)  # though they have a length
 _CORNER = 32  # of 255: a set whose pixels span no more is told of
 
 
@@ -28,14 +29,15 @@ def given(name: str, value: Any, settings: Data) -> Union[Arrays, DatasetSource]
 
     DataError says of ``name``, train or test, which type, shape or dtype training cannot use.
     """
-    if isinstance(value, list) and value and all(map(_is_pair, value)):
+    if isinstance(value, list) and value and not any(map(no_pair, value)):
         value = gluon.data.SimpleDataset(value)  # of samples
+    indexed = hasattr(value, "__len__") and hasattr(value, "__getitem__")
     parts = mxnet_internals.stored_parts(value)
     if parts is not None and all(isinstance(part, _IN_MEMORY) for part in parts):
         value = _read(name, value)  # without transforms, so that reading it is final
-    elif _is_dataset(value):
+    elif indexed and not isinstance(value, _NO_DATASET):
         return DatasetSource(name, value, settings)
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
+    if no_pair(value):
         loads = isinstance(value, (gluon.data.DataLoader, mx.io.DataIter))
         raise DataError(
             f"{name} is a {type(value).__name__}; it must be (images, labels) as NumPy arrays, or "
@@ -57,26 +59,14 @@ def given(name: str, value: Any, settings: Data) -> Union[Arrays, DatasetSource]
     return images, labels
 
 
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == 2
-
-
-def _is_dataset(value: Any) -> bool:
-    others = (*_IN_MEMORY, dict, str, gluon.data.DataLoader)
-    indexed = hasattr(value, "__len__") and hasattr(value, "__getitem__")
-    return indexed and not isinstance(value, others)
-
-
 def _read(name: str, dataset: gluon.data.Dataset) -> Arrays:
     """All samples of a dataset of (image, label) in memory, as arrays."""
     images: List[np.ndarray] = []
     labels: List[np.ndarray] = []
     for index in range(len(dataset)):
         sample = dataset[index]
-        if not _is_pair(sample):
-            raise DataError(
-                f"{name}[{index}] is a {type(sample).__name__}; a dataset must give (image, label)"
-            )
+        if wrong := no_pair(sample):
+            raise DataError(f"{name}[{index}] {wrong}")
         image, label = (on_host(part) for part in sample)
         if images and image.shape != images[0].shape:
             raise DataError(
@@ -135,7 +125,7 @@ def tell_of_range(name: str, images: np.ndarray) -> None:
 def _check_labels(name: str, labels: np.ndarray, count: int) -> np.ndarray:
     if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels.ravel()):
         labels = labels.astype(str)
-    way_out = "labels.astype(int)"
+    way_out = f"labels.astype({'str' if labels.dtype.kind == 'S' else 'int'})"
     if labels.ndim == 2 and len(labels) == count:
         way_out = "labels.ravel()" if labels.shape[1] == 1 else "labels.argmax(axis=1)"
     elif labels.shape != (count,):

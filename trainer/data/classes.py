@@ -65,7 +65,8 @@ def names(settings: Data, classes: Classes, num_classes: int) -> List[str]:
     elif classes is not None:
         named = list(map(str, classes))
     else:
-        return fashion_mnist.class_names(settings.dataset, num_classes)
+        known = fashion_mnist.CLASS_NAMES if settings.dataset.startswith("fashion_mnist") else ()
+        return [*known, *map(str, range(len(known), num_classes))]
     return [*named, *(f"score {number}" for number in range(len(named), num_classes))]
 
 

@@ -14,6 +14,7 @@ Three datasets, all in MNIST's IDX format (see idx_file.py), gzipped or not:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 
 from .. import console
 from ..dist import environment, file_lock
-from .idx_file import DataError, held, listed, locate, read_file
+from .idx_file import DataError, held, listed, locate, read
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +70,6 @@ CLASS_NAMES = (
     "ankle boot",
 )
 
-IMAGE_SIZE = (28, 28)  # (height, width)
-
 MIRRORS = (
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
@@ -91,15 +90,10 @@ SAMPLE_FOLDER = Path(__file__).with_name("sample")
 def load(split: str, folder: Optional[str] = None, dataset: str = "fashion_mnist") -> Arrays:
     """Find or download the dataset and read one split of it; raises as `find_or_download` does.
 
-    Images are uint8 (N, H, W), read-only, 28 x 28 but for `idx`; labels int32 (N,).
-
-    Args:
-        split: "train" or "test".
-        folder: where the files are. None: see `find_or_download`.
-        dataset: "fashion_mnist", "fashion_mnist_sample" or "idx".
+    Images are uint8 (N, H, W), read-only, 28 x 28 but for `idx`; labels int32 (N,). The `split` is
+    "train" or "test"; without a `folder` of the files see `find_or_download`.
     """
-    _, arrays = _search([split], folder, dataset)
-    return arrays[0]
+    return _search([split], folder, dataset)[1][0]
 
 
 def splits(folder: Optional[str], dataset: str) -> List[str]:
@@ -125,14 +119,7 @@ def find_or_download(folder: Optional[str] = None, dataset: str = "fashion_mnist
     Raises DataError where a file is missing or wrong, with what was found and expected; or where
     the set is nowhere and no mirror can be reached, with the ways out.
     """
-    place, _ = _search(list(FILES), folder, dataset)
-    return place
-
-
-def class_names(dataset: str, num_classes: int) -> List[str]:
-    """A name for each class; its number where the dataset names none."""
-    known = CLASS_NAMES if dataset.startswith("fashion_mnist") else ()
-    return [*known, *map(str, range(len(known), num_classes))]
+    return _search(list(FILES), folder, dataset)[0]
 
 
 def cache_folder() -> Path:
@@ -149,21 +136,21 @@ def _search(
     only_place = _only_place(folder, dataset)
     sums = SHA256[dataset]
 
-    def read(place: Path) -> Tuple[Path, List[Arrays]]:
+    def found_at(place: Path) -> Tuple[Path, List[Arrays]]:
         return place, [_read_split(place, split, sums) for split in splits]
 
     if only_place is not None:
-        return read(only_place)
+        return found_at(only_place)
     cache = cache_folder()
     mxnet_home = Path(os.environ.get("MXNET_HOME", "~/.mxnet")).expanduser()
     for place in (mxnet_home / "datasets" / "fashion-mnist", DEBIAN_FOLDER, cache):
         if all(locate(place, name) for split in splits for name in FILES[split]):
             try:
-                return read(place)
+                return found_at(place)
             except DataError as error:
                 log.warning("%s; looking further", error)
     _download_once(cache, sums)
-    return read(cache)
+    return found_at(cache)
 
 
 def _read_split(place: Path, split: str, sums: Dict[str, str]) -> Arrays:
@@ -173,7 +160,7 @@ def _read_split(place: Path, split: str, sums: Dict[str, str]) -> Arrays:
         if path is None:
             raise DataError(f"folder {place} holds no file {name}.gz (nor {name})")
         paths.append(path)
-    images, labels = (read_file(path, name, sums) for path, name in zip(paths, FILES[split]))
+    images, labels = (read(path, name, sums) for path, name in zip(paths, FILES[split]))
     if len(images) != len(labels):
         raise DataError(
             f"{paths[0]} holds {len(images)} images, but {paths[1]} holds {len(labels)} labels"
@@ -205,8 +192,11 @@ def _download_once(cache: Path, sums: Dict[str, str]) -> None:
         cache.mkdir(parents=True, exist_ok=True)
         with file_lock.held(cache / ".lock", LOCK_SECONDS):
             for name in sums:
-                if not _is_verified(cache, name, sums):
-                    _download(name, cache, sums)
+                path = locate(cache, name)
+                with contextlib.suppress(DataError):
+                    if path is not None and len(read(path, name, sums)):
+                        continue
+                _download(name, cache, sums)
     except TimeoutError:
         raise DataError(
             f"another process has been downloading into {cache} for {LOCK_SECONDS:.0f} s:"
@@ -214,14 +204,6 @@ def _download_once(cache: Path, sums: Dict[str, str]) -> None:
         ) from None
     except OSError as error:
         raise DataError(f"cannot write to {cache} ({error}). {WAYS_OUT}") from None
-
-
-def _is_verified(place: Path, name: str, sums: Dict[str, str]) -> bool:
-    path = locate(place, name)
-    try:
-        return path is not None and read_file(path, name, sums) is not None
-    except DataError:
-        return False
 
 
 def _download(name: str, cache: Path, sums: Dict[str, str]) -> None:
@@ -235,7 +217,7 @@ def _download(name: str, cache: Path, sums: Dict[str, str]) -> None:
         try:
             log.info("downloading %s%s.gz", mirror, name)
             fetch(f"{mirror}{name}.gz", str(partial), None)
-            read_file(partial, name, sums)
+            read(partial, name, sums)
         except DataError as error:
             failures.append(str(error))
         except OSError as error:  # requests' exceptions are OSErrors

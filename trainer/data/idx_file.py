@@ -42,7 +42,8 @@ def readable(what: object, error_type: Type[DataError] = DataError) -> Iterator[
     try:
         yield
     except OSError as error:
-        raise error_type(f"{what} cannot be read: {error.strerror}") from None
+        # gzip's own errors have no strerror.
+        raise error_type(f"{what} cannot be read: {error.strerror or error}") from None
 
 
 def listed(names: Sequence[object], most: int) -> str:
@@ -52,17 +53,28 @@ def listed(names: Sequence[object], most: int) -> str:
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
-def read(path: Path, kind: str) -> np.ndarray:
+def read(path: Path, name: str, sums: Optional[Dict[str, str]] = None) -> np.ndarray:
     """The array in the file at ``path``: uint8, (N, H, W) for images or (N,) for labels.
 
-    ``kind`` is ``images`` or ``labels``. Raises DataError where the file cannot be read, is
-    truncated or empty, or holds something else.
+    Raises DataError where the file cannot be read, is truncated or empty, or holds something else.
+
+    Args:
+        name: ``images`` or ``labels``, or the name of a set's file of these.
+        sums: SHA-256 of the decompressed content of such files by name: those of one must match.
     """
-    return parsed(decompressed(path, kind), kind)
+    kind = "images" if "images" in name else "labels"
+    content, shape = _decompressed(path, kind)
+    found = hashlib.sha256(content).hexdigest() if sums else ""
+    if sums and sums.get(name, found) != found:
+        hints = [f": it is the content of {other}" for other, sum_ in sums.items() if sum_ == found]
+        raise DataError(
+            f"{path} has content of SHA-256 {found}, expected {sums[name]}{''.join(hints)}"
+        )
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
 
 
-def decompressed(path: Path, kind: str) -> bytes:
-    """The content of a file, gzipped or not, see :func:`read`; of no more than its header says."""
+def _decompressed(path: Path, kind: str) -> Tuple[bytes, Tuple[int, ...]]:
+    """The content of a file, gzipped or not, of no more than its header says; and its shape."""
     try:
         with readable(path), open(path, "rb") as file:
             # By content, because some download tools decompress a file without renaming it.
@@ -83,7 +95,7 @@ def decompressed(path: Path, kind: str) -> bytes:
             while left and (part := stream.read(min(left, _CHUNK))):
                 parts.append(part)
                 left -= len(part)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (EOFError, zlib.error) as error:
         raise DataError(
             f"{path} is truncated or corrupt, expected a gzipped IDX file: {error}"
         ) from None
@@ -93,14 +105,7 @@ def decompressed(path: Path, kind: str) -> bytes:
             f"{path} is truncated or corrupt: {found} bytes of {kind}, expected {size} as its "
             "header says"
         )
-    return b"".join(parts)
-
-
-def parsed(content: bytes, kind: str) -> np.ndarray:
-    """The array in what :func:`decompressed` gave."""
-    ndim = _DIMENSIONS[kind]
-    shape = struct.unpack_from(f">{ndim}I", content, 4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)
+    return b"".join(parts), shape
 
 
 def _shape(header: bytes, kind: str, path: Path) -> Tuple[int, ...]:
@@ -152,17 +157,3 @@ def locate(place: Path, name: str) -> Optional[Path]:
     stem = place / (name if name in found else found[0])
     packed = stem.with_name(f"{stem.name}.gz")
     return packed if packed.is_file() else stem
-
-
-def read_file(path: Path, name: str, sums: Dict[str, str]) -> np.ndarray:
-    """The array in an IDX file that must be the file ``name`` of a set with these ``sums``."""
-    kind = "images" if "images" in name else "labels"
-    content = decompressed(path, kind)
-    values = parsed(content, kind)
-    found = hashlib.sha256(content).hexdigest()
-    if sums.get(name, found) != found:
-        hints = [f": it is the content of {other}" for other, sum_ in sums.items() if sum_ == found]
-        raise DataError(
-            f"{path} has content of SHA-256 {found}, expected {sums[name]}{''.join(hints)}"
-        )
-    return values

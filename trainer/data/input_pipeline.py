@@ -65,6 +65,7 @@ class Sets(NamedTuple):
             source.close()
 
 
+_FIND = {"folder": folder.find, "records": records.find}  # sets of pictures
 _LOOKED_AT = 1000  # images in memory at most, for the range of their pixels
 _STREAM = 2**64 - 1  # of random numbers: no epoch has this number
 FROM_THE_SET = "from the set"  # classes are numbered as the training set has them
@@ -95,7 +96,7 @@ def read(
     classes = None if isinstance(known, str) else known
     found: Mapping[str, Union[Arrays, DatasetSource]]
     if train is None and settings.of_pictures:
-        sources = _find_pictures(settings, classes)
+        sources = _FIND[settings.dataset](settings, classes)
     else:
         if train is None:
             where = settings.folder, settings.dataset
@@ -140,7 +141,7 @@ def read_one(
     if given is not None:
         return in_memory({name: arrays.given(name, given, settings)}, classes)[name]
     if settings.of_pictures:
-        sources = _find_pictures(settings, classes, needs_train=False)
+        sources = _FIND[settings.dataset](settings, classes, needs_train=False)
     else:
         last = fashion_mnist.splits(settings.folder, settings.dataset)[-1]
         found = fashion_mnist.load(last, settings.folder, settings.dataset)
@@ -155,14 +156,6 @@ def read_one(
     if validation is not None:
         validation.called = "validation"
     return validation
-
-
-def _find_pictures(settings: Data, known: Classes, needs_train: bool = True) -> Dict[str, Source]:
-    """Those that there are, by name, as :func:`in_memory`."""
-    find = folder.find if settings.dataset == "folder" else records.find
-    names = ("train", "validation", "test")
-    found: Tuple[Optional[Source], ...] = find(settings, known, needs_train)
-    return {name: source for name, source in zip(names, found) if source is not None}
 
 
 def in_memory(
@@ -226,7 +219,7 @@ def tell_of_ranges(sets: Sets, settings: Data) -> None:
 def image_size(settings: Data) -> Tuple[int, int]:
     """(height, width) of the images that ``settings`` name, before any resizing."""
     if settings.dataset != "idx":
-        return fashion_mnist.IMAGE_SIZE
+        return 28, 28  # Fashion-MNIST's
     last = fashion_mnist.splits(settings.folder, settings.dataset)[-1]  # the smaller one
     height, width = fashion_mnist.load(last, settings.folder, settings.dataset)[0].shape[1:]
     return height, width
@@ -234,28 +227,15 @@ def image_size(settings: Data) -> Tuple[int, int]:
 
 def train_loader(train: Source, config: Config, ctx: mx.Context) -> TrainLoader:
     """This rank's loader of training batches."""
-    return TrainLoader(
-        train,
-        config.data,
-        global_batch_size=config.train.global_batch_size,
-        seed=config.seed,
-        rank=dist.rank(),
-        world_size=dist.world_size(),
-        parts=config.optimizer.accumulate,
-        place=on_device(ctx),
-    )
+    ranks, size = (dist.rank(), dist.world_size()), config.train.global_batch_size
+    parts, place = config.optimizer.accumulate, on_device(ctx)
+    return TrainLoader(train, config.data, size, config.seed, *ranks, parts=parts, place=place)
 
 
 def test_loader(test: Source, config: Config, ctx: mx.Context) -> EvalLoader:
     """This rank's loader of a set that is evaluated."""
-    return EvalLoader(
-        test,
-        config.data,
-        batch_size=config.evaluate.batch_size,
-        rank=dist.rank(),
-        world_size=dist.world_size(),
-        place=on_device(ctx),
-    )
+    ranks, size = (dist.rank(), dist.world_size()), config.evaluate.batch_size
+    return EvalLoader(test, config.data, size, *ranks, place=on_device(ctx))
 
 
 def split(

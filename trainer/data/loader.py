@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -29,14 +30,13 @@ class Batch(NamedTuple):
     mixed: Optional[mixing.Mixed] = None  # with others of the global batch
 
 
-class _Batches:
+class _Batches(NamedTuple):
     """Makes (data, label) of given samples, on the device."""
 
-    def __init__(self, filler: Filler, place: Place):
-        self.filler = filler
-        self._place = place
+    filler: Filler
+    place: Place
 
-    def __call__(self, rows: np.ndarray, epoch: int = 0) -> Tuple[Any, Any, Sequence[int]]:
+    def make(self, rows: np.ndarray, epoch: int = 0) -> Tuple[Any, Any, Sequence[int]]:
         """(data, label, positions of samples that could not be read)."""
         classes = np.empty(len(rows), np.float32)
         bad: Sequence[int] = ()
@@ -45,7 +45,7 @@ class _Batches:
             nonlocal bad
             bad = self.filler(rows, epoch, out, classes)
 
-        data = self._place((len(rows), *self.filler.shape), fill)
+        data = self.place((len(rows), *self.filler.shape), fill)
         return data, self._placed(classes), bad
 
     def mixed(
@@ -66,77 +66,67 @@ class _Batches:
             for image, sample, one, other in zip(out, own, first, second):
                 mix(sample, pixels[one], pixels[other], image)
 
-        data = self._place((len(own), *self.filler.shape), fill)
+        data = self.place((len(own), *self.filler.shape), fill)
         mixed = mixing.Mixed(self._placed(classes[second]), self._placed(mix.shares[own]))
         return data, self._placed(classes[first]), mixed
 
     def _placed(self, values: np.ndarray) -> Any:
-        return self._place(values.shape, lambda out: np.copyto(out, values))
+        return self.place(values.shape, lambda out: np.copyto(out, values))
 
 
+@dataclass
 class TrainLoader:
-    """This rank's shard of every global batch, epoch after epoch.
+    """This rank's shard of every global batch, epoch after epoch."""
 
-    Args:
-        source: the whole training set.
-        parts: micro-batches of each global batch.
-        place: allocates and fills the arrays, e.g. ``array_memory.on_device(ctx)``.
-    """
+    source: Source  # the whole training set
+    settings: Data
+    global_batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    parts: int = 1  # micro-batches of each global batch
+    place: Place = on_host  # allocates and fills the arrays, e.g. ``array_memory.on_device(ctx)``
 
-    def __init__(
-        self,
-        source: Source,
-        settings: Data,
-        *,
-        global_batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        parts: int = 1,
-        place: Place = on_host,
-    ):
-        self._make = _Batches(source.filler(settings, seed, training=True), place)
-        self._samples = len(source)
-        self._global_batch_size = global_batch_size
-        self._seed = seed
-        self._rank, self._world_size, self._parts = rank, world_size, parts
-        self._prefetch, self._settings = settings.prefetch, settings
+    def __post_init__(self) -> None:
+        filler = self.source.filler(self.settings, self.seed, training=True)
+        self._maker = _Batches(filler, self.place)
 
     @property
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch."""
-        return sharding.steps_per_epoch(self._samples, self._global_batch_size)
+        return sharding.steps_per_epoch(len(self.source), self.global_batch_size)
 
     @property
     def shape(self) -> Tuple[int, int, int]:
         """(channels, height, width) of a sample."""
-        return self._make.filler.shape
+        return self._maker.filler.shape
 
     def from_step(self, step: int, last_step: int) -> Iterator[Batch]:
         """The batches of steps ``step`` to ``last_step - 1``, counted from the start of the run."""
-        return prefetched(self._batches(step, last_step), self._prefetch)
+        return prefetched(self._batches(step, last_step), self.settings.prefetch)
 
     def _batches(self, step: int, last_step: int) -> Iterator[Batch]:
         order_of = functools.lru_cache(maxsize=1)(
-            lambda epoch: sharding.epoch_order(self._samples, self._seed, epoch)
+            lambda epoch: sharding.epoch_order(len(self.source), self.seed, epoch)
         )
         for current in range(step, last_step):
             epoch, batch = divmod(current, self.steps_per_epoch)
-            indices = sharding.global_batch(order_of(epoch), self._global_batch_size, batch)
+            indices = sharding.global_batch(order_of(epoch), self.global_batch_size, batch)
             places = np.arange(len(indices))
-            shards = sharding.micro_shards(places, self._parts, self._rank, self._world_size)
+            shards = sharding.micro_shards(places, self.parts, self.rank, self.world_size)
             # A rank with an empty shard still takes part in collectives: it runs a placeholder.
             own, count = np.concatenate(shards), sum(map(len, shards))
             own, sizes = own if count else places[:1], tuple(map(len, shards))
-            alphas, mixed = (self._settings.mixup, self._settings.cutmix), None
+            alphas, mixed = (self.settings.mixup, self.settings.cutmix), None
             if any(alphas):
-                mix = mixing.draw(*alphas, self._seed, current, len(indices), *self.shape[1:])
-                data, label, mixed = self._make.mixed(indices, own, mix, epoch)
+                mix = mixing.draw(*alphas, self.seed, current, len(indices), *self.shape[1:])
+                data, label, mixed = self._maker.mixed(indices, own, mix, epoch)
             else:
-                data, label, _ = self._make(indices[own], epoch)
+                data, label, _ = self._maker.make(indices[own], epoch)
             yield Batch(data, label, count, len(indices), sizes, mixed)
 
 
+@dataclass
 class EvalLoader:
     """This rank's shard of a set, once, in order, without augmentation.
 
@@ -144,32 +134,28 @@ class EvalLoader:
     cannot be read are left out, where ``data.bad_samples`` is ``skip``.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        settings: Data,
-        *,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        place: Place = on_host,
-    ):
-        self._make = _Batches(source.filler(settings, 0, training=False), place)
-        self._indices = sharding.shard(np.arange(len(source)), rank, world_size)
-        self._batch_size = batch_size
-        self._prefetch = settings.prefetch
+    source: Source
+    settings: Data
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    place: Place = on_host
+
+    def __post_init__(self) -> None:
+        self._maker = _Batches(self.source.filler(self.settings, 0, training=False), self.place)
 
     def first(self) -> Optional[Batch]:
         """The first batch alone; None if there is none."""
         return next(self._batches(), None)
 
     def __iter__(self) -> Iterator[Batch]:
-        return prefetched(self._batches(), self._prefetch)
+        return prefetched(self._batches(), self.settings.prefetch)
 
     def _batches(self) -> Iterator[Batch]:
-        for start in range(0, len(self._indices), self._batch_size):
-            rows = self._indices[start : start + self._batch_size]
-            data, label, bad = self._make(rows)
+        own = sharding.shard(np.arange(len(self.source)), self.rank, self.world_size)
+        for start in range(0, len(own), self.batch_size):
+            rows = own[start : start + self.batch_size]
+            data, label, bad = self._maker.make(rows)
             if bad:  # not read anew without them: then others may be bad
                 left = np.delete(np.arange(len(rows)), list(bad))
                 if not len(left):

@@ -50,11 +50,9 @@ def micro_shards(indices: np.ndarray, parts: int, rank: int, world_size: int) ->
 def uniform(seed: int, epoch: int, indices: np.ndarray, draws: int) -> np.ndarray:
     """Random numbers that belong to samples, whichever rank or batch they are in.
 
-    Each is a hash of (seed, epoch, sample index, draw): the finalizer of SplitMix64 (Steele, Lea
-    and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) applied twice.
-
-    Returns:
-        float64 in [0, 1), shape (len(indices), draws).
+    Float64 in [0, 1), (len(indices), draws). Each is a hash of (seed, epoch, sample index, draw):
+    the finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
+    generators", OOPSLA 2014) applied twice.
     """
     # Python's integers do not overflow; the stream's key is brought to 64 bits by hand.
     key = np.uint64((seed * 0x9E3779B97F4A7C15 + epoch * 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF)

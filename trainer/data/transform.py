@@ -22,14 +22,10 @@ _TRIVIAL = 2**32  # added to the seed of TrivialAugment, which has numbers of it
 
 
 class PixelTransform:
-    """From pixels of one size to a normalised float32 array.
+    """From pixels of one ``shape``, (channels, height, width), to a normalised float32 array.
 
-    Raises DataError where the settings normalise, or augment, another number of channels.
-
-    Args:
-        shape: (channels, height, width) of the pixels.
-        settings: the transforms; augmentation applies only if ``training``.
-        seed: seed of the augmentation.
+    Augmented, by what is drawn from ``seed``, only if ``training``. Raises DataError where the
+    settings normalise, or augment, another number of channels.
     """
 
     def __init__(self, shape: Tuple[int, int, int], settings: Data, seed: int, training: bool):
@@ -54,11 +50,9 @@ class PixelTransform:
         self._blank = np.rint(255 * mean)  # what erase fills with, before it is normalised
 
     def __call__(self, pixels: np.ndarray, rows: np.ndarray, epoch: int, out: np.ndarray) -> None:
-        """Write the transformed ``pixels`` to ``out``.
+        """Write the transformed ``pixels`` of the samples ``rows`` to ``out``.
 
-        Args:
-            pixels: uint8 (B, channels, height, width), of the samples ``rows``; may be changed.
-            out: float32 (B, *self.shape).
+        From uint8 (B, channels, height, width), which may be changed, to float32 (B, *self.shape).
         """
         if self._random:
             pixels = self._augment(pixels, rows, epoch)

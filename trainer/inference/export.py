@@ -14,7 +14,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Union
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import mxnet as mx
 import numpy as np
@@ -24,7 +24,7 @@ from .. import batch_norm
 from ..checkpoint import CheckpointError, params_file
 from ..data import input_pipeline
 from ..data.arrays import Arrays
-from ..data.loader import Batch
+from ..data.loader import EvalLoader
 from ..data.sources.base import ArraySource, Source
 from ..errors import UserError, first_line
 from ..mxnet_internals import traced_symbol
@@ -128,46 +128,41 @@ def export(
 
 def _exported(saved: Saved, test: Optional[Source], folder: Path, onnx: bool) -> List[Checked]:
     folder.mkdir(parents=True, exist_ok=True)
-    if test is None:
+    shown = test
+    if shown is None:
         pixels = np.random.RandomState(0).randint(0, 256, (NOISE_IMAGES, *saved.image_shape))
-        shown: Source = ArraySource(pixels.astype(np.uint8), np.zeros(NOISE_IMAGES, int))
-        labels, called = None, ""
-    else:
-        shown, called = test, test.called
-        labels = np.concatenate([batch.label.asnumpy() for batch in _batches(saved, test)])
-    original = _scores(saved, shown, _gluon(saved.net, saved.ctx))
+        shown = ArraySource(pixels.astype(np.uint8), np.zeros(NOISE_IMAGES, int))
+    loader = input_pipeline.test_loader(shown, saved.config, saved.ctx)
+    original, labels = _scores(loader, _gluon(saved.net, saved.ctx))
     check_finite(saved, original)
-    batch = next(_batches(saved, shown)).data
-    _write_symbol(saved.net, batch, folder)
-    found = _scores(saved, shown, _load_symbol(folder))
-    checked = [_check(SYMBOL, found, original, labels, called)]
+
+    def check(name: str, forward: Forward) -> Checked:
+        found, _ = _scores(loader, forward)
+        both = () if test is None else (found, original)
+        right = [float((scores.argmax(axis=1) == labels).mean()) for scores in both]
+        difference = float(np.abs(found - original).max())
+        checked = Checked(name, len(found), difference, shown.called, *right)
+        if not np.allclose(found, original, rtol=TOLERANCE, atol=TOLERANCE):
+            raise ExportError(
+                f"{checked}: it does not compute what the checkpoint does; do not use it"
+            )
+        return checked
+
+    first = loader.first()
+    assert first is not None
+    _write_symbol(saved.net, first.data, folder)
+    checked = [check(SYMBOL, _load_symbol(folder))]
     if onnx:
-        _write_onnx(saved, batch.shape[1:], folder)
-        found = _scores(saved, shown, _load_onnx(folder))
-        checked.append(_check(ONNX, found, original, labels, called))
+        _write_onnx(saved, first.data.shape[1:], folder)
+        checked.append(check(ONNX, _load_onnx(folder)))
     return checked
 
 
-def _batches(saved: Saved, test: Source) -> Iterator[Batch]:
-    return iter(input_pipeline.test_loader(test, saved.config, saved.ctx))
-
-
-def _scores(saved: Saved, test: Source, forward: Forward) -> np.ndarray:
-    """Logits of the whole set, float32 (N, K)."""
-    return np.concatenate([forward(batch.data.asnumpy()) for batch in _batches(saved, test)])
-
-
-def _check(
-    name: str, found: np.ndarray, original: np.ndarray, labels: Optional[np.ndarray], called: str
-) -> Checked:
-    def accuracy(scores: np.ndarray) -> Optional[float]:
-        return None if labels is None else float((scores.argmax(axis=1) == labels).mean())
-
-    difference = float(np.abs(found - original).max())
-    checked = Checked(name, len(found), difference, called, accuracy(found), accuracy(original))
-    if not np.allclose(found, original, rtol=TOLERANCE, atol=TOLERANCE):
-        raise ExportError(f"{checked}: it does not compute what the checkpoint does; do not use it")
-    return checked
+def _scores(loader: EvalLoader, forward: Forward) -> Tuple[np.ndarray, np.ndarray]:
+    """Logits of the whole set, float32 (N, K), and its labels, (N,)."""
+    found = [(forward(batch.data.asnumpy()), batch.label.asnumpy()) for batch in loader]
+    scores, labels = map(np.concatenate, zip(*found))
+    return scores, labels
 
 
 def _gluon(net: gluon.Block, ctx: mx.Context) -> Forward:
@@ -211,7 +206,7 @@ def _write_onnx(saved: Saved, shape: Any, folder: Path) -> None:
 
     path = str(folder / ONNX)
     try:
-        with _quiet(), _checked_as_of(OPERATOR_SET):
+        with _converting():
             mxnet.onnx.export_model(
                 str(folder / SYMBOL),
                 str(folder / PARAMETERS),
@@ -237,20 +232,12 @@ def _write_onnx(saved: Saved, shape: Any, folder: Path) -> None:
     initializers = [value for value in model.graph.initializer if value.name in taken]
     del model.graph.initializer[:]
     model.graph.initializer.extend(initializers)
-    onnx.helper.set_model_props(model, _properties(saved))
+    data, pixels = saved.config.data, f"{saved.pixels}, (pixel / 255 - mean) / std"
+    texts = {"mean": data.mean_text, "std": data.std_text, "input": pixels}
+    texts["classes"] = json.dumps(saved.class_names)
+    onnx.helper.set_model_props(model, texts)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
-
-
-def _properties(saved: Saved) -> dict[str, str]:
-    """Metadata of the input and the output, for the ONNX file."""
-    data = saved.config.data
-    return {
-        "mean": data.mean_text,
-        "std": data.std_text,
-        "input": f"{saved.pixels}, (pixel / 255 - mean) / std",
-        "classes": json.dumps(saved.class_names),
-    }
 
 
 def _load_onnx(folder: Path) -> Forward:
@@ -266,25 +253,18 @@ def _load_onnx(folder: Path) -> Forward:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress MXNet's log line for each converted operator."""
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-@contextlib.contextmanager
-def _checked_as_of(version: int) -> Iterator[None]:
-    """Have the converter's graphs checked by that operator set: the newest refuses some of 13."""
+def _converting() -> Iterator[None]:
+    """Have the converter log no line for each operator, and its graphs checked by their own
+    operator set: the newest refuses some of 13.
+    """
     import onnx
 
-    context = onnx.checker.DEFAULT_CONTEXT
-    before = context.opset_imports
-    context.opset_imports = {"": version}
+    context, disabled = onnx.checker.DEFAULT_CONTEXT, logging.root.manager.disable
+    newest = context.opset_imports
+    logging.disable(logging.INFO)
+    context.opset_imports = {"": OPERATOR_SET}
     try:
         yield
     finally:
-        context.opset_imports = before
+        logging.disable(disabled)
+        context.opset_imports = newest

@@ -7,7 +7,6 @@ decision whether to negate: a file does not tell whether its bright parts are th
 
 from __future__ import annotations
 
-import itertools
 import os
 from pathlib import Path
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -17,7 +16,7 @@ from PIL import Image, ImageOps
 
 from ..config import Data
 from ..data import idx_file
-from ..data.idx_file import DataError, listed
+from ..data.idx_file import DataError, listed, readable
 from ..data.pictures import crop, decode
 from ..data.pictures.decode import SUFFIXES, UnreadableError
 
@@ -60,15 +59,15 @@ def read(
     files, unread = _files(paths)
     for path in files:
         try:
-            for name, image in _read(path, shape, invert, pictures):
-                names.append(name)
-                pixels += image.tobytes()
-                shape = image.shape
+            with readable(listed([path], 1)):
+                for name, image in _read(path, shape, invert, pictures):
+                    names.append(name)
+                    pixels += image.tobytes()
+                    shape = image.shape
         except DataError as error:
             skipped.append(str(error))
-        except (UnreadableError, OSError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            skipped.append(f"{listed([path], 1)} cannot be read: {reason}")
+        except UnreadableError as error:
+            skipped.append(f"{listed([path], 1)} cannot be read: {error}")
         if strict and skipped:
             break
     skipped += unread
@@ -93,13 +92,13 @@ def _files(paths: Sequence[str]) -> Tuple[List[Path], List[str]]:
         every = _in_folder(given)
         if not every:
             raise DataError(f"folder {given} holds no image (*{', *'.join(SUFFIXES)})")
-        known = [path.name.lower().endswith(SUFFIXES) for path in every]
-        others = [path.relative_to(given) for path, is_known in zip(every, known) if not is_known]
+        known = [path for path in every if path.name.lower().endswith(SUFFIXES)]
+        others = sorted(path.relative_to(given) for path in {*every} - {*known})
         if others:
             what = "1 file is" if len(others) == 1 else f"{len(others)} files are"
             shown = listed(others, _NAMED)
             unread.append(f"{listed([given], 1)}: {what} of kinds that are not read: {shown}")
-        files += itertools.compress(every, known)
+        files += known
     return files, unread
 
 
@@ -126,25 +125,20 @@ def _in_folder(folder: Path) -> List[Path]:
 def _read(
     path: Path, shape: Tuple[int, ...], invert: bool, pictures: Optional[Data]
 ) -> Iterator[Tuple[str, np.ndarray]]:
-    """(name, pixels) of each image in a file, see :func:`read`."""
+    """(name, pixels) of each image in a file, light on dark, see :func:`read`."""
+    name, mode = listed([path], 1), "RGB" if shape[2:] else "L"
     if pictures is not None:
-        cut = crop.cut(path.read_bytes(), pictures)
-        yield listed([path], 1), 255 - cut if invert else cut
+        yield name, crop.cut(path.read_bytes(), pictures, invert=invert)
         return
-    for name, image in _images(path, invert, "RGB" if shape[2:] else "L"):
-        yield name, _fit(name, image, shape[:2])
-
-
-def _images(path: Path, invert: bool, mode: str) -> Iterator[Tuple[str, Image.Image]]:
-    """(name, image) of each image in a file, in Pillow's ``mode`` L or RGB, light on dark."""
     with open(path, "rb") as file:
         start = file.read(4)
         if start[:2] != b"\x1f\x8b" and not idx_file.is_magic(start):
-            yield listed([path], 1), decode.by_pillow(start + file.read(), mode, invert)
+            yield name, _fit(name, decode.by_pillow(start + file.read(), mode, invert), shape[:2])
             return
     for index, values in enumerate(idx_file.read(path, "images")):
         image = Image.fromarray(values).convert(mode)
-        yield f"{listed([path], 1)}[{index}]", ImageOps.invert(image) if invert else image
+        image = ImageOps.invert(image) if invert else image
+        yield f"{name}[{index}]", _fit(f"{name}[{index}]", image, shape[:2])
 
 
 def _fit(name: str, image: Image.Image, size: Tuple[int, ...]) -> np.ndarray:

@@ -5,6 +5,7 @@ After Mitchell et al., "Model cards for model reporting", FAT* 2019.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import importlib.metadata
 import platform
@@ -17,6 +18,7 @@ import numpy as np
 from .. import config
 from ..console import one_line
 from ..data.pictures import crop
+from ..data.transform import planes_shape
 from ..step.evaluation import Evaluation
 from .export import Checked
 from .trained_model import Saved
@@ -48,46 +50,56 @@ def as_markdown(
         if settings.data.dataset.startswith("fashion_mnist")
         else "Valid only for images like those it was trained on."
     )
-    lines = [
-        f"# {_plain(settings.name)}",
-        "",
-        f"`{settings.model.factory}`{f' with {arguments}' if arguments else ''}, "
-        f"{parameters:,} parameters, trained on `{settings.data.dataset}`.",
-        "",
-        *_facts(saved, seen, called),
-        "",
-        f"**Limits.** {limits} Nothing else was measured: no other data, no robustness, no bias.",
-        "",
-        *_class_table(seen, [_plain(name) for name in saved.class_names]),
-        "## Files",
-        "",
-        f"Each file was compared with the checkpoint, on the whole {called} set if there is one:",
-        "",
-        *(f"- {checked}" for checked in files),
-        "",
-        f"    {command}",
-        "",
-        *_training(saved),
-        "",
-    ]
-    return "\n".join(lines)
+    again = (
+        "fit(config=trainer.config.load(FILE), train=..., test=...)"
+        if saved.on_given_images
+        else "python -m trainer train FILE"
+    )
+    facts = "\n".join(_facts(saved, seen, called))
+    table = "" if seen is None else _class_table(seen, [_plain(name) for name in saved.class_names])
+    compared = "\n".join(f"- {file}" for file in files)
+    return f"""# {_plain(settings.name)}
+
+`{settings.model.factory}`{f" with {arguments}" if arguments else ""}, \
+{parameters:,} parameters, trained on `{settings.data.dataset}`.
+
+| | |
+| --- | --- |
+{facts}
+
+**Limits.** {limits} Nothing else was measured: no other data, no robustness, no bias.
+
+{table}## Files
+
+Each file was compared with the checkpoint, on the whole {called} set if there is one:
+
+{compared}
+
+    {command}
+
+## Training
+
+Save this as FILE and train again with `{again}`, on any number of ranks.
+
+```yaml
+{config.as_yaml(saved.config).rstrip()}
+```
+"""
 
 
 def _facts(saved: Saved, seen: Optional[Evaluation], called: str) -> List[str]:
-    """The table of input, output, results and origin."""
+    """The rows of input, output, results and origin."""
     settings = saved.config
     data, train = settings.data, settings.train
-    height, width = saved.image_shape[:2]
-    channels = saved.image_shape[2] if saved.image_shape[2:] else 1
+    channels, height, width = planes_shape(saved.image_shape)
     side = data.image_size
-    resized = "" if side in (None, height) else f", resized (bilinear) to {side} x {side}"
+    resizes = side is not None and (height, width) != (side, side)
+    resized = f", resized (bilinear) to {side} x {side}" if resizes else ""
     if data.of_pictures:
         resized = f" cut from the middle, the shorter side {crop.shorter_side(data)} pixels"
     flips = settings.evaluate.flip and seen is not None
     weights = f", weights of {saved.weights.name}" if saved.weights else ""
     return [
-        "| | |",
-        "| --- | --- |",
         f"| input | float32 (N, {channels}, {side or height}, {side or width}): "
         f"{saved.pixels}, {height} x {width} pixels{resized}, "
         f"(pixel / 255 - {_shown(data.mean_text)}) / {_shown(data.std_text)} |",
@@ -106,24 +118,6 @@ def _shown(numbers: str) -> str:
     return f"({numbers})" if "," in numbers else numbers
 
 
-def _training(saved: Saved) -> List[str]:
-    """The section on training the model again, with its config."""
-    again = (
-        "fit(config=trainer.config.load(FILE), train=..., test=...)"
-        if saved.on_given_images
-        else "python -m trainer train FILE"
-    )
-    return [
-        "## Training",
-        "",
-        f"Save this as FILE and train again with `{again}`, on any number of ranks.",
-        "",
-        "```yaml",
-        config.as_yaml(saved.config).rstrip("\n"),
-        "```",
-    ]
-
-
 def _result_rows(saved: Saved, seen: Optional[Evaluation], called: str) -> List[str]:
     if seen is None:
         given = "the test set was given to `fit` and is not kept"
@@ -137,25 +131,20 @@ def _result_rows(saved: Saved, seen: Optional[Evaluation], called: str) -> List[
     ]
 
 
-def _class_table(seen: Optional[Evaluation], names: Sequence[str]) -> List[str]:
+def _class_table(seen: Evaluation, names: Sequence[str]) -> str:
     """Recall, precision and most frequent confusion of each class."""
-    if seen is None:
-        return []
-    lines = [
-        "## Per class",
-        "",
-        "| class | images | recall | precision | most often confused with |",
-        "| --- | --: | --: | --: | --- |",
-    ]
+    table = """## Per class
+
+| class | images | recall | precision | most often confused with |
+| --- | --: | --: | --: | --- |
+"""
     named = seen.confusion.sum(axis=0)
-    for label, name in enumerate(names):
-        row = seen.confusion[label]
-        hits = row[label]
+    for label, (name, row) in enumerate(zip(names, seen.confusion)):
         others = np.where(np.arange(len(row)) == label, 0, row)
         other = f"{names[int(others.argmax())]} ({others.max()})" if others.any() else ""
-        recall, precision = (f"{hits / n:.1%}" if n else "" for n in (row.sum(), named[label]))
-        lines.append(f"| {name} | {row.sum()} | {recall} | {precision} | {other} |")
-    return [*lines, ""]
+        shares = [f"{row[label] / n:.1%}" if n else "" for n in (row.sum(), named[label])]
+        table += f"| {name} | {row.sum()} | {shares[0]} | {shares[1]} | {other} |\n"
+    return f"{table}\n"
 
 
 def _plain(name: str) -> str:
@@ -166,8 +155,6 @@ def _plain(name: str) -> str:
 def _versions() -> str:
     found = [f"Python {platform.python_version()}", f"MXNet {mx.__version__}"]
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # onnx need not be there
             found.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:  # onnx need not be there
-            continue
     return ", ".join(found)

@@ -44,7 +44,7 @@ class Saved(NamedTuple):
     accuracy: Optional[float] = None  # as recorded with the checkpoint
     validation: Optional[str] = None  # the digest of the images of its run's validation set, if any
     weights: Optional[Path] = None  # the file they are of instead, such as calibrate writes
-    own_set: bool = True  # the config names the set of its run
+    own_set: bool = True  # the config names the set of its run, and divides it as that did
 
     @property
     def chosen_on(self) -> str:
@@ -83,16 +83,15 @@ def load(
 ) -> Saved:
     """Load the model at ``where``, a checkpoint or a run's folder (its best one); collective.
 
+    CheckpointError says that there is no valid checkpoint, or of this net, or that weights are not
+    finite; ConfigError that its net cannot be made, or would run what nobody has named.
+
     Args:
         overrides: ``setting=value``, replacing settings of the checkpoint.
         net: the net that was given to ``fit``; None for what ``model.factory`` makes.
         params: a file of weights for the same net, which replace the checkpoint's.
         trust: run any function that the checkpoint names as its ``model.factory``; otherwise one
             that is not the project's own must be among ``overrides``.
-
-    Raises:
-        CheckpointError: there is no valid checkpoint, or of this net; or weights are not finite.
-        ConfigError: its net cannot be made, or would run what nobody has named.
     """
     dist.init()
     with dist.together():
@@ -102,7 +101,8 @@ def load(
         settings = config.from_dict(state.config, overrides)
         ctx = choose(settings.device, dist.local_rank())
         named = trust or any(_NAMES_A_NET.match(text) for text in overrides)
-        net = model.build(settings.model, None if named else path) if net is None else net
+        if net is None:
+            net = model.build(settings.model, None if named else path, recorded.seed)
         image_shape = tuple(state.image_shape or input_pipeline.image_size(settings.data))
         shape = _input_shape(image_shape, settings)
         prepare.prepare_net(net, settings, shape, ctx)
@@ -125,7 +125,10 @@ def load(
         own_names = state.class_names if given.class_names == kept.class_names else None
         names = list(own_names or class_names(given, classes, count))
     accuracy, split = None if weights else state.accuracy, state.made_of.get("validation images")
-    own_set = (given.dataset, given.folder) == (kept.dataset, kept.folder)
+    drawn = [
+        (c.data.dataset, c.data.folder, c.data.validation, c.seed) for c in (settings, recorded)
+    ]
+    own_set = drawn[0] == drawn[1]
     made = settings, net, ctx, image_shape, names, classes
     return Saved(path, *made, accuracy, split, weights, own_set)
 
@@ -158,21 +161,14 @@ def test_set(saved: Saved, given: Any = None) -> Source:
     source = find_test_set(saved, given)
     if source is None:
         raise DataError(
-            f"{saved.config.data.folder} holds no test set, as FOLDER/test/ is; name a folder that "
-            "does, data.folder=FOLDER"
+            f"{saved.config.data.folder} holds no test set, as FOLDER/test/ or FOLDER/test.rec is, "
+            "nor just what its run was validated on; name a folder that does, data.folder=FOLDER"
         )
     return source
 
 
-def find_test_set(saved: Saved, given: Any = None) -> Optional[Source]:
-    """The same; None where there is neither set."""
-    source = _read(saved, "test", given)
-    if source is not None:
-        source.expect(saved.num_classes)
-    return source
-
-
-def _read(saved: Saved, name: str, given: Any) -> Optional[Source]:
+def find_test_set(saved: Saved, given: Any = None, name: str = "test") -> Optional[Source]:
+    """The same, or the training set if ``name`` is ``train``; None where there is neither set."""
     if given is None and saved.on_given_images:
         trust = "" if saved.config.model.factory == model.OWN else ", trust=True"
         raise DataError(
@@ -196,11 +192,12 @@ def _read(saved: Saved, name: str, given: Any) -> Optional[Source]:
                 f"{saved.image_shape} (height, width[, channels]); give the set it was trained on"
             )
         highest = -1 if source.labels is None else int(source.labels.max())
-        if name == "test" and highest >= saved.num_classes:
+        if highest >= saved.num_classes:
             raise DataError(
-                f"the test set has {1 + highest} classes, the net of {saved.path} "
+                f"the {name} set has {1 + highest} classes, the net of {saved.path} "
                 f"{saved.num_classes}; give the set it was trained on (data.dataset, data.folder)"
             )
+        source.expect(saved.num_classes)
         unless_it_fits.pop_all()
     return source
 
@@ -208,11 +205,9 @@ def _read(saved: Saved, name: str, given: Any) -> Optional[Source]:
 def evaluate_saved(
     saved: Saved, test: Union[Arrays, Source, None] = None, finite: bool = True
 ) -> Evaluation:
-    """Evaluate the model on the whole test set; collective.
+    """Evaluate the model on the whole test set, or on ``test``, alike on every rank; collective.
 
-    Args:
-        test: replaces the set that the config names; the same on every rank.
-        finite: refuse, by CheckpointError, scores that are not.
+    Scores that are not finite are refused, by CheckpointError, if ``finite``.
     """
     settings = saved.config.evaluate
     metrics = built_in(settings, saved.num_classes)
@@ -255,13 +250,12 @@ def calibrate_saved(
 ) -> None:
     """Recompute the running statistics on the training set, augmented; collective.
 
-    Args:
-        samples: how many samples to use, rounded up to global batches; None uses all.
-        train: replaces the set that the config names; the same on every rank.
+    Of ``samples`` of it, rounded up to global batches; None uses all. ``train`` replaces the set
+    that the config names, alike on every rank.
     """
     settings = saved.config
     prepare.check_calibration(saved.net)
-    source = _read(saved, "train", train)
+    source = find_test_set(saved, train, "train")
     assert source is not None  # only a test set may be missing
     loader = input_pipeline.train_loader(source, settings, saved.ctx)
     steps = loader.steps_per_epoch

@@ -132,6 +132,7 @@ def test_a_subset_names_samples_as_the_user_does():
     ("sample", "says"),
     [
         (IMAGES[0], r"train\[1\] is a ndarray; a dataset must give \(image, label\)"),
+        ((IMAGES[0], 1, 2), r"train\[1\] is a tuple of 3; a dataset must give \(image, label\)"),
         ((IMAGES[0] / 255, 1), r"train\[1\] has an image of float64 .*: leave ToTensor and"),
         ((IMAGES[0, 1:], 1), r"train\[1\] has an image of \(5, 5, 3\), the first one is \(6, 5, 3"),
         ((IMAGES[0], 7), r"train\[1\] has the label 7; .* from 0 to 3"),
@@ -192,8 +193,8 @@ def test_a_bad_first_sample_is_skipped_as_any_other_is():
 class Stored:
     """Samples in a file that is open, at places that a reader seeks."""
 
-    def __init__(self, path):
-        self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (as users do it)
+    def __init__(self, path, mode):
+        self.file = open(path, mode, buffering=0)  # noqa: SIM115 (as users do it)
 
     def __len__(self):
         return 200
@@ -203,11 +204,11 @@ class Stored:
         return np.frombuffer(self.file.read(3000), np.uint8).reshape(30, 100), index
 
 
-@pytest.mark.parametrize("workers", [0, 3])
-def test_readers_do_not_move_each_others_place_in_an_open_file(tmp_path, workers):
+@pytest.mark.parametrize(("workers", "mode"), [(0, "rb"), (3, "rb"), (3, "r+b")])
+def test_readers_do_not_move_each_others_place_in_an_open_file(tmp_path, workers, mode):
     pixels = np.repeat(np.arange(200, dtype=np.uint8), 3000)
     pixels.tofile(tmp_path / "images")
-    dataset = Stored(tmp_path / "images")
+    dataset = Stored(tmp_path / "images", mode)
     settings = Data("arrays", workers=workers)
     whole = DatasetSource("train", dataset, settings)
     parts = [whole.subset(np.arange(start, 200, 2)) for start in (0, 1)]  # processes of their own

@@ -163,6 +163,8 @@ def damaged(name, damage):
         return b"<html>404 Not Found</html>"
     if damage == "archive damaged":
         return path.read_bytes()[:50] + bytes(50) + path.read_bytes()[100:]
+    if damage == "more behind it":
+        return path.read_bytes() + b"more"
     if damage == "content cut short":
         return gzip.compress(content[:-1])
     if damage == "header alone":
@@ -177,6 +179,7 @@ def damaged(name, damage):
     [
         ("gzip cut short", "truncated or corrupt, expected a gzipped IDX file"),
         ("archive damaged", "truncated or corrupt, expected a gzipped IDX file"),
+        ("more behind it", r"cannot be read: Not a gzipped file \(b'mo"),
         ("empty", "begins with nothing, expected 0000080[13]"),
         ("not an archive", "begins with 3c68746d, expected 0000080[13]"),
         ("content cut short", r"truncated or corrupt: \d+ bytes of (images|labels), expected \d+"),

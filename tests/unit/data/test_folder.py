@@ -47,7 +47,7 @@ def pictures(tmp_path_factory) -> Path:
 def recorded(tmp_path_factory, pictures) -> Path:
     """The pictures of the folder in two record files, in the same order."""
     root = tmp_path_factory.mktemp("records")
-    source = folder.find(settings(pictures))[0]
+    source = folder.find(settings(pictures))["train"]
     samples = [source.read(index) for index in range(len(source))]
     labelled = [(float(label), content) for content, label in samples]
     make_records(root / "train_0.rec", labelled[:10])
@@ -139,14 +139,14 @@ def test_classes_are_the_folders_sorted_and_hidden_files_are_none(tmp_path):
     (tmp_path / "cat" / "._0.jpeg").write_bytes(b"")
     (tmp_path / "cat" / "notes.txt").write_text("")
     (tmp_path / ".cache").mkdir()
-    train, validation, test = folder.find(settings(tmp_path))
+    train, validation, test = input_pipeline.read(settings(tmp_path))
     assert train.classes == CLASSES and validation is test is None
     assert train.labels.tolist() == [0, 1, 1, 2, 2, 2]
     assert train.name(1) == str(tmp_path / "dog" / "00.png")
 
 
 def test_a_test_set_may_lack_classes_but_have_no_other(pictures, tmp_path):
-    assert folder.find(settings(pictures))[2].labels.tolist() == [0, 0]
+    assert folder.find(settings(pictures))["test"].labels.tolist() == [0, 0]
     shutil.copytree(pictures, tmp_path / "set")
     (tmp_path / "set" / "test" / "cat").rename(tmp_path / "set" / "test" / "cow")
     with pytest.raises(DataError, match=r"has a class cow, and what was trained on has not: .*cat"):
@@ -217,7 +217,11 @@ def test_a_validation_set_of_its_own(pictures, tmp_path, name):
     [
         ((), "holds no folder; it must hold one for each class"),
         (("test/cat",), "holds test, but no train: put"),
-        (("train/cat",), r"train/cat holds no picture \(\*\.png"),
+        (("train/cat",), r"train/cat holds no picture \(\*\.png.*\); put some into it, or remove"),
+        (
+            ("Train/cat", "Test/cat"),
+            "/Test holds no picture .*but folders: cat; sets are called train, val",
+        ),
     ],
 )
 def test_a_folder_that_is_no_set_is_refused(tmp_path, there, says):
@@ -232,14 +236,14 @@ def test_a_folder_that_is_no_set_is_refused(tmp_path, there, says):
 def test_digests_tell_other_pictures_apart_and_not_other_places(pictures, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(pictures, copy)
-    first = folder.find(settings(pictures))[0].digests()
-    assert folder.find(settings(copy))[0].digests() == first
+    first = folder.find(settings(pictures))["train"].digests()
+    assert folder.find(settings(copy))["train"].digests() == first
     victim = copy / "train" / "cat" / "00.png"
     victim.write_bytes(encoded(smooth(9, 9), "PNG"))
-    assert folder.find(settings(copy))[0].digests()["images"] != first["images"]
+    assert folder.find(settings(copy))["train"].digests()["images"] != first["images"]
     shutil.copy(pictures / "train" / "cat" / "00.png", victim)
     victim.rename(victim.with_name("99.png"))
-    assert folder.find(settings(copy))[0].digests()["images"] != first["images"]
+    assert folder.find(settings(copy))["train"].digests()["images"] != first["images"]
 
 
 def test_what_is_not_read_is_told_and_links_that_lead_nowhere_are_bad_samples(tmp_path, capfd):
@@ -249,7 +253,7 @@ def test_what_is_not_read_is_told_and_links_that_lead_nowhere_are_bad_samples(tm
     (tmp_path / "cat" / "folder.jpg").mkdir()
     (tmp_path / "dog" / "00.png").rename(tmp_path / "dog" / "00.PNG")
     (tmp_path / "dog" / "gone.jpg").symlink_to("nowhere")
-    source = folder.find(settings(tmp_path))[0]
+    source = folder.find(settings(tmp_path))["train"]
     assert source.labels.tolist() == [0, 0, 1, 1, 1]
     said = "holds 3 files or folders that are not read: cat/IMG.HEIC, cat/folder.jpg, cat/more\n"
     assert capfd.readouterr().err.endswith(said)
@@ -277,17 +281,17 @@ def test_a_name_is_the_same_in_either_form_of_unicode(tmp_path):
     for name, form in (("train", "NFD"), ("test", "NFC")):
         make_folder(tmp_path / name, (1, 1))
         (tmp_path / name / "dog").rename(tmp_path / name / unicodedata.normalize(form, "café"))
-    train, _, test = folder.find(settings(tmp_path))
+    train, _, test = input_pipeline.read(settings(tmp_path))
     assert train.classes[0] == unicodedata.normalize("NFD", "café")
     assert test.labels.tolist() == [0, 1]
     known = (*CLASSES[:1], "dog", unicodedata.normalize("NFC", "café"))
-    assert folder.find(settings(tmp_path), known)[0].labels.tolist() == [2, 0]
+    assert folder.find(settings(tmp_path), known)["train"].labels.tolist() == [2, 0]
 
 
 def test_names_that_are_not_utf_8(tmp_path):
     make_folder(tmp_path, (1, 1))
     os.rename(os.fsencode(tmp_path / "dog" / "00.png"), os.fsencode(tmp_path) + b"/dog/\xff.png")
-    source = folder.find(settings(tmp_path))[0]
+    source = folder.find(settings(tmp_path))["train"]
     assert source.read(1)[1] == 1 and source.name(1).endswith("dog/\\xff.png")
     assert source.digests()
 
@@ -439,9 +443,15 @@ def test_a_folder_without_records_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["pets_train.rec", "pets_0_train.rec"])
-def test_records_as_im2rec_names_those_of_a_train_ratio(tmp_path, name):
+def test_records_as_im2rec_names_those_of_a_train_ratio(tmp_path, name, capfd):
     make_records(tmp_path / name, [(0.0, b"x"), (1.0, b"y")])
     make_records(tmp_path / "pets_test.rec", [(1.0, b"z")])
     make_records(tmp_path / "train_val.rec", [(1.0, b"w")])  # by its beginning
-    train, validation, test = records.find(settings(tmp_path, "records"))
+    train, validation, test = input_pipeline.read(settings(tmp_path, "records"))
     assert len(train) == 3 and validation is None and test.read(0) == (b"z", 1)
+    assert not capfd.readouterr().err
+    make_records(tmp_path / "pets_valid.rec", [(1.0, b"v")])
+    records.find(settings(tmp_path, "records"))
+    assert capfd.readouterr().err.endswith(
+        "holds 1 files or folders that are not read: pets_valid.rec\n"
+    )

@@ -12,7 +12,7 @@ import pytest
 from mxnet.gluon.data import ArrayDataset, DataLoader
 
 from trainer.config import Data, from_dict
-from trainer.data import arrays, fashion_mnist, input_pipeline, sharding
+from trainer.data import arrays, classes, input_pipeline, sharding
 from trainer.data.idx_file import DataError
 
 from .pictures import encoded
@@ -44,6 +44,7 @@ def test_given_sets_are_taken_as_they_are():
         ((IMAGES.tolist(), LABELS), "train images are a list; they must be a NumPy or MXNet array"),
         ((mx.nd.array(IMAGES), LABELS), "train images are float32 (6, 4, 5); they must be uint8"),
         ((IMAGES, LABELS.astype(np.float32)), "train labels are float32 (6,)"),
+        ((IMAGES, LABELS.astype("S1")), "train labels are |S1 (6,); .*: labels.astype(str)"),
         ((IMAGES, LABELS[:5]), "train labels are int64 (5,); .* of each of the 6 images"),
         ((IMAGES, np.eye(6, dtype=int)), "labels are int64 (6, 6); .*: labels.argmax(axis=1)"),
         ((IMAGES, LABELS[:, None]), "train labels are int64 (6, 1); .*: labels.ravel()"),
@@ -190,8 +191,8 @@ def test_sets_of_two_sizes_need_a_common_one():
 
 
 def test_a_run_on_arrays_is_not_taken_for_one_on_fashion_mnist():
-    assert fashion_mnist.class_names("arrays", 2) == ["0", "1"]
-    assert fashion_mnist.class_names("fashion_mnist_sample", 11)[8:] == ["bag", "ankle boot", "10"]
+    assert classes.names(Data(dataset="arrays"), None, 2) == ["0", "1"]
+    assert classes.names(Data(), None, 11)[8:] == ["bag", "ankle boot", "10"]
     with pytest.raises(DataError, match="given to fit"):
         input_pipeline.read(Data(dataset="arrays"))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from trainer.config import Data
 from trainer.data.idx_file import DataError
 from trainer.inference import images
 
@@ -55,3 +57,14 @@ def test_images_are_held_once(tmp_path):
     tracemalloc.stop()
     assert found.pixels.shape == (40, 256, 256) and (found.pixels == 200).all()
     assert peak < 1.5 * found.pixels.nbytes
+
+
+@pytest.mark.parametrize("pictures", [None, Data("folder", folder=".", image_size=8, channels=1)])
+def test_what_is_transparent_is_background_in_a_negative_too(tmp_path, pictures):
+    pixels = np.zeros((8, 8, 2), np.uint8)
+    pixels[:, :4, 1] = 255  # black on the left; on the right nothing
+    Image.fromarray(pixels, "LA").save(tmp_path / "a.png")
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "b.png")
+    chosen = pictures and dataclasses.replace(pictures, resize=8)
+    half, whole = images.read([str(tmp_path)], (8, 8), invert=True, pictures=chosen).pixels
+    assert (half[:, :4] == 255).all() and (half[:, 4:] == 0).all() and (whole == 255).all()

@@ -60,22 +60,21 @@ def at_random(width: int, height: int, settings: Data, draw: Sequence[float]) ->
     return Box(x * (width - wide), y * (height - high), wide, high)
 
 
-def cut(content: bytes, settings: Data, draw: Sequence[float] = ()) -> np.ndarray:
+def cut(
+    content: bytes, settings: Data, draw: Sequence[float] = (), invert: bool = False
+) -> np.ndarray:
     """Decode a picture, cut a part out and bring it to the size of the net.
 
-    ``draw`` is random numbers of the sample in training, empty in evaluation. Returns uint8 (side,
-    side, 3) or (side, side); raises UnreadableError where the picture is damaged, or no picture.
+    ``draw`` is random numbers of the sample in training, empty in evaluation; ``invert`` is as for
+    :func:`decode.decode`. Returns uint8 (side, side, 3) or (side, side); raises UnreadableError
+    where the picture is damaged, or no picture.
     """
     about, side = decode.header(content), settings.image_size
     assert side is not None
-    random = bool(len(draw)) and settings.random_crop
-    box = (
-        at_random(about.width, about.height, settings, draw)
-        if random
-        else middle(about.width, about.height, settings)
-    )
+    size, random = (about.width, about.height), len(draw) and settings.random_crop
+    box = at_random(*size, settings, draw) if random else middle(*size, settings)
     part = decode.part_for(about, min(box.width, box.height) / side)
-    pixels = decode.decode(content, about, settings.channels, part)
+    pixels = decode.decode(content, about, settings.channels, part, invert)
     pixels = _resized(_within(pixels, box, about), side)
     if len(draw) and settings.color_jitter:
         pixels = _jittered(pixels, settings.color_jitter, draw[-3:])

@@ -37,6 +37,7 @@ class Header(NamedTuple):
 
     width: int  # upright, as the two others
     height: int
+    turned: int  # how it is stored, 1 to 8 as Exif has it
     scales: bool  # whether it can be decoded at a part of its size
     plain: bool  # whether OpenCV decodes it faithfully
 
@@ -53,19 +54,20 @@ def opencv() -> Any:
 def header(content: bytes) -> Header:
     """The header of a picture; raises UnreadableError where there is none."""
     image = _opened(content)
-    (width, height), turned = image.size, _turned(image)
+    (width, height), turned = image.size, _turned(image, content)
     if turned > 4:
         width, height = height, width
-    # OpenCV does not turn PNGs as their Exif says, knows no colour that is transparent, and reads a
-    # damaged Exif in ways of its own.
     jpeg = image.format in ("JPEG", "MPO")
-    simple = image.format == "PNG" and turned == 1 and "transparency" not in image.info
-    plain = image.mode in ("L", "RGB") and turned > 0 and (jpeg or simple)
-    return Header(width, height, scales=jpeg and plain, plain=plain)
+    # OpenCV knows no colour that is transparent.
+    simple = image.format == "PNG" and "transparency" not in image.info
+    plain = image.mode in ("L", "RGB") and (jpeg or simple)
+    return Header(width, height, turned, scales=jpeg and plain, plain=plain)
 
 
-def decode(content: bytes, about: Header, channels: int, part: int = 1) -> np.ndarray:
-    """The pixels of a picture, upright; transparency is black.
+def decode(
+    content: bytes, about: Header, channels: int, part: int = 1, invert: bool = False
+) -> np.ndarray:
+    """The pixels of a picture, upright, uint8 (H, W, 3) or (H, W); transparency is black.
 
     UnreadableError says that it is cut short or damaged.
 
@@ -73,76 +75,76 @@ def decode(content: bytes, about: Header, channels: int, part: int = 1) -> np.nd
         about: its header.
         channels: 3 for RGB, 1 for grey.
         part: 1, 2, 4 or 8: decode at 1 / part of the size, if ``about.scales``.
-
-    Returns:
-        uint8 (H, W, 3) or (H, W).
+        invert: negate it, but for what is transparent.
     """
     if about.plain:
         cv2 = opencv()
-        flags = _PARTS[part] | (cv2.IMREAD_COLOR_RGB if channels == 3 else 0)
-        try:
+        # It would find another orientation than Pillow in some files, and the header another size.
+        flags = _PARTS[part] | cv2.IMREAD_IGNORE_ORIENTATION
+        flags |= cv2.IMREAD_COLOR_RGB if channels == 3 else 0
+        with contextlib.suppress(cv2.error):
             pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-        except cv2.error:
-            pixels = None
-        if pixels is not None:
-            return np.asarray(pixels)
-    return np.asarray(by_pillow(content, "RGB" if channels == 3 else "L"))
+            if pixels is not None:
+                return _upright(255 - pixels if invert else pixels, about.turned)
+    return np.asarray(by_pillow(content, "RGB" if channels == 3 else "L", invert))
 
 
 def part_for(about: Header, scale: float) -> int:
     """The part at which to decode what becomes ``scale`` times smaller; never a smaller one."""
-    part = 1
-    while about.scales and 2 * part in _PARTS and 2 * part <= scale:
-        part *= 2
-    return part
+    return max(part for part in _PARTS if part == 1 or (about.scales and part <= scale))
 
 
-def _turned(image: Any) -> int:
-    """How Exif says that a Pillow image is turned, 1 to 8; 1 if it does not, 0 if it is damaged."""
-    if image.format == "PNG" and "exif" not in image.info:  # or Pillow decodes all to look for it
+def _upright(pixels: np.ndarray, turned: int) -> np.ndarray:
+    if turned > 4:
+        pixels = pixels.swapaxes(0, 1)
+    if turned in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if turned in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _turned(image: Any, content: bytes) -> int:
+    """How Exif says that a Pillow image is turned, 1 to 8; 1 if it does not, or is damaged."""
+    if image.format == "PNG" and b"eXIf" not in content:  # or Pillow decodes all to look for it
         return 1
     try:
         turned = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # Pillow raises any: SyntaxError for what is no TIFF
-        return 0
-    return turned if turned in range(1, 9) else 0
-
-
-def _upright(image: Any, mode: str, invert: bool = False) -> Any:
-    """A Pillow image turned as its Exif says, on black, in ``mode`` RGB or L.
-
-    ``invert`` negates it, but for what is transparent. Raises UnreadableError where its pixels are
-    no grey levels or colours of 1, 8 or 16 bits.
-    """
-    from PIL import Image, ImageOps
-
-    if _turned(image) > 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode in _SIXTEEN_BIT:
-        levels = np.clip(np.asarray(image), 0, 65535).astype(np.uint16)
-        image = Image.fromarray((levels >> 8).astype(np.uint8))
-    if image.mode not in _EIGHT_BIT:
-        raise UnreadableError(
-            f"it has pixels of Pillow's mode {image.mode}; convert it to grey or RGB of 8 bits"
-        )
-    opacity = None
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        image = image.convert("RGBA")
-        opacity = image.getchannel("A")
-    if image.mode in ("LAB", "HSV", "CMYK", "YCbCr"):
-        image = image.convert("RGB")
-    image = image.convert(mode)
-    if invert:
-        image = ImageOps.invert(image)
-    return Image.composite(image, Image.new(mode, image.size), opacity) if opacity else image
+        return 1
+    return turned if turned in range(1, 9) else 1
 
 
 def by_pillow(content: bytes, mode: str, invert: bool = False) -> Any:
-    """A picture as a Pillow image, see :func:`_upright`; UnreadableError if none, or damaged."""
+    """A picture as a Pillow image, turned as its Exif says, on black, in ``mode`` RGB or L.
+
+    ``invert`` negates it, but for what is transparent. Raises UnreadableError where it is none, or
+    damaged, or its pixels are no grey levels or colours of 1, 8 or 16 bits.
+    """
+    from PIL import Image, ImageOps
+
     image = _opened(content)
     with _explained():
         image.load()
-        return _upright(image, mode, invert)
+        if _turned(image, content) > 1:
+            image = ImageOps.exif_transpose(image)
+        if image.mode in _SIXTEEN_BIT:
+            levels = np.clip(np.asarray(image), 0, 65535).astype(np.uint16)
+            image = Image.fromarray((levels >> 8).astype(np.uint8))
+        if image.mode not in _EIGHT_BIT:
+            raise UnreadableError(
+                f"it has pixels of Pillow's mode {image.mode}; convert it to grey or RGB of 8 bits"
+            )
+        opacity = None
+        if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+            image = image.convert("RGBA")
+            opacity = image.getchannel("A")
+        if image.mode in ("LAB", "HSV", "CMYK", "YCbCr"):
+            image = image.convert("RGB")
+        image = image.convert(mode)
+        if invert:
+            image = ImageOps.invert(image)
+        return Image.composite(image, Image.new(mode, image.size), opacity) if opacity else image
 
 
 def _opened(content: bytes) -> Any:

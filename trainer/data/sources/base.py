@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import abc
 import hashlib
-from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
+from dataclasses import dataclass
+from typing import Any, Dict, Iterable, Optional, Sequence, Tuple, Type
 
 import numpy as np
 
 from ...config import Data
 from ..classes import Classes
 from ..idx_file import BadSampleError
-from ..transform import PixelTransform, planes, planes_shape
+from ..transform import planes
 from .filler import Filler
 
 _DIGESTED = 1 << 28  # bytes of images that a digest reads at most
@@ -28,6 +29,8 @@ class Source(abc.ABC):
     num_classes: Optional[int] = None
     #: What figures on it are said to be of.
     called: str = "test"
+    #: What makes its batches.
+    batches: Type[Filler]
     #: The bad samples that this rank has found, and skipped.
     skipped: Iterable[int] = ()
 
@@ -40,9 +43,9 @@ class Source(abc.ABC):
     def __len__(self) -> int:
         """The number of samples."""
 
-    @abc.abstractmethod
     def filler(self, settings: Data, seed: int, training: bool) -> Filler:
         """What makes batches; augmented from ``seed`` if ``training``."""
+        return self.batches(self, settings, seed, training)
 
     @abc.abstractmethod
     def subset(self, indices: np.ndarray) -> Source:
@@ -71,18 +74,24 @@ class Source(abc.ABC):
         """Stop threads and processes; they start again when needed."""
 
 
+class _ArrayFiller(Filler):
+    def __call__(
+        self, rows: np.ndarray, epoch: int, data: np.ndarray, label: np.ndarray
+    ) -> Sequence[int]:
+        self._pixels(planes(self._source.images)[rows], rows, epoch, data)
+        label[:] = self._source.labels[rows]
+        return ()
+
+
+@dataclass(eq=False)
 class ArraySource(Source):
-    """Images in memory.
+    """Images in memory."""
 
-    Args:
-        images: uint8 (N, H, W), or (N, H, W, C) of C channels; kept, not copied.
-        labels: integer (N,), from 0.
-    """
+    images: np.ndarray  # uint8 (N, H, W), or (N, H, W, C) of C channels; kept, not copied
+    labels: np.ndarray  # integer (N,), from 0
+    classes: Classes = None
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, classes: Classes = None):
-        self.images = images
-        self.labels: np.ndarray = labels
-        self.classes = classes
+    batches = _ArrayFiller
 
     @property
     def image_shape(self) -> Tuple[int, ...]:
@@ -90,9 +99,6 @@ class ArraySource(Source):
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def filler(self, settings: Data, seed: int, training: bool) -> Filler:
-        return _ArrayFiller(self, settings, seed, training)
 
     def subset(self, indices: np.ndarray) -> Source:
         """A copy of some samples."""
@@ -102,20 +108,6 @@ class ArraySource(Source):
         """Of all images or, of a large set, some."""
         every = max(1, self.images.nbytes // _DIGESTED)
         return digest_of(str(self.images.shape), np.ascontiguousarray(self.images[::every]))
-
-
-class _ArrayFiller(Filler):
-    def __init__(self, source: ArraySource, settings: Data, seed: int, training: bool):
-        self._images, self._labels = planes(source.images), source.labels.astype(np.float32)
-        self._pixels = PixelTransform(planes_shape(source.image_shape), settings, seed, training)
-        self.shape = self._pixels.shape
-
-    def __call__(
-        self, rows: np.ndarray, epoch: int, data: np.ndarray, label: np.ndarray
-    ) -> Sequence[int]:
-        self._pixels(self._images[rows], rows, epoch, data)
-        np.take(self._labels, rows, out=label)
-        return ()
 
 
 def digest_of(*parts: Any) -> str:

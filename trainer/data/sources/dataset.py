@@ -32,9 +32,8 @@ from ...errors import describe_error
 from .. import sharding
 from ..idx_file import BadSampleError, DataError
 from ..randomness import seed_all
-from ..transform import planes
 from .base import Source, check_label, digest_of, probes
-from .filler import Filler, ReadingFiller, Skipped
+from .filler import ReadingFiller, Sample, Skipped
 from .pictures import threads
 
 MOST_CHANNELS = 4  # a longer last axis is not taken for channels
@@ -42,8 +41,23 @@ _FIRST = 100  # samples, of which the first good one has the shape of all
 _ALIVE_SECONDS = 1.0  # between two looks of an idle reader at whether its rank is still there
 SCALED_BY_FIT = "; fit scales pixels itself (data.mean, data.std): leave ToTensor and Normalize out"
 
-Sample = Tuple[np.ndarray, Any]  # image and label
 _Answer = Union[Sample, str]  # or what is wrong with it, after its name
+_Read = Union[Sample, BadSampleError]
+
+
+class _DatasetBatches(ReadingFiller):
+    def __call__(
+        self, rows: np.ndarray, epoch: int, data: np.ndarray, label: np.ndarray
+    ) -> Sequence[int]:
+        wanted: List[int] = rows.tolist()
+        found = dict(zip(wanted, self._source.samples(wanted, self._seed, epoch)))
+
+        def read(position: int, row: int) -> Sample:
+            if row not in found:  # it stands in the place of a bad one
+                (found[row],) = self._source.samples([row], self._seed, epoch)
+            return good(found[row])
+
+        return self._write(rows, epoch, read, data, label)
 
 
 class DatasetSource(Source):
@@ -54,6 +68,8 @@ class DatasetSource(Source):
         settings: how many processes read it.
         indices: the samples; None for all of them.
     """
+
+    batches = _DatasetBatches
 
     def __init__(
         self, name: str, dataset: Any, settings: Data, indices: Optional[np.ndarray] = None
@@ -84,18 +100,13 @@ class DatasetSource(Source):
         """As Python writes it: ``train[17]``."""
         return f"{self._name}[{self._indices[index]}]"
 
-    def samples(
-        self, rows: Sequence[int], seed: int, epoch: int
-    ) -> List[Union[Sample, BadSampleError]]:
+    def samples(self, rows: Sequence[int], seed: int, epoch: int) -> List[_Read]:
         """The samples ``rows``, as they are drawn from (seed, epoch), or why they are none."""
         if self._readers is None:
             self._readers = _Readers(self._dataset, max(1, threads(self._settings)))
         seeds = (sharding.uniform(seed, epoch, np.asarray(rows), 1)[:, 0] * 2**31).astype(int)
         answers = self._readers.read([(int(self._indices[r]), int(s)) for r, s in zip(rows, seeds)])
         return [self._checked(row, answer) for row, answer in zip(rows, answers)]
-
-    def filler(self, settings: Data, seed: int, training: bool) -> Filler:
-        return _DatasetBatches(self, settings, seed, training)
 
     def subset(self, indices: np.ndarray) -> DatasetSource:
         chosen = self._indices[indices]
@@ -117,7 +128,7 @@ class DatasetSource(Source):
         if readers is not None:
             readers.close()
 
-    def _checked(self, row: int, answer: _Answer) -> Union[Sample, BadSampleError]:
+    def _checked(self, row: int, answer: _Answer) -> _Read:
         name = self.name(row)
         if isinstance(answer, str):
             return BadSampleError(f"{name} {answer}")
@@ -142,35 +153,11 @@ class DatasetSource(Source):
             return error
 
 
-def good(sample: Union[Sample, BadSampleError]) -> Sample:
+def good(sample: _Read) -> Sample:
     """``sample``; raises it where it is the error."""
     if isinstance(sample, BadSampleError):
         raise sample
     return sample
-
-
-class _DatasetBatches(ReadingFiller):
-    def __call__(
-        self, rows: np.ndarray, epoch: int, data: np.ndarray, label: np.ndarray
-    ) -> Sequence[int]:
-        wanted: List[int] = rows.tolist()
-        found = dict(zip(wanted, self._source.samples(wanted, self._seed, epoch)))
-
-        def read(row: int) -> Sample:
-            if row not in found:  # it stands in the place of a bad one
-                (found[row],) = self._source.samples([row], self._seed, epoch)
-            return good(found[row])
-
-        pixels = np.zeros((len(rows), *self._source.image_shape), np.uint8)
-        bad = []
-        for place, row in enumerate(wanted):
-            sample, own = self._usable(row, read)
-            if not own:
-                bad.append(place)
-            if sample is not None:
-                pixels[place], label[place] = sample
-        self._pixels(planes(pixels), rows, epoch, data)
-        return bad
 
 
 class _Readers:
@@ -244,9 +231,10 @@ def _open_anew() -> None:
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the listing's own, or a file that may not be opened
             descriptor = int(name)
-            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-            if regular and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-                own = os.open(f"/proc/self/fd/{name}", os.O_RDONLY)
+            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+            reads = flags & os.O_ACCMODE != os.O_WRONLY
+            if reads and stat.S_ISREG(os.fstat(descriptor).st_mode):
+                own = os.open(f"/proc/self/fd/{name}", flags)
                 os.lseek(own, os.lseek(descriptor, 0, os.SEEK_CUR), os.SEEK_SET)
                 os.dup2(own, descriptor)
                 os.close(own)
@@ -260,8 +248,8 @@ def _read(dataset: Any, index: int, seed: int, seeded: Any = "all") -> _Answer:
         sys.modules["torch"].manual_seed(seed)
     try:
         sample = dataset[index]
-        if not isinstance(sample, (tuple, list)) or len(sample) != 2:
-            return f"is a {type(sample).__name__}; a dataset must give (image, label)"
+        if wrong := no_pair(sample):
+            return wrong
         image, label = map(on_host, sample)
         return image, label
     except Exception as error:  # a user's dataset and transforms may fail in any way
@@ -269,6 +257,14 @@ def _read(dataset: Any, index: int, seed: int, seeded: Any = "all") -> _Answer:
     except BaseException:
         traceback.print_exc()
         return "cannot be read: its dataset gave up, see above"
+
+
+def no_pair(value: Any) -> str:
+    """What is wrong with a sample that is no (image, label), after its name; "" if it is one."""
+    many = isinstance(value, (tuple, list))
+    length = f" of {len(value)}" if many else ""
+    wrong = f"is a {type(value).__name__}{length}; a dataset must give (image, label)"
+    return "" if many and len(value) == 2 else wrong
 
 
 def on_host(value: Any) -> np.ndarray:

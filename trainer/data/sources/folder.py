@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 
@@ -19,57 +20,50 @@ from ...dist import environment
 from ..classes import Classes
 from ..idx_file import BadSampleError, DataError, listed, readable
 from ..pictures.decode import SUFFIXES
-from .base import digest_of
+from .base import Source, digest_of
 from .pictures import Pictures
 
 TRAIN, VALIDATION, TEST = "train", "val", "test"
-_ALSO_VALIDATION = ("valid", "validation")
+_CALLED = {  # folders of sets
+    TRAIN: "train",
+    **dict.fromkeys((VALIDATION, "valid", "validation"), "validation"),
+    TEST: "test",
+}
 _NAMED = 5  # things that are not read
 
 
+@dataclass(eq=False)
 class FolderSource(Pictures):
-    """Pictures in one folder for each class.
+    """Pictures in one folder for each class."""
 
-    Args:
-        root: the folder of the classes' folders.
-        files: paths in it.
-        labels: the class of each.
-        classes: the names of the classes' folders.
-    """
-
-    def __init__(
-        self, root: Path, files: Sequence[str], labels: np.ndarray, classes: Classes, settings: Data
-    ):
-        super().__init__(settings)
-        self._root, self._files = root, files
-        self.labels: np.ndarray = labels
-        self.classes = classes
+    root: Path  # the folder of the classes' folders
+    files: Sequence[str]  # paths in it
+    labels: np.ndarray  # the class of each, int64 (N,)
+    classes: Classes  # the names of the classes' folders
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
 
     def name(self, index: int) -> str:
         """The path of the file, as printable text: names are bytes, and need not be UTF-8."""
-        return listed([self._root / self._files[index]], 1)
+        return listed([self.root / self.files[index]], 1)
 
     def read(self, index: int) -> Tuple[bytes, int]:
         with readable(self.name(index), BadSampleError):
-            content = Path(self._root, self._files[index]).read_bytes()
+            content = Path(self.root, self.files[index]).read_bytes()
         return content, int(self.labels[index])
 
     def subset(self, indices: np.ndarray) -> FolderSource:
-        files = [self._files[index] for index in indices]
-        return FolderSource(self._root, files, self.labels[indices], self.classes, self._settings)
+        files = [self.files[index] for index in indices]
+        return replace(self, files=files, labels=self.labels[indices])
 
     def images_digest(self) -> str:
         """Of all names, and of the content of a few files."""
-        return digest_of("\0".join(self._files), *self._probed(lambda index: self.read(index)[0]))
+        return digest_of("\0".join(self.files), *self._probed(lambda index: self.read(index)[0]))
 
 
-def find(
-    settings: Data, known: Classes = None, needs_train: bool = True
-) -> Tuple[Optional[FolderSource], Optional[FolderSource], Optional[FolderSource]]:
-    """The training set in ``data.folder``; and the validation and the test set, if there.
+def find(settings: Data, known: Classes = None, needs_train: bool = True) -> Dict[str, Source]:
+    """The sets in ``data.folder`` that there are, as ``train``, ``validation`` and ``test``.
 
     Raises DataError where there is none, a class has no picture, or another set has other classes.
 
@@ -77,30 +71,25 @@ def find(
         known: the classes of a trained net; None takes those of the training set.
         needs_train: whether another set may not stand alone.
     """
-    assert settings.folder is not None  # checked by the settings
-    root = Path(settings.folder).expanduser()
-    within, every = _entries(root), (TRAIN, VALIDATION, *_ALSO_VALIDATION, TEST)
-    parts = [entry.name for entry in within if entry.name in every and _is_folder(entry)]
+    root = folder_of(settings)
+    within = _entries(root)
+    parts = [entry.name for entry in within if entry.name in _CALLED and _is_folder(entry)]
     validation = [name for name in parts if name not in (TRAIN, TEST)]
     if len(validation) > 1:
         raise DataError(f"folder {root} holds {' and '.join(validation)}; leave one of them")
-    if TRAIN not in parts:
-        if parts and needs_train:
-            raise DataError(
-                f"folder {root} holds {' and '.join(parts)}, but no {TRAIN}: put the "
-                f"training pictures into {root / TRAIN}/CLASS/"
-            )
-        if not parts:
-            return _listed(root, settings, known), None, None
-    train = _listed(root / TRAIN, settings, known) if TRAIN in parts else None
-    others = [
-        _listed(root / name, settings, known if train is None else train.classes)
-        if name in parts
-        else None
-        for name in ("".join(validation), TEST)
-    ]
-    _tell_of_others(root, [entry.name for entry in within if entry.name not in parts])
-    return train, others[0], others[1]
+    if not parts:
+        return {"train": _listed(root, settings, known)}
+    if TRAIN not in parts and needs_train:
+        raise DataError(
+            f"folder {root} holds {' and '.join(parts)}, but no {TRAIN}: put the training pictures "
+            f"into {root / TRAIN}/CLASS/"
+        )
+    found: Dict[str, Source] = {}
+    for name in sorted(parts, key=list(_CALLED).index):  # the training set first
+        found[_CALLED[name]] = source = _listed(root / name, settings, known)
+        known = source.classes
+    tell_of_others(root, [entry.name for entry in within if entry.name not in parts])
+    return found
 
 
 def _listed(root: Path, settings: Data, known: Classes) -> FolderSource:
@@ -132,18 +121,31 @@ def _listed(root: Path, settings: Data, known: Classes) -> FolderSource:
             if entry.name.lower().endswith(SUFFIXES) and (entry.is_symlink() or entry.is_file())
         ]
         if not found:
+            below = [entry.name for entry in every if _is_folder(entry)]
+            way_out = "; put some into it, or remove it"
+            if below:
+                way_out = (
+                    f", but folders: {listed(below, _NAMED)}; sets are called {TRAIN}, "
+                    f"{VALIDATION} and {TEST}, and pictures lie in their class's folder itself"
+                )
             raise DataError(
-                f"folder {root / name} holds no picture (*{', *'.join(SUFFIXES)}); put some into "
-                "it, or remove it"
+                f"folder {root / name} holds no picture (*{', *'.join(SUFFIXES)}){way_out}"
             )
         others += sorted({f"{name}/{entry.name}" for entry in every} - {*found})
         files += found
         counts.append(len(found))
-    _tell_of_others(root, others)
-    return FolderSource(root, files, np.repeat(numbers, counts), classes, settings)
+    tell_of_others(root, others)
+    return FolderSource(settings, root, files, np.repeat(numbers, counts), classes)
 
 
-def _tell_of_others(root: Path, others: Sequence[str]) -> None:
+def folder_of(settings: Data) -> Path:
+    """``data.folder``, which the settings of such sets always name."""
+    assert settings.folder is not None
+    return Path(settings.folder).expanduser()
+
+
+def tell_of_others(root: Path, others: Sequence[str]) -> None:
+    """Say what lies in a folder and is not read."""
     if others and environment.rank() == 0:
         what = f"{len(others)} files or folders that are not read"
         warn(f"folder {root} holds {what}: {listed(others, _NAMED)}")

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import functools
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -22,27 +22,68 @@ from .. import sharding
 from ..idx_file import BadSampleError
 from ..pictures import crop
 from ..transform import DRAWS as PIXEL_DRAWS
-from ..transform import planes
 from .base import Source, probes
-from .filler import Filler, ReadingFiller, Skipped
+from .filler import ReadingFiller, Skipped
 
 _TOGETHER = 4  # samples that a thread takes at a time
 
 
+class _PictureBatches(ReadingFiller):
+    """Makes batches of pictures."""
+
+    def __call__(
+        self, rows: np.ndarray, epoch: int, data: np.ndarray, label: np.ndarray
+    ) -> Sequence[int]:
+        draws = np.empty((len(rows), 0))
+        if self._training:
+            count = PIXEL_DRAWS + crop.DRAWS
+            draws = sharding.uniform(self._seed, epoch, rows, count)[:, PIXEL_DRAWS:]
+
+        def fill(start: int) -> List[int]:
+            part = slice(start, start + _TOGETHER)
+
+            def read(position: int, index: int) -> Tuple[np.ndarray, int]:
+                return self._sample(draws[start + position].tolist(), index)
+
+            bad = self._write(rows[part], epoch, read, data[part], label[part])
+            return [start + position for position in bad]
+
+        pool, starts = self._source.pool(self._settings), range(0, len(rows), _TOGETHER)
+        if pool is None:
+            return [position for start in starts for position in fill(start)]
+        parts = [pool.submit(fill, start) for start in starts]
+        wait(parts)  # also if one fails: the others write into memory of the caller
+        return [position for part in parts for position in part.result()]
+
+    def _sample(self, draw: Sequence[float], index: int) -> Tuple[np.ndarray, int]:
+        content, label = self._source.read(index)
+        try:
+            return crop.cut(content, self._settings, draw), label
+        except crop.decode.UnreadableError as error:
+            raise BadSampleError(
+                f"{self._source.name(index)} is a bad picture: {error}; mend or remove it, or set "
+                "data.bad_samples=skip"
+            ) from None
+
+
+@dataclass(eq=False)
 class Pictures(Source):
     """Encoded pictures, read when needed and brought to the size and channels of the settings."""
 
-    def __init__(self, settings: Data):
-        self._settings = settings
+    settings: Data
+
+    batches = _PictureBatches
+
+    def __post_init__(self) -> None:
         self._pool: Optional[ThreadPoolExecutor] = None
         self.skipped = Skipped()
 
     @property
     def image_shape(self) -> Tuple[int, ...]:
         """(side, side, 3) in colour, (side, side) in grey."""
-        side = self._settings.image_size
+        side = self.settings.image_size
         assert side is not None  # checked by the settings
-        return (side, side, 3) if self._settings.channels == 3 else (side, side)
+        return (side, side, 3) if self.settings.channels == 3 else (side, side)
 
     @abc.abstractmethod
     def name(self, index: int) -> str:
@@ -54,9 +95,6 @@ class Pictures(Source):
 
         Raises BadSampleError where it cannot be read, or the net has no such class.
         """
-
-    def filler(self, settings: Data, seed: int, training: bool) -> Filler:
-        return _PictureBatches(self, settings, seed, training)
 
     def _probed(self, read: Callable[[int], bytes]) -> List[bytes]:
         """The content of a few samples; nothing of those to be skipped."""
@@ -73,7 +111,7 @@ class Pictures(Source):
         try:
             yield
         except BadSampleError:
-            if self._settings.bad_samples == "stop":
+            if self.settings.bad_samples == "stop":
                 raise
 
     def pool(self, settings: Data) -> Optional[ThreadPoolExecutor]:
@@ -88,58 +126,6 @@ class Pictures(Source):
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown()
-
-
-class _PictureBatches(ReadingFiller):
-    """Makes batches of pictures."""
-
-    def __call__(
-        self, rows: np.ndarray, epoch: int, data: np.ndarray, label: np.ndarray
-    ) -> Sequence[int]:
-        draws = np.empty((len(rows), 0))
-        if self._training:
-            count = PIXEL_DRAWS + crop.DRAWS
-            draws = sharding.uniform(self._seed, epoch, rows, count)[:, PIXEL_DRAWS:]
-
-        def fill(start: int) -> List[int]:
-            part = slice(start, start + _TOGETHER)
-            return [
-                start + position
-                for position in self._fill(rows[part], draws[part], epoch, data[part], label[part])
-            ]
-
-        pool, starts = self._source.pool(self._settings), range(0, len(rows), _TOGETHER)
-        if pool is None:
-            return [position for start in starts for position in fill(start)]
-        parts = [pool.submit(fill, start) for start in starts]
-        wait(parts)  # also if one fails: the others write into memory of the caller
-        return [position for part in parts for position in part.result()]
-
-    def _fill(
-        self, rows: np.ndarray, draws: np.ndarray, epoch: int, data: np.ndarray, label: np.ndarray
-    ) -> List[int]:
-        """Write some samples of a batch; returns the positions of bad ones."""
-        pixels = np.zeros((len(rows), *self.shape), np.uint8)
-        bad = []
-        for position, (row, draw) in enumerate(zip(rows.tolist(), draws.tolist())):
-            sample, own = self._usable(row, functools.partial(self._sample, draw))
-            if not own:
-                bad.append(position)
-            if sample is not None:
-                image, label[position] = sample
-                np.copyto(pixels[position], planes(image[None])[0])
-        self._pixels(pixels, rows, epoch, data)
-        return bad
-
-    def _sample(self, draw: Sequence[float], index: int) -> Tuple[np.ndarray, int]:
-        content, label = self._source.read(index)
-        try:
-            return crop.cut(content, self._settings, draw), label
-        except crop.decode.UnreadableError as error:
-            raise BadSampleError(
-                f"{self._source.name(index)} is a bad picture: {error}; mend or remove it, or set "
-                "data.bad_samples=skip"
-            ) from None
 
 
 def threads(settings: Data) -> int:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import os
 import struct
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -23,8 +24,8 @@ from ...dist import environment
 from .. import sharding
 from ..classes import Classes
 from ..idx_file import BadSampleError, DataError, readable
-from .base import check_label, digest_of, probes
-from .folder import TEST, TRAIN, VALIDATION
+from .base import Source, check_label, digest_of, probes
+from .folder import TEST, TRAIN, VALIDATION, folder_of, tell_of_others
 from .pictures import Pictures
 
 _MAGIC = 0xCED7230A
@@ -42,32 +43,20 @@ class _File(NamedTuple):
     keeper: object  # closes the file when nothing uses it any more
 
 
+@dataclass(eq=False)
 class RecordSource(Pictures):
-    """Encoded pictures in record files.
+    """Encoded pictures in record files."""
 
-    Args:
-        files: the record files.
-        which, keys, offsets: integer (N,): the file of each record, its number in the index, and
-            where it begins.
-    """
-
-    def __init__(
-        self,
-        files: Sequence[_File],
-        which: np.ndarray,
-        keys: np.ndarray,
-        offsets: np.ndarray,
-        settings: Data,
-    ):
-        super().__init__(settings)
-        self._files, self._which, self._keys, self._offsets = files, which, keys, offsets
+    files: Sequence[_File]
+    places: np.ndarray  # int64 (N, 3): the file of each, its number in the index, where it begins
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self.places)
 
     def name(self, index: int) -> str:
         """The file and the number of the record, as its index has it."""
-        return f"record {self._keys[index]} of {self._files[self._which[index]].path}"
+        which, key, _ = self.places[index]
+        return f"record {key} of {self.files[which].path}"
 
     def read(self, index: int) -> Tuple[bytes, int]:
         content = self._record(index)
@@ -75,8 +64,7 @@ class RecordSource(Pictures):
         return content[start:], label
 
     def subset(self, indices: np.ndarray) -> RecordSource:
-        which, keys, offsets = self._which[indices], self._keys[indices], self._offsets[indices]
-        return RecordSource(self._files, which, keys, offsets, self._settings)
+        return replace(self, places=self.places[indices])
 
     def all_labels(self) -> Optional[np.ndarray]:
         """The label of each record, int64 (N,), read from its beginning; -1 of bad ones."""
@@ -96,8 +84,8 @@ class RecordSource(Pictures):
 
     def images_digest(self) -> str:
         """Of the index, and of the content of a few records."""
-        sizes = repr([file.size for file in self._files])
-        where = self._which.tobytes(), self._offsets.tobytes()
+        sizes = repr([file.size for file in self.files])
+        where = self.places[:, 0].astype(np.int32).tobytes(), self.places[:, 2].tobytes()
         return digest_of(sizes, *where, *self._probed(self._record))
 
     def _label_alone(self, index: int) -> int:
@@ -119,7 +107,8 @@ class RecordSource(Pictures):
 
     def _record(self, index: int, most: int = _LENGTH) -> bytes:
         """The content of a record, or the first ``most`` bytes of it."""
-        file, position = self._files[self._which[index]], int(self._offsets[index])
+        which, _, position = self.places[index].tolist()
+        file = self.files[which]
         parts: List[bytes] = []
         while True:
             head = self._bytes(index, file, position, _HEAD.size)
@@ -147,47 +136,35 @@ class RecordSource(Pictures):
         return content
 
 
-def find(
-    settings: Data, known: Classes = None, needs_train: bool = True
-) -> Tuple[Optional[RecordSource], Optional[RecordSource], Optional[RecordSource]]:
-    """The training set in ``data.folder``; and the validation and the test set, if there.
+def find(settings: Data, known: Classes = None, needs_train: bool = True) -> Dict[str, Source]:
+    """The sets in ``data.folder`` that there are, as ``train``, ``validation`` and ``test``.
 
     Each is all files of a name: ``train.rec``, ``train_0.rec``, ``train-a.rec``, sorted; or
     ``pets_train.rec``. Raises DataError where there is none, or an index is missing or damaged.
     """
-    assert settings.folder is not None  # checked by the settings
-    root = Path(settings.folder).expanduser()
-    found, names = [], (TRAIN, VALIDATION, TEST)
-    for name in names:
-        paths = sorted(
-            path
-            for path in root.glob("[!.]*.rec")
-            if path.name.startswith(name)
-            or (path.name.endswith(f"_{name}.rec") and not path.name.startswith(names))
-        )
-        found.append(_opened(paths, settings) if paths else None)
-    train, validation, test = found
-    if train is None and needs_train:
+    root, names = folder_of(settings), {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
+    found: Dict[str, List[Path]] = {name: [] for name in (*names, "")}
+    for path in sorted(root.glob("[!.]*.rec")):
+        begins = [name for name in names if path.name.startswith(name)]
+        ends = [name for name in names if path.name.endswith(f"_{name}.rec")]
+        found[[*begins, *ends, ""][0]].append(path)
+    tell_of_others(root, [path.name for path in found[""]])
+    if needs_train and not found[TRAIN]:
         raise DataError(
             f"folder {root} holds no {TRAIN}*.rec, nor *_{TRAIN}.rec; make it by MXNet's "
             "tools/im2rec.py"
         )
-    return train, validation, test
+    return {names[name]: _opened(found[name], settings) for name in names if found[name]}
 
 
 def _opened(paths: Sequence[Path], settings: Data) -> RecordSource:
-    files, which, keys, offsets = [], [], [], []
+    files, places = [], []
     for number, path in enumerate(paths):
-        index = _index(path.with_suffix(".idx"))
+        places.append(np.insert(_index(path.with_suffix(".idx")), 0, number, axis=1))
         with readable(path):
             keeper = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with the source)
         files.append(_File(path, keeper.fileno(), os.fstat(keeper.fileno()).st_size, keeper))
-        which.append(np.full(len(index), number, np.int32))
-        keys.append(index[:, 0])
-        offsets.append(index[:, 1])
-    return RecordSource(
-        files, np.concatenate(which), np.concatenate(keys), np.concatenate(offsets), settings
-    )
+    return RecordSource(settings, files, np.concatenate(places))
 
 
 def _index(path: Path) -> np.ndarray:
