@@ -50,6 +50,15 @@ def test_no_rank_is_taken_for_dead_while_it_lives() -> None:
     dist.barrier()
 
 
+def test_ranks_go_on_after_an_error_that_all_have_caught() -> None:
+    expected = ZeroDivisionError if RANK() == SIZE() - 1 else dist.PeerError
+    with pytest.raises(expected), dist.together():
+        1 / (RANK() - SIZE() + 1)
+    tensor = mx.nd.ones((2,))
+    dist.allreduce_sum_(tensor, "test.after_an_error")
+    assert tensor.asnumpy().tolist() == [SIZE()] * 2
+
+
 def test_ranks_share_memory_on_one_node_alone() -> None:
     assert dist.sums_are_cheap()
     assert dist.ranks_share_memory() == (dist.local_size() == SIZE())

@@ -268,7 +268,7 @@ def test_running_statistics_of_a_custom_layer_are_averaged(kind: str) -> None:
 def test_an_optimizer_whose_noise_differs_between_ranks_is_refused() -> None:
     net = nn.Dense(4, in_units=3)
     net.initialize()
-    with pytest.raises(ConfigError, match="optimizer.name is sgld, whose noise each rank"):
+    with pytest.raises(ConfigError, match="the optimizer is SGLD, whose noise each rank"):
         make_trainer(net, config.Optimizer("sgld"))
 
 

@@ -90,9 +90,8 @@ def _python_sum(serial: int, numbers: Any, count: int) -> int:
         values[:] = rank_sum(values)
         if rank_sum.shared is not None:
             share(rank_sum, rank_sum.shared)
-    except Exception:
-        traceback.print_exc()
-        return 0
+    except Exception as error:
+        return _failed(error)
     return 1
 
 
@@ -106,11 +105,17 @@ def _look(serial: int, calls: int) -> int:
         rank_sum.shared.calls = calls
         rank_sum.shared.check_peers()
     except RuntimeError as error:
-        if isinstance(error, LostPeerError):
-            registry.lost = str(error)
-        print(f"sync batch norm: {error}", file=sys.stderr, flush=True)
-        return 0
+        return _failed(error)
     return 1
+
+
+def _failed(error: Exception) -> int:
+    if isinstance(error, LostPeerError):
+        registry.lost = str(error)
+    if not isinstance(error, RuntimeError):
+        traceback.print_exc()
+    print(f"sync batch norm: {error}", file=sys.stderr, flush=True)
+    return 0
 
 
 def share(rank_sum: RankSum, shared: SharedMemorySum) -> None:

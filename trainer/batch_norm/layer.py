@@ -37,36 +37,8 @@ class SyncBatchNorm(nn.BatchNorm):
         process_set: the Horovod process set whose ranks share statistics; None for all ranks.
     """
 
-    def __init__(
-        self,
-        axis: int = 1,
-        momentum: float = 0.9,
-        epsilon: float = 1e-5,
-        center: bool = True,
-        scale: bool = True,
-        use_global_stats: bool = False,
-        beta_initializer: Any = "zeros",
-        gamma_initializer: Any = "ones",
-        running_mean_initializer: Any = "zeros",
-        running_variance_initializer: Any = "ones",
-        in_channels: int = 0,
-        process_set: Any = None,
-        **kwargs: Any,
-    ):
-        super().__init__(
-            axis=axis,
-            momentum=momentum,
-            epsilon=epsilon,
-            center=center,
-            scale=scale,
-            use_global_stats=use_global_stats,
-            beta_initializer=beta_initializer,
-            gamma_initializer=gamma_initializer,
-            running_mean_initializer=running_mean_initializer,
-            running_variance_initializer=running_variance_initializer,
-            in_channels=in_channels,
-            **kwargs,
-        )
+    def __init__(self, *args: Any, process_set: Any = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         self.plain_class = nn.BatchNorm
         self.rank_sum = RankSum(process_set)
 

@@ -143,10 +143,18 @@ class RankSum:
         Args:
             capacity: length of the longest vector, which is forward's.
             meet: another allreduce of float64 vectors over the same ranks.
+
+        Raises RuntimeError, on all ranks, where their layers differ in width.
         """
         if self.size > 1:
-            own = np.array([self.serial if self._index == 0 else 0], np.float64)
-            self.number = int(meet(own)[0])
+            first = self.serial if self._index == 0 else 0
+            number, total, squares = meet(np.array([first, capacity, capacity**2], np.float64))
+            if total**2 != self.size * squares:  # equal if and only if all capacities are
+                raise RuntimeError(
+                    f"the ranks differ in a layer: this one has {capacity // 2} channels here; "
+                    "make the same layers, and call them in the same order, on every rank"
+                )
+            self.number = int(number)
             self.shared = self._share(capacity, meet)
         self._connected = True
 
@@ -157,11 +165,8 @@ class RankSum:
 
     def connect_at(self, place: int, capacity: int) -> None:
         """The same for the norm at that ``place`` of a net, on all ranks at once."""
-        name = f"batch_norm.connect.{place}"
-        if self.process_set is None:
-            self.connect(capacity, functools.partial(dist.allreduce_sum, name=name))
-        else:
-            self.connect(capacity, functools.partial(self._allreduce, name=name))
+        meet = dist.allreduce_sum if self.process_set is None else self._allreduce
+        self.connect(capacity, functools.partial(meet, name=f"batch_norm.connect.{place}"))
 
     def disconnect(self) -> None:
         """Let go of shared memory; after the last sum of all ranks. The next one connects anew."""

@@ -7,7 +7,9 @@ recomputed exactly by a pass over data (:func:`calibrate`). docs/batch_norm.md h
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Iterable, List, Tuple
+import functools
+import weakref
+from typing import Any, Dict, Iterable, List, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -115,7 +117,14 @@ def calibrate(net: gluon.Block, batches: Iterable[Tuple[mx.nd.NDArray, int]]) ->
             device = layer.running_mean.list_ctx()[0]
             layer.rank_sum.collected = nd.zeros(1, ctx=device, dtype="float64")
         for data, count in batches:
-            _run_in_train_mode(net, data, count)
+            if count not in (0, len(data)):
+                raise ValueError(
+                    f"a calibration batch of {len(data)} samples says it has {count}; it must be "
+                    "all of them, or 0 for a placeholder sample"
+                )
+            with empty_batch() if count == 0 else contextlib.nullcontext(), autograd.train_mode():
+                net(data)
+            mx.nd.waitall()
         sums = [layer.rank_sum.collected.asnumpy() for layer in moving]
     if any(s[-1] == 0 for s in sums):
         raise ValueError("calibration saw no sample on any rank; give it at least one batch")
@@ -127,22 +136,16 @@ def move_with_input_gradient(net: gluon.Block) -> bool:
     """Whether a layer has neither gamma nor beta (the first one of a ResNet V2).
 
     MXNet moves running statistics in backward, which leaves out a layer that needs no gradient.
+    Asked in every step: a layer may be frozen (``use_global_stats``) or unfrozen meanwhile.
     """
-    return any(
-        kernel_arguments(layer)["fix_gamma"] and is_statistic(layer.beta)
-        for layer in _moving_layers(net)
-    )
+    return any(not kernel["use_global_stats"] for kernel in _without_weights(weakref.ref(net)))
 
 
-def _run_in_train_mode(net: gluon.Block, data: mx.nd.NDArray, count: int) -> None:
-    if count not in (0, len(data)):
-        raise ValueError(
-            f"a calibration batch of {len(data)} samples says it has {count}; it must be all of "
-            "them, or 0 for a placeholder sample"
-        )
-    with empty_batch() if count == 0 else contextlib.nullcontext(), autograd.train_mode():
-        net(data)
-    mx.nd.waitall()
+@functools.lru_cache(maxsize=8)  # nets of one program: to walk through one takes microseconds
+def _without_weights(net: weakref.ref[gluon.Block]) -> List[Dict[str, Any]]:
+    """The arguments of the layers with neither gamma nor beta: the layers' own dicts."""
+    kernels = [(kernel_arguments(layer), layer) for layer in layers_of(net())]
+    return [kernel for kernel, layer in kernels if kernel["fix_gamma"] and is_statistic(layer.beta)]
 
 
 def _moving_layers(net: gluon.Block) -> List[Any]:

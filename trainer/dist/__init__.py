@@ -4,9 +4,7 @@ The only room that imports horovod.
 """
 
 from .collectives import (
-    NotJoinedError,
     PeerError,
-    allow_timeline,
     allreduce_sum,
     allreduce_sum_,
     any_rank,
@@ -18,9 +16,18 @@ from .collectives import (
     init,
     leaders_process_set,
     node_process_set,
+    settle,
     shutdown,
-    timeline,
     together,
 )
-from .ranks import is_root, local_rank, local_size, rank, world_size
+from .environment import NotJoinedError
+from .ranks import (
+    allow_timeline,
+    is_root,
+    local_rank,
+    local_size,
+    rank,
+    timeline,
+    world_size,
+)
 from .small_sums import connect_sum, ranks_share_memory, sums_are_cheap

@@ -9,9 +9,11 @@ counterparts on the other ranks.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
+import threading
 import zlib
 from typing import TYPE_CHECKING, Any, Iterator, List, Optional
 
@@ -19,23 +21,14 @@ import numpy as np
 
 from ..errors import ConfigError
 from . import environment, shared_memory
-from .ranks import horovod, is_root, local_size, rank, visible_gpus, world_size
+from .ranks import finish_work, horovod, is_root, local_size, rank, visible_gpus, world_size
 from .small_sums import allreduce_by_horovod, gather, ranks_share_memory, small_sums, way
 
 if TYPE_CHECKING:
     import mxnet as mx
 
 
-class NotJoinedError(ValueError):
-    """Processes started as ranks of one job have not found each other."""
-
-    def __init__(self, started: int, joined: int):
-        super().__init__(
-            f"{started} processes were started, but Horovod joins only {joined}, so that each would"
-            " train a model of its own: under srun put `python -m launch slurm-rank --` before the "
-            "command; in place of mpirun, which needs a Horovod built with MPI, use "
-            f"`horovodrun -np {started}` or `python -m launch local -n {started} --`"
-        )
+_left = threading.Event()  # set once this process is no rank of its job any more
 
 
 def init(steps_in_memory: bool = False, on_cpu: bool = False) -> None:
@@ -53,6 +46,11 @@ def init(steps_in_memory: bool = False, on_cpu: bool = False) -> None:
     hvd = horovod()
     if hvd is None or hvd.is_initialized():
         return
+    if _left.is_set():
+        raise environment.LaunchError(
+            "this process has left its job, by dist.shutdown(), and Horovod cannot join twice; start"
+            " the ranks anew"
+        )
     # Nothing is fused. Buckets of gradients (step/buckets.py) need no copies in Horovod's buffer,
     # and with whatever else is in flight the order of summation would change from run to run on
     # three ranks or more.
@@ -67,8 +65,9 @@ def init(steps_in_memory: bool = False, on_cpu: bool = False) -> None:
         os.environ.setdefault("HOROVOD_CYCLE_TIME", f"{_cycle_time(in_memory):g}")
     # Dynamic process sets, for those of nodes and leaders, double the messages of each cycle.
     hvd.init(process_sets=None if one_node or environment.one_rank_per_node() else "dynamic")
+    atexit.register(finish_work)
     if hvd.size() != environment.size():
-        raise NotJoinedError(environment.size(), hvd.size())
+        raise environment.NotJoinedError(environment.size(), hvd.size())
     way()
 
 
@@ -82,30 +81,11 @@ def _cycle_time(in_memory: bool) -> float:
     return 100 if in_memory else max(1, 10 / environment.threads())
 
 
-def allow_timeline() -> None:
-    """Make :func:`timeline` possible; before :func:`init`."""
-    os.environ["HOROVOD_TIMELINE"] = "DYNAMIC"
+def settle() -> None:
+    """Return when nothing is in flight on any rank, so that they may end; collective.
 
-
-@contextlib.contextmanager
-def timeline(path: str) -> Iterator[None]:
-    """Record Horovod's timeline within the block, in Chrome's trace format; on every rank.
-
-    Rank 0 writes ``path``: the phases of every collective and when each rank was ready for it. The
-    file is complete after :func:`shutdown`.
+    For an error of all ranks: whoever catches it may go on, as with another run.
     """
-    hvd = horovod()
-    if hvd is not None:
-        hvd.start_timeline(path)
-    try:
-        yield
-    finally:
-        if hvd is not None:
-            hvd.stop_timeline()
-
-
-def shutdown() -> None:
-    """Leave the job, once no collective is in flight, which would kill the peers; collective."""
     import mxnet as mx
 
     mx.nd.waitall()
@@ -114,8 +94,16 @@ def shutdown() -> None:
         barrier()
         if local_size() < world_size():
             # What a node has sent may be lost with it, until the others have received it.
-            allreduce_by_horovod(np.zeros(1), "shutdown")
+            allreduce_by_horovod(np.zeros(1), "settle")
+
+
+def shutdown() -> None:
+    """Leave the job for good, once nothing is in flight, which would kill the peers; collective."""
+    settle()
+    hvd = horovod()
+    if hvd is not None and hvd.is_initialized():
         hvd.shutdown()
+        _left.set()
     node_process_set.cache_clear()
     way.cache_clear()
     leaders_process_set.cache_clear()
@@ -173,22 +161,23 @@ def leaders_process_set() -> Any:
 def allreduce_sum(values: Any, name: str) -> np.ndarray:
     """The sum over ranks of a small array (any shape; float or int), in its own dtype.
 
-    It may also be given as a number, a list or an NDArray. Raises RuntimeError where, without
-    Horovod, a peer has died, or calls with another name or shape.
+    It may also be given as a number, a list or an NDArray. Raises TypeError where it is of another
+    kind, RuntimeError where, without Horovod, a peer has died, or calls with another name or shape.
     """
     values = values.asnumpy() if hasattr(values, "asnumpy") else np.asarray(values)
     if world_size() == 1:
         return values
     sums = small_sums()
-    if sums is None:
-        return allreduce_by_horovod(values, name)
+    wide = np.int64 if np.issubdtype(values.dtype, np.integer) else np.float64
     # The tag, a hash of what is summed, tells calls apart that do not belong together.
-    is_integer = np.issubdtype(values.dtype, np.integer)
     tag = zlib.crc32(f"{name} {values.shape}".encode())
-    flat = np.append(values, tag).astype(np.int64 if is_integer else np.float64)
-    for start in range(0, flat.size, sums.capacity):
-        part = flat[start : start + sums.capacity]
-        part[:] = sums(part)
+    flat = np.append(values.astype(wide, casting="same_kind"), wide(tag))
+    if sums is None:
+        flat = allreduce_by_horovod(flat, name)
+    else:
+        for start in range(0, flat.size, sums.capacity):
+            part = flat[start : start + sums.capacity]
+            part[:] = sums(part)
     if flat[-1] != world_size() * tag:
         raise RuntimeError(f"the ranks differ in what they add up; rank {rank()}: {name}")
     return flat[:-1].astype(values.dtype).reshape(values.shape)
@@ -219,8 +208,8 @@ class PeerError(RuntimeError):
 def together() -> Iterator[None]:
     """Run a part of the start, without collectives in it, that must succeed on every rank.
 
-    If it fails anywhere, all ranks shut Horovod down, with nothing in flight, and raise: those that
-    failed their own error, the others a PeerError with the first failure.
+    If it fails anywhere, all ranks raise, with nothing in flight: those that failed their own
+    error, the others a PeerError with the first failure.
     """
     error: Optional[Exception] = None
     try:
@@ -230,7 +219,7 @@ def together() -> Iterator[None]:
     if any_rank(error is not None, "together"):
         messages = gather_objects(error and f"{environment.where()}: {error}")
         first = next(message for message in messages if message is not None)
-        shutdown()
+        settle()
         raise error or PeerError(first)
 
 

@@ -33,6 +33,18 @@ class LaunchError(UserError):
     """Variables in the environment are wrong; printed by every process, whatever its rank."""
 
 
+class NotJoinedError(ValueError):
+    """Processes started as ranks of one job have not found each other."""
+
+    def __init__(self, started: int, joined: int):
+        super().__init__(
+            f"{started} processes were started, but Horovod joins only {joined}, so that each would"
+            " train a model of its own: under srun put `python -m launch slurm-rank --` before the "
+            "command; in place of mpirun, which needs a Horovod built with MPI, use "
+            f"`horovodrun -np {started}` or `python -m launch local -n {started} --`"
+        )
+
+
 def check() -> None:
     """Refuse HOROVOD_SIZE or HOROVOD_RANK if no launcher has set it, with a LaunchError."""
     alone = size() == 1 and rank() == 0

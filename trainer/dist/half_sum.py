@@ -103,9 +103,7 @@ class HalfSum:
         push(getattr(compiled, function), task, compiled.free_task, source, target)
 
 
-def _alltoall(
-    array: mx.nd.NDArray, out: mx.nd.NDArray, name: str, process_set: Any = None
-) -> None:
+def _alltoall(array: mx.nd.NDArray, out: mx.nd.NDArray, name: str, process_set: Any = None) -> None:
     """Write the n-th part of every rank's flat ``array``, for this rank n, to ``out``.
 
     Asynchronous, unlike Horovod's own function, so that both arrays must stay alive; they are alike

@@ -5,8 +5,12 @@ A process without a launcher is rank 0 of 1: Horovod is not even imported.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from typing import Any
+import os
+import sys
+import threading
+from typing import Any, Iterator
 
 from ..errors import ConfigError
 from . import environment
@@ -29,6 +33,47 @@ def horovod() -> Any:
     except ModuleNotFoundError as missing:
         raise environment.LaunchError(f"{missing}; {BUILD_HOROVOD}") from None
     return hvd
+
+
+def allow_timeline() -> None:
+    """Make :func:`timeline` possible; before ``dist.init()``."""
+    os.environ["HOROVOD_TIMELINE"] = "DYNAMIC"
+
+
+@contextlib.contextmanager
+def timeline(path: str) -> Iterator[None]:
+    """Record Horovod's timeline within the block, in Chrome's trace format; on every rank.
+
+    Rank 0 writes ``path``: the phases of every collective and when each rank was ready for it. The
+    file is complete after ``dist.shutdown()``.
+    """
+    hvd = horovod()
+    if hvd is not None:
+        hvd.start_timeline(path)
+    try:
+        yield
+    finally:
+        if hvd is not None:
+            hvd.stop_timeline()
+
+
+def finish_work() -> None:
+    """At exit, before Horovod: without it MXNet would wait for ever for sums that are under way.
+
+    If they need a rank that does not come, for as long as Horovod would wait; and not where the
+    program has failed, of which its peers are to hear at once.
+    """
+    if hasattr(sys, "last_value"):  # an exception that nobody has caught
+        return
+    import mxnet as mx
+
+    def wait() -> None:
+        with contextlib.suppress(mx.MXNetError):  # whoever has waited for it has been told
+            mx.nd.waitall()
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    waiting.join(environment.patience())
 
 
 def rank() -> int:

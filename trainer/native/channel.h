@@ -165,6 +165,7 @@ class Link {
 
 // What became of a sum; SharedMemorySum of shared_memory.py knows the numbers.
 enum Outcome { kSummed = 0, kLost = 1, kMismatch = 2 };
+constexpr int kBeats = 5;  // missed at least before a peer counts as lost
 
 // The leader of node `node` among those of all nodes.
 class Channel {
@@ -225,8 +226,6 @@ class Channel {
   }
 
  private:
-  static constexpr int kBeats = 5;  // missed at least before a peer counts as lost
-
   bool send(int peer, const Header& header, const void* values) {
     return links_[peer]->send(header, values) || lose(peer);
   }

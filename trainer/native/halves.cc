@@ -11,13 +11,9 @@
 
 namespace {
 
-using GetData = int (*)(void* array, void** data);
-using ShallowCopy = int (*)(void* array, void** copy);
-using Free = int (*)(void* array);
-
-GetData get_data;
-ShallowCopy shallow_copy;
-Free free_array;
+int (*get_data)(void* array, void** data);
+int (*shallow_copy)(void* array, void** copy);
+int (*free_array)(void* array);
 
 // Arrays of the engine's, kept alive, and how many numbers of each row are meant.
 struct Task {
@@ -48,10 +44,9 @@ F16C void store(uint16_t* at, __m256 values) {
 
 EXPORTED int supported() { return __builtin_cpu_supports("f16c") && __builtin_cpu_supports("avx"); }
 
-EXPORTED void load_interface(void* data, void* copy, void* release) {
-  get_data = reinterpret_cast<GetData>(data);
-  shallow_copy = reinterpret_cast<ShallowCopy>(copy);
-  free_array = reinterpret_cast<Free>(release);
+EXPORTED void load_interface(decltype(get_data) data, decltype(shallow_copy) copy,
+                             decltype(free_array) release) {
+  get_data = data, shallow_copy = copy, free_array = release;
 }
 
 // numbers: a multiple of 8.

@@ -109,22 +109,24 @@ class Buckets:
         a kernel can update all of them (momentum.py). Raises ConfigError where the ranks train
         different parameters.
         """
-        trained = [p for p in self._parameters if p.grad_req != "null"]
+        indices = [i for i, p in enumerate(self._parameters) if p.grad_req != "null"]
+        trained = [self._parameters[index] for index in indices]
         gradients = [parameter.list_grad()[0] for parameter in trained]
-        own = [(gradient.shape, np.dtype(gradient.dtype).str) for gradient in gradients]
-        moved = [p.grad_req != "null" for p in self._parameters]
-        places = [place for place, is_moved in zip(self._forward, moved) if is_moved]
-        order = sorted(range(len(trained)), key=lambda index: -places[index])
+        own = [(i, g.shape, np.dtype(g.dtype).str) for i, g in zip(indices, gradients)]
+        order = sorted(range(len(trained)), key=lambda place: -self._forward[indices[place]])
         factors = [(parameter.lr_mult, parameter.wd_mult) for parameter in trained]
         ranks = dist.gather_objects((own, order, factors, environment.where()))
         for theirs, *_, where in ranks:
             if theirs != ranks[0][0]:
+                pairs = itertools.zip_longest(theirs, ranks[0][0])
+                one, other = next((one, other) for one, other in pairs if one != other)
                 raise ConfigError(
-                    f"{where} trains other parameters than {ranks[0][3]}: {len(theirs)} and "
-                    f"{len(ranks[0][0])} of them; make and freeze the same layers on every rank"
+                    f"{where} trains other parameters than {ranks[0][3]}, first (number, shape, "
+                    f"dtype) {one} in place of {other}; make and freeze the same layers on every "
+                    "rank"
                 )
         sizes = [gradient.size * np.dtype(gradient.dtype).itemsize for gradient in gradients]
-        buckets = plan(ranks[0][1], sizes, [dtype for _, dtype in own], self._bytes)
+        buckets = plan(ranks[0][1], sizes, [dtype for *_, dtype in own], self._bytes)
         factors = ranks[0][2]
         return [[trained[i] for i in sorted(bucket, key=factors.__getitem__)] for bucket in buckets]
 

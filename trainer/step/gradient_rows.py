@@ -62,8 +62,7 @@ class Rows:
                 old = parameter.list_grad()[0]
                 place, own = own[: old.size].reshape(old.shape), own[old.size :]
                 place[...] = old.asnumpy()
-                offset = place.ctypes.data - rows[peers.index].ctypes.data
-                self._sums.append(rows.ctypes.data + offset)
+                self._sums.append(place.ctypes.data - peers.index * row)
                 self._gradients.append(around_memory(place, type(old), self._uses))
                 set_gradient(parameter, self._gradients[-1])
             self._buckets.append(_Part(flat, _shares(numbers, peers.size), self._gradients[first:]))

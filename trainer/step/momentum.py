@@ -140,7 +140,7 @@ class SGD(InOnePass, mx.optimizer.SGD):
     nesterov = False
 
     def _update_by_mxnet(self, parameters: list[tuple[Any, ...]]) -> None:
-        others: list[tuple[Any, ...]] = []
+        others: dict[int, list[tuple[Any, ...]]] = {}  # by bucket
         for one in parameters:
             large = self.momentum > 0 and one[1].size >= _LARGE
             if large and all(dense_on_cpu(array, np.float32) for array in one[1:]):
@@ -148,12 +148,8 @@ class SGD(InOnePass, mx.optimizer.SGD):
                 options = self._options([index])
                 mx.nd.sgd_mom_update(weight, grad, momentum, out=weight, **options)
             else:
-                others.append(one)
-        for _, alike in itertools.groupby(
-            sorted(others, key=lambda one: self.place_of(one[0]).bucket),
-            key=lambda one: self.place_of(one[0]).bucket,
-        ):
-            bucket = list(alike)
+                others.setdefault(self.place_of(one[0]).bucket, []).append(one)
+        for _, bucket in sorted(others.items()):
             large = any(one[1].size >= _LARGE and one[1].context == mx.cpu() for one in bucket)
             at_once = self._at_once if large else _AT_ONCE
             for start in range(0, len(bucket), at_once):

@@ -17,6 +17,7 @@ from ..config.schema import BUCKET_MB
 from ..errors import ConfigError, nearest
 from ..mxnet_internals import (
     all_parameters,
+    allreduce_of,
     devices,
     divide_by,
     has_sparse_gradients,
@@ -26,7 +27,7 @@ from ..mxnet_internals import (
 )
 from . import momentum
 from .buckets import Buckets
-from .shared_gradients import SharedGradients, used_by
+from .shared_gradients import SharedGradients
 
 _SHOWN = 4  # parameters, in a message
 _IN_ONE_PASS = {"sgd": momentum.SGD, "nag": momentum.NAG}
@@ -101,15 +102,10 @@ def make_trainer(net: gluon.Block, settings: Optimizer) -> gluon.Trainer:
     """The distributed trainer of ``net``, which must be initialised; on every rank.
 
     ``lr_mult`` replaces the parameters' own where a pattern fits. Unless asked for, gamma, beta and
-    biases (parameters of at most one dimension) do not decay. Raises ConfigError if the optimizer
-    would not keep the weights of several ranks alike, or a pattern of ``lr_mult`` fits nothing.
+    biases (parameters of at most one dimension) do not decay. Raises ConfigError if a pattern of
+    ``lr_mult`` fits nothing, ValueError as :func:`gluon_trainer`.
     """
     optimizer = make_optimizer(settings)
-    if dist.world_size() > 1 and isinstance(optimizer, mx.optimizer.SGLD):
-        raise ConfigError(
-            f"optimizer.name is {settings.name}, whose noise each rank would draw for itself, so "
-            "that their weights would part; train on one rank, or take another optimizer"
-        )
     _set_lr_mult(net, settings.lr_mult)
     # By number, because a trainer sorts by its keys, and gradients are matched over ranks by place.
     parameters = {f"{place:08d}": p for place, p in enumerate(ordered_parameters(net))}
@@ -153,7 +149,8 @@ def _waits_anyway(trainer: gluon.Trainer) -> bool:
     """
     if dist.world_size() == 1:
         return os.environ.get("OMP_NUM_THREADS") == "1"
-    if not used_by(trainer) or devices(trainer)[0].device_type != "cpu":
+    in_memory = isinstance(allreduce_of(trainer), SharedGradients)
+    if not in_memory or devices(trainer)[0].device_type != "cpu":
         return False
     return dist.ranks_share_memory() or dist.leaders_process_set() is not None
 
@@ -178,11 +175,17 @@ def gluon_trainer(
 
     The first step moves gradients to where they are reduced, so code that reads them must call
     ``parameter.grad()`` in every step. Raises ValueError where they are sparse, for which Horovod
-    writes beyond their memory, or on several devices, of which it would reduce the first one's.
+    writes beyond their memory, or on several devices, of which it would reduce the first one's; and
+    ConfigError where the optimizer would not keep the weights of several ranks alike.
     """
     trainer = gluon.Trainer(parameters, optimizer, kvstore=None)
     if dist.world_size() == 1:
         return trainer
+    if isinstance(trainer.optimizer, mx.optimizer.SGLD):
+        raise ConfigError(
+            "the optimizer is SGLD, whose noise each rank would draw for itself, so that their "
+            "weights would part; train on one rank, or take another optimizer"
+        )
     if len(devices(trainer)) > 1:
         raise ValueError(
             f"the net is on {', '.join(map(str, devices(trainer)))}; a rank trains it on one: "

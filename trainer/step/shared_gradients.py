@@ -74,7 +74,10 @@ class SharedGradients:
         return self._shared
 
     def _share(self, parameters: List[mx.gluon.Parameter]) -> Optional[Rows]:
-        """Move the gradients into shared memory; None where that is impossible; collective."""
+        """Move the gradients into shared memory; None where that is impossible; collective.
+
+        Raises ConfigError where the ranks train different parameters.
+        """
         dense = all(dense_on_cpu(p.list_grad()[0], np.float32, np.float64) for p in parameters)
         if dist.any_rank(not dense, "shared_gradients.dense"):
             return None
@@ -82,11 +85,10 @@ class SharedGradients:
         leaders = None if one_node else dist.leaders_process_set()
         if not one_node and leaders is None:
             return None
+        buckets = self._fallback.planned()
         if one_node:
             by_dtype = (np.float64, np.float32)
             buckets = [[p for p in parameters if p.list_grad()[0].dtype == d] for d in by_dtype]
-        else:
-            buckets = self._fallback.planned()
         index, size, meet = dist.local_rank(), dist.local_size(), _sum_over_node
         row = Rows.bytes_of(parameters, len(buckets))
         memory = shared_memory.open_shared(size * row, index, size, meet)
@@ -112,11 +114,6 @@ class SharedGradients:
 def _of(trainer: mx.gluon.Trainer) -> Optional[SharedGradients]:
     reduce = allreduce_of(trainer)
     return reduce if isinstance(reduce, SharedGradients) else None
-
-
-def used_by(trainer: mx.gluon.Trainer) -> bool:
-    """Whether ``trainer`` reduces gradients in shared memory, should the ranks be able to."""
-    return _of(trainer) is not None
 
 
 def release(trainer: mx.gluon.Trainer) -> None:

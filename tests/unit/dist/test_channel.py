@@ -42,9 +42,7 @@ def meet(listeners: List[Listener], token: bytes) -> List[Channel]:
 
 
 def add_up(channels: List[Channel], values: List[np.ndarray], stream: int = 0) -> List[int]:
-    return at_once(
-        [lambda c=c, v=v: c.sum(stream, 1, v) for c, v in zip(channels, values)],
-    )
+    return at_once([lambda c=c, v=v: c.sum(stream, 1, v) for c, v in zip(channels, values)])
 
 
 @pytest.mark.parametrize("nodes", range(1, 18))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from types import SimpleNamespace
 from typing import Any, Dict, List
 
 import mxnet as mx
 import numpy as np
 import pytest
 
-from trainer.dist import collectives, environment, shared_memory
+from trainer.dist import collectives, environment, shared_memory, small_sums
 from trainer.errors import ConfigError
 
 Layout = Dict[str, str]
@@ -79,6 +82,21 @@ def test_where_the_program_began_horovod_without_process_sets_only_those_of_node
         collectives.node_process_set.__wrapped__()
 
 
+def test_a_program_that_ends_with_sums_under_way_waits_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at_exit: List[Any] = []
+    monkeypatch.setattr(collectives.atexit, "register", at_exit.append)
+    started(monkeypatch, layout(2, 2, 1, 1))
+    done: List[bool] = []
+    monkeypatch.setattr(mx.nd, "waitall", lambda: time.sleep(0.1) or done.append(True))
+    at_exit[-1]()  # the last comes first, and Horovod's is there since it was started
+    assert done
+    monkeypatch.setattr(sys, "last_value", ValueError(), raising=False)
+    at_exit[-1]()
+    assert len(done) == 1  # a rank that has failed does not wait for its peers
+
+
 def test_a_cycle_time_of_the_users_own_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOROVOD_CYCLE_TIME", "3")
     given = started(monkeypatch, {**layout(2, 1, 2, 1), "HOROVOD_CYCLE_TIME": "3"})
@@ -93,19 +111,21 @@ def test_ranks_on_gpus_leave_horovods_cycle_as_it_is(monkeypatch: pytest.MonkeyP
     assert started(monkeypatch, layout(16, 8, 2, 1), on_cpu=True) == ("dynamic", 10)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("ranks", "through"), [(1, ""), (2, "memory"), (2, "Horovod")])
 @pytest.mark.parametrize(
     ("given", "dtype"),
     [
         (1.5, float),
         (3, int),
+        (np.zeros((2, 0)), float),
+        (np.array([2, 3], np.int16), np.int16),
         ([1.5, 2.0], float),
         (np.float32(2), np.float32),
         (mx.nd.ones(2), "f"),
     ],
 )
 def test_numbers_lists_and_arrays_of_mxnet_are_added_up(
-    monkeypatch: pytest.MonkeyPatch, ranks: int, given: Any, dtype: Any
+    monkeypatch: pytest.MonkeyPatch, ranks: int, through: str, given: Any, dtype: Any
 ) -> None:
     class Sums:
         capacity = 2
@@ -114,7 +134,9 @@ def test_numbers_lists_and_arrays_of_mxnet_are_added_up(
             return ranks * part
 
     monkeypatch.setattr(collectives, "world_size", lambda: ranks)
-    monkeypatch.setattr(collectives, "small_sums", Sums)
+    monkeypatch.setattr(collectives, "small_sums", Sums if through == "memory" else lambda: None)
+    horovod = SimpleNamespace(allreduce=lambda tensor, average, name: ranks * tensor)
+    monkeypatch.setattr(small_sums, "horovod", lambda: horovod)
     own = np.array(getattr(given, "asnumpy", lambda: given)())
     total = collectives.allreduce_sum(given, "test")
     assert total.dtype == dtype and total.shape == own.shape and (total == ranks * own).all()

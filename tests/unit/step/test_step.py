@@ -20,6 +20,7 @@ from trainer.config import Config, Optimizer, Train
 from trainer.data.augment.mixing import Mixed
 from trainer.data.loader import Batch
 from trainer.errors import ConfigError
+from trainer.mxnet_internals import kernel_arguments
 from trainer.step import gradients
 from trainer.step.loss import cross_entropy
 from trainer.step.optimizer import make_trainer
@@ -268,7 +269,10 @@ def test_batch_with_samples_moves_running_statistics(parts):
 @pytest.mark.parametrize("hybridize", [False, True])
 @pytest.mark.parametrize("operator", [None, "1", "device"])
 def test_statistics_of_a_first_norm_without_parameters_move(monkeypatch, hybridize, operator):
-    """Nothing before it needs a gradient, and it is in backward that MXNet moves them."""
+    """Nothing before it needs a gradient, and it is in backward that MXNet moves them.
+
+    Here they are frozen in the first step, which leaves them alone.
+    """
     net = nn.HybridSequential()
     net.add(nn.BatchNorm(scale=False, center=False), nn.Dense(4))
     net.initialize()
@@ -280,9 +284,11 @@ def test_statistics_of_a_first_norm_without_parameters_move(monkeypatch, hybridi
         monkeypatch.setattr(RankSum, "connect", lambda *_: None)
         monkeypatch.setattr(RankSum, "on_device", lambda self, array: 2 * array)
         batch_norm.convert_sync_batch_norm(net)
-    if hybridize:
-        net.hybridize(static_alloc=True)
-    gradient_of_a_step(net, batch_of(6, 6, 2), settings(accumulate=2))
+    for frozen in (True, False):
+        kernel_arguments(net[0])["use_global_stats"] = frozen
+        if hybridize:
+            net.hybridize(static_alloc=True)
+        gradient_of_a_step(net, batch_of(6, 6, 2), settings(accumulate=2))
     mean, variance = (net[0].running_mean.data(), net[0].running_var.data())
     halves = DATA[:3], DATA[3:6]
     expected = [0.1 * (0.9 * halves[0].mean() + halves[1].mean())]
