@@ -58,7 +58,7 @@ def train_ch5(
 
     Raises:
         ValueError: ``ctx`` is not a single device, the trainer is of another kind, batches can be
-            read only once, or the ranks' batches or weights differ.
+            read only once, or the ranks' batches or weights differ, or would.
         ConfigError: the ranks' nets or devices do not go together, or a net would train wrong.
         NonFiniteError: on every rank, after an epoch with a loss or weight that is not finite.
     """
@@ -107,7 +107,9 @@ def _begin(net: gluon.Block, test_iter: Pairs, ctx: mx.Context) -> int:
     with dist.together():
         data, _ = next(iter(test_iter))
         image = prepare.fixed_image(data.shape[1:], ctx).astype(data.dtype)
-        scores = forward(net, image)  # settles deferred shapes
+        with prepare.taking(image):
+            scores = forward(net, image)  # settles deferred shapes
+            scores.wait_to_read()
         users_net.check_compiled(net, image)
         if dist.is_root():
             warn_of_second_softmax(cross_entropy, scores)
@@ -143,7 +145,7 @@ def _train_epoch(
     means = metrics.read_epoch()
     parted = agreement.parted(agreement.checksums(net))
     if parted is not None:
-        dist.shutdown()
+        dist.settle()
         raise ValueError(f"the ranks' weights have parted in epoch {epoch}: {parted}")
     shards = (_shard(data, label, ctx) for data, label in test_iter)
     with replica.as_one_model(net, config):
@@ -189,6 +191,12 @@ def _over_ranks(trainer: gluon.Trainer, net: gluon.Block) -> Iterator[gluon.Trai
     parameters = [p for p in ordered_parameters(net) if id(p) in places]
     if len(parameters) < len(places):
         raise ValueError("the trainer has parameters that the net has not; make it of the net's")
+    added = [p.name for p in parameters if p.grad_req == "add"]
+    if added:
+        raise ValueError(
+            f"{', '.join(added)}: gradients are added up (grad_req is add), and train_ch5 never "
+            "sets them to zero; set grad_req to write"
+        )
     # The new trainer takes over this factor, which still contains the last step's batch size.
     trainer.optimizer.rescale_grad = scale(trainer)
     by_old_place = trainer.optimizer.param_dict  # the distributed trainer sets its own
@@ -213,7 +221,7 @@ def _check_same(what: str, digest: Optional[str]) -> None:
     """
     seen = set(dist.gather_objects(digest))
     if len(seen) > 1 and None not in seen:
-        dist.shutdown()
+        dist.settle()
         raise ValueError(
             f"the ranks' loaders give different {what}; build them alike on every rank, unsharded, "
             "and let them shuffle by np.random, as gluon.data.DataLoader(shuffle=True) does"

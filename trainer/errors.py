@@ -33,8 +33,8 @@ def show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-# Frames in these places say nothing about the user's mistake.
-_LIBRARIES = (
+# Code in these places says nothing about the user's.
+LIBRARIES = (
     str(Path(__file__).parent),
     *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")),
     "<",  # frozen modules
@@ -56,5 +56,5 @@ def describe_error(error: Exception) -> str:
     else:
         text = f"{type(error).__name__}: {' '.join(text.split())}"
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
     return f"{text} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else text

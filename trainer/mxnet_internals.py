@@ -11,7 +11,7 @@ import ctypes
 import gc
 from functools import partial
 from operator import attrgetter, methodcaller
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import mxnet as mx
 from mxnet import gluon
@@ -98,9 +98,6 @@ def update_counts(trainer: gluon.Trainer) -> Dict[int, int]:
 
 # Of parameters and their arrays.
 
-# The last trainer that was made with it, which refuses later changes of its gradient.
-trainer_of: Callable[[gluon.Parameter], Optional[gluon.Trainer]] = attrgetter("_trainer")
-
 # Whether backward has written the gradient of a parameter's array since its last update.
 has_fresh_gradient: Callable[[mx.nd.NDArray], bool] = attrgetter("_fresh_grad")
 
@@ -118,11 +115,6 @@ def is_initialised(parameter: gluon.Parameter) -> bool:
 def mark_as_statistic(parameter: gluon.Parameter) -> None:
     """Have :func:`is_statistic` find it: Gluon lets only the constructor say so."""
     parameter._differentiable = False
-
-
-def set_trainer(parameter: gluon.Parameter, trainer: Optional[gluon.Trainer]) -> None:
-    """What :func:`trainer_of` says from now on; no check that there was none before."""
-    parameter._trainer = trainer
 
 
 def gradient_or_none(parameter: gluon.Parameter) -> Optional[mx.nd.NDArray]:
@@ -178,9 +170,6 @@ own_parameters: Named = attrgetter("_reg_params")
 
 # The arguments of MXNet's operator in one of Gluon's batch norm layers; its own dict.
 kernel_arguments: Callable[[gluon.Block], Dict[str, Any]] = attrgetter("_kwargs")
-
-# Make a hybridized block trace its layers again in its next forward.
-clear_graph: Callable[[gluon.HybridBlock], None] = methodcaller("_clear_cached_op")
 
 
 def ordered_parameters(block: gluon.Block) -> List[gluon.Parameter]:
@@ -251,7 +240,7 @@ def clear_graphs(parameters: Iterable[gluon.Parameter], static: bool = False) ->
             continue
         found = has_static_graph(block) if static else traced_symbol(block) is not None
         if found and used & set(map(id, every_parameter(block))):
-            clear_graph(block)
+            block._clear_cached_op()  # its next forward traces its layers again
 
 
 # Static ones would keep writing to the arrays of gradients that have been moved.
@@ -259,16 +248,22 @@ clear_static_graphs = partial(clear_graphs, static=True)
 
 
 @contextlib.contextmanager
-def compilation_kept(blocks: List[gluon.Block]) -> Iterator[None]:
-    """Hybridize them afterwards as before; what they compile within it stays."""
-    names = "_active", "_flags", "_backend", "_backend_opts"  # those that hybridize sets
-    own = [vars(block) for block in blocks if isinstance(block, gluon.HybridBlock)]
-    before = [{name: attributes[name] for name in names} for attributes in own]
+def _kept(names: Tuple[str, ...], objects: List[Any]) -> Iterator[None]:
+    before = [[getattr(each, name) for name in names] for each in objects]
     try:
         yield
     finally:
-        for attributes, values in zip(own, before):
-            attributes.update(values)
+        for each, values in zip(objects, before):
+            for name, value in zip(names, values):
+                setattr(each, name, value)
+
+
+# Have these hybridized afterwards as before; what they compile within it stays.
+compilation_kept = partial(_kept, ("_active", "_flags", "_backend", "_backend_opts"))
+
+# How these parameters are trained is afterwards as before. A trainer refuses later changes of the
+# gradient, and holds the optimizer's arrays.
+training_kept = partial(_kept, ("grad_req", "lr_mult", "wd_mult", "_trainer"))
 
 
 # Of a dataset.

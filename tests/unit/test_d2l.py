@@ -7,7 +7,7 @@ import pytest
 from mxnet import gluon
 from mxnet.gluon import nn
 
-from trainer.d2l import train_ch5
+from trainer.d2l import _over_ranks, train_ch5
 from trainer.errors import ConfigError
 from trainer.run import agreement
 
@@ -43,3 +43,22 @@ def test_ranks_on_one_gpu_are_refused(monkeypatch):
         ConfigError, match=r"same GPU.* train_ch5 ctx=mx.gpu\(dist.local_rank\(\)\)"
     ):
         train_ch5(net, batches, batches, 4, trainer, mx.cpu(), 1)
+
+
+def test_gradients_that_are_added_up_are_refused():
+    net = nn.Dense(2, in_units=3)
+    net.initialize()
+    net.weight.grad_req = "add"
+    trainer = gluon.Trainer(net.collect_params(), "sgd")
+    said = "_weight: gradients are added up .* grad_req"
+    with pytest.raises(ValueError, match=said), _over_ranks(trainer, net):
+        pass
+
+
+def test_images_of_another_type_than_the_weights_are_reported_in_one_line():
+    net, batches = nn.Dense(2, in_units=3), [(mx.nd.ones((4, 3), dtype="float64"), mx.nd.zeros(4))]
+    net.initialize()
+    trainer = gluon.Trainer(net.collect_params(), "sgd")
+    with pytest.raises(ConfigError, match="the net cannot take float64 images of .*") as raised:
+        train_ch5(net, batches, batches, 4, trainer, mx.cpu(), 1)
+    assert "\n" not in str(raised.value)

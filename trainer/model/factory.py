@@ -11,13 +11,17 @@ from typing import Optional
 from mxnet.gluon import Block
 
 from ..config import Model
+from ..data import randomness
 from ..errors import ConfigError, describe_error, nearest
 
 OWN = Model().factory
 
 
-def build(settings: Model, found_in: Optional[Path] = None) -> Block:
-    """The net that ``model.factory`` and ``model.arguments`` describe, not yet initialised.
+@randomness.kept()
+def build(settings: Model, found_in: Optional[Path] = None, seed: int = 0) -> Block:
+    """The net that ``model.factory`` and ``model.arguments`` describe, as the function makes it.
+
+    What that draws at random goes by ``seed``: alike on all ranks, and in a run that resumes.
 
     Args:
         found_in: the file or folder that names the function, unless the user does; anybody may
@@ -53,6 +57,7 @@ def build(settings: Model, found_in: Optional[Path] = None) -> Block:
             f"model.factory is {settings.factory}; {module_name} has no such function"
             f"{nearest(function_name, dir(module))}"
         )
+    randomness.seed_all(seed)
     try:
         net = factory(**settings.arguments)
     except ConfigError:

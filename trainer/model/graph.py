@@ -8,7 +8,7 @@ from typing import Any, List
 import mxnet as mx
 from mxnet import gluon
 
-from ..mxnet_internals import runs_its_graph_alone, traced_symbol
+from ..mxnet_internals import blocks, runs_its_graph_alone, traced_symbol
 
 # Operators of common nets, none of which draws; there is no list of those that do.
 _DRAWING_NOTHING = {
@@ -39,7 +39,8 @@ def graph_def(net: gluon.HybridBlock) -> Any:
     from tensorboardX.proto.versions_pb2 import VersionDef
 
     nodes = json.loads(net(mx.sym.var("data")).tojson())["nodes"]
-    prefixes = _prefixes(net)
+    # Outer before inner.
+    prefixes = sorted({block.prefix for block in blocks(net)} - {""}, key=len)
     names = [_scoped(node["name"], prefixes) for node in nodes]
     graph = GraphDef(versions=VersionDef(producer=22))
     for name, node in zip(names, nodes):
@@ -58,13 +59,6 @@ def graph_def(net: gluon.HybridBlock) -> Any:
             )
         )
     return graph
-
-
-def _prefixes(net: gluon.Block) -> List[str]:
-    """The name prefixes of the blocks of ``net``, outer before inner."""
-    found = set()
-    net.apply(lambda block: found.add(block.prefix))
-    return sorted(found - {""}, key=len)
 
 
 def _scoped(name: str, prefixes: List[str]) -> str:

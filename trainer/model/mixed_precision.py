@@ -22,6 +22,7 @@ from mxnet.gluon import nn
 
 from ..batch_norm import clear_cached_graphs
 from ..errors import ConfigError, first_line
+from ..mxnet_internals import blocks
 
 Forward = Callable[..., Any]
 
@@ -84,15 +85,9 @@ def computing_in(net: gluon.Block, precision: str) -> Iterator[None]:
 
 def _layers(net: gluon.Block) -> List[Any]:
     """The layers of ``net`` that can multiply in less than float32, each once."""
-    found = {}
-
-    def collect(block: gluon.Block) -> None:
-        gluons_own = isinstance(block, _LAYERS) and type(block).hybrid_forward in _OWN_FORWARDS
-        if gluons_own and np.dtype(block.weight.dtype) == np.float32:
-            found[id(block)] = block
-
-    net.apply(collect)
-    return list(found.values())
+    layers: List[Any] = [block for block in blocks(net) if isinstance(block, _LAYERS)]
+    own = (layer for layer in layers if type(layer).hybrid_forward in _OWN_FORWARDS)
+    return [layer for layer in own if np.dtype(layer.weight.dtype) == np.float32]
 
 
 def _set_forwards(net: gluon.Block, layers: List[Any], forwards: List[Optional[Forward]]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
-from typing import Dict, List, Tuple
+from typing import Dict, Iterator, List, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -12,6 +13,7 @@ from mxnet import autograd, gluon
 from .. import batch_norm, dist
 from ..batch_norm import running_statistics
 from ..config import Config
+from ..console import warn
 from ..data import randomness
 from ..errors import ConfigError, describe_error
 from ..mxnet_internals import blocks_by_path, ordered_parameters
@@ -24,7 +26,7 @@ def answers(net: gluon.Block, shape: Tuple[int, int, int], ctx: mx.Context) -> L
 
 
 def scores(net: gluon.Block, image: mx.nd.NDArray) -> List[float]:
-    """Those of one image, (1, C, H, W), in inference; [] where they are drawn anew each time."""
+    """Those of images, (B, C, H, W), in inference; [] where they are drawn anew each time."""
     first, second = (net(image).asnumpy().ravel() for _ in range(2))
     return [float(score) for score in first] if np.array_equal(first, second) else []
 
@@ -34,13 +36,29 @@ def fixed_image(shape: Tuple[int, int, int], ctx: mx.Context) -> mx.nd.NDArray:
     return mx.nd.array(np.random.RandomState(0).uniform(-2, 2, (1, *shape)), ctx=ctx)
 
 
+@contextlib.contextmanager
+def taking(image: mx.nd.NDArray) -> Iterator[None]:
+    """Within it a net is run on ``image``, (B, C, H, W); ConfigError says what it cannot take."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"the net cannot take {np.dtype(image.dtype).name} images of (channels, height, width) "
+            f"{image.shape[1:]}, {len(image)} at once: {describe_error(error)}; correct the net, "
+            "set data.image_size, or train another net"
+        ) from error
+
+
 @randomness.kept()
 def check_state(net: gluon.Block, image: mx.nd.NDArray) -> None:
-    """Refuse a net whose scores depend on arrays that training changes and that are no parameters.
+    """Refuse, by ConfigError, a net that does not give two images, like ``image``, (1, C, H, W), a
+    row of scores each, or whose scores depend on arrays that training changes and that are no
+    parameters: those would be neither saved nor the same on all ranks.
 
-    As the moving mean of a batch norm of one's own, which would be neither saved nor the same on
-    all ranks; ConfigError names them. A net that holds arrays is run on ``image``, (1, C, H, W), in
-    training mode, and gets them back.
+    As the moving mean of a batch norm of one's own. A net that holds arrays is run in training
+    mode, and gets them back. Warns where an image's scores depend on what else is in its batch.
     """
     held = [
         (f"{path}.{name}"[1:], vars(block), name, value, value.copy())
@@ -48,8 +66,25 @@ def check_state(net: gluon.Block, image: mx.nd.NDArray) -> None:
         for name, value in vars(block).items()
         if isinstance(value, (mx.nd.NDArray, np.ndarray))
     ]
-    before = scores(net, image) if held else []
-    if not before:
+    pair = mx.nd.concat(image, image * image, dim=0)  # unlike: equal ones have a variance of 0
+    alone = scores(net, image)
+    with taking(pair):
+        before = scores(net, pair)
+    if not (alone and before):
+        return
+    if len(before) != 2 * len(alone):
+        raise ConfigError(
+            f"the net gives {len(alone)} scores for one image, and {len(before)} for two; it must "
+            "keep the first axis, of a batch's samples, as it is"
+        )
+    far = np.abs(np.subtract(before[: len(alone)], alone)).max()
+    if far > 0.05 * np.abs(alone).max() and dist.is_root():  # by more than rounding to 16 bits
+        warn(
+            "the net's scores of an image depend on the other images in its batch, and so do the "
+            "results on evaluate.batch_size and the number of ranks; take means over a sample's "
+            "own axes, e.g. x.mean(axis=(1, 2, 3), keepdims=True)"
+        )
+    if not held:
         return
     running = [(p, p.data().copy()) for p in running_statistics.parameters(net)]
     with batch_norm.layers_kept(net), autograd.record():
@@ -57,10 +92,10 @@ def check_state(net: gluon.Block, image: mx.nd.NDArray) -> None:
             if "rank_sum" in vars(layer):
                 layer.rank_sum = SimpleNamespace(size=1, collected=None)  # not collective
         batch_norm.clear_cached_graphs(net)
-        net(image.repeat(2, axis=0))
+        net(pair)
     for parameter, values in running:  # which cuDNN moves in a forward
         parameter.set_data(values)
-    other = scores(net, image) != before
+    other = scores(net, pair) != before
     moved = [at for at, own, k, value, was in held if own[k] is not value or (value != was).sum()]
     for _, own, name, value, copy in held:
         value[:] = copy
@@ -101,13 +136,8 @@ def prepare_net(
     if isinstance(net, gluon.HybridBlock):
         net.hybridize(active=False)  # hooks do not see the layers of a compiled net
     sample = mx.nd.zeros((1, *shape), ctx=ctx)
-    try:
+    with taking(sample):
         layers = summary.summarize(net, sample)
-    except Exception as error:
-        raise ConfigError(
-            f"the net cannot take a float32 image of (channels, height, width) {shape}: "
-            f"{describe_error(error)}; correct the net, set data.image_size, or train another net"
-        ) from error
     users_net.check_parameters(net, config.optimizer.accumulate)
     if config.model.hybridize and isinstance(net, gluon.HybridBlock):
         net.hybridize(static_alloc=True, **_bulks(config, ctx))

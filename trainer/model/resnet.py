@@ -50,10 +50,8 @@ def resnet_block(
     """A stage of residual blocks; every stage but the first halves height and width."""
     stage = nn.HybridSequential()
     for index in range(num_residuals):
-        if index == 0 and not first_block:
-            stage.add(Residual(num_channels, use_1x1conv=True, strides=2))
-        else:
-            stage.add(Residual(num_channels))
+        halves = index == 0 and not first_block
+        stage.add(Residual(num_channels, use_1x1conv=halves, strides=2 if halves else 1))
     return stage
 
 
@@ -74,11 +72,7 @@ def resnet18(num_classes: int = 10, stem: str = "seed", width: int = 64) -> nn.H
     net.add(nn.Conv2D(width, kernel, strides, kernel // 2), nn.BatchNorm(), nn.Activation("relu"))
     if stem == "seed":
         net.add(nn.MaxPool2D(pool_size=3, strides=2, padding=1))
-    net.add(
-        resnet_block(width, 2, first_block=True),
-        resnet_block(2 * width, 2),
-        resnet_block(4 * width, 2),
-        resnet_block(8 * width, 2),
-    )
+    for stage in range(4):
+        net.add(resnet_block(width * 2**stage, 2, first_block=stage == 0))
     net.add(nn.GlobalAvgPool2D(), nn.Dense(num_classes))
     return net

@@ -9,7 +9,9 @@ import numpy as np
 from mxnet.gluon import Block, nn
 
 from ..console import aligned
-from ..mxnet_internals import children
+from ..mxnet_internals import blocks, children
+
+_MULTIPLYING = nn.Conv1D, nn.Conv2D, nn.Conv3D, nn.Dense  # those whose FLOPs are counted
 
 
 class Row(NamedTuple):
@@ -32,11 +34,11 @@ def summarize(net: Block, data: mx.nd.NDArray) -> List[Row]:
     rows: List[Row] = []
     flops: List[int] = []
     counted: Set[str] = set()  # names of parameters: a layer may be called twice or share them
-    handles = []
 
     def count(layer: Block, inputs: Any, output: Any) -> None:
-        if isinstance(output, mx.nd.NDArray):  # a symbol in a hybridized block
-            flops.append(_layer_flops(layer, output))
+        # Of multiply-accumulates; a hybridized block has symbols.
+        if isinstance(layer, _MULTIPLYING) and isinstance(output, mx.nd.NDArray):
+            flops.append(2 * int(np.prod(layer.weight.shape[1:])) * output.size)
 
     def close(layer: Block, inputs: Any, output: Any) -> None:
         first = output[0] if isinstance(output, (list, tuple)) else output
@@ -48,10 +50,7 @@ def summarize(net: Block, data: mx.nd.NDArray) -> List[Row]:
         rows.append(Row(layer.name, type(layer).__name__, first.shape, parameters, sum(flops)))
         flops.clear()
 
-    def hook(layer: Block) -> None:
-        handles.append(layer.register_forward_hook(count))
-
-    net.apply(hook)
+    handles = [layer.register_forward_hook(count) for layer in blocks(net)]
     top = children(net) or [net]
     handles += [layer.register_forward_hook(close) for layer in top]
     try:
@@ -65,14 +64,6 @@ def summarize(net: Block, data: mx.nd.NDArray) -> List[Row]:
         for handle in handles:
             handle.detach()
     return rows
-
-
-def _layer_flops(layer: Block, output: Any) -> int:
-    """2 x the multiply-accumulates of a leaf layer; layers without weight products count as 0."""
-    if isinstance(layer, (nn.Conv1D, nn.Conv2D, nn.Conv3D, nn.Dense)):
-        per_output = int(np.prod(layer.weight.shape[1:]))
-        return 2 * per_output * int(np.prod(output.shape))
-    return 0
 
 
 def as_text(rows: Sequence[Row]) -> str:
@@ -89,11 +80,8 @@ def as_markdown(rows: Sequence[Row]) -> str:
 
 def _cells(rows: Sequence[Row]) -> List[Tuple[str, ...]]:
     """The head, and a line for each row."""
-    head = ("layer", "kind", "output shape", "parameters", "MFLOPs")
-    return [
-        head,
-        *(
-            (row.name, row.kind, str(row.output), f"{row.parameters:,}", f"{row.flops / 1e6:,.1f}")
-            for row in rows
-        ),
+    lines = [
+        (row.name, row.kind, str(row.output), f"{row.parameters:,}", f"{row.flops / 1e6:,.1f}")
+        for row in rows
     ]
+    return [("layer", "kind", "output shape", "parameters", "MFLOPs"), *lines]

@@ -140,13 +140,9 @@ def restored(net: gluon.Block) -> Iterator[None]:
     ``grad_req``, ``lr_mult``, ``wd_mult`` and trainer. Compiled graphs are dropped, after which the
     net can be pickled. Parameters stay initialised, and on their device.
     """
-    parameters = internals.every_parameter(net)
-    attributes = [(p.grad_req, p.lr_mult, p.wd_mult, internals.trainer_of(p)) for p in parameters]
-    try:
-        with internals.compilation_kept(internals.blocks(net)), batch_norm.layers_kept(net):
-            yield
-    finally:
-        for parameter, (grad_req, lr_mult, wd_mult, trainer) in zip(parameters, attributes):
-            parameter.grad_req = grad_req
-            parameter.lr_mult, parameter.wd_mult = lr_mult, wd_mult
-            internals.set_trainer(parameter, trainer)  # the run's own holds the optimizer's arrays
+    hybrid = [block for block in internals.blocks(net) if isinstance(block, gluon.HybridBlock)]
+    with contextlib.ExitStack() as kept:
+        kept.enter_context(internals.training_kept(internals.every_parameter(net)))
+        kept.enter_context(internals.compilation_kept(hybrid))
+        kept.enter_context(batch_norm.layers_kept(net))
+        yield

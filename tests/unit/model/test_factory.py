@@ -155,6 +155,9 @@ def nets(tmp_path, monkeypatch):
     """A module `mynets` of the user's, where the command is typed."""
     (tmp_path / "mynets.py").write_text(
         """
+import random
+import numpy as np
+from mxnet import nd
 from mxnet.gluon import Block, nn
 
 class Imperative(Block):
@@ -175,6 +178,13 @@ def nothing():
 
 def fails():
     return {}["width"]
+
+def drawn():
+    net = nn.HybridSequential()
+    net.add(nn.Dense(random.randint(1, 10**4), in_units=np.random.randint(1, 10**4)), nn.Dense(1))
+    net[1].initialize()
+    net[1](nd.random.uniform(shape=(1, 3)))
+    return net
 
 def adds():
     return make() + 1
@@ -218,6 +228,19 @@ def test_imperative_block_is_a_net_too(nets):
     assert isinstance(net, Block) and not isinstance(net, HybridBlock)
     net.initialize()
     assert net(images(2, 3)).shape == (2, 3)
+
+
+def test_what_a_factory_draws_goes_by_the_seed(nets):
+    """Else ranks would have other nets, and a run could not be resumed."""
+
+    def drawn(seed):
+        first, second = build(Model("mynets:drawn"), seed=seed)
+        return [*first.weight.shape, *second.weight.data().asnumpy().ravel().tolist()]
+
+    np.random.seed(5)
+    again, other = drawn(3), drawn(4)
+    assert drawn(3) == again and not set(again) & set(other)
+    assert np.random.random_sample() == np.random.RandomState(5).random_sample()
 
 
 def test_real_d2lzh_by_its_path():

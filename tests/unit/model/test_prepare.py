@@ -141,7 +141,7 @@ def refusal(net: gluon.Block, **settings) -> str:
         (gluon.contrib.nn.SyncBatchNorm, "waits for other devices of its process"),
         (NamedAlike, "two layers of the net have parameters of one name"),
         (LooksAtItsShape, "the net runs, but not compiled: AttributeError"),
-        (cast_to_float16, "the net cannot take a float32 image"),
+        (cast_to_float16, "the net cannot take float32 images"),
     ],
 )
 def test_faults_of_the_users_net_are_reported_with_their_place(net, expected):
@@ -189,6 +189,57 @@ def test_statistics_that_are_no_parameters_are_refused_and_left_alone(in_place, 
     assert (
         net.norm.running_mean.data().asnumpy() == running
     ).all() and not net.seen.asnumpy().any()
+
+
+def test_statistics_are_found_in_a_net_whose_scores_are_saturated():
+    """With a variance of 0 sigmoids are 0 and 1, and of two like images it stays 0."""
+
+    class Scratch(Moving):
+        def forward(self, x):
+            x = self.head(self.norm(x))
+            if not mx.autograd.is_training():
+                return mx.nd.sigmoid((x - 0.1) / mx.nd.sqrt(self.mean[:3] + 1e-7))
+            self.mean = self.mean * 0.9 + 0.1 * mx.nd.square(x - x.mean(axis=0)).mean()
+            return x
+
+    net = Scratch()
+    prepare.prepare_net(net, Config(), (1, 5, 5), mx.cpu())
+    with pytest.raises(ConfigError, match=r"changes mean, which"):
+        prepare.check_state(net, IMAGE)
+
+
+def rows(net, x):
+    return net.head(net.norm(x).reshape((1, -1)))
+
+
+def mean(net, x):
+    return net.head(net.norm(x)).mean(axis=0, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (rows, "the net cannot take .*, 2 at once: MXNetError: .*Shape incons"),
+        (mean, "the net gives 3 scores for one image, and 3 for two"),
+    ],
+)
+def test_nets_for_one_image_are_refused(forward, said):
+    net = type("Single", (Moving,), {"forward": forward})()
+    prepare.prepare_net(net, Config(), (1, 5, 5), mx.cpu())
+    with pytest.raises(ConfigError, match=said):
+        prepare.check_state(net, IMAGE)
+
+
+@pytest.mark.parametrize(("axes", "told"), [(None, True), ((1, 2, 3), False)])
+def test_scores_that_depend_on_the_rest_of_the_batch_are_told_of(axes, told, capfd):
+    def centred(net, x):
+        x = net.norm(x)
+        return net.head(x - x.mean(axis=axes, keepdims=True))
+
+    net = type("Centred", (Moving,), {"forward": centred})()
+    prepare.prepare_net(net, Config(), (1, 5, 5), mx.cpu())
+    prepare.check_state(net, IMAGE)
+    assert ("depend on the other images in its batch" in capfd.readouterr().err) == told
 
 
 @pytest.mark.parametrize("arguments", [{"kept": ""}, {"chance": True}])

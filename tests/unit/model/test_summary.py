@@ -200,4 +200,4 @@ def test_the_command_shows_nets_of_colour_images():
 def test_the_command_names_what_the_net_cannot_take():
     done = summary_command("model.factory=mxnet.gluon.model_zoo.vision:squeezenet1_1")
     assert isinstance(done.exception, ConfigError)
-    assert "(1, 28, 28): MXNetError" in str(done.exception)
+    assert "(1, 28, 28), 1 at once: MXNetError" in str(done.exception)
