@@ -1,7 +1,7 @@
 """What a run keeps, and how it finds it again."""
 
 from .files import SaveError, Snapshot, load_parameters, problem, restore, snapshot, write
-from .run_folder import find, find_best, find_latest, listing, prune, step_of
+from .run_folder import find, find_best, find_latest, listing, prune, states, step_of
 from .state import (
     MANIFEST,
     OPTIMIZER,

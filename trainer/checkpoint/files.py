@@ -62,13 +62,11 @@ def snapshot(
     averaged: Optional[np.ndarray] = None,
     others: Optional[optimizer_state.Arrays] = None,
 ) -> Snapshot:
-    """Copy the state of the run between two steps; waits for the steps under way.
+    """Copy the run between two steps, after those under way, for :func:`restore`.
 
-    Args:
-        state: what :func:`read_state` should return; the optimizer's counters are added.
-        statistics: every rank's own running statistics, (ranks, elements), where they differ.
-        averaged: the same of their averages.
-        others: what ``net`` does not hold, see :class:`trainer.model.ema.Ema`.
+    The optimizer's counters are added to ``state``. ``statistics`` are every rank's own running
+    ones, (ranks, elements), where they differ, ``averaged`` those of their averages, and ``others``
+    what ``net`` does not hold, see :class:`trainer.model.ema.Ema`.
     """
     mx.nd.waitall()  # oneDNN reorders weights in place during a forward
     parameters = structural_parameters(net).items()

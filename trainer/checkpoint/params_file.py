@@ -110,7 +110,11 @@ def start_from(path: Path, net: gluon.Block) -> List[str]:
     (by prefix). Parameters that the file lacks, or holds in another shape, stay as they are drawn.
     Raises ConfigError if the file cannot be read, or fits nothing.
     """
-    found = _arrays(path)
+    wrong = problem(path)
+    if wrong is not None:
+        raise ConfigError(f"model.weights is {path}; {wrong}")
+    # arg: and aux: stand before the names that export gives
+    found = {name.split(":", 1)[-1]: array for name, array in mx.nd.load(str(path)).items()}
     own = structural_parameters(net)
     if not own.keys() & found.keys():  # by prefix: resnetv20_conv0_weight
         found = _without_prefix(found)
@@ -142,14 +146,6 @@ def _without_prefix(named: Mapping[str, T]) -> Dict[str, T]:
     # No paths: characters are what is compared.
     common = os.path.commonprefix(list(named)) if len(named) > 1 else ""  # noqa: RUF071
     return {name[common.rfind("_") + 1 :]: value for name, value in named.items()}
-
-
-def _arrays(path: Path) -> Dict[str, mx.nd.NDArray]:
-    wrong = problem(path)
-    if wrong is not None:
-        raise ConfigError(f"model.weights is {path}; {wrong}")
-    arrays = mx.nd.load(str(path))
-    return {name.split(":", 1)[-1]: array for name, array in arrays.items()}  # arg: and aux:
 
 
 def _listed(names: List[str]) -> str:

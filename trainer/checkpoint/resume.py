@@ -58,10 +58,8 @@ def choose(
         made_of: digests of these, by what they are of; see run/agreement.py.
         train_size: the number of training images; None, as for digests, compares nothing.
 
-    Raises:
-        CheckpointError: it is missing or damaged, or was made with settings that lead to other
-            results.
-        ConfigError: ``resume`` is no text or path.
+    Raises CheckpointError: it is missing, damaged, or made with settings that lead to other
+    results; ConfigError: ``resume`` is no text or path.
     """
     if not isinstance(resume, (str, Path)):
         raise ConfigError(
@@ -74,15 +72,14 @@ def choose(
         path = find_latest(folder, warn, None if resume == "auto" else launch)
     if path is None and resume not in ("auto", "none"):
         path = Path(resume)
-        inside = listing(path / "checkpoints")
+        inside = [*listing(path), *listing(path / "checkpoints")]
         if inside:
             raise CheckpointError(
-                f"cannot resume: {path} is a run's folder; give one of its checkpoints, e.g. "
-                f"{inside[-1]}"
+                f"cannot resume: {path} holds checkpoints; give one of them, e.g. {inside[-1]}"
             )
-        wrong = problem(path)
+        wrong = problem(path) if path.is_dir() else f"{path} is no checkpoint's folder"
         if wrong is not None:
-            raise CheckpointError(f"cannot resume: {wrong}")
+            raise CheckpointError(f"cannot resume: {wrong}; give auto, none or a whole checkpoint")
     if path is None:
         return None
     before = read_state(path)

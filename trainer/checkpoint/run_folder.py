@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional, Set
+from typing import Callable, Dict, Iterator, List, Optional, Set
 
 from .. import config
 from ..config import Config
@@ -211,10 +211,10 @@ def find_latest(
     """The newest valid checkpoint below ``folder``, of a ``launch`` where one is given; damaged
     ones are skipped, and ``report`` called with a message for each.
     """
-    for path in reversed(listing(folder)):
-        state = None if launch is None else _state(path)
-        if launch is not None and (state is None or state.launch != launch):
-            continue
+    paths = listing(folder)
+    if launch is not None:
+        paths = [path for path, state in states(folder).items() if state.launch == launch]
+    for path in reversed(paths):
         wrong = problem(path)
         if wrong is None:
             return path
@@ -224,18 +224,21 @@ def find_latest(
 
 def find_best(folder: Path) -> Optional[Path]:
     """The checkpoint of the highest test accuracy below ``folder``; of equals, the newest."""
-    states = [(_state(path), path) for path in listing(folder)]
-    scored = [(s.accuracy, path) for s, path in states if s and s.accuracy is not None]
+    known = states(folder).items()
+    scored = [(state.accuracy, path) for path, state in known if state.accuracy is not None]
     return max(scored)[1] if scored else None
 
 
-def _state(path: Path) -> Optional[RunState]:
-    """A checkpoint's state; None where it cannot be read."""
-    try:
-        return read_state(path)
-    # A damaged checkpoint is not the best; find_latest reports it.
-    except (OSError, ValueError, RecursionError):
-        return None
+def states(folder: Path) -> Dict[Path, RunState]:
+    """What the checkpoints below ``folder`` say of themselves, oldest first.
+
+    Those that cannot be read are left out: ``find_latest`` reports them.
+    """
+    found: Dict[Path, RunState] = {}
+    for path in listing(folder):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            found[path] = read_state(path)
+    return found
 
 
 def step_of(path: Path) -> int:

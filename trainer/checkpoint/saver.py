@@ -26,11 +26,9 @@ class Saver:
     At most one save is under way; the next waits for it. A failed save is reported and does not end
     the run, which saves again when the next is due; :meth:`wait` tells whether the last succeeded.
 
-    Args:
-        keep: number of newest checkpoints to keep, besides the best.
-        report: called with one line for each save that failed.
-        saved: called with each checkpoint that was written, in the caller's thread.
-        beat: called again and again while the caller waits for a save that does not hang.
+    Besides the best it keeps the newest ``keep`` ones. Called are ``report`` with one line for each
+    save that failed, ``saved``, in the caller's thread, with each checkpoint that was written, and
+    ``beat`` again and again while the caller waits for a save that does not hang.
     """
 
     def __init__(

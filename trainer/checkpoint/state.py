@@ -17,9 +17,6 @@ from ..errors import UserError, show
 PARAMETERS, OPTIMIZER = "model.params", "optimizer.params"
 STATE, MANIFEST = "state.json", "manifest.json"
 
-# Of the largest score: the same net on another device, or by other kernels, differs by less.
-_TOLERANCE = 0.02
-
 FORMAT = 1  # of state.json; files of version 0.1 have no number, which counts as 0
 
 
@@ -91,14 +88,17 @@ def check_answers(path: Path, state: RunState, found: Sequence[float], way_out: 
     """
     if not state.answers or not found:  # older ones have none, nor nets with chance in inference
         return
-    if len(found) == len(state.answers):
-        known = np.array(state.answers)
-        if np.allclose(found, known, rtol=0, atol=_TOLERANCE * np.abs(known).max()):
-            return
-    raise CheckpointError(
-        f"{path} is of another net: this one has the same parameters, but gives other scores; "
-        f"{way_out}"
-    )
+    if not same_answers(found, state.answers):
+        raise CheckpointError(
+            f"{path} is of another net: this one has the same parameters, but gives other scores; "
+            f"{way_out}"
+        )
+
+
+def same_answers(found: Sequence[float], known: Sequence[float]) -> bool:
+    """Whether a net that has ``found`` these scores is the one of those that are ``known``."""
+    atol = 0.02 * np.abs(known).max()  # on another device, or by other kernels, it is off by less
+    return len(found) == len(known) and np.allclose(found, known, rtol=0, atol=atol)
 
 
 def _is(kind: Any, value: Any) -> bool:

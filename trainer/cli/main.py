@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from typing import Optional
+from typing import Any, List, Optional
 
 try:
     import click
@@ -20,7 +20,7 @@ from .. import console, dist
 from ..console import USER_ERROR
 from ..dist import environment
 from ..dist.shared_memory import LostPeerError
-from ..errors import UserError
+from ..errors import UserError, nearest, show
 from . import after, train
 
 INSTALL_MXNET = (
@@ -37,7 +37,17 @@ def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> No
         context.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    def resolve_command(self, ctx: click.Context, args: List[str]) -> Any:
+        """As click does; a word that is no command is told which there are."""
+        if args[0] not in self.commands:
+            meant = nearest(args[0], list(self.commands))
+            there = ", ".join(self.commands)
+            raise click.UsageError(f"there is no command {show(args[0])}{meant}; one of {there}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version",
     is_flag=True,
@@ -54,26 +64,14 @@ def main() -> None:
     """
 
 
-for _command in (
-    train.train,
-    train.bench,
-    after.runs,
-    after.compare,
-    train.summary,
-    train.config,
-    after.evaluate,
-    after.calibrate,
-    after.average,
-    after.predict,
-    after.export,
-):
+_OF_RUNS = (train.train, train.bench, after.runs, after.compare, train.summary, train.config)
+_OF_CHECKPOINTS = (after.evaluate, after.calibrate, after.average, after.predict, after.export)
+for _command in (*_OF_RUNS, *_OF_CHECKPOINTS):
     main.add_command(_command)
 
 
 # Messages of a rank whose peer has died: from Horovod, and from Gloo within a collective.
 _LOST_PEER = ("Horovod has been shut down", "Connection reset by peer", "Connection closed by peer")
-
-
 _NO_MEMORY = ("bad_alloc", "Failed to allocate CPU Memory")  # of MXNet's errors
 
 

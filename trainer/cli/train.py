@@ -112,7 +112,7 @@ def summary(config: str, overrides: Tuple[str, ...], channels: Optional[int]) ->
     from ..model import prepare
     from ..model import summary as layers
 
-    net = model.build(settings.model)
+    net = model.build(settings.model, seed=settings.seed)
     side = settings.data.image_size
     channels = channels or (settings.data.channels if settings.data.of_pictures else 1)
     height, width = (side, side) if side else input_pipeline.image_size(settings.data)

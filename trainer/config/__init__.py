@@ -1,16 +1,5 @@
 """Every setting of a run: ``config.load("configs/quickstart.yaml")``, ``Config(name="mine")``."""
 
 from ..errors import ConfigError
-from .load import all_settings, as_yaml, checked, differences, from_dict, load, recorded, to_dict
-from .schema import (
-    Checkpoint,
-    Config,
-    Data,
-    Evaluate,
-    Model,
-    Monitor,
-    Optimizer,
-    Schedule,
-    Train,
-    decides_result,
-)
+from .load import all_settings, as_yaml, differences, from_dict, load, recorded, to_dict
+from .schema import Checkpoint, Config, Data, Evaluate, Model, Monitor, Optimizer, Schedule, Train

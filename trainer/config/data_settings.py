@@ -150,8 +150,12 @@ class Data(Checked, section="data."):
             raise ConfigError("data.dataset is idx; data.folder must say where the four files are")
         if self.of_pictures:
             self._check_pictures()
-        else:
-            self._refuse_what_is_for_pictures()
+        for name in () if self.of_pictures else ("resize", "random_crop", "color_jitter"):
+            if getattr(self, name):
+                raise ConfigError(
+                    f"data.{name} goes with data.dataset={' or '.join(PICTURES)}, not "
+                    f"{self.dataset}; leave it out"
+                )
         if len(self.crop_area) != 2 or self.crop_area[0] > self.crop_area[1]:
             raise ConfigError(
                 f"data.crop_area is {list(self.crop_area)}; it must be two shares that rise, "
@@ -190,14 +194,6 @@ class Data(Checked, section="data."):
                 f"data.resize is {self.resize}; it must be at least data.image_size, "
                 f"{self.image_size}, which is cut out of it"
             )
-
-    def _refuse_what_is_for_pictures(self) -> None:
-        for name in ("resize", "random_crop", "color_jitter"):
-            if getattr(self, name):
-                raise ConfigError(
-                    f"data.{name} goes with data.dataset={' or '.join(PICTURES)}, not "
-                    f"{self.dataset}; leave it out"
-                )
 
 
 def _numbers(value: PerChannel) -> Tuple[float, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 import typing
@@ -82,18 +81,19 @@ def _read(path: str) -> Dict[Any, Any]:
 
 
 def override(values: Dict[str, Any], text: str) -> None:
-    """Put ``section.setting=value`` into ``values``. Raises ConfigError: it is malformed."""
+    """Put ``section.setting=value`` into ``values``, of whose sections it takes copies. Raises
+    ConfigError: it is malformed.
+    """
     name, equals, value_text = text.partition("=")
     if not equals or not name.strip():
         raise ConfigError(f"override {text!r} must read setting=value, e.g. optimizer.lr=0.1")
     value = typed.parse(value_text, f"the value of override {show(text)}")
     *sections, leaf = name.strip().split(".")
     for section in sections:
-        inner = values.setdefault(section, {})
-        if inner is None:
-            inner = values[section] = {}
-        if not isinstance(inner, dict):
+        inner = values.get(section)
+        if not isinstance(inner, (dict, type(None))):
             raise ConfigError(f"override {text!r}: {section} is a setting, not a section")
+        values[section] = inner = dict(inner or {})  # its own: aliases in YAML share one
         values = inner
     values[leaf] = value
 
@@ -116,19 +116,9 @@ def names_run(path: Optional[str], overrides: Sequence[str]) -> bool:
     return named or (path is not None and "name" in _read(find(path)))
 
 
-def checked(given: Any) -> Config:
-    """``given``, if it is a config. Raises ConfigError: it is something else."""
-    if isinstance(given, Config):
-        return given
-    raise ConfigError(
-        f"config is a {type(given).__name__}; it must be a trainer.Config, as "
-        "trainer.config.from_dict makes of a mapping and trainer.config.load of a YAML file"
-    )
-
-
 def from_dict(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """The config of a nested mapping; settings it leaves out have their defaults."""
-    chosen: Dict[str, Any] = copy.deepcopy(dict(values))
+    chosen = dict(values)
     for text in overrides:
         override(chosen, text)
     return _build(Config, chosen, prefix="")
@@ -141,12 +131,13 @@ def to_dict(config: Config) -> Dict[str, Any]:
 
 def recorded(values: Mapping[str, Any]) -> Dict[str, Any]:
     """The nested mapping in a checkpoint, for :func:`from_dict`: without what there is no more."""
-    kept: Dict[str, Any] = copy.deepcopy(dict(values))
-    for name in REMOVED:
-        section, _, leaf = name.partition(".")
-        if isinstance(kept.get(section), dict):
-            kept[section].pop(leaf, None)
-    return kept
+    gone = [tuple(name.split(".")) for name in REMOVED]
+    return {
+        section: {leaf: value for leaf, value in inner.items() if (section, leaf) not in gone}
+        if isinstance(inner, dict)
+        else inner
+        for section, inner in values.items()
+    }
 
 
 def as_yaml(config: Config) -> str:
@@ -225,10 +216,6 @@ def similar(name: str) -> List[str]:
     return clear[:1] or sorted(ending, key=len)[:3]
 
 
-def all_settings(cls: Any = None, prefix: str = "") -> List[str]:
-    """The dotted name of every setting of ``cls`` (default: of a run)."""
-    names: List[str] = []
-    for name, kind in typing.get_type_hints(cls or Config).items():
-        below = all_settings(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else None
-        names += below or [f"{prefix}{name}"]
-    return names
+def all_settings() -> List[str]:
+    """The dotted name of every setting of a run."""
+    return list(flat(to_dict(Config()), whole=MAPPINGS))

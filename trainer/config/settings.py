@@ -14,7 +14,7 @@ import os
 import re
 import typing
 from dataclasses import field
-from typing import Any, Callable, Dict, Mapping, Match, Sequence, Tuple
+from typing import Any, Callable, Dict, Mapping, Sequence, Tuple
 
 from ..errors import ConfigError, nearest, show
 
@@ -36,12 +36,10 @@ def setting(
     named: Mapping[str, Any] = {},
     **bounds: float,
 ) -> Any:
-    """A dataclass field with its meaning and bounds as metadata; bounds hold for each element.
+    """A dataclass field with its meaning and bounds as metadata.
 
-    Args:
-        path: ``~`` and environment variables are expanded.
-        named: values that may be given by name; the setting holds the value.
-        bounds: of numbers, by the names in ``BOUNDS``.
+    In a ``path``, ``~`` and environment variables are expanded; values that are ``named`` may be
+    given by name; ``bounds`` of numbers, by the names in ``BOUNDS``, hold for each element.
     """
     assert bounds.keys() <= BOUNDS.keys()
     metadata = {"meaning": meaning, "choices": choices, "path": path, "named": named}
@@ -83,16 +81,12 @@ _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{(\w+)\})")
 
 def _expanded(name: str, path: str) -> str:
     """A path with ``~``, ``$VARIABLE`` and ``${VARIABLE}`` expanded; raises ConfigError."""
-
-    def value_of(found: Match[str]) -> str:
-        variable = found[1] or found[2]
+    for variable in map("".join, _VARIABLE.findall(path)):
         if not os.environ.get(variable):
             raise ConfigError(
                 f"{name} is {show(path)}; the environment variable {variable} is not set or empty"
             )
-        return os.environ[variable]
-
-    expanded = os.path.expanduser(_VARIABLE.sub(value_of, path))
+    expanded = os.path.expanduser(os.path.expandvars(path))
     if expanded.startswith("~"):
         raise ConfigError(
             f"{name} is {show(path)}; there is no such home folder. A folder of that name in the "
@@ -136,10 +130,11 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
         kind = arguments[isinstance(value, (list, tuple))]
     if typing.get_origin(kind) is tuple:
         kind = typing.get_args(kind)[0]
-        if kind is not str and isinstance(value, str) and not _NUMBER.match(value):
-            raise ConfigError(
-                f"{name} is {show(value)}; it must be a list of numbers, e.g. [30, 60]"
-            )
+        if value is None or (
+            kind is not str and isinstance(value, str) and not _NUMBER.match(value)
+        ):
+            wanted = "texts, e.g. [csv], or []" if kind is str else "numbers, e.g. [30, 60]"
+            raise ConfigError(f"{name} is {show(value)}; it must be a list of {wanted}")
         if kind is str and isinstance(value, str):
             value = [word.strip() for word in value.split(",")]
         items = value if isinstance(value, (list, tuple)) else [value]
@@ -161,8 +156,8 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
     if kind is str and isinstance(value, _NAMES) and not isinstance(value, bool):
         value = str(value)  # Config(name=2024)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-        raise ConfigError(f"{name} is {show(value)}; it must be {wanted[kind]}")
+        kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+        raise ConfigError(f"{name} is {show(value)}; it must be {kinds[kind]}")
     if kind is str and "\0" in value:
         raise ConfigError(f"{name} is {show(value)}; it must hold no NUL character")
     return value

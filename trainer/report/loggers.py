@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence
 
 from ..checkpoint import whole_file
-from ..config import Config, decides_result, to_dict
+from ..config import Config, to_dict
+from ..config.schema import decides_result
 from ..config.settings import flat
 from ..console import warn
 from ..errors import ConfigError, describe_error
@@ -39,11 +40,9 @@ def check(names: Sequence[str]) -> None:
 class Loggers:
     """The loggers of a run. Raises ConfigError: one cannot be started.
 
-    Args:
-        first_step: where the run resumes; later points of an earlier process are dropped, by
-            Weights & Biases and MLflow as far as they do that.
-        warn: told of a logger that fails in mid-run, and then gets nothing more.
-        writes: open them; otherwise every call does nothing.
+    Later points of an earlier process than ``first_step``, where the run resumes, are dropped, by
+    Weights & Biases and MLflow as far as they do that. ``warn`` is told of a logger that fails in
+    mid-run, and then gets nothing more. Every call does nothing unless it ``writes``.
     """
 
     def __init__(
@@ -156,10 +155,11 @@ class _Wandb:
 
         users = wandb.run  # which gets the points, and goes on after this run
         self._ends = users is None
-        new = uuid.uuid4().hex[:8] if users is None else str(users.id)
-        known = _id(config, "wandb", lambda: new, first_step if users is None else 0)
+        known = _ids(config).get("wandb") if first_step else None
+        own = known or uuid.uuid4().hex[:8]
+        _remember(config, "wandb", own if users is None else str(users.id))
         self._run = users or wandb.init(
-            id=known,
+            id=own,
             resume="allow",
             name=config.name,
             dir=str(config.folder),
@@ -184,26 +184,18 @@ class _MLflow:
         import mlflow
 
         self._mlflow = mlflow
-        begun: List[Any] = []
-
-        def begin(**which: str) -> None:
-            begun.append(mlflow.start_run(nested=True, **which))  # in the user's own, if any
-
-        def new() -> str:
-            begin(run_name=config.name)
-            # Patterns of parameters' names hold characters that MLflow takes in no name.
-            mlflow.log_params(
-                {re.sub(r"[^-\w./ :]", "_", k): v for k, v in settings_of(config).items()}
-            )
-            return str(begun[0].info.run_id)
-
+        known = _ids(config).get("mlflow") if first_step else None
+        which = {"run_id": known} if known else {"run_name": config.name}
+        run = mlflow.start_run(nested=True, **which)  # in the user's own, if any
+        if known:
+            return
         try:
-            known = _id(config, "mlflow", new, first_step)
-            if not begun:
-                begin(run_id=known)
+            # Patterns of parameters' names hold characters that MLflow takes in no name.
+            settings = settings_of(config).items()
+            mlflow.log_params({re.sub(r"[^-\w./ :]", "_", name): v for name, v in settings})
+            _remember(config, "mlflow", str(run.info.run_id))
         except BaseException:
-            if begun:
-                mlflow.end_run("FAILED")  # or the next run of this process could not begin
+            mlflow.end_run("FAILED")  # or the next run of this process could not begin
             raise
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -226,12 +218,13 @@ def settings_of(config: Config) -> Dict[str, Any]:
     return {name: v for name, v in flat(to_dict(config)).items() if decides_result(name)}
 
 
-def _id(config: Config, name: str, new: Callable[[], str], first_step: int) -> str:
-    """What the logger of that name calls the run: as before if it is resumed, or ``new``."""
-    path = Path(config.folder) / _IDS
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    if not first_step or name not in known:
-        known[name] = new()
-        with whole_file.replaced(path) as partial:
-            partial.write_text(json.dumps(known))
-    return str(known[name])
+def _remember(config: Config, name: str, called: str) -> None:
+    ids = {**_ids(config), name: called}
+    with whole_file.replaced(config.folder / _IDS) as partial:
+        partial.write_text(json.dumps(ids))
+
+
+def _ids(config: Config) -> Dict[str, str]:
+    """What loggers call the run, by their names."""
+    path = config.folder / _IDS
+    return dict(json.loads(path.read_text())) if path.is_file() else {}

@@ -26,11 +26,7 @@ class Display:
     """A bar over the steps of a run, with the last figures below it; or JSON, an object a line.
 
     Files, pipes (horovodrun prefixes every line with its rank) and terminals that cannot move their
-    cursor (``TERM=dumb``) get plain lines instead of a bar.
-
-    Args:
-        log_format: as in ``monitor.log_format``.
-        stream: stdout by default.
+    cursor (``TERM=dumb``) get plain lines instead of a bar. ``log_format`` is ``monitor``'s.
     """
 
     def __init__(

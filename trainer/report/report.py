@@ -35,7 +35,8 @@ class Report:
         first_step, last_step: where this process begins, and where the run ends unless it stops
             early.
         class_names: one for each score of the net.
-        complete: the run is complete already, and has reported everything but its end.
+        complete: the run is complete already, and has reported everything but what comes after
+            the last save: a look at the test set, and its end.
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class Report:
         self._began, self._started = time.monotonic(), result.now()
         self._names, self._complete = class_names, complete
         self._evaluated = ""  # the set that chooses: validation or test
-        writes = bool(config.monitor.loggers) and dist.is_root() and not complete
+        told = complete and result.tells_the_end(config.folder)
+        writes = bool(config.monitor.loggers) and dist.is_root() and not told
         self._loggers = Loggers(config, first_step, self.warning, writes)
         self._system = System() if writes else None
         self._display: Optional[Display] = None
@@ -121,11 +123,8 @@ class Report:
         speed: Optional[float],
         times: Mapping[str, float],
     ) -> None:
-        """Report the metrics since the last call.
-
-        Args:
-            norm, speed: L2 norm of the last step's gradient; images per second.
-            times: what :meth:`trainer.step.timing.Timing.read` gave, and of float16's loss scale.
+        """Report the metrics since the last call, the L2 ``norm`` of the last step's gradient,
+        images per second, and ``times``: of ``step.timing.Timing.read``, with float16's loss scale.
         """
         scalars = {
             "loss/train": means.loss,
@@ -168,9 +167,11 @@ class Report:
     ) -> None:
         """Report an evaluation on the ``validation`` or ``test`` set after ``step`` steps, with its
         first images to be ``shown``, or None if it has none that can be read."""
+        # Of a complete run all but a look at the test set was logged before it was saved.
+        if self._evaluated or not self._complete:
+            self._loggers.each("evaluation", seen, shown, self._names, step, name)
+            self._loggers.scalars({f"{k}/{name}": v for k, v in seen.scalars().items()}, step)
         self._evaluated = self._evaluated or name
-        self._loggers.each("evaluation", seen, shown, self._names, step, name)
-        self._loggers.scalars({f"{k}/{name}": v for k, v in seen.scalars().items()}, step)
         self._tell("evaluation", step=step, set=name, samples=seen.samples, **seen.scalars())
 
     def drift(self, step: int, figures: Mapping[str, float]) -> None:
@@ -195,9 +196,8 @@ class Report:
     ) -> None:
         """Report how the run ended, with ``state`` as in :class:`trainer.report.result.Run`.
 
-        Args:
-            seen: the last evaluation; None where the run was stopped, or has nothing to evaluate.
-            speed: images per second over the whole run; ``test`` comes with a validation set.
+        ``seen`` is the last evaluation, None where the run was stopped or has nothing to evaluate;
+        ``speed`` images per second over the whole run; ``test`` comes with a validation set.
         """
         if not dist.is_root():
             return
@@ -215,7 +215,7 @@ class Report:
         }
         if not self._complete or not result.tells_the_end(config.folder):
             self._write_result(state, step, **figures)
-            if seen is not None:
+            if state != "stopped":
                 self._loggers.each("hyper_parameters", config, dist.world_size())
         self._tell(
             "end",

@@ -6,7 +6,6 @@ results. The progress of a run that was killed is read from its checkpoints.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 from pathlib import Path
@@ -14,12 +13,13 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 from .. import checkpoint, console
 from ..checkpoint import whole_file
+from ..config import Config, recorded, to_dict
 from ..config.load import read_file
 from ..config.settings import flat
 from ..errors import ConfigError, UserError
 from . import wording
 
-RESULT = "result.json"
+RESULT, _CONFIG = "result.json", "config.yaml"
 Comparison = Dict[str, Dict[str, List[Any]]]  # [first, second] by dotted setting or field of Run
 
 
@@ -60,7 +60,7 @@ def now() -> str:
 
 def read(folder: Path) -> Run:
     """The run in ``folder``. Raises RunsError: there is none, or its files cannot be read."""
-    if not (folder / "config.yaml").is_file():
+    if not (folder / _CONFIG).is_file():
         raise RunsError(
             f"{folder} is no run: it holds no config.yaml; see `python -m trainer runs FOLDER`"
         )
@@ -89,37 +89,32 @@ def tells_the_end(folder: Path) -> bool:
 
 
 def _saved(checkpoints: Path) -> Dict[str, Any]:
-    """The progress of an unfinished run, from its checkpoints."""
-    for path in reversed(checkpoint.listing(checkpoints)):
-        with contextlib.suppress(OSError, ValueError, RecursionError):  # damaged: try an older one
-            state = checkpoint.read_state(path)
-            best = checkpoint.find_best(checkpoints)
-            return {
-                "step": state.step,
-                "accuracy": state.accuracy,
-                "best_accuracy": checkpoint.read_state(best).accuracy if best else None,
-            }
-    return {}
+    """The progress of an unfinished run, from its checkpoints that are not damaged."""
+    states = [*checkpoint.states(checkpoints).values()]
+    if not states:
+        return {}
+    best = max((s.accuracy for s in states if s.accuracy is not None), default=None)
+    return {"step": states[-1].step, "accuracy": states[-1].accuracy, "best_accuracy": best}
 
 
 def find(folder: Path) -> List[Run]:
-    """The runs below ``folder``, oldest first; one that cannot be read is listed as such. Raises
-    RunsError: there is none.
+    """The runs below ``folder``, or that in it, oldest first; one that cannot be read is listed as
+    such. Raises RunsError: there is none.
     """
     if not folder.is_dir():
         raise RunsError(f"there is no folder {folder}; runs lie in the folder that `output` says")
-    places = [path.parent for path in sorted(folder.glob("*/config.yaml")) if path.is_file()]
+    configs = [folder / _CONFIG, *sorted(folder.glob(f"*/{_CONFIG}"))]
+    places = [path.parent for path in configs if path.is_file()]
     if not places:
         raise RunsError(f"{folder} holds no run; `python -m trainer train` makes one")
-    return sorted(map(_read_or_warn, places), key=lambda run: run.started or "")
-
-
-def _read_or_warn(folder: Path) -> Run:
-    try:
-        return read(folder)
-    except RunsError as error:
-        console.warn(str(error))
-        return Run(folder.name, state="unreadable")
+    runs = []
+    for place in places:
+        try:
+            runs.append(read(place))
+        except RunsError as error:
+            console.warn(str(error))
+            runs.append(Run(place.name, state="unreadable"))
+    return sorted(runs, key=lambda run: run.started or "")
 
 
 _LEFT_OUT_FIRST = ("started (UTC)", "epochs", "images/s", "ranks", "minutes", "best")
@@ -166,12 +161,8 @@ def compare(first: Path, second: Path) -> Comparison:
 def comparison_table(comparison: Comparison, first: Path, second: Path) -> str:
     """A row for each setting and then each result that differs."""
     rows = {"": [str(first), str(second)], **comparison["settings"], **comparison["results"]}
-    return console.aligned(
-        [
-            [console.one_line(name), *(_shown(v, ".4g" * isinstance(v, float)) for v in values)]
-            for name, values in rows.items()
-        ]
-    )
+    shown = {k: [_shown(v, ".4g" * isinstance(v, float)) for v in pair] for k, pair in rows.items()}
+    return console.aligned([[console.one_line(name), *pair] for name, pair in shown.items()])
 
 
 def _different(first: Dict[str, Any], second: Dict[str, Any]) -> Dict[str, List[Any]]:
@@ -180,8 +171,10 @@ def _different(first: Dict[str, Any], second: Dict[str, Any]) -> Dict[str, List[
 
 
 def _settings(folder: Path) -> Dict[str, Any]:
+    """The run's, by dotted name; those that an older version did not know have their defaults."""
     try:
-        return flat(read_file(str(folder / "config.yaml")))
+        known = recorded(read_file(str(folder / _CONFIG)))
+        return {**flat(to_dict(Config())), **flat(known)}
     except ConfigError as error:
         raise RunsError(str(error)) from None
 

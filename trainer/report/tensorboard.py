@@ -56,9 +56,11 @@ class EventFile(AppendedFile):
     """
 
     def __init__(self, folder: Path):
-        now = time.time_ns()  # TensorBoard reads a folder's files in the order of their names
-        name = f"events.out.tfevents.{now // 10**9:010d}.{socket.gethostname()}.{now}"
-        super().__init__(folder / name)
+        # TensorBoard reads a folder's files in the order of their names; a clock may go back.
+        names = [path.name.split(".") for path in folder.glob("events.out.tfevents.*")]
+        earlier = [int(name[3]) for name in names if name[3].isdigit()]
+        now = max([time.time_ns() // 10**9, *(number + 1 for number in earlier)])
+        super().__init__(folder / f"events.out.tfevents.{now:010d}.{socket.gethostname()}")
         self.event(Event(file_version="brain.Event:2"))
 
     def summary(self, summary: Any, step: Optional[int] = None) -> None:

@@ -6,22 +6,19 @@ resumes on them.
 
 from __future__ import annotations
 
-import contextlib
-import dis
 import functools
 import hashlib
 import itertools
 import re
-import sysconfig
-import types
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
 from .. import dist, mxnet_internals
+from ..checkpoint.state import same_answers
 from ..config import Config, to_dict
 from ..config.settings import flat
 from ..data.idx_file import DataError
@@ -31,6 +28,7 @@ from ..dist.device import pci_address
 from ..errors import ConfigError, show
 from ..model import users_net
 from ..step.loss import Loss
+from .code_digest import digest, said_of
 
 # A rank's own affair: where it reads and writes, and what changes neither results nor collectives.
 _OWN = re.compile(
@@ -38,12 +36,6 @@ _OWN = re.compile(
 )
 _SHOWN = 3
 _NET, _LAYERS, _WEIGHTS = "net", "layers or multipliers", "initial weights"
-# The global variables that functions in these read are no part of a loss.
-_LIBRARIES = (
-    str(Path(__file__).parents[1]),
-    *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")),
-)
-_TOLERANCE = 0.02  # of the largest score: ranks may have processors of other kinds
 
 Digests = Dict[str, str]  # by what they are of, in words for a message
 Checksums = Dict[str, int]  # of arrays, by structural name
@@ -62,19 +54,19 @@ def of_net(net: gluon.Block) -> Digests:
     """The digests of the net's parameters (names, shapes, types, which are trained), and of what
     no parameter or score shows: Gluon's layers as they tell themselves, and multipliers."""
     parts = {_NET: users_net.structure(net), _LAYERS: users_net.settings(net)}
-    return {name: _digest("\n".join(lines).encode()) for name, lines in parts.items()}
+    return {name: digest("\n".join(lines).encode()) for name, lines in parts.items()}
 
 
 def of_loss(loss: Optional[Loss], net: Optional[gluon.Block] = None) -> Digests:
     """The digest of a loss: its code, what it holds and uses, but of the ``net``; {} without."""
     own = () if net is None else (net, *mxnet_internals.every_parameter(net))
     known = {id(part): (part, "the net's") for part in own}
-    return {} if loss is None else {"loss": _digest(_said(loss, known).encode())}
+    return {} if loss is None else {"loss": digest(said_of(loss, known).encode())}
 
 
 def of_weights(sums: Checksums) -> str:
     """The digest of a net's weights, from their :func:`checksums`."""
-    return _digest(repr(sorted(sums.items())).encode())
+    return digest(repr(sorted(sums.items())).encode())
 
 
 def of_initial_weights(net: gluon.Block, file: Optional[str] = None) -> Digests:
@@ -176,15 +168,13 @@ def check_net(net: gluon.Block) -> None:
 def check_answers(answers: Sequence[float]) -> None:
     """Refuse nets that with the same weights have other ``prepare.answers``; collective."""
     for first, place, other, elsewhere in _beside_the_first(list(answers)):
-        if first and other:  # else they are drawn
-            atol = _TOLERANCE * np.abs(first).max()
-            if len(first) != len(other) or not np.allclose(other, first, rtol=0, atol=atol):
-                raise ConfigError(
-                    f"the ranks' nets compute different functions: with the same weights and image "
-                    f"that on {elsewhere} gives other scores than that on {place}; give each the "
-                    "same code, and make what it draws a parameter, as by params.get_constant(name,"
-                    " value), of which all get rank 0's"
-                )
+        if first and other and not same_answers(other, first):  # without any they are drawn
+            raise ConfigError(
+                f"the ranks' nets compute different functions: with the same weights and image "
+                f"that on {elsewhere} gives other scores than that on {place}; give each the same "
+                "code, and make what it draws a parameter, as by params.get_constant(name, value), "
+                "of which all get rank 0's"
+            )
 
 
 def parted(sums: Checksums) -> Optional[str]:
@@ -203,85 +193,3 @@ def _beside_the_first(own: Any) -> Any:
     """(rank 0's value, its place, another's, its place) for each other rank; collective."""
     (first, place), *others = dist.gather_objects((own, environment.where()))
     return [(first, place, other, elsewhere) for other, elsewhere in others]
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def _said(what: Any, known: Dict[int, Tuple[Any, str]]) -> str:
-    """A text that tells functions and objects of other behaviour apart, whatever the process.
-
-    ``known`` are those that have been met, each with its text, by id.
-    """
-    if isinstance(what, (int, float, complex, str, bytes, range, slice, np.generic, type(None))):
-        return repr(what)
-    if id(what) not in known:
-        known[id(what)] = what, "itself"
-        text = _content(what, functools.partial(_said, known=known))
-        known[id(what)] = what, _digest(text.encode())
-    return known[id(what)][1]
-
-
-def _content(what: Any, said: Callable[[Any], str]) -> str:
-    if isinstance(what, gluon.Parameter):
-        what = what.list_data()[0] if mxnet_internals.is_initialised(what) else what.shape
-    if isinstance(what, (mx.nd.NDArray, np.ndarray)):
-        content = what if isinstance(what, np.ndarray) else what.asnumpy()
-        return f"{content.dtype} {content.shape} {_digest(content.tobytes())}"
-    if isinstance(what, (tuple, list, set, frozenset, dict)):
-        texts = [said(each) for each in (what.items() if isinstance(what, dict) else what)]
-        return f"{texts if isinstance(what, (tuple, list)) else sorted(texts)}"
-    if isinstance(what, functools.partial):
-        return f"{said(what.func)} {said(what.args)} {said(what.keywords)}"
-    if isinstance(what, types.MethodType):
-        return f"{said(what.__func__)} of {said(what.__self__)}"
-    return (_function_said if isinstance(what, types.FunctionType) else _object_said)(what, said)
-
-
-def _function_said(what: Any, said: Callable[[Any], str]) -> str:
-    """Its code, without a docstring, its defaults, and the variables that it reads.
-
-    Global ones too, unless it is a library's. Of a module, or what else cannot be called, only what
-    it names: a script's settings are more than its loss.
-    """
-    codes: List[Any] = [what.__code__]
-    for code in codes:
-        codes += [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    steps = [step for code in codes for step in dis.get_instructions(code)]
-    read = {s.argval for s in steps if s.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    around = {} if _is_library(what) else {n: what.__globals__.get(n) for n in sorted(read)}
-    for name, cell in zip(what.__code__.co_freevars, what.__closure__ or ()):
-        with contextlib.suppress(ValueError):  # it has no value yet
-            around[name] = cell.cell_contents
-    names = {s.argval for s in steps if s.opname in ("LOAD_ATTR", "LOAD_METHOD")}
-    for name, value in around.items():
-        held = getattr(value, "__dict__", {})
-        if held and not callable(value) and not isinstance(value, gluon.Parameter):
-            around[name] = type(value), {n: held[n] for n in sorted(held.keys() & names)}
-    text = [
-        f"{s.opname} {said(s.arg if 'FAST' in s.opname else s.argval)}"  # local ones have any name
-        for s in steps
-        if not isinstance(s.argval, types.CodeType)
-    ]
-    return f"{what.__qualname__} {text} {said((what.__defaults__, what.__kwdefaults__, around))}"
-
-
-def _object_said(what: Any, said: Callable[[Any], str]) -> str:
-    """Of a class or an object: names, the functions that are no library's, and what it holds."""
-    kind = what if isinstance(what, type) else type(what)
-    every = {n: f for base in reversed(kind.__mro__) for n, f in vars(base).items()}
-    functions = {n: f for n, f in every.items() if isinstance(f, types.FunctionType)}
-    own = {name: function for name, function in functions.items() if not _is_library(function)}
-    parts: Any = ()
-    if kind is not what and (own or callable(what)):  # a lock or a logger computes nothing
-        inside = mxnet_internals.children(what) if isinstance(what, gluon.Block) else []
-        ignored = vars(gluon.HybridBlock()) if isinstance(what, gluon.Block) else {}
-        held = getattr(what, "__dict__", {}).items()
-        parts = {name: value for name, value in held if name not in ignored}, inside
-    name = getattr(what, "__name__", "")
-    return f"{kind.__module__}.{kind.__qualname__} {name} {said(own)} {said(parts)}"
-
-
-def _is_library(function: types.FunctionType) -> bool:
-    return str(function.__globals__.get("__file__")).startswith(_LIBRARIES)

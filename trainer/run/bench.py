@@ -77,10 +77,8 @@ class Figures:
 def measure(config: Config, steps: int, warmup: int, traces: Optional[Path] = None) -> Figures:
     """Measure on every rank the launcher started, or on this process alone; collective.
 
-    Args:
-        steps: measured steps of each kind, at least two.
-        warmup: steps before them that do not count.
-        traces: folder for the traces of a few more steps; created if necessary.
+    At least two ``steps`` of each kind, after ``warmup`` ones that do not count; then a few more,
+    of which there are ``traces``, in a folder that is created if necessary.
     """
     if traces is not None:
         dist.allow_timeline()

@@ -7,16 +7,14 @@ from typing import Any, Dict, List, Tuple
 
 from ..config import Config, to_dict
 from ..console import aligned
+from ..report.wording import of_ranks
 from .bench import Figures
 
-MEANINGS = {
+MEANINGS = {  # of phases whose name does not say all
     "data": "wait for the batch",
-    "forward": "forward",
     "backward": "loss and backward",
     "ranks": "wait for the slowest rank",
     "allreduce": "allreduce of gradients",
-    "update": "update",
-    "other": "other",
 }
 _MUCH = 0.1  # of a step's time
 Rows = List[Tuple[str, ...]]  # the first is the head
@@ -24,17 +22,16 @@ Rows = List[Tuple[str, ...]]  # the first is the head
 
 def as_dict(config: Config, figures: Figures) -> Dict[str, Any]:
     """The figures together with every setting of the run, as JSON-serializable values."""
-    derived = {"headroom": figures.headroom, "hidden": figures.hidden}
-    values = {**dataclasses.asdict(figures), **derived}
+    values = dataclasses.asdict(figures)
+    values.update(headroom=figures.headroom, hidden=figures.hidden)
     return {"config": to_dict(config), "figures": values}
 
 
 def as_text(config: Config, figures: Figures) -> str:
     """The results of one benchmark, for the standard output."""
     head = (
-        f"{figures.ranks} {'rank' if figures.ranks == 1 else 'ranks'}, rank 0 on "
-        f"{figures.device}, global batch {config.train.global_batch_size}, batch norm "
-        f"{config.batch_norm}; {figures.steps} steps"
+        f"{of_ranks(figures.ranks)}, rank 0 on {figures.device}, global batch "
+        f"{config.train.global_batch_size}, batch norm {config.batch_norm}; {figures.steps} steps"
     )
     parts = (_speeds, _phases, *([_link] if figures.ranks > 1 else []), _memory)
     return "\n".join([head, *(aligned(part(figures)) for part in parts), *_advice(config, figures)])
@@ -57,7 +54,7 @@ def _phases(figures: Figures) -> Rows:
     return [
         ("a synchronised step", "ms", ""),
         *(
-            (MEANINGS[phase], f"{1000 * seconds:.2f}", f"{100 * seconds / total:.1f} %")
+            (MEANINGS.get(phase, phase), f"{1000 * seconds:.2f}", f"{100 * seconds / total:.1f} %")
             for phase, seconds in figures.phases.items()
         ),
         ("all", f"{1000 * total:.2f}", ""),

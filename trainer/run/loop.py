@@ -155,7 +155,7 @@ class _Run:
             self.saves.wait()
         except NonFiniteError as error:
             self.saves.wait()
-            dist.shutdown()
+            dist.settle()
             shared_gradients.release(self.run.trainer)
             raise outcome.not_finite(self.config, error) from error
         finally:
@@ -280,7 +280,7 @@ class _Run:
         shared_gradients.release(self.run.trainer)
         reason = dist.broadcast_object(self.saves.saver.wait())
         if reason is not None:
-            dist.shutdown()
+            dist.settle()
             raise outcome.not_saved(self.config, self.step, self.last_step, reason)
         self.run.ema.swap()  # the net in the end is the one that was evaluated and saved
         replica.merge_running_statistics(self.net, self.config)

@@ -102,11 +102,9 @@ class TrainingError(RuntimeError):
 
 def not_finite(config: Config, error: NonFiniteError) -> TrainingError:
     """The loss or a weight is not finite."""
-    way_out = (
-        "Lower optimizer.lr, lengthen schedule.warmup_epochs or set optimizer.clip_norm"
-        if error.step
-        else "Nothing was learnt before it: look at the net's own arithmetic and weights"
-    )
+    way_out = "Nothing was learnt before it: look at the net's own arithmetic and weights"
+    if error.step:
+        way_out = "Lower optimizer.lr, lengthen schedule.warmup_epochs or set optimizer.clip_norm"
     return TrainingError(f"{error}; {_last_good(config)}. {way_out}")
 
 

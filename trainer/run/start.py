@@ -17,7 +17,6 @@ import mxnet as mx
 from mxnet import gluon
 
 from .. import batch_norm, dist, model
-from .. import config as config_module
 from ..checkpoint import RunState, params_file, resume, run_folder
 from ..config import Config, to_dict
 from ..console import print_line
@@ -46,7 +45,12 @@ def checked(
             f"the net is a {type(net).__name__}; it must be a Gluon Block (a config alone goes as "
             "config=...)"
         )
-    config = Config() if config is None else config_module.checked(config)
+    config = Config() if config is None else config
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"config is a {type(config).__name__}; it must be a trainer.Config, as "
+            "trainer.config.from_dict makes of a mapping and trainer.config.load of a YAML file"
+        )
     if loss is not None and config.train.label_smoothing:
         raise ConfigError("train.label_smoothing is for the default loss; leave it out, or loss=")
     hooks.check()
@@ -153,13 +157,11 @@ def start(
 ) -> Started:
     """Bring all ranks to the same weights and step: initial ones, or those of a checkpoint.
 
-    Args:
-        net: None for what ``config.model`` says.
-        loss: None for cross entropy.
-        choose_run: called on rank 0 with digests and the number of training images, for the config
-            with the run's name, and the checkpoint that it resumes from; None for a new run.
-        until_closed: closing it leaves the net as it was, apart from its weights and device.
-        force: resume with a net that has the checkpoint's parameters, but another forward.
+    ``net`` is None for what ``config.model`` says, ``loss`` for cross entropy. ``choose_run`` is
+    called on rank 0 with digests and the number of training images, for the config with the run's
+    name, and the checkpoint that it resumes from; None for a new run. Closing ``until_closed``
+    leaves the net as it was, apart from its weights and device. ``force`` resumes with a net that
+    has the checkpoint's parameters, but another forward.
 
     Bad input raises ConfigError, DataError or CheckpointError; on other ranks PeerError.
     """
@@ -223,7 +225,7 @@ def _prepare(
     input_pipeline.check_shapes(sets, config.data)
     loader = input_pipeline.train_loader(sets.train, config, ctx)
     given_net = net is not None
-    net = net if net is not None else model.build(config.model)
+    net = net if net is not None else model.build(config.model, seed=config.seed)
     mixed_precision.check(net, config.train.precision, ctx)
     weights = agreement.of_initial_weights(net, config.model.weights)
     own = {**agreement.of_loss(loss, net), **weights}

@@ -54,11 +54,18 @@ def test_what_is_no_path_is_not_resumed_from(tmp_path, place):
         resume.choose(Config(output=str(tmp_path)), place, force=False)
 
 
-def test_a_runs_folder_is_not_resumed_from_but_its_checkpoints_are_named(tmp_path, trained):
-    run = Config(output=str(tmp_path), name="run")
+def test_only_a_checkpoint_is_resumed_from_and_those_nearby_are_named(tmp_path, trained):
+    run, other = (Config(output=str(tmp_path), name=name) for name in ("run", "other"))
     path = trained.save(run.checkpoint_folder, 3)
-    with pytest.raises(CheckpointError) as error:
-        resume.choose(Config(output=str(tmp_path), name="other"), str(run.folder), force=False)
-    assert f"{run.folder} is a run's folder; give one of its checkpoints, e.g. {path}" in (
-        one_line(error)
-    )
+    for place, said in (
+        (run.folder, f"{run.folder} holds checkpoints; give one of them, e.g. {path}"),
+        (path.parent, f"{path.parent} holds checkpoints; give one of them, e.g. {path}"),
+        (
+            "last",
+            "cannot resume: last is no checkpoint's folder; give auto, none or a whole checkpoint",
+        ),
+        (path / "model.params", "model.params is no checkpoint's folder"),
+    ):
+        with pytest.raises(CheckpointError) as error:
+            resume.choose(other, str(place), force=False)
+        assert said in one_line(error)

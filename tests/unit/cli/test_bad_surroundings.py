@@ -110,6 +110,14 @@ def said_of(monkeypatch, capsys):
     return run
 
 
+def test_a_misspelt_command_is_told_the_nearest(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["trainer", "trian"])
+    monkeypatch.setattr(entry.console, "leave", lambda code: None)
+    entry.run()
+    error = capsys.readouterr().err
+    assert error.startswith("error: there is no command 'trian'; did you mean train?; one of")
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_unexpected_error_is_reported_with_its_traceback_on_any_rank(said_of, rank):
     """Such as a ValueError from NumPy, or from the user's own net, in the middle of a run."""

@@ -56,6 +56,7 @@ WRONG = {
     "swapped letters": (["optimizer.momentmu=0.9"], ["did you mean optimizer.momentum?"]),
     "resembles nothing": (["data.zzzz=1"], ["data.zzzz", "pad_crop", "image_size"]),
     "resembles nothing at the top": (["zzzz=1"], ["zzzz", "seed", "optimizer"]),
+    "nothing for a list": (["monitor.loggers=null"], ["None; it must be a list of texts", "[]"]),
     "text for a number": (["optimizer.lr=fast"], ["optimizer.lr", "'fast'", "a number"]),
     "flag for a number": (["optimizer.lr=true"], ["optimizer.lr", "True", "a number"]),
     "broken number": (["train.epochs=2.5"], ["train.epochs", "2.5", "a whole number"]),
@@ -285,6 +286,16 @@ def test_aliases_are_read(tmp_path):
     path = tmp_path / "aliases.yaml"
     path.write_text("model: {arguments: {a: &a [1, 2], b: *a}}")
     assert load(str(path)).model.arguments == {"a": [1, 2], "b": [1, 2]}
+
+
+def test_an_override_changes_nothing_else_that_an_alias_stands_for(tmp_path):
+    path = tmp_path / "shared.yaml"
+    path.write_text("checkpoint: &often {every_steps: 50}\nmonitor: *often\n")
+    config = load(str(path), ["monitor.every_steps=10"])
+    assert (config.checkpoint.every_steps, config.monitor.every_steps) == (50, 10)
+    every = {"every_steps": 50}
+    config = from_dict({"checkpoint": every, "monitor": every}, ["monitor.every_steps=10"])
+    assert config.checkpoint.every_steps == every["every_steps"] == 50
 
 
 def test_empty_file_and_empty_sections_are_defaults(tmp_path):

@@ -49,10 +49,17 @@ def test_the_reader_sees_a_wrong_checksum(tmp_path: Path) -> None:
     assert steps(tmp_path) == [1]
 
 
-def test_files_of_the_same_second_have_names_of_their_own(tmp_path: Path) -> None:
-    for _ in range(3):
+def test_a_later_file_is_read_later_whatever_the_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard reads a folder's files by their names; a clock goes back, a host has another."""
+    made: List[Path] = []
+    for seconds, host in ((2e9, "b"), (2e9, "a"), (2e9, "a"), (1.9e9, "a"), (1.9e9, "z")):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        monkeypatch.setattr("time.time_ns", lambda seconds=seconds: int(seconds * 1e9))
         EventFile(tmp_path).close()
-    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 3
+        made += set(tmp_path.glob("events.out.tfevents.*")) - set(made)
+    assert len(made) == 5 and made == sorted(made)
 
 
 def test_points_wait_for_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

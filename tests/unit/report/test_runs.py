@@ -107,6 +107,10 @@ def test_compared_are_settings_and_results_that_differ(tmp_path):
         "optimizer.lr": [0.1, 0.2],
     }
     assert found["results"] == {"name": ["a", "b"], "accuracy": [0.8, 0.85]}
+    (second / "config.yaml").write_text("batch_norm: sync\noptimizer: {lr: 0.2, groups: 2}\n")
+    older = result.compare(first, second)["settings"]  # what it does not say has its default
+    assert older == {**found["settings"], "name": ["a", "default"]}
+    (second / "config.yaml").write_text("batch_norm: sync\noptimizer: {lr: 0.2}\n")
     shown = CliRunner().invoke(main, ["compare", str(first), str(second)]).output
     lines = [line.split() for line in shown.splitlines()]
     assert ["optimizer.lr", "0.1", "0.2"] in lines and ["accuracy", "0.8", "0.85"] in lines
@@ -145,6 +149,10 @@ def test_a_narrow_table_has_fewer_columns_and_cuts_no_figure(width):
     for line in lines[1:]:
         assert len(line) <= width
         assert all(figure in line for figure in ("32/32", "0.8000", "0.7500"))
+
+
+def test_the_folder_of_a_run_lists_that_run(tmp_path):
+    assert result.find(make(tmp_path / "a", Config(name="a"), **DONE))[0].accuracy == 0.8
 
 
 def test_where_there_is_no_run_one_line_says_so(tmp_path):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import enum
 import functools
 import logging
+import types
+from typing import NamedTuple
 
 import mxnet as mx
 import numpy as np
@@ -115,8 +118,102 @@ class Composed(gluon.loss.Loss):
         return scores
 
 
+class Helper:
+    """Is no loss, but computes one."""
+
+    def __init__(self, scale, unread=0):
+        self.scale, self.unread = scale, unread
+
+    @property
+    def doubled(self):
+        return 2 * self.scale
+
+    def computed(self, scores):
+        return scores * self.doubled
+
+
+HELPER = Helper(2.0)
+
+
+def by_helper(scores, labels):
+    return HELPER.computed(scores)
+
+
+class Configured:
+    def __init__(self, **settings):
+        self.settings = argparse.Namespace(**settings)
+
+    def __call__(self, scores, labels):
+        return scores * self.settings.scale
+
+
+class Slotted:
+    __slots__ = ("scale",)
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, scores, labels):
+        return scores * self.scale
+
+
+def with_static(function):
+    class Static:  # each time of the same name
+        helper = staticmethod(function)
+
+        def __call__(self, scores, labels):
+            return self.helper(scores, labels)
+
+    return Static()
+
+
+class Numbered(NamedTuple):
+    scale: float
+
+    def __call__(self, scores, labels):
+        return scores * self.scale
+
+
+class Halved(Numbered):
+    def __call__(self, scores, labels):
+        return scores / self.scale
+
+
+class Settings:
+    """Is a name for its attributes."""
+
+    scale, epochs = 2.0, 3
+
+
+class Inherited(Settings):
+    def __call__(self, scores, labels):
+        return scores * self.scale
+
+
+INHERITED = Inherited()
+
+
+def by_settings(scores, labels):
+    return scores * Settings.scale
+
+
+class Mode(enum.Enum):
+    SUM, MEAN = "sum", "mean"
+
+
 # Each makes it anew, as another process would.
 MADE = [
+    lambda: Configured(scale=2),
+    lambda: Configured(scale=3),
+    lambda: Slotted(2),
+    lambda: Slotted(3),
+    lambda: with_static(hinge),
+    lambda: with_static(twice),
+    lambda: Numbered(2),
+    lambda: Numbered(3),
+    lambda: Halved(2),
+    lambda: around(Mode.SUM),
+    lambda: around(Mode.MEAN),
     lambda: Composed(weight=1.0),
     lambda: Composed(weight=9.0),
     lambda: Composed(function=mx.nd.exp),
@@ -173,6 +270,8 @@ def test_a_loss_is_told_apart_by_what_it_holds_and_is_the_same_when_made_anew():
         (through_others, "ARGUMENTS", argparse.Namespace(scale=3.0, log=None), True),
         (through_others, "WITHIN", Weighted(5), True),
         (through_others, "WITHIN", Weighted(2), False),
+        (by_helper, "HELPER", Helper(3.0), True),
+        (by_helper, "HELPER", Helper(2.0, unread=1), False),
     ],
 )
 def test_a_loss_is_known_by_the_global_variables_that_it_reads(
@@ -185,6 +284,30 @@ def test_a_loss_is_known_by_the_global_variables_that_it_reads(
     assert digest() == before
     monkeypatch.setitem(globals(), name, value)
     assert (digest() != before) == other
+
+
+@pytest.mark.parametrize("loss", [by_settings, INHERITED])
+@pytest.mark.parametrize(("name", "other"), [("scale", True), ("epochs", False)])
+def test_what_stands_in_a_class_counts_where_it_is_read(monkeypatch, loss, name, other):
+    before = agreement.of_loss(loss)
+    monkeypatch.setattr(Settings, name, 9.0)
+    assert (agreement.of_loss(loss) != before) == other
+
+
+def test_what_a_loss_holds_and_does_not_read_is_no_part_of_it():
+    """As a rank's number among the arguments of a script."""
+    one, other = (agreement.of_loss(Configured(scale=2, rank=rank)) for rank in (0, 1))
+    assert one == other
+
+
+def test_an_operator_is_known_by_its_name_and_not_by_its_address_in_this_process():
+    """Which the functions that MXNet generates have among their constants."""
+    exp = mx.nd.exp
+    elsewhere = [8 + c if type(c) is int and c > 2**32 else c for c in exp.__code__.co_consts]
+    assert tuple(elsewhere) != exp.__code__.co_consts
+    code = exp.__code__.replace(co_consts=tuple(elsewhere))
+    other = types.FunctionType(code, exp.__globals__, exp.__name__, exp.__defaults__)
+    assert agreement.of_loss(Composed(function=exp)) == agreement.of_loss(Composed(function=other))
 
 
 def test_a_loss_may_use_the_net_that_is_trained():

@@ -236,6 +236,19 @@ def test_a_stop_in_an_evaluation_is_made_at_once_and_the_evaluation_when_it_resu
     assert states[0].accuracy == states[1].accuracy is not None
 
 
+def test_a_stop_in_the_one_look_at_the_test_set_costs_no_point(tmp_path: Path) -> None:
+    others = {"data": {"validation": 0.5}}  # two evaluations of three batches
+    result, *_ = stoppable(tmp_path / "a", [], **others)
+    stopped, *_ = stoppable(tmp_path / "b", [], 8, **others)
+    assert stopped.stopped
+    resumed, *_ = stoppable(tmp_path / "b", [], **others)
+    assert resumed.test.loss == result.test.loss
+    assert points(tmp_path / "b") == points(tmp_path / "a")
+    before = points(tmp_path / "b")
+    stoppable(tmp_path / "b", [], **others)  # which has nothing left to tell
+    assert points(tmp_path / "b") == before
+
+
 @pytest.mark.parametrize(
     ("number", "raised"), [("SIGINT", KeyboardInterrupt), ("SIGTERM", SystemExit)]
 )
@@ -262,11 +275,14 @@ def result_of(folder: Path) -> Any:
 def test_loggers_hear_how_a_run_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    heard = []
+    heard: List[Any] = []
 
     class Logger:
         def __init__(self, *_: Any) -> None:
             pass
+
+        def hyper_parameters(self, *_: Any) -> None:
+            heard.append("settings")
 
         def close(self, failed: bool) -> None:
             heard.append(failed)
@@ -279,4 +295,4 @@ def test_loggers_hear_how_a_run_ends(
         loop.fit(made(nn.Dense(3)), settings, train=SET)
     except outcome.TrainingError:
         assert fails
-    assert heard == [fails]
+    assert heard == ([True] if fails else ["settings", False]), "though there is no test set"
