@@ -43,6 +43,7 @@ ELSEWHERE: Dict[str, Tuple[str, ...]] = {
     r'^pip install "?(\.|CLONE)': (
         "test_the_wheel_holds_all_that_is_needed_and_nothing_of_a_site",
     ),
+    r"^python -m benchmarks\.chaos": ("test_make_does_what_it_says",),  # as `make chaos`
     r"^python -m trainer\.config\.table": ("test_configuration_page_is_what_the_settings_say",),
 }
 

@@ -152,7 +152,6 @@ def test_a_gradient_goes_to_the_array_that_it_is_given_and_is_fresh_after_backwa
     net = small_net()
     weight = net[0].weight
     trainer = gluon.Trainer(net.collect_params(), "sgd", kvstore=None)
-    assert internals.trainer_of(weight) is trainer
     step(net, trainer)
     data = weight.list_data()[0]
     assert not internals.has_fresh_gradient(data), "the update has used it"
@@ -166,8 +165,9 @@ def test_a_gradient_goes_to_the_array_that_it_is_given_and_is_fresh_after_backwa
         loss = net[0](mx.nd.ones((4, 2))).sum()
     loss.backward()
     np.testing.assert_array_equal(elsewhere.asnumpy(), np.full(weight.shape, 4))
-    internals.set_trainer(weight, None)
-    assert internals.trainer_of(weight) is None
+    with internals.training_kept([weight]):
+        weight.grad_req, weight.lr_mult, weight._trainer = "null", 2.0, None
+    assert (weight.grad_req, weight.lr_mult, weight._trainer) == ("write", 1.0, trainer)
     assert internals.gradient_or_none(gluon.Parameter("new", shape=(2,))) is None
 
 
@@ -198,7 +198,7 @@ def test_a_hybridized_block_tells_its_graph_and_is_hybridized_as_before() -> Non
         net(mx.nd.ones((4, 2)))
         assert internals.has_static_graph(net)
         assert len(internals.traced_symbol(net).list_auxiliary_states()) == 2
-        internals.clear_graph(net)
+        internals.clear_graphs([net[0].weight])
         assert not internals.has_static_graph(net) and internals.traced_symbol(net) is None
     net(mx.nd.ones((4, 2)))
     assert internals.traced_symbol(net) is None, "it is not hybridized any more"
