@@ -1,7 +1,7 @@
 # The project's commands. Each first does the set-up it needs, once (see launch/install.py).
 #
 #   make train    train on Fashion-MNIST: CONFIG, RANKS, and overrides in ARGS ("optimizer.lr=0.1")
-#   make test     run all tests, two files at a time; ARGS go to pytest ("-k sharding", "-n 0")
+#   make test     run all tests, three files at a time; ARGS go to pytest ("-k sharding", "-n 0")
 #   make chaos    200 runs in which ranks die, disks fill and links break (TRIALS, FIRST, SEED; as root)
 #   make lint     ruff, mypy and the rule which room may import which (pyproject.toml)
 #   make bench    compare speed with alternatives, for the docs; TORCH=1 installs PyTorch for it
@@ -30,7 +30,7 @@ train: python
 
 test: python
 	@$(INSTALL) --dev --test-system
-	.venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	.venv/bin/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 chaos: python
 	@$(INSTALL) --dev --test-system

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import weakref
 from functools import partial
 from operator import attrgetter, methodcaller
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
@@ -228,16 +229,32 @@ def has_static_graph(block: gluon.HybridBlock) -> bool:
     return traced_symbol(block) is not None and bool(dict(block._flags).get("static_shape"))
 
 
+# The blocks whose layers have been traced. Not looked for where it matters: in another thread
+# ``tuple(...)`` raises SystemError if it has not ended while ``gc.get_objects`` has its tuple.
+_traced = weakref.WeakSet(
+    # Not isinstance, which reads obj.__class__: on some proxies that raises.
+    block
+    for block in gc.get_objects()
+    if issubclass(type(block), gluon.HybridBlock)
+)
+_trace = gluon.HybridBlock._get_graph
+
+
+def _noted(block: gluon.HybridBlock, *args: Any) -> Any:
+    _traced.add(block)
+    return _trace(block, *args)
+
+
+gluon.HybridBlock._get_graph = _noted
+
+
 def clear_graphs(parameters: Iterable[gluon.Parameter], static: bool = False) -> None:
     """Drop the cached graphs, or the static ones, of all live blocks that use these parameters.
 
     A parameter does not know the blocks that use it, nor a block what it is a part of.
     """
     used = set(map(id, parameters))
-    for block in gc.get_objects():
-        # Not isinstance, which reads obj.__class__: on some proxies that raises.
-        if not issubclass(type(block), gluon.HybridBlock):
-            continue
+    for block in list(_traced):
         found = has_static_graph(block) if static else traced_symbol(block) is not None
         if found and used & set(map(id, every_parameter(block))):
             block._clear_cached_op()  # its next forward traces its layers again

@@ -182,7 +182,7 @@ LEAST = {
     "fuzz": "--inputs 60",
     "invariance": "--steps 1 --ranks 1",
     "layer_times": "--rounds 1 --images 1",
-    "loader": "--rounds 1 --images 128 --pictures 96 --records 1000",
+    "loader": "--rounds 1 --images 128 --pictures 192 --records 1000",
     "monitor": "--batch 32 --blocks 1 --steps 1",
     "mutants": "launch/slurm/requeue.py --first 2",
     "record_run": "--picture curve.png runs/kept typed by a test",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import threading
 from pathlib import Path
 from typing import Iterator
 
@@ -231,6 +232,28 @@ def test_graphs_around_a_part_of_a_net_are_dropped_with_its_own() -> None:
     assert [internals.traced_symbol(net) is None for net in nets] == [False, False, True, False]
     found = internals.every_parameter(whole)
     assert {*map(id, found)} == {*map(id, internals.ordered_parameters(whole))}
+
+
+def test_other_threads_can_build_tuples_while_graphs_are_dropped() -> None:
+    """Python raises SystemError where somebody else has a reference to one that is being built."""
+    over, failed = threading.Event(), []
+
+    def build() -> None:
+        while not over.is_set():
+            try:
+                tuple(number for number in range(20_000))
+            except SystemError as error:
+                failed.append(error)
+
+    builders = [threading.Thread(target=build) for _ in range(2)]
+    for builder in builders:
+        builder.start()
+    for _ in range(40):
+        internals.clear_graphs([])
+    over.set()
+    for builder in builders:
+        builder.join()
+    assert not failed
 
 
 def test_the_library_has_the_functions_of_the_c_interface() -> None:
