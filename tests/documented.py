@@ -1,8 +1,8 @@
 """Maps the commands of README and docs to the tests that run them, scaled down.
 
 Numbers of ranks and nodes are reduced for two cores, and placeholders are filled in; otherwise the
-commands run for real. ``tests/integration/test_docs_commands.py`` runs most of them,
-``test_slurm.py`` those for Slurm.
+commands run for real. ``tests/integration/test_docs_commands.py`` and
+``test_docs_benchmarks.py`` run most of them, ``test_slurm.py`` those for Slurm.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs with faults end complete and correct, or with an error and can be resumed.
 
 A few of the trials that `make chaos` makes in full (tests/integration/chaos.py);
-test_docs_commands.py makes another by the real command.
+test_docs_benchmarks.py makes another by the real command.
 """
 
 from __future__ import annotations
