@@ -26,6 +26,7 @@ AS_IS = "as it is"
 CHOICES: Dict[str, List[str]] = {
     AS_IS: [],
     "the seed's stem": ["model.arguments.stem=seed"],
+    "the seed's stem, at 56 x 56": ["model.arguments.stem=seed", "data.image_size=56"],
     "width 8": ["model.arguments.width=8"],
     "no crops": ["data.pad_crop=0"],
     "no flips, in training and evaluation": ["data.flip=false", "evaluate.flip=false"],
