@@ -56,7 +56,7 @@ def _kept(seed: int, first: int) -> List[Dict[str, Any]]:
     path = report.RESULTS / "chaos.json"
     figures = json.loads(path.read_text())["figures"] if path.exists() else {"all": []}
     kept = [row for row in figures["all"] if row["trial"] < first]
-    same = figures.get("seed", 0) == seed
+    same = not kept or figures.get("seed", 0) == seed
     if not same or any(chaos.choose(seed, row["trial"]).kind != row["fault"] for row in kept):
         sys.exit(f"{path} is of another seed, or of other kinds of faults; begin with --first 0")
     return kept
