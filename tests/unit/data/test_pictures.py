@@ -7,11 +7,12 @@ import struct
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.unit.data.pictures import encoded, smooth
+from tests.unit.data.pictures import encoded, smooth, tiff
 from trainer.config import Data
 from trainer.data.idx_file import DataError
 from trainer.data.pictures import crop, decode
@@ -58,6 +59,62 @@ def test_cmyk_palettes_and_16_bits():
     assert (decoded(encoded(deep, "PNG"))[..., 1] == GREY).all()
     dots = Image.fromarray(PIXELS).convert("1")
     assert (decoded(encoded(dots, "PNG"), channels=1) == np.asarray(dots.convert("L"))).all()
+
+
+RAMP = np.linspace(0, 1, 40 * 60).reshape(40, 60)
+
+
+def in_grey(content: bytes) -> np.ndarray:
+    """As it is trained on, which is as it is predicted from."""
+    found = decoded(content, channels=1)
+    assert (np.asarray(decode.by_pillow(content, "L")) == found).all()
+    return found
+
+
+def test_levels_of_12_and_16_bits_are_shown_in_all_their_range():
+    full, twelve = (RAMP * 65535).astype("<u2"), (RAMP * 4095).astype("<u2")
+    assert (in_grey(tiff(full, 16)) == full >> 8).all()
+    assert (in_grey(tiff(full.astype("<u4"), 32)) == full >> 8).all()
+    assert (in_grey(tiff(twelve, 12)) == twelve >> 4).all()
+    assert (in_grey(tiff(full, 16, photometric=0)) == 255 - (full >> 8)).all()  # 0 is white
+    assert (in_grey(tiff(np.zeros((4, 4), "<u2"), 16)) == 0).all()  # a slice with nothing in it
+    deep = np.random.RandomState(0).randint(0, 65536, (20, 20, 3)).astype("<u2")
+    _, png = cv2.imencode(".png", deep[..., ::-1])
+    for content in (png.tobytes(), tiff(deep, 16, photometric=2)):
+        assert (decoded(content) == deep >> 8).all()
+
+
+TWELVE = (RAMP * 4095).astype("<u2")
+IN_COLOUR = np.repeat(TWELVE[..., None], 3, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("content", "levels"),
+    [
+        (tiff(TWELVE, 16), "0 to 4095"),
+        (tiff(TWELVE.astype("<u4"), 32), "0 to 4095"),
+        (tiff(TWELVE.astype("<i2") - 1024, 16), "-1024 to 3071"),
+        (tiff((RAMP * 1e9).astype("<u4"), 32), "0 to 1000000000"),
+        (tiff(IN_COLOUR, 16, photometric=2), "0 to 4095"),
+        (cv2.imencode(".png", TWELVE)[1].tobytes(), "0 to 4095"),
+        (cv2.imencode(".png", TWELVE // 16)[1].tobytes(), "0 to 255"),
+        (cv2.imencode(".png", IN_COLOUR)[1].tobytes(), "0 to 4095"),
+    ],
+    ids=["12 in 16", "12 in 32", "signed", "32", "colour", "PNG", "8 in 16", "PNG in colour"],
+)
+def test_levels_that_would_come_out_black_or_cut_off_are_refused(content, levels, tmp_path):
+    with pytest.raises(UnreadableError, match=f"^its levels are {levels}, of which 8 bits would"):
+        decode.decode(content, decode.header(content), 3)
+    (tmp_path / "scan").write_bytes(content)
+    with pytest.raises(DataError, match=f"scan cannot be read: its levels are {levels}"):
+        images.read([str(tmp_path / "scan")], (28, 28))
+
+
+@pytest.mark.parametrize(("bands", "extra"), [(4, [0]), (5, [0, 0]), (6, [2, 0, 0])])
+def test_bands_of_a_tiff_are_not_left_out_in_silence(bands, extra):
+    content = tiff(np.zeros((4, 4, bands), np.uint8), 8, photometric=2, extra=extra)
+    with pytest.raises(UnreadableError, match="bands that are neither colours nor opacity"):
+        decode.header(content)
 
 
 def test_what_is_transparent_is_black():

@@ -11,19 +11,21 @@ import contextlib
 import functools
 import io
 import warnings
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterator, Mapping, NamedTuple
 
 import numpy as np
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 _ORIENTATION = 0x0112  # the tag in Exif
+_BITS, _PHOTOMETRIC, _EXTRA = 258, 262, 338  # tags of a TIFF: bits of a level, 0 for white, bands
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "La", "RGBa", "LAB", "HSV")
 _SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 # Those of Pillow's that are decoded. EPS is not among them: it runs Ghostscript.
 _KINDS = ("JPEG", "PNG", "BMP", "GIF", "ICO", "JPEG2000", "PPM", "PSD", "TGA", "TIFF", "WEBP")
 _MOST_MILLIONS = 150  # of pixels: half a gigabyte; no common camera makes more
-_NO_PICTURE = "it is no picture that Pillow knows; convert it to JPEG or PNG"
+_NO_PICTURE = "it is no picture that Pillow knows; convert it to JPEG or PNG, or give a dataset"
+_BANDS = "it has bands that are neither colours nor opacity; leave them out, or give a dataset"
 _TOO_LARGE = f"it has more than the {_MOST_MILLIONS} million pixels that are read; make it smaller"
 _PARTS = {1: 0, 2: 16, 4: 32, 8: 64}  # of IMREAD_REDUCED_GRAYSCALE_2 and so on
 
@@ -58,8 +60,8 @@ def header(content: bytes) -> Header:
     if turned > 4:
         width, height = height, width
     jpeg = image.format in ("JPEG", "MPO")
-    # OpenCV knows no colour that is transparent.
-    simple = image.format == "PNG" and "transparency" not in image.info
+    # OpenCV knows no colour that is transparent, and tells nothing of levels of 16 bits.
+    simple = image.format == "PNG" and "transparency" not in image.info and content[24] <= 8
     plain = image.mode in ("L", "RGB") and (jpeg or simple)
     return Header(width, height, turned, scales=jpeg and plain, plain=plain)
 
@@ -119,18 +121,21 @@ def by_pillow(content: bytes, mode: str, invert: bool = False) -> Any:
     """A picture as a Pillow image, turned as its Exif says, on black, in ``mode`` RGB or L.
 
     ``invert`` negates it, but for what is transparent. Raises UnreadableError where it is none, or
-    damaged, or its pixels are no grey levels or colours of 1, 8 or 16 bits.
+    damaged, or its pixels are no grey levels or colours of 1, 8, 12 or 16 bits.
     """
     from PIL import Image, ImageOps
 
     image = _opened(content)
     with _explained():
+        tags = image.tag_v2 if image.format == "TIFF" else {}
+        deep = max(tags.get(_BITS, [0])) > 8 or (image.format == "PNG" and content[24] > 8)
         image.load()
         if _turned(image, content) > 1:
             image = ImageOps.exif_transpose(image)
         if image.mode in _SIXTEEN_BIT:
-            levels = np.clip(np.asarray(image), 0, 65535).astype(np.uint16)
-            image = Image.fromarray((levels >> 8).astype(np.uint8))
+            image = Image.fromarray(_eight_bits(np.asarray(image), tags))
+        elif deep and image.mode[:3] == "RGB":  # Pillow has kept the upper half of each level
+            _check_levels(0, 256 * int(np.asarray(image)[..., :3].max()) + 255)
         if image.mode not in _EIGHT_BIT:
             raise UnreadableError(
                 f"it has pixels of Pillow's mode {image.mode}; convert it to grey or RGB of 8 bits"
@@ -147,12 +152,31 @@ def by_pillow(content: bytes, mode: str, invert: bool = False) -> Any:
         return Image.composite(image, Image.new(mode, image.size), opacity) if opacity else image
 
 
+def _eight_bits(levels: np.ndarray, tags: Mapping[int, Any]) -> np.ndarray:
+    """Grey levels of 16 bits, or of 12 where the tags of a TIFF say so, as uint8."""
+    bits = 12 if tags.get(_BITS) == (12,) else 16
+    _check_levels(int(levels.min()), int(levels.max()) << (16 - bits))
+    shown = (levels >> (bits - 8)).astype(np.uint8)
+    return 255 - shown if tags.get(_PHOTOMETRIC) == 0 else shown  # Pillow does so with 8 bits
+
+
+def _check_levels(low: int, high: int) -> None:
+    """Refuse what is not of 16 bits, or would be black: 12 bits, say, of which no file tells."""
+    if low < 0 or high > 65535 or 0 < high < 4096:
+        raise UnreadableError(
+            f"its levels are {low} to {high}, of which 8 bits would show little: those of 16 bits "
+            "are 0 to 65535; bring them to this range, or to 8 bits, alike in all pictures"
+        )
+
+
 def _opened(content: bytes) -> Any:
     """The picture by Pillow, not decoded yet."""
     if not content:
         raise UnreadableError("it is empty")
     with _explained():
         image = _pillow().open(io.BytesIO(content), formats=_KINDS)
+        if image.format == "TIFF" and 0 in image.tag_v2.get(_EXTRA, ()):
+            raise UnreadableError(_BANDS)
     if image.width * image.height > _MOST_MILLIONS * 1e6:
         raise UnreadableError(_TOO_LARGE)
     return image
