@@ -288,6 +288,36 @@ def test_a_name_is_the_same_in_either_form_of_unicode(tmp_path):
     assert folder.find(settings(tmp_path), known)["train"].labels.tolist() == [2, 0]
 
 
+def test_a_name_in_both_forms_of_unicode_is_refused_not_two_classes(tmp_path):
+    make_folder(tmp_path, (1, 1))
+    for name, form in (("cat", "NFD"), ("dog", "NFC")):
+        (tmp_path / name).rename(tmp_path / unicodedata.normalize(form, "café"))
+    with pytest.raises(DataError, match=r"two forms of Unicode: 'cafe\\u0301', 'caf\\xe9'; put"):
+        folder.find(settings(tmp_path))
+    assert folder.find(settings(tmp_path), ("a", "café"))["train"].labels.tolist() == [1, 1]
+
+
+def test_what_systems_leave_behind_is_no_class(tmp_path, capfd):
+    make_folder(tmp_path, (1, 1))
+    for name in ("__MACOSX", "lost+found", "System Volume Information", ".Trashes"):
+        (tmp_path / name / "cat").mkdir(parents=True)
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._00.jpg"):
+        (tmp_path / "cat" / name).write_bytes(b"")
+    assert folder.find(settings(tmp_path))["train"].classes == ("cat", "dog")
+    told = "holds 2 files or folders that are not read: cat/Thumbs.db, cat/desktop.ini\n"
+    assert capfd.readouterr().err.endswith(told)
+
+
+def test_a_class_or_a_set_on_a_disk_that_is_not_there_is_named(tmp_path):
+    make_folder(tmp_path / "train", (1, 1))
+    (tmp_path / "train" / "owl").symlink_to("/nowhere/owl")
+    with pytest.raises(DataError, match="train/owl cannot be read: No such file"):
+        folder.find(settings(tmp_path))
+    (tmp_path / "train" / "owl").rename(tmp_path / "val")
+    with pytest.raises(DataError, match="val cannot be read: No such file"):
+        folder.find(settings(tmp_path))
+
+
 def test_names_that_are_not_utf_8(tmp_path):
     make_folder(tmp_path, (1, 1))
     os.rename(os.fsencode(tmp_path / "dog" / "00.png"), os.fsencode(tmp_path) + b"/dog/\xff.png")
@@ -438,7 +468,9 @@ def test_an_index_of_another_file_is_noticed(tmp_path):
 
 
 def test_a_folder_without_records_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"holds no train\*\.rec, nor \*_train\.rec; make it by"):
+    make_records(tmp_path / "trainval.rec", [(0.0, b"x")])
+    says = r"holds no train\.rec, train_\*\.rec or \*_train\.rec; make it by"
+    with pytest.raises(DataError, match=says):
         records.find(settings(tmp_path, "records"))
 
 
@@ -446,12 +478,32 @@ def test_a_folder_without_records_is_refused(tmp_path):
 def test_records_as_im2rec_names_those_of_a_train_ratio(tmp_path, name, capfd):
     make_records(tmp_path / name, [(0.0, b"x"), (1.0, b"y")])
     make_records(tmp_path / "pets_test.rec", [(1.0, b"z")])
-    make_records(tmp_path / "train_val.rec", [(1.0, b"w")])  # by its beginning
-    train, validation, test = input_pipeline.read(settings(tmp_path, "records"))
-    assert len(train) == 3 and validation is None and test.read(0) == (b"z", 1)
-    assert not capfd.readouterr().err
+    make_records(tmp_path / "train-a.rec", [(1.0, b"w")])
     make_records(tmp_path / "pets_valid.rec", [(1.0, b"v")])
-    records.find(settings(tmp_path, "records"))
-    assert capfd.readouterr().err.endswith(
-        "holds 1 files or folders that are not read: pets_valid.rec\n"
-    )
+    train, validation, test = input_pipeline.read(settings(tmp_path, "records"))
+    assert len(train) == 3 and validation.read(0) == (b"v", 1) and test.read(0) == (b"z", 1)
+    assert not capfd.readouterr().err
+
+
+def test_records_of_two_sets_are_not_taken_for_those_of_one(tmp_path, capfd):
+    for name in ("train", "val", "trainval", "training_notes", "valuable"):
+        make_records(tmp_path / f"{name}.rec", [(0.0, b"x")])
+    found = records.find(settings(tmp_path, "records"))
+    assert {name: len(source) for name, source in found.items()} == {"train": 1, "validation": 1}
+    told = "holds 3 files or folders that are not read: training_notes.rec, trainval.rec, valuable."
+    assert told in capfd.readouterr().err
+    make_records(tmp_path / "train_val.rec", [(0.0, b"x")])  # im2rec's of a list called train
+    with pytest.raises(DataError, match=r"train_val\.rec may be of the set train or validation; "):
+        records.find(settings(tmp_path, "records"))
+
+
+def test_records_that_are_written_meanwhile_are_refused(tmp_path):
+    path = tmp_path / "train.rec"
+    make_records(path, [(0.0, b"old"), (1.0, b"one")])
+    source = source_of(tmp_path, bad_samples="skip")
+    assert source.read(0) == (b"old", 0)
+    make_records(path, [(0.0, b"new"), (1.0, b"two")])
+    os.utime(path, ns=(0, 1))  # the clock of the file system may not have moved on
+    with pytest.raises(DataError, match=r"train\.rec has been written to since the run began") as e:
+        source.read(1)
+    assert not isinstance(e.value, BadSampleError)  # not skipped

@@ -23,12 +23,13 @@ from ..pictures.decode import SUFFIXES
 from .base import Source, digest_of
 from .pictures import Pictures
 
-TRAIN, VALIDATION, TEST = "train", "val", "test"
-_CALLED = {  # folders of sets
-    TRAIN: "train",
-    **dict.fromkeys((VALIDATION, "valid", "validation"), "validation"),
-    TEST: "test",
+CALLED = {  # folders of sets, the training set first
+    "train": "train",
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    "test": "test",
 }
+# What systems leave on disks and in archives.
+_OF_SYSTEMS = "__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"
 _NAMED = 5  # things that are not read
 
 
@@ -73,20 +74,20 @@ def find(settings: Data, known: Classes = None, needs_train: bool = True) -> Dic
     """
     root = folder_of(settings)
     within = _entries(root)
-    parts = [entry.name for entry in within if entry.name in _CALLED and _is_folder(entry)]
-    validation = [name for name in parts if name not in (TRAIN, TEST)]
+    parts = [entry.name for entry in within if entry.name in CALLED and _is_folder(entry)]
+    validation = [name for name in parts if CALLED[name] == "validation"]
     if len(validation) > 1:
         raise DataError(f"folder {root} holds {' and '.join(validation)}; leave one of them")
     if not parts:
         return {"train": _listed(root, settings, known)}
-    if TRAIN not in parts and needs_train:
+    if "train" not in parts and needs_train:
         raise DataError(
-            f"folder {root} holds {' and '.join(parts)}, but no {TRAIN}: put the training pictures "
-            f"into {root / TRAIN}/CLASS/"
+            f"folder {root} holds {' and '.join(parts)}, but no train: put the training pictures "
+            f"into {root}/train/CLASS/"
         )
     found: Dict[str, Source] = {}
-    for name in sorted(parts, key=list(_CALLED).index):  # the training set first
-        found[_CALLED[name]] = source = _listed(root / name, settings, known)
+    for name in sorted(parts, key=list(CALLED).index):
+        found[CALLED[name]] = source = _listed(root / name, settings, known)
         known = source.classes
     tell_of_others(root, [entry.name for entry in within if entry.name not in parts])
     return found
@@ -103,6 +104,12 @@ def _listed(root: Path, settings: Data, known: Classes) -> FolderSource:
         )
     called = [listed([name], 1) for name in names]
     classes = tuple(called) if known is None else known
+    forms = [name for name in called if [*map(_composed, called)].count(_composed(name)) > 1]
+    if known is None and forms:
+        raise DataError(
+            f"folder {root} holds a name in two forms of Unicode: "
+            f"{', '.join(map(ascii, forms))}; put the pictures into one of them"
+        )
     places = {_composed(str(label)): number for number, label in enumerate(classes)}
     places.update((str(label), number) for number, label in enumerate(classes))
     numbers = [places.get(name, places.get(_composed(name), -1)) for name in called]
@@ -125,8 +132,8 @@ def _listed(root: Path, settings: Data, known: Classes) -> FolderSource:
             way_out = "; put some into it, or remove it"
             if below:
                 way_out = (
-                    f", but folders: {listed(below, _NAMED)}; sets are called {TRAIN}, "
-                    f"{VALIDATION} and {TEST}, and pictures lie in their class's folder itself"
+                    f", but folders: {listed(below, _NAMED)}; sets are called train, val and test, "
+                    "and pictures lie in their class's folder itself"
                 )
             raise DataError(
                 f"folder {root / name} holds no picture (*{', *'.join(SUFFIXES)}){way_out}"
@@ -159,9 +166,12 @@ def _composed(name: str) -> str:
 def _entries(place: Path) -> List[os.DirEntry[str]]:
     """What is in a folder, without hidden files such as macOS's ._photo.jpg, sorted by name."""
     with readable(f"folder {place}"), os.scandir(place) as entries:
-        return sorted((e for e in entries if e.name[0] != "."), key=lambda entry: entry.name)
+        shown = (e for e in entries if e.name[0] != "." and e.name not in _OF_SYSTEMS)
+        return sorted(shown, key=lambda entry: entry.name)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     with readable(listed([entry.path], 1)):  # a link may lead to itself, or into a closed home
-        return entry.is_dir()
+        lost = entry.is_symlink() and not os.path.exists(entry.path)
+        # A class, or a set, on a disk that is not there is told of when it is opened.
+        return entry.is_dir() or (lost and not entry.name.lower().endswith(SUFFIXES))

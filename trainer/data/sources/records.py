@@ -12,6 +12,7 @@ so at once.
 from __future__ import annotations
 
 import os
+import re
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from .. import sharding
 from ..classes import Classes
 from ..idx_file import BadSampleError, DataError, readable
 from .base import Source, check_label, digest_of, probes
-from .folder import TEST, TRAIN, VALIDATION, folder_of, tell_of_others
+from .folder import CALLED, folder_of, tell_of_others
 from .pictures import Pictures
 
 _MAGIC = 0xCED7230A
@@ -40,6 +41,7 @@ class _File(NamedTuple):
     path: Path
     descriptor: int
     size: int
+    written: int  # when, in ns
     keeper: object  # closes the file when nothing uses it any more
 
 
@@ -109,6 +111,11 @@ class RecordSource(Pictures):
         """The content of a record, or the first ``most`` bytes of it."""
         which, _, position = self.places[index].tolist()
         file = self.files[which]
+        about = os.fstat(file.descriptor)
+        if (about.st_size, about.st_mtime_ns) != (file.size, file.written):
+            raise DataError(
+                f"{file.path} has been written to since the run began; start again when it is whole"
+            )
         parts: List[bytes] = []
         while True:
             head = self._bytes(index, file, position, _HEAD.size)
@@ -139,22 +146,28 @@ class RecordSource(Pictures):
 def find(settings: Data, known: Classes = None, needs_train: bool = True) -> Dict[str, Source]:
     """The sets in ``data.folder`` that there are, as ``train``, ``validation`` and ``test``.
 
-    Each is all files of a name: ``train.rec``, ``train_0.rec``, ``train-a.rec``, sorted; or
-    ``pets_train.rec``. Raises DataError where there is none, or an index is missing or damaged.
+    Each is all files whose first or last word is its name, sorted: ``train.rec``, ``train_0.rec``,
+    ``pets_train.rec``, but not ``trainval.rec``. Raises DataError where there is none, a name is
+    that of two sets, or an index is missing or damaged.
     """
-    root, names = folder_of(settings), {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
-    found: Dict[str, List[Path]] = {name: [] for name in (*names, "")}
+    root = folder_of(settings)
+    found: Dict[str, List[Path]] = {called: [] for called in CALLED.values()}
+    others: List[Path] = []
     for path in sorted(root.glob("[!.]*.rec")):
-        begins = [name for name in names if path.name.startswith(name)]
-        ends = [name for name in names if path.name.endswith(f"_{name}.rec")]
-        found[[*begins, *ends, ""][0]].append(path)
-    tell_of_others(root, [path.name for path in found[""]])
-    if needs_train and not found[TRAIN]:
+        words = re.findall("[a-z]+", path.stem.lower())
+        called = {CALLED[word] for word in (*words[:1], *words[-1:]) if word in CALLED}
+        if len(called) > 1:  # im2rec's for a list that is called train
+            raise DataError(
+                f"{path} may be of the set {' or '.join(sorted(called))}; rename it, and its .idx"
+            )
+        (found[called.pop()] if called else others).append(path)
+    tell_of_others(root, [path.name for path in others])
+    if needs_train and not found["train"]:
         raise DataError(
-            f"folder {root} holds no {TRAIN}*.rec, nor *_{TRAIN}.rec; make it by MXNet's "
+            f"folder {root} holds no train.rec, train_*.rec or *_train.rec; make it by MXNet's "
             "tools/im2rec.py"
         )
-    return {names[name]: _opened(found[name], settings) for name in names if found[name]}
+    return {called: _opened(paths, settings) for called, paths in found.items() if paths}
 
 
 def _opened(paths: Sequence[Path], settings: Data) -> RecordSource:
@@ -163,7 +176,8 @@ def _opened(paths: Sequence[Path], settings: Data) -> RecordSource:
         places.append(np.insert(_index(path.with_suffix(".idx")), 0, number, axis=1))
         with readable(path):
             keeper = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with the source)
-        files.append(_File(path, keeper.fileno(), os.fstat(keeper.fileno()).st_size, keeper))
+        about = os.fstat(keeper.fileno())
+        files.append(_File(path, keeper.fileno(), about.st_size, about.st_mtime_ns, keeper))
     return RecordSource(settings, files, np.concatenate(places))
 
 
