@@ -47,7 +47,8 @@ def given(name: str, value: Any, settings: Data) -> Union[Arrays, DatasetSource]
     for what, array in zip(("images", "labels"), value):
         if not isinstance(array, (np.ndarray, mx.nd.NDArray)):
             raise DataError(
-                f"{name} {what} are a {type(array).__name__}; they must be a NumPy or MXNet array"
+                f"{name} {what} are a {type(array).__name__}; they must be a NumPy or MXNet array: "
+                f"np.asarray({what})"
             )
     images, labels = map(on_host, value)
     if isinstance(value[1], mx.nd.NDArray):
@@ -94,8 +95,10 @@ def _check_images(name: str, images: np.ndarray) -> None:
     way_out = ""
     if images.ndim == 4 and not shaped and shape[1] <= MOST_CHANNELS:  # channels first
         way_out = ": images.transpose(0, 2, 3, 1)"
-    if images.dtype != np.uint8:
+    if images.dtype.kind == "f":
         way_out += SCALED_BY_FIT
+    elif images.dtype != np.uint8:
+        way_out += ": images.astype('uint8'), if they are"
     raise DataError(
         f"{name} images are {images.dtype} {shape}; they must be uint8 (N, height, width), or "
         f"(N, height, width, channels) of up to {MOST_CHANNELS} channels, 0 to 255{way_out}"

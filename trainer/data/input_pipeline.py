@@ -191,29 +191,39 @@ def check_shapes(sets: Sets, settings: Data) -> None:
 def tell_of_ranges(sets: Sets, settings: Data) -> None:
     """Warn of pixels that use a corner of 0 to 255, by a look at some of each set's samples.
 
-    And of a validation split whose samples are drawn anew, by the training set's transforms.
+    And of datasets that draw from what is not seeded; and of a validation split whose samples are
+    drawn anew, by the training set's transforms.
     """
-    unread = replace(settings, bad_samples="stop")  # those are told of when they are trained on
+    kept_out = sets.validation if settings.validation else None
     for name, source in sets.named.items():
         if isinstance(source, ArraySource):
-            some = source.images[:: -(-len(source) // _LOOKED_AT)]
-        else:
-            filler, rows = source.filler(unread, 0, training=False), np.array(probes(len(source)))
-            data = np.empty((len(rows), *filler.shape), np.float32)
-            try:
-                filler(rows, 0, data, np.empty(len(rows), np.float32))
-            except BadSampleError:
+            arrays.tell_of_range(name, source.images[:: -(-len(source) // _LOOKED_AT)])
+            continue
+        with contextlib.suppress(BadSampleError):  # told of when it is trained on
+            first = _probed(source, settings)
+            arrays.tell_of_range(name, as_images(first, settings))
+            if not isinstance(source, DatasetSource):
                 continue
-            some = as_images(data, settings)
-        arrays.tell_of_range(name, some)
-    kept_out = sets.validation
-    if settings.validation and isinstance(kept_out, DatasetSource):
-        with contextlib.suppress(BadSampleError):
-            if kept_out.images_digest(1) != kept_out.images_digest():
+            if (_probed(source, settings) != first).any():
+                console.warn(
+                    f"{name} samples are others when they are read again: their dataset draws from "
+                    "what fit cannot seed, so that the run depends on data.workers and is not "
+                    "resumed exactly; draw from numpy.random, or a generator that the dataset holds"
+                )
+            elif source is kept_out and (_probed(source, settings, epoch=1) != first).any():
                 console.warn(
                     "data.validation is measured through the training set's transforms, which are "
                     "random: give validation= a set without such, and set data.validation=0"
                 )
+
+
+def _probed(source: Source, settings: Data, epoch: int = 0) -> np.ndarray:
+    """A few samples as they are drawn in an epoch, float32 (B, channels, height, width)."""
+    filler = source.filler(replace(settings, bad_samples="stop"), 0, training=False)
+    rows = probes(len(source))
+    data = np.empty((len(rows), *filler.shape), np.float32)
+    filler(rows, epoch, data, np.empty(len(rows), np.float32))
+    return data
 
 
 def image_size(settings: Data) -> Tuple[int, int]:

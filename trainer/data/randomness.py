@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import random
-from typing import Any, Callable, Iterator
+import sys
+import types
+from typing import Any, Callable, Dict, Iterator, List, Sequence
 
 import mxnet as mx
 import numpy as np
 
 from . import sharding
+
+_PARTS = 1000  # of a list or a dict that are looked through: of transforms there are few
+_OF_MODULES = (("torch", "manual_seed"), ("cv2", "setRNGSeed"))  # those of other libraries
 
 
 def seed_all(seed: int, mxnet: bool = True) -> None:
@@ -26,6 +32,42 @@ def seed_all(seed: int, mxnet: bool = True) -> None:
     np.random.seed(seed)
     if mxnet:
         mx.random.seed(seed)
+
+
+def held(value: Any) -> List[Any]:
+    """NumPy's and Python's generators that an object, and whatever it refers to, holds.
+
+    Always in the same order. Those of modules and classes are not found.
+    """
+    found: List[Any] = []
+    seen: Dict[int, Any] = {}  # by number, and kept, so that nothing else gets it
+    left = [value]
+    while left:
+        part = left.pop()
+        kind = type(part)
+        if id(part) in seen or issubclass(kind, (type, types.ModuleType)):
+            continue
+        seen[id(part)] = part
+        if issubclass(kind, (random.Random, np.random.RandomState, np.random.Generator)):
+            found.append(part)
+        elif kind is types.FunctionType:  # which refers to its module, too
+            left += [part.__closure__, part.__defaults__, part.__kwdefaults__]
+        else:
+            left += gc.get_referents(part)[:_PARTS]
+    return found
+
+
+def seed_others(seed: int, generators: Sequence[Any]) -> None:
+    """Seed ``generators``, each by another number, and those of PyTorch and OpenCV."""
+    for number, generator in enumerate(generators, seed + 1):
+        if isinstance(generator, np.random.Generator):
+            bits = generator.bit_generator
+            bits.state = type(bits)(number).state
+        else:
+            generator.seed(number)
+    for module, seeding in _OF_MODULES:
+        if module in sys.modules:
+            getattr(sys.modules[module], seeding)(seed)
 
 
 def seed_step(seed: int, step: int, rank: int, mxnet: bool = True) -> None:

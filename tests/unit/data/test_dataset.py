@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -11,16 +12,18 @@ import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import mxnet as mx
 import numpy as np
 import psutil
 import pytest
 from mxnet.gluon.data import ArrayDataset, Dataset
 from mxnet.gluon.data.vision import transforms
+from PIL import Image
 
 from tests.waiting import wait_until
 from trainer.config import Data
-from trainer.data import input_pipeline
+from trainer.data import input_pipeline, randomness
 from trainer.data.idx_file import BadSampleError, DataError
 from trainer.data.loader import EvalLoader, TrainLoader
 from trainer.data.sources import dataset as dataset_module
@@ -133,7 +136,7 @@ def test_a_subset_names_samples_as_the_user_does():
     [
         (IMAGES[0], r"train\[1\] is a ndarray; a dataset must give \(image, label\)"),
         ((IMAGES[0], 1, 2), r"train\[1\] is a tuple of 3; a dataset must give \(image, label\)"),
-        ((IMAGES[0] / 255, 1), r"train\[1\] has an image of float64 .*: leave ToTensor and"),
+        ((IMAGES[0] / 255, 1), r"train\[1\] has an image of float64 .*: leave ToTensor, "),
         ((IMAGES[0, 1:], 1), r"train\[1\] has an image of \(5, 5, 3\), the first one is \(6, 5, 3"),
         ((IMAGES[0], 7), r"train\[1\] has the label 7; .* from 0 to 3"),
         ((IMAGES[0], "cat"), r"train\[1\] has the label cat"),
@@ -219,6 +222,72 @@ def test_readers_do_not_move_each_others_place_in_an_open_file(tmp_path, workers
     for source in (whole, *parts):
         source.close()
     dataset.file.close()
+
+
+class Drawing:
+    """A transform with a generator of its own, in an attribute."""
+
+    def __init__(self, generator):
+        self.generator = generator
+
+    def __call__(self, image):
+        draw = getattr(self.generator, "randint", None) or self.generator.integers
+        return np.full_like(image, draw(0, 255))
+
+
+def with_default(generator):
+    return lambda image, own=generator: image + np.uint8(own.integers(0, 255))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda: Drawing(np.random.default_rng(0)),
+        lambda: Drawing(np.random.RandomState()),
+        lambda: Drawing(random.Random(0)),
+        lambda: with_default(np.random.Generator(np.random.MT19937())),
+        lambda: lambda image: cv2.randu(image.copy(), 0, 255),
+    ],
+    ids=["Generator", "RandomState", "Random", "argument", "OpenCV"],
+)
+def test_generators_of_a_dataset_are_seeded_for_each_sample(transform, capfd):
+    """Else other processes draw other numbers, and a run that resumes draws the first again."""
+
+    def dataset():
+        return ArrayDataset(IMAGES, LABELS).transform_first(transform())
+
+    alone = rows(batches(dataset()))
+    assert len(np.unique(alone[:, 0, 0, 0])) > 9
+    assert (rows(batches(dataset(), workers=3)) == alone).all()
+    assert (rows(batches(dataset(), start=4)) == alone[COUNT + 4 :]).all()
+    with contextlib.closing(input_pipeline.read(PLAIN, dataset())) as sets:
+        input_pipeline.tell_of_ranges(sets, PLAIN)
+    assert "read again" not in capfd.readouterr().err
+
+
+def test_two_generators_of_a_dataset_draw_different_numbers():
+    one, two = random.Random(0), random.Random(0)
+    assert randomness.held([{"a": one}, two, one]) == randomness.held([{"a": one}, two, one])
+    randomness.seed_others(7, randomness.held((one, two)))
+    assert one.random() != two.random()
+
+
+def test_a_dataset_that_draws_from_what_is_not_seeded_is_told_of(capfd):
+    drawn = ArrayDataset(IMAGES, LABELS).transform_first(
+        lambda image: np.random.default_rng().integers(0, 255, image.shape).astype(np.uint8)
+    )
+    with contextlib.closing(input_pipeline.read(PLAIN, drawn)) as sets:
+        input_pipeline.tell_of_ranges(sets, PLAIN)
+    said = capfd.readouterr().err
+    assert "training samples are others when they are read again: their dataset draws" in said
+
+
+def test_numbers_of_a_palette_are_not_taken_for_grey():
+    pictures = [Image.fromarray(image).quantize(4) for image in IMAGES]
+    found = rows(batches(Given(list(zip(pictures, LABELS))), stop=3))
+    assert found.shape[1] == 3
+    listed = input_pipeline.read(PLAIN, list(zip(pictures, LABELS))).train
+    assert (listed.images == [np.asarray(picture.convert("RGB")) for picture in pictures]).all()
 
 
 def test_torchs_generator_is_seeded_for_each_sample(monkeypatch):

@@ -33,6 +33,11 @@ def test_given_sets_are_taken_as_they_are():
         (IMAGES, "train is a ndarray; it must be (images, labels)"),
         ((IMAGES / 255, LABELS), "train images are float64 (6, 4, 5); they must be uint8"),
         ((IMAGES / 255, LABELS), "fit scales pixels itself (data.mean, data.std): leave ToTensor"),
+        ((IMAGES.astype(int), LABELS), "0 to 255: images.astype('uint8'), if they are"),
+        (
+            (IMAGES, LABELS.tolist()),
+            "labels are a list; they must be a NumPy or MXNet array: np.as",
+        ),
         ((IMAGES[:, None], LABELS), "images.transpose(0, 2, 3, 1)"),
         ((IMAGES[:, :0], LABELS), "train images are uint8 (6, 0, 5); they must be"),
         ((IMAGES[:, 0], LABELS), "(6, 5); they must be uint8 (N, height, width)"),

@@ -1,9 +1,9 @@
 """A Gluon dataset, or any object with a length and indices, read sample by sample when needed.
 
 It is read by processes of its own (forked, so that it need not be pickled). There its transforms
-draw from generators that nobody else uses: Python's, NumPy's and MXNet's are seeded before each
-sample from (seed, epoch, sample). What is drawn depends on nothing else, and the user's own
-generators stay as they were.
+draw from generators that nobody else uses: Python's, NumPy's and MXNet's, and those that it holds,
+are seeded before each sample from (seed, epoch, sample). What is drawn depends on nothing else, and
+the user's own generators stay as they were.
 
 The readers share nothing with the rank, nor with each other, that reading changes: files that the
 dataset has open are opened anew. Nor do they see what the rank later does to the dataset.
@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import signal
 import stat
-import sys
 import threading
 import traceback
 from multiprocessing.connection import Connection
@@ -31,7 +30,7 @@ from ...config import Data
 from ...errors import describe_error
 from .. import sharding
 from ..idx_file import BadSampleError, DataError
-from ..randomness import seed_all
+from ..randomness import held, seed_all, seed_others
 from .base import Source, check_label, digest_of, probes
 from .filler import ReadingFiller, Sample, Skipped
 from .pictures import threads
@@ -39,7 +38,9 @@ from .pictures import threads
 MOST_CHANNELS = 4  # a longer last axis is not taken for channels
 _FIRST = 100  # samples, of which the first good one has the shape of all
 _ALIVE_SECONDS = 1.0  # between two looks of an idle reader at whether its rank is still there
-SCALED_BY_FIT = "; fit scales pixels itself (data.mean, data.std): leave ToTensor and Normalize out"
+SCALED_BY_FIT = (
+    "; fit scales pixels itself (data.mean, data.std): leave ToTensor, Normalize and / 255 out"
+)
 
 _Answer = Union[Sample, str]  # or what is wrong with it, after its name
 _Read = Union[Sample, BadSampleError]
@@ -112,10 +113,10 @@ class DatasetSource(Source):
         chosen = self._indices[indices]
         return DatasetSource(self._name, self._dataset, self._settings, chosen)
 
-    def images_digest(self, epoch: int = 0) -> str:
-        """Of the length, and of a few samples as they are drawn in an epoch."""
+    def images_digest(self) -> str:
+        """Of the length, and of a few samples as they are drawn in the first epoch."""
         parts: List[Any] = [str(len(self)), self._indices.astype(np.int64)]
-        for sample in self.samples(probes(len(self)).tolist(), 0, epoch):
+        for sample in self.samples(probes(len(self)).tolist(), 0, 0):
             if self._settings.bad_samples == "stop":
                 good(sample)
             if not isinstance(sample, BadSampleError):
@@ -214,11 +215,13 @@ def _serve(pipe: Connection, dataset: Any, seeded: Any) -> None:
         signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
     _open_anew()
+    own = held(dataset)
     with contextlib.suppress(EOFError, OSError):
         while os.getppid() == parent:
             # Other readers have this pipe's other end too, so that a killed parent leaves it open.
             if pipe.poll(_ALIVE_SECONDS):
-                pipe.send([_read(dataset, index, seed, seeded) for index, seed in pipe.recv()])
+                asked = pipe.recv()
+                pipe.send([_read(dataset, index, seed, seeded, own) for index, seed in asked])
     os._exit(0)  # not what the parent has registered for its own end
 
 
@@ -240,13 +243,15 @@ def _open_anew() -> None:
                 os.close(own)
 
 
-def _read(dataset: Any, index: int, seed: int, seeded: Any = "all") -> _Answer:
-    """A sample, after MXNet's generators of the device ``seeded``, and all others, were seeded."""
-    seed_all(seed, mxnet=False)
-    mx.random.seed(seed, ctx=seeded)
-    if "torch" in sys.modules:  # torchvision's transforms draw from its generator
-        sys.modules["torch"].manual_seed(seed)
+def _read(
+    dataset: Any, index: int, seed: int, seeded: Any = "all", own: Sequence[Any] = ()
+) -> _Answer:
+    """A sample, after MXNet's generators of the device ``seeded``, its ``own`` and all others were
+    seeded."""
     try:
+        seed_all(seed, mxnet=False)
+        mx.random.seed(seed, ctx=seeded)
+        seed_others(seed, own)
         sample = dataset[index]
         if wrong := no_pair(sample):
             return wrong
@@ -268,5 +273,7 @@ def no_pair(value: Any) -> str:
 
 
 def on_host(value: Any) -> np.ndarray:
-    """An MXNet array, or anything else, as a NumPy array."""
+    """An MXNet array, a Pillow image or anything else, as a NumPy array."""
+    if getattr(value, "mode", None) == "P":  # whose numbers are those of its palette
+        value = value.convert("RGB")
     return value.asnumpy() if isinstance(value, mx.nd.NDArray) else np.asarray(value)
