@@ -45,6 +45,12 @@ def address_towards(host: str) -> str:
         return str(probe.getsockname()[0])
 
 
+def addresses_of(name: str) -> List[str]:
+    """The IPv4 addresses of a host, those that have a route first; socket.gaierror without any."""
+    found = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in found]
+
+
 def addresses_by_interface() -> Dict[str, List[str]]:
     """The IPv4 addresses of each interface that has any."""
     found = {

@@ -127,7 +127,7 @@ class Rendezvous(RendezvousHTTPServer):
         missing = self._world_size - len(self.connected)
         if missing <= 0:
             return
-        places = self.cache.get(CHECK_IN, {})  # "host interface" of each rank
+        places = self.cache.get(CHECK_IN, {})  # "host interface address" of each rank
         offered = "; ".join(sorted({place.decode() for place in places.values()})) or "loopback"
         self.say_once(
             "interfaces",
@@ -135,6 +135,21 @@ class Rendezvous(RendezvousHTTPServer):
             f"{CONNECT_SECONDS:g} s, over the interfaces: {offered}; is one of them wrong "
             "(HOROVOD_GLOO_IFACE), or is there a firewall between the hosts?",
         )
+
+    def refuse_shared_addresses(self) -> None:
+        """Raises MissingRanksError where hosts offer one address, at which each meets itself.
+
+        The store's own is that of one machine, which Slurm may take for several nodes.
+        """
+        hosts: Dict[str, str] = {self.endpoint.address: ""}
+        for place in self.cache.get(CHECK_IN, {}).values():
+            host, interface, address = place.decode().split()
+            if hosts.setdefault(address, host) not in ("", host):
+                raise MissingRanksError(
+                    f"{hosts[address]} and {host} both have the address {address} on {interface}, "
+                    "so ranks would not find each other: HOROVOD_GLOO_IFACE must name an interface "
+                    "of the network between them; or unset it to follow the route"
+                )
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """A connection has been accepted; closes the first ones of too many silent ones."""
@@ -237,6 +252,8 @@ class _Handler(RendezvousHandler):
             if rank.isdigit():
                 try:
                     self.server.arrivals.arrive_and_wait(scope, int(rank))
+                    if scope == CHECK_IN:
+                        self.server.refuse_shared_addresses()
                 finally:
                     if scope == CHECK_IN and rank == "0":  # with it the store may end
                         self.server.arrivals.wait_for_answers(scope)

@@ -8,6 +8,7 @@ child of each keeps a connection to the store, which is closed when the rank end
 from __future__ import annotations
 
 import http.client
+import itertools
 import os
 import re
 import resource
@@ -52,7 +53,7 @@ def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
     facts = slurm.facts_from_slurm(env)
     nodes = slurm.expand_nodes(env["SLURM_STEP_NODELIST"])
     deadline = time.monotonic() + start_timeout
-    address = _store_address(nodes, facts, env)
+    addresses = _store_addresses(nodes, facts, env)
     try:
         token = slurm.step_token(env, user_secret)
     except OSError as error:
@@ -61,14 +62,15 @@ def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
         ) from None
     ports = slurm.rendezvous_ports(token)
     if facts.rank == 0:
-        store = Rendezvous(address, facts.world_size, token, say, ports, start_timeout)
+        store = Rendezvous(addresses[0], facts.world_size, token, say, ports, start_timeout)
         _in_child(lambda: _serve(store))
         endpoint = store.endpoint
     else:
-        endpoint = _find_store(address, ports, token, facts, deadline)
-    interface = network.interface_towards(address)
-    _make_own_name_lead_to(interface, len(nodes) > 1)
-    _check_in(endpoint, facts, interface, start_timeout)
+        endpoint = _find_store(addresses, ports, token, facts, deadline)
+    interface = network.interface_towards(endpoint.address)
+    offered = network.addresses_by_interface()[interface][0]
+    _make_own_name_lead_to(offered, interface, len(nodes) > 1)
+    _check_in(endpoint, facts, f"{facts.hostname} {interface} {offered}", start_timeout)
     environment = rank_environment(
         facts,
         endpoint.environment(),
@@ -82,38 +84,39 @@ def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
     return facts, endpoint, environment
 
 
-def _store_address(nodes: List[str], facts: RankFacts, env: Mapping[str, str]) -> str:
-    """The IPv4 address that task 0's store binds.
+def _store_addresses(nodes: List[str], facts: RankFacts, env: Mapping[str, str]) -> List[str]:
+    """The IPv4 addresses of task 0's store, which binds the first; the others look at each.
 
-    On the first node it is the local address on the route to another, because the node's own name
-    may resolve to 127.0.1.1 there. Of a heterogeneous job it is the first part's first node.
+    On its own node it is the local address on the route to another, because the node's own name
+    may resolve to 127.0.1.1 there; elsewhere the name may lead to addresses on several networks.
+    Of a heterogeneous job the store is on the first part's first node.
     """
-    if "LAUNCH_RENDEZVOUS_HOST" in env:
-        return _resolve(env["LAUNCH_RENDEZVOUS_HOST"])
     if len(nodes) == 1:
-        return network.LOOPBACK
+        return [network.LOOPBACK]
+    own, given = facts.hostname, env.get("LAUNCH_RENDEZVOUS_HOST")
     first = slurm.expand_nodes(env.get("SLURM_NODELIST_HET_GROUP_0", nodes[0]))[0]
-    first = first if first in nodes else nodes[0]
-    own = facts.hostname
-    if own != first and facts.rank == 0:
+    first = given or (first if first in nodes else nodes[0])
+    if own != first and facts.rank == 0 and not given:
         raise ValueError(
             f"rank 0 is on {own}, not on the step's first node, {first}, where the others look for "
             "it (srun --distribution=arbitrary?): set LAUNCH_RENDEZVOUS_HOST="
             f"{own} for all ranks"
         )
-    if own != first:
-        return _resolve(first)
-    return network.address_towards(_resolve(next(node for node in nodes if node != first)))
+    found = _resolve(first) if own != first else []
+    if found and not found[0].startswith("127."):
+        return found
+    other = next(node for node in nodes if node != own)
+    return [network.address_towards(_resolve(other)[0])]
 
 
-def _resolve(node: str) -> str:
-    """The address of a node, by its name or else by Slurm's NodeAddr."""
+def _resolve(node: str) -> List[str]:
+    """The addresses of a node, by its name or else by Slurm's NodeAddr; the best routed first."""
     with suppress(socket.gaierror):
-        return socket.gethostbyname(node)
+        return network.addresses_of(node)
     shown = run(["scontrol", "show", "node", node]).stdout
     with suppress(socket.gaierror):
         if found := re.search(r"NodeAddr=(\S+)", shown):
-            return socket.gethostbyname(found[1])
+            return network.addresses_of(found[1])
     raise ValueError(
         f"{socket.gethostname()} cannot find the IPv4 address of {node}: neither name service nor "
         "scontrol knows it; set LAUNCH_RENDEZVOUS_HOST to that of rank 0's node"
@@ -148,14 +151,14 @@ def _serve(store: Rendezvous) -> None:
 
 
 def _find_store(
-    address: str, ports: Sequence[int], token: str, facts: RankFacts, deadline: float
+    addresses: List[str], ports: Sequence[int], token: str, facts: RankFacts, deadline: float
 ) -> Endpoint:
     """The endpoint at which task 0 accepts this step's token."""
     span = f"{min(ports)}-{max(ports)} ({len(ports)} of them)"
-    place = f"store of rank 0 at {address}, ports {span}"
+    place = f"store of rank 0 at {' or '.join(addresses)}, ports {span}"
     notice, others = time.monotonic() + NOTICE_SECONDS, ""
     while True:
-        for port in ports:
+        for port, address in itertools.product(ports, addresses):
             endpoint = Endpoint(address, port, token)
             try:
                 if endpoint.knows_token(timeout=2.0):
@@ -176,9 +179,8 @@ def _find_store(
         time.sleep(0.2)
 
 
-def _make_own_name_lead_to(interface: str, several_nodes: bool) -> None:
+def _make_own_name_lead_to(address: str, interface: str, several_nodes: bool) -> None:
     """Makes this host's own name resolve to the interface's address (launch/core/network.py)."""
-    address = network.addresses_by_interface()[interface][0]
     own = network.address_of_own_name()
     if own == address or (own and not several_nodes):
         return
@@ -195,9 +197,8 @@ def _make_own_name_lead_to(interface: str, several_nodes: bool) -> None:
             ) from None
 
 
-def _check_in(endpoint: Endpoint, facts: RankFacts, interface: str, start_timeout: float) -> None:
+def _check_in(endpoint: Endpoint, facts: RankFacts, place: str, start_timeout: float) -> None:
     """Checks in at the store; returns when all ranks have."""
-    place = f"{facts.hostname} {interface}"
     seconds = start_timeout + 5.0  # the store's own clock comes first
     try:
         status, body = endpoint.request(

@@ -98,8 +98,6 @@ class Hosts:
 
     def __enter__(self) -> Hosts:
         ip("netns", "add", self._switch)
-        ip("link", "add", "bridge", "type", "bridge", namespace=self._switch)
-        ip("link", "set", "bridge", "up", namespace=self._switch)
         for number, name in enumerate(self.names, 1):
             self._make(number, name)
         return self
@@ -117,16 +115,28 @@ class Hosts:
         namespace = self._namespace(name)
         ip("netns", "add", namespace)
         ip("link", "set", "lo", "up", namespace=namespace)
-        ip("link", "add", "eth0", "type", "veth", "peer", name, "netns", self._switch,
-           namespace=namespace)  # fmt: skip
-        ip("addr", "add", f"10.77.0.{number}/24", "dev", "eth0", namespace=namespace)
-        ip("link", "set", "eth0", "up", namespace=namespace)
-        ip("link", "set", name, "master", "bridge", "up", namespace=self._switch)
+        self.add_interface(name, "eth0", f"10.77.0.{number}/24", bridge="bridge")
         ip("link", "add", "spare", "type", "veth", "peer", "nowhere", namespace=namespace)
         ip("addr", "add", f"10.78.{number}.1/24", "dev", "spare", namespace=namespace)
         for interface in ("spare", "nowhere"):
             ip("link", "set", interface, "up", namespace=namespace)
         others = [f"10.77.0.{n} {other}" for n, other in enumerate(self.names, 1) if other != name]
+        self.know(name, others)
+
+    def add_interface(self, name: str, interface: str, address: str, bridge: str) -> None:
+        """Gives a host one more interface, on the network of that `bridge`."""
+        namespace, port = self._namespace(name), name + interface.replace("eth0", "")
+        if name == self.names[0]:
+            ip("link", "add", bridge, "type", "bridge", namespace=self._switch)
+            ip("link", "set", bridge, "up", namespace=self._switch)
+        ip("link", "add", interface, "type", "veth", "peer", port, "netns", self._switch,
+           namespace=namespace)  # fmt: skip
+        ip("addr", "add", address, "dev", interface, namespace=namespace)
+        ip("link", "set", interface, "up", namespace=namespace)
+        ip("link", "set", port, "master", bridge, "up", namespace=self._switch)
+
+    def know(self, name: str, others: Sequence[str]) -> None:
+        """Writes a host's /etc/hosts."""
         lines = ["127.0.0.1 localhost", f"127.0.1.1 {name}", *others]
         (self._folder / f"hosts-{name}").write_text("\n".join(lines) + "\n")
 

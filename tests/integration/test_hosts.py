@@ -178,9 +178,47 @@ def test_a_wrong_interface_is_reported_by_the_store_and_ends_all_ranks(hosts, tm
     assert ["Network is unreachable" in out for _, out in results] == [False, True, True]
     said = results[0][1]
     assert "launch: 3 of 3 ranks have not connected to all others within 10 s" in said
-    assert "over the interfaces: h1 spare; h2 spare; h3 spare; is one of them wrong" in said
+    assert "over the interfaces: h1 spare 10.78.1.1; h2 spare 10.78.2.1; h3 spare 10.7" in said
     assert "rank 0 on h1 stood still for" in said
     assert "at the rendezvous of all ranks (train.watchdog_seconds is 12)" in said
+
+
+@pytest.mark.parametrize("interface", ["lo", "docker0"])
+def test_an_interface_with_one_address_on_all_hosts_is_refused(hosts, interface):
+    """Gloo's ranks would look for each other on their own hosts, some of them for long."""
+    for name in hosts.names:
+        hosts.add_interface(name, "docker0", "172.17.0.1/16", bridge="docker")
+    address = {"lo": "127.0.0.1", "docker0": "172.17.0.1"}[interface]
+    for code, said in ends(start_all(hosts, ["true"], HOROVOD_GLOO_IFACE=interface)):
+        assert code == 1
+        assert re.fullmatch(
+            r"launch: rank \d \(h\d\): h\d and h\d both have "
+            rf"the address {address} on {interface}, so ranks would not find each other: HOROVOD_GLOO_IFACE must name an interface .*\n",
+            said,
+        )
+
+
+def test_hosts_on_two_networks_whose_names_lead_to_either(hosts, tmp_path):
+    """As names with two addresses do by turns; the store is on one of the two networks."""
+    for number, name in enumerate(hosts.names, 1):
+        hosts.add_interface(name, "ib0", f"10.79.0.{number}/24", bridge="fabric")
+        others = [n for n in (1, 2, 3) if n != number]
+        networks = ("10.79.0", "10.77.0") if number == 1 else ("10.77.0", "10.79.0")
+        hosts.know(name, [f"{network}.{n} h{n}" for network in networks for n in others])
+    results = ends(start_all(hosts, standin(tmp_path, 3), "--start-timeout", "20"))
+    assert results == [(0, "from step 0 with 3 ranks\ndone: 36.0\n"), (0, ""), (0, "")]
+
+
+def test_rank_0_may_be_on_any_host_by_its_name_that_leads_to_itself_there(hosts, tmp_path):
+    """As the line says that ranks get without it (tests/unit/launch/slurm/test_rank.py)."""
+    where = {"LAUNCH_RENDEZVOUS_HOST": "h2"}
+    ranks = [
+        start(
+            hosts, host, standin(tmp_path, 3), "--start-timeout", "20", **where, SLURM_PROCID=rank
+        )
+        for host, rank in enumerate("102")
+    ]
+    assert [code for code, _ in ends(ranks)] == [0, 0, 0]
 
 
 def test_short_cut_is_survived_and_a_long_one_ends_all_ranks(hosts, tmp_path):

@@ -53,9 +53,8 @@ def test_a_private_hostname_leaves_the_hosts_alone():
 
 @pytest.fixture
 def renamed(monkeypatch):
-    """Names taken, on a host whose interface eth0 has 192.0.2.9."""
+    """Names taken."""
     names = []
-    monkeypatch.setattr(network, "addresses_by_interface", lambda: {"eth0": ["192.0.2.9"]})
     monkeypatch.setattr(network, "take_hostname", names.append)
     return names
 
@@ -73,7 +72,7 @@ def renamed(monkeypatch):
 )
 def test_renamed_only_where_the_name_leads_astray(monkeypatch, renamed, own, several_nodes, names):
     monkeypatch.setattr(network, "address_of_own_name", lambda: own)
-    rank._make_own_name_lead_to("eth0", several_nodes)
+    rank._make_own_name_lead_to("192.0.2.9", "eth0", several_nodes)
     assert renamed == names
 
 
@@ -84,9 +83,9 @@ def test_without_namespaces_the_line_to_correct_is_named(monkeypatch, renamed, c
     monkeypatch.setattr(network, "take_hostname", refuse)
     monkeypatch.setattr(network, "address_of_own_name", lambda: "127.0.1.1")
     with pytest.raises(ValueError, match=r"leads to 127\.0\.1\.1, not to 192\.0\.2\.9.*/etc/hosts"):
-        rank._make_own_name_lead_to("eth0", True)
+        rank._make_own_name_lead_to("192.0.2.9", "eth0", True)
     monkeypatch.setattr(network, "address_of_own_name", lambda: "192.0.2.200")
-    rank._make_own_name_lead_to("eth0", True)
+    rank._make_own_name_lead_to("192.0.2.9", "eth0", True)
     assert "leads to 192.0.2.200, not to 192.0.2.9 on eth0: part of the traffic" in (
         capsys.readouterr().err
     )

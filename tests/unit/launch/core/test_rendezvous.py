@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import http.server
+import re
 import socket
 import struct
 import threading
@@ -26,7 +27,7 @@ class Store(Rendezvous):
         self.thread = threading.Thread(target=self.serve, daemon=True)
         self.thread.start()
 
-    def put(self, scope, key, value=b""):
+    def put(self, scope, key, value=b"a lo 127.0.0.1"):
         return self.endpoint.request("PUT", scope, key, value)
 
     def get(self, scope, key):
@@ -191,6 +192,31 @@ def test_rank_0_is_answered_last_as_the_store_may_end_with_it(store, monkeypatch
     thread.join()
     assert answers == [(200, b"")]
     wait_until(lambda: order == [f"/{CHECK_IN}/1", f"/{CHECK_IN}/0"], lambda: order)
+
+
+def test_hosts_that_offer_one_address_are_told_before_gloo_looks_for_them(store):
+    """As by HOROVOD_GLOO_IFACE=docker0; each rank would find itself there."""
+    thread, answers = in_background(store.put, CHECK_IN, "0", b"a docker0 172.17.0.1")
+    status, said = store.put(CHECK_IN, "1", b"b docker0 172.17.0.1")
+    thread.join()
+    assert answers == [(status, said)] and status == 408
+    words = rb"(a and b|b and a) both have the address 172\.17\.0\.1 on docker0, so .*"
+    assert re.fullmatch(words, said)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (b"a eth0 192.0.2.1", b"b eth0 192.0.2.2"),
+        (b"a eth0 192.0.2.1", b"a eth0 192.0.2.1"),
+        (b"a lo 127.0.0.1", b"b lo 127.0.0.1"),  # the store's own: Slurm's nodes on one machine
+    ],
+)
+def test_ranks_of_a_host_may_share_an_address(store, first, second):
+    thread, answers = in_background(store.put, CHECK_IN, "0", first)
+    assert store.put(CHECK_IN, "1", second) == (200, b"")
+    thread.join()
+    assert answers == [(200, b"")]
 
 
 def test_a_rank_that_never_comes_is_named_to_all():

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from launch.core import network
 from launch.core.ranks import facts_on_one_host
 from launch.core.rendezvous import Rendezvous
 from launch.slurm import rank
@@ -45,7 +46,7 @@ def test_another_jobs_store_on_the_first_port_is_passed_over(store):
     other = Rendezvous("127.0.0.1", 2, "other", lambda line: None)
     other.serve_in_thread()
     ports = [other.endpoint.port, store.endpoint.port]
-    found = rank._find_store("127.0.0.1", ports, "token", facts_on_one_host(1, 2), soon())
+    found = rank._find_store(["127.0.0.1"], ports, "token", facts_on_one_host(1, 2), soon())
     assert found == store.endpoint
     other.close()
 
@@ -60,7 +61,7 @@ def test_another_service_on_the_first_port_is_passed_over(store):
 
         threading.Thread(target=talk, daemon=True).start()
         ports = [service.getsockname()[1], store.endpoint.port]
-        found = rank._find_store("127.0.0.1", ports, "token", facts_on_one_host(1, 2), soon())
+        found = rank._find_store(["127.0.0.1"], ports, "token", facts_on_one_host(1, 2), soon())
     assert found == store.endpoint
 
 
@@ -74,7 +75,7 @@ def free_port():
 def test_no_store_ends_in_one_line_a_node(capsys, free_port, local_rank):
     with pytest.raises(SystemExit) as exit_:
         rank._find_store(
-            "127.0.0.1", [free_port], "t", facts_on_one_host(local_rank, 2), time.monotonic()
+            ["127.0.0.1"], [free_port], "t", facts_on_one_host(local_rank, 2), time.monotonic()
         )
     assert exit_.value.code == 1
     line = (
@@ -90,7 +91,7 @@ def test_what_a_rank_waits_for_is_said_once(monkeypatch, capsys, free_port):
     monkeypatch.setattr(rank, "NOTICE_SECONDS", 0.0)
     with pytest.raises(SystemExit):
         rank._find_store(
-            "127.0.0.1", [free_port], "t", facts_on_one_host(0, 2), time.monotonic() + 0.5
+            ["127.0.0.1"], [free_port], "t", facts_on_one_host(0, 2), time.monotonic() + 0.5
         )
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
@@ -103,26 +104,37 @@ def on(host, number=1):
 
 
 def test_addresses(monkeypatch):
+    known = {"a": ["127.0.1.1"], "b": ["127.0.0.1"], "c": ["192.0.2.3", "198.51.100.3"]}
+    monkeypatch.setattr(network, "addresses_of", known.get)
+    monkeypatch.setattr(network, "address_towards", lambda host: f"towards {host}")
     env = {}
-    assert rank._store_address(["a"], on("a"), env) == "127.0.0.1"
+    assert rank._store_addresses(["a"], on("a"), env) == ["127.0.0.1"]
     # On the first node its own name may mean 127.0.1.1: the route to the second one counts.
-    monkeypatch.setattr(
-        socket, "gethostbyname", {"a": "127.0.1.1", "b": "127.0.0.1", "c": "127.0.0.3"}.get
-    )
-    assert rank._store_address(["a", "b"], on("a"), env) == "127.0.0.1"
-    assert rank._store_address(["c", "b"], on("b"), env) == "127.0.0.3"
-    assert rank._store_address(["a", "b"], on("b"), {"LAUNCH_RENDEZVOUS_HOST": "c"}) == "127.0.0.3"
+    assert rank._store_addresses(["a", "b"], on("a"), env) == ["towards 127.0.0.1"]
+    assert rank._store_addresses(["c", "b"], on("b"), env) == ["192.0.2.3", "198.51.100.3"]
     # The parts of a heterogeneous job, whose list of all nodes is sorted by name.
     env = {"SLURM_NODELIST_HET_GROUP_0": "c"}
-    assert rank._store_address(["b", "c"], on("c", 0), env) == "127.0.0.1"
-    assert rank._store_address(["b", "c"], on("b"), env) == "127.0.0.3"
-    assert rank._store_address(["a", "b"], on("a", 0), env) == "127.0.0.1"  # --het-group=1
+    assert rank._store_addresses(["b", "c"], on("c", 0), env) == ["towards 127.0.0.1"]
+    assert rank._store_addresses(["b", "c"], on("b"), env) == known["c"]
+    assert rank._store_addresses(["a", "b"], on("a", 0), env) == ["towards 127.0.0.1"]
+
+
+@pytest.mark.parametrize("given", ["a", "a.example.org"])
+def test_the_host_that_is_given_may_have_a_name_that_leads_to_itself(monkeypatch, given):
+    """On Debian /etc/hosts has `127.0.1.1 a.example.org a`, where nobody else finds the store."""
+    known = {"a": ["127.0.1.1"], "a.example.org": ["127.0.1.1"], "c": ["192.0.2.3"]}
+    monkeypatch.setattr(network, "addresses_of", known.get)
+    monkeypatch.setattr(network, "address_towards", {"192.0.2.3": "192.0.2.9"}.get)
+    env = {"LAUNCH_RENDEZVOUS_HOST": given}
+    assert rank._store_addresses(["a", "c"], on("a", 0), env) == ["192.0.2.9"]
+    known[given] = ["192.0.2.9"]
+    assert rank._store_addresses(["a", "c"], on("c"), env) == ["192.0.2.9"]
 
 
 def test_rank_0_on_another_node_than_the_first_says_what_to_set():
     """As with `srun --distribution=arbitrary`; other nodes cannot tell where it is."""
     with pytest.raises(ValueError, match="rank 0 is on b, .*set LAUNCH_RENDEZVOUS_HOST=b for"):
-        rank._store_address(["a", "b"], on("b", 0), {})
+        rank._store_addresses(["a", "b"], on("b", 0), {})
 
 
 def test_unknown_node_names_the_way_out(monkeypatch):
