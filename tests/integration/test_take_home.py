@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -601,6 +602,41 @@ def test_names_of_classes_can_be_given_later(on_folder: Tuple[str, Path], tmp_pa
     assert _asked("predict", run_of, picture).startswith("image,class,probability,cat,dog,score 2,")
     said = _asked("predict", run_of, picture, f"data.class_names={tmp_path / 'none'}")
     assert "none, which cannot be read: No such file" in said
+
+
+def test_a_net_in_colour_is_not_asked_in_grey(on_folder: Tuple[str, Path]) -> None:
+    run_of, pets = on_folder
+    said = _asked("predict", run_of, str(next(pets.glob("cat/*"))), "data.channels=1")
+    assert re.search(r"the images are read as \(24, 24\), the net of .* takes \(24, 24, 3\)", said)
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_a_net_of_labels_from_1_or_in_words_answers_with_them(words: bool, tmp_path: Path) -> None:
+    """By the command line, in predictions, exported files and their card."""
+    images, labels = fashion_mnist.load("test", dataset="fashion_mnist_sample")
+    chosen = np.flatnonzero(labels < 4)[:40]
+    own = np.array(["ant", "bee", "cow", "dog"])[labels[chosen]] if words else labels[chosen] + 1
+    settings = [*SMALL, "train.epochs=1", "monitor.loggers=[]", f"output={tmp_path}"]
+    given = {"train": (images[chosen], own), "test": (images[chosen], own)}
+    folder = str(fit(config=config.from_dict({}, settings), **given).folder)
+    names = ["ant", "bee", "cow", "dog"] if words else list("1234")
+    answers = _answers(folder, IDX)
+    assert list(answers[0])[3:7] == names
+    assert {answer["class"] for answer in answers} <= {
+        *names,
+        *(f"score {n}" for n in range(4, 10)),
+    }
+    exported = tmp_path / "exported"
+    assert "wrote" in _asked("export", folder, f"--output={exported}")
+    import onnx
+
+    model = onnx.load(str(exported / "model.onnx"))
+    kept = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(kept["classes"])[:4] == names
+    seen = trained_model.evaluate_saved(trained_model.load(folder, trust=True), test=given["test"])
+    assert seen.samples == 40 and seen.confusion[:4].sum(axis=1).tolist() == [
+        *np.bincount(labels[chosen])
+    ]
 
 
 def test_without_the_data_of_a_run_its_net_is_still_exported_and_averaged(

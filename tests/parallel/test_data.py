@@ -25,13 +25,17 @@ COUNTS = (7, 5, 9)
 
 
 class Noisy:
-    """A dataset whose samples are drawn from every generator."""
+    """A dataset whose samples are drawn from every generator, and from one of its own."""
+
+    def __init__(self) -> None:
+        self.own = np.random.default_rng()
 
     def __len__(self) -> int:
         return 13
 
     def __getitem__(self, index: int) -> Tuple[Any, int]:
-        drawn = (random.random(), np.random.rand(), float(mx.nd.random.uniform().asscalar()))
+        mxnets = float(mx.nd.random.uniform().asscalar())
+        drawn = (random.random(), np.random.rand(), mxnets, self.own.random())
         return np.array([[[int(255 * number) for number in drawn]]], np.uint8), index % 3
 
 

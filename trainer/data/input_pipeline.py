@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import console, dist
 from ..config import Config, Data
+from ..dist import environment
 from ..dist.array_memory import on_device
 from . import arrays, fashion_mnist
 from .arrays import Arrays
@@ -105,6 +106,8 @@ def read(
             found = {name: arrays.given(name, part, settings) for name, part in given.items()}
         if isinstance(known, str) and isinstance(found["train"], tuple):
             classes = of_labels(*(part[1] for part in found.values() if isinstance(part, tuple)))
+            if classes and environment.rank() == 0 and classes[0] == 1:
+                console.warn(f"labels are 1 to {classes[-1]}: score 0 of the net is label 1, etc.")
         sources = in_memory(found, classes)
     if settings.validation and "validation" in sources:
         holds = "validation=... is" if given else f"folder {settings.folder} holds"

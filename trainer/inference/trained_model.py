@@ -186,11 +186,7 @@ def find_test_set(saved: Saved, given: Any = None, name: str = "test") -> Option
         return None
     with contextlib.ExitStack() as unless_it_fits:
         unless_it_fits.callback(source.close)
-        if source.image_shape[2:] != saved.image_shape[2:]:
-            raise DataError(
-                f"the {name} set has images of {source.image_shape}, the net of {saved.path} takes "
-                f"{saved.image_shape} (height, width[, channels]); give the set it was trained on"
-            )
+        _check_channels(saved, source.image_shape, f"the {name} set has images of")
         highest = -1 if source.labels is None else int(source.labels.max())
         if highest >= saved.num_classes:
             raise DataError(
@@ -200,6 +196,14 @@ def find_test_set(saved: Saved, given: Any = None, name: str = "test") -> Option
         source.expect(saved.num_classes)
         unless_it_fits.pop_all()
     return source
+
+
+def _check_channels(saved: Saved, shape: Tuple[int, ...], which: str) -> None:
+    if shape[2:] != saved.image_shape[2:]:
+        raise DataError(
+            f"{which} {shape}, the net of {saved.path} takes {saved.image_shape} (height, width[, "
+            "channels]); give such as it was trained on (data.channels, data.dataset, data.folder)"
+        )
 
 
 def evaluate_saved(
@@ -236,8 +240,9 @@ def scores(saved: Saved, images: np.ndarray) -> np.ndarray:
     """Logits, float32 (N, K), of ``images``, uint8 (N, H, W[, C]); in a single process.
 
     Images are resized and normalised as in training. Scores that are not finite are refused, by
-    CheckpointError.
+    CheckpointError; images of other channels by DataError.
     """
+    _check_channels(saved, images.shape[1:], "the images are read as")
     source = ArraySource(images, np.zeros(len(images), np.int32))
     batches = input_pipeline.test_loader(source, saved.config, saved.ctx)
     found = np.concatenate([saved.net(batch.data).asnumpy() for batch in batches])

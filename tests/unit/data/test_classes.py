@@ -22,14 +22,15 @@ def test_labels_from_0_are_left_alone():
     assert train.classes is None and train.labels is labels
 
 
-def test_labels_from_1_are_numbered_from_0():
+def test_labels_from_1_are_numbered_from_0(capfd):
     sets = input_pipeline.read(Data(), (IMAGES, np.arange(1, 7)), (IMAGES[:2], np.array([6, 1])))
     assert sets.train.classes == (1, 2, 3, 4, 5, 6)
     assert sets.train.labels.tolist() == [0, 1, 2, 3, 4, 5] and sets.test.labels.tolist() == [5, 0]
     assert sets.num_classes == 6
+    assert "labels are 1 to 6: score 0 of the net is label 1, etc." in capfd.readouterr().err
     # A 0 in either set says that they are numbered from there.
     sets = input_pipeline.read(Data(), (IMAGES, np.arange(1, 7)), (IMAGES[:2], np.array([6, 0])))
-    assert sets.train.classes is None and sets.num_classes == 7
+    assert sets.train.classes is None and sets.num_classes == 7 and not capfd.readouterr().err
 
 
 @pytest.mark.parametrize("words", [WORDS, WORDS.astype(object)])
