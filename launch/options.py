@@ -45,8 +45,8 @@ def whole_number(least: int) -> Callable[[str], int]:
     """The type of an option that is a whole number, of `least` or more."""
 
     def convert(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,4}", text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to 9999")
+        if not re.fullmatch("[0-9]{1,5}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to 99999")
         return int(text)
 
     return convert

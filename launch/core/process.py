@@ -81,15 +81,11 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command for its output; exit code 127 if it does not exist, 124 if it hangs."""
     try:
-        return subprocess.run(
-            command,
-            input=stdin,
-            env=env,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
+        done = subprocess.run(
+            command, input=os.fsencode(stdin), env=env, capture_output=True, timeout=timeout
         )
+        said = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
+        return subprocess.CompletedProcess(command, done.returncode, *said)
     except FileNotFoundError:
         return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not installed")
     except subprocess.TimeoutExpired:

@@ -20,8 +20,11 @@ from typing import Any, Callable, NoReturn, Optional, TextIO, Type, Union
 
 USER_ERROR = 2
 
-# All but line ends and tabs: C0, C1, and what turns the direction of a text around.
-_CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# All but line ends and tabs: C0, C1, what turns the direction of a text around, and bytes that are
+# no text.
+_CONTROLS = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 class LostAnswerError(OSError):
@@ -169,7 +172,7 @@ class _Stream(io.TextIOWrapper):
         super().__init__(
             sink,  # as Python itself does under PYTHONUNBUFFERED
             like.encoding,
-            like.errors,
+            "surrogateescape" if like.errors == "strict" else like.errors,  # names of any bytes
             line_buffering=bool(like.line_buffering),
             write_through=bool(getattr(like, "write_through", False)),
         )

@@ -51,18 +51,19 @@ def _run_local(args: argparse.Namespace, command: List[str]) -> int:
     from .elastic import Discovery, Elastic
     from .local import run_local
 
-    ranks = args.ranks or (args.min_ranks if args.discover else args.max_ranks)
+    discovers = args.discover is not None  # an empty command too, which is told of
+    ranks = args.ranks or (args.min_ranks if discovers else args.max_ranks)
     if ranks is None:
         raise ValueError("how many ranks? -n N")
     restarts = args.max_restarts
     if restarts is None:
-        restarts = 10 if args.min_ranks or args.max_ranks or args.discover else 0
+        restarts = 10 if args.min_ranks or args.max_ranks or discovers else 0
     elastic = Elastic(
         ranks=ranks,
         min_ranks=args.min_ranks,
         max_ranks=args.max_ranks,
         max_restarts=restarts,
-        discovery=Discovery(args.discover, args.discover_every) if args.discover else None,
+        discovery=Discovery(args.discover, args.discover_every) if discovers else None,
         patience=args.start_timeout,
     )
     _tell_of_copies()

@@ -122,6 +122,8 @@ class _Step:
         self._process = subprocess.Popen(
             srun, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
+        # `--signal=B:USR1@60` and `scancel --batch --signal=USR1`; srun hands it on to the ranks.
+        signal.signal(signal.SIGUSR1, lambda signum, _: self._process.send_signal(signum))
 
     def wait(self) -> int:
         for thread in process.drain(self._process, self._note):

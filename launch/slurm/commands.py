@@ -26,10 +26,10 @@ def add_slurm(actions: Any) -> None:
     )
     for option in fields(JobOptions):
         if "help" in option.metadata:
-            name = f"--{option.name.replace('_', '-')}"
-            kind: Any = {"action": "store_const", "const": True}  # else None: the site's stands
-            kind = kind if option.type == "bool" else {}
-            slurm.add_argument(name, help=option.metadata["help"], **kind)
+            name, kind = f"--{option.name.replace('_', '-')}", str(option.type)
+            flag = {"action": "store_const", "const": True}  # else None: the site's stands
+            how: Any = {"bool": flag, "Tuple[str, ...]": {"action": "append"}}.get(kind, {})
+            slurm.add_argument(name, help=option.metadata["help"], **how)
     slurm.add_argument(
         "--site",
         type=Path,

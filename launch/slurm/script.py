@@ -67,7 +67,9 @@ class JobOptions:
     container_runtime: str = _option("apptainer", "apptainer (default) or pyxis")
     container_mounts: Tuple[str, ...] = ()  # HOST:INSIDE; the working folder is always there
     setup: Tuple[str, ...] = ()  # shell lines before srun, such as `module load cuda`
-    sbatch: Tuple[str, ...] = ()  # further #SBATCH options, such as --constraint=a100
+    sbatch: Tuple[str, ...] = _option(
+        (), "one more #SBATCH option, after the site's: --sbatch=--dependency=afterok:7"
+    )
     srun: Tuple[str, ...] = ()  # further options of srun, such as --cpu-bind=cores
     save_seconds: int = _option(60, "how long before the time limit ranks are warned (default 60)")
     straggler_seconds: int = 120  # how long ranks may run after the first has ended
@@ -76,6 +78,8 @@ class JobOptions:
     def __post_init__(self) -> None:
         for option in fields(self):
             object.__setattr__(self, option.name, _convert(option, getattr(self, option.name)))
+        if any(option.startswith("--signal") for option in self.sbatch):
+            raise ValueError("sbatch: --signal is given; save_seconds is when ranks are warned")
         per_node, per_task = _count(self.gpus_per_node), _count(self.gpus_per_task)
         if per_node and per_task and self.tasks_per_node * per_task != per_node:
             raise ValueError(
@@ -144,7 +148,10 @@ def read_site(path: Path) -> Dict[str, Any]:
 
 def job_options(site: Dict[str, Any], given: Dict[str, Any]) -> JobOptions:
     """The site's defaults, overridden by those `given` on the command line that are not None."""
-    return JobOptions(**{**site, **{k: v for k, v in given.items() if v is not None}})
+    chosen = {k: v for k, v in given.items() if v is not None}
+    if "sbatch" in chosen:
+        chosen["sbatch"] = [*site.get("sbatch", ()), *chosen["sbatch"]]
+    return JobOptions(**{**site, **chosen})
 
 
 def render(

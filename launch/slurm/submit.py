@@ -89,8 +89,8 @@ def check_followable(script: str) -> None:
 
 
 def _option(script: str, name: str) -> Optional[str]:
-    """The value of an option in the script's #SBATCH lines; None if it is not there."""
-    return next((value for option, value in _options(script) if option == name), None)
+    """The value of an option in the script's #SBATCH lines, the last; None if it is not there."""
+    return dict(_options(script)).get(name)
 
 
 def _options(script: str) -> List[Tuple[str, str]]:

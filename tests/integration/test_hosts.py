@@ -193,7 +193,8 @@ def test_an_interface_with_one_address_on_all_hosts_is_refused(hosts, interface)
         assert code == 1
         assert re.fullmatch(
             r"launch: rank \d \(h\d\): h\d and h\d both have "
-            rf"the address {address} on {interface}, so ranks would not find each other: HOROVOD_GLOO_IFACE must name an interface .*\n",
+            rf"the address {address} on {interface}, so ranks would not "
+            r"find each other: HOROVOD_GLOO_IFACE must name an interface .*\n",
             said,
         )
 

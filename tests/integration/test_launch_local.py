@@ -312,7 +312,7 @@ def test_what_a_job_leaves_running_on_purpose_is_left_alone(tmp_path):
     ("arguments", "words"),
     [
         (["-n", "2", "--", "nonesuch"], "error: [Errno 2] No such file or directory: 'nonesuch'"),
-        (["-n", "0", "--", "true"], "'0' is not a number from 1 to 9999"),
+        (["-n", "0", "--", "true"], "'0' is not a number from 1 to 99999"),
         (["-n", "2"], "what to run is missing: python -m launch local ... -- COMMAND"),
         (["-n", "2", "python", "x.py"], "-- is missing: python -m launch local ... -- python x.py"),
         (["-n", "2", "--x", "--", "true"], "unrecognized arguments: --x"),

@@ -16,9 +16,9 @@ from launch.core.streams import one_line, print_line, printable
 from trainer import console
 from trainer.report.progress import Display
 
-# Sets the window's title, hides what follows, and turns the direction of the text.
-HOSTILE = "\x1b]0;owned\x07a\x9b8m\u202eb\rc"
-SHOWN = "\\x1b]0;owned\\x07a\\x9b8m\\u202eb\\rc"
+# Sets the window's title, hides what follows (also as a byte), and turns the direction of the text.
+HOSTILE = "\x1b]0;owned\x07a\x9b8m\udc9b8m\u202eb\rc"
+SHOWN = "\\x1b]0;owned\\x07a\\x9b8m\\udc9b8m\\u202eb\\rc"
 
 
 def test_controls_are_escaped_and_lines_and_languages_stay() -> None:
@@ -66,7 +66,10 @@ def test_so_are_lines_above_a_live_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert SHOWN in stream.getvalue()
 
 
-ANSWER = "import sys; from launch.core import streams; streams.answer(sys.argv[1])"
+ANSWER = (
+    "import sys; from launch.core import streams; "
+    "streams.run(lambda: streams.answer(sys.argv[1]) or 0)"
+)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -74,11 +77,11 @@ def test_an_answer_is_escaped_for_a_terminal_alone(terminal: bool) -> None:
     """A file or a program gets names as they are."""
     reader, writer = pty.openpty() if terminal else os.pipe()
     name = HOSTILE.replace("\r", "")
-    env = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     root = Path(__file__).parents[4]
     command = [sys.executable, "-c", ANSWER, name]
     subprocess.run(command, stdout=writer, env=env, cwd=root, check=True)
     os.close(writer)
-    shown = os.read(reader, 1000).decode().strip()
+    shown = os.fsdecode(os.read(reader, 1000)).strip()
     os.close(reader)
     assert shown == (SHOWN.replace("\\r", "") if terminal else name)

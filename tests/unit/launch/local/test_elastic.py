@@ -235,6 +235,7 @@ def test_a_lost_gpu_is_not_used_again(monkeypatch):
         (["-n", "1", "--discover", "printf '\\377'"], "printed '\ufffd' and ended"),
         (["-n", "1", "--discover", "echo \u00b2"], "printed '\u00b2' and ended"),
         (["-n", "1", "--discover", "exit 3"], "ended with exit code 3"),
+        (["-n", "1", "--discover", ""], "--discover '' printed ''"),  # a variable that is not set
     ],
 )
 def test_wrong_use_is_one_line_before_anything_is_started(capsys, options, words):

@@ -5,6 +5,7 @@ test_slurm.py runs both on a real Slurm; here the command lines and the answers 
 
 import os
 import pwd
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -105,6 +106,20 @@ def test_ranks_that_could_not_connect_are_started_again(slurm, tmp_path, said, f
     assert done.stdout == "step 0\n" * starts  # for `--resume none`, which is for the first
     assert done.stderr.count("; starting them ") == starts - 1
     assert ("launch: rank 1 on n2: " in done.stderr) == (code != 0)
+
+
+def test_a_warning_to_the_batch_step_alone_reaches_the_ranks(slurm):
+    """As `scancel --batch --signal=USR1` gives it: srun, which hands signals on, gets none."""
+    warned = "trap 'echo 0: saved; exit 85' USR1; for i in {1..50}; do kill -USR1 $PPID; sleep 0.1"
+    done = job(slurm, f"{warned}; done; exit 1", f"echo {RUNNING.format(preempted='None')}")
+    assert (done.returncode, done.stdout) == (85, "saved\n")
+
+
+@pytest.mark.parametrize("option", ["--save-seconds=10000", "--max-requeues=99999"])
+def test_what_submission_allows_the_job_takes_too(slurm, option):
+    shown = slurm("slurm", option, "--dry-run", "--", "true").stdout
+    options = re.search(r"slurm-job (.*) -- ", shown)[1].split()
+    assert slurm("slurm-job", *options, "--", "true").returncode == 0
 
 
 def test_the_rank_that_tells_the_cause_is_named(slurm):
@@ -267,6 +282,17 @@ def test_the_script_is_what_sbatch_gets_and_follow_returns_the_jobs_code(slurm, 
     assert done.stdout == f"job 9 is submitted; its log: {log}\nsaid\n"
     assert done.returncode == 3
     assert "#SBATCH --requeue\n" in (tmp_path / "script").read_text()
+
+
+def test_a_word_of_any_bytes_reaches_the_job_as_it_is(slurm, tmp_path):
+    word = os.fsdecode(b"caf\xe9")
+    utf8 = {"LC_ALL": "C.UTF-8"}
+    done = slurm("slurm", "--", word, sbatch=f"cat > {tmp_path}/script; echo 9", env=utf8)
+    assert done.returncode == 0, done.stderr
+    assert b"\n    'caf\xe9'\n" in (tmp_path / "script").read_bytes()
+    with open(tmp_path / "shown", "w") as shown:
+        slurm("slurm", "--dry-run", "--", word, env=utf8, stdout=shown)
+    assert b"\n    'caf\xe9'\n" in (tmp_path / "shown").read_bytes()
 
 
 def test_options_override_the_users_sbatch_variables(slurm):

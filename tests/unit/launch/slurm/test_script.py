@@ -158,12 +158,25 @@ def test_wrong_site_file_is_one_line(tmp_path, text, message):
             {"gpus_per_node": 8, "gpus_per_task": 2, "ranks_per_node": 8},
             "8 ranks on a node take 16",
         ),
+        ({"sbatch": ("--signal=USR2@90",)}, "sbatch: --signal is given; save_seconds is when"),
     ],
 )
 def test_wrong_option_is_named(options, message):
     with pytest.raises(ValueError) as error:
         JobOptions(**options)
     assert message in str(error.value)
+
+
+def test_further_options_of_a_job_come_after_the_sites_and_win(tmp_path, monkeypatch, capsys):
+    site = tmp_path / "site.yaml"
+    site.write_text("sbatch: [--constraint=a100]\n")
+    log = f"{tmp_path}/%x-%j"
+    given = ["--sbatch=--dependency=afterok:7", f"--sbatch=--output={log}"]
+    assert main(["slurm", "--site", str(site), *given, "--dry-run", "--", "true"]) == 0
+    script = capsys.readouterr().out
+    last = ["--requeue", "--constraint=a100", "--dependency=afterok:7", f"--output={log}"]
+    assert script.index("\n".join(f"#SBATCH {option}" for option in last) + "\n\n")
+    assert log_path(script, "9") == tmp_path / "train-9"
 
 
 @pytest.mark.parametrize("time", ["30", "90:00", "02:00:00", "1-12:00:00", "2-0", "UNLIMITED"])
