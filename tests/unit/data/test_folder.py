@@ -441,9 +441,8 @@ def test_a_record_is_not_given_the_memory_that_it_claims(tmp_path, monkeypatch):
     content = bytearray(path.read_bytes())
     struct.pack_into("<I", content, 4, (1 << 29) - 1)
     path.write_bytes(content)
-    read, asked = os.pread, []
+    source, read, asked = source_of(tmp_path), os.pread, []
     monkeypatch.setattr(os, "pread", lambda *words: asked.append(words[1]) or read(*words))
-    source = source_of(tmp_path)
     with pytest.raises(BadSampleError, match="is cut short"):
         source.read(0)
     assert sum(asked) <= len(content)
@@ -458,6 +457,16 @@ def test_an_index_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "train.idx").unlink()
     with pytest.raises(DataError, match=r"needs its index, which im2rec\.py writes"):
         source_of(tmp_path)
+
+
+def test_records_that_the_index_lacks_are_told_of(tmp_path, capfd):
+    make_records(tmp_path / "train.rec", [(0.0, b"x"), (1.0, b"y" * 9), (0.0, b"z")])
+    source_of(tmp_path)
+    assert not capfd.readouterr().err
+    lines = (tmp_path / "train.idx").read_text().splitlines(keepends=True)
+    (tmp_path / "train.idx").write_text("".join(lines[1::-1]))  # of an earlier file, or cut short
+    assert len(source_of(tmp_path)) == 2
+    assert "train.rec goes on behind the last record of its index" in capfd.readouterr().err
 
 
 def test_an_index_of_another_file_is_noticed(tmp_path):

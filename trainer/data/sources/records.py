@@ -11,6 +11,8 @@ so at once.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import struct
@@ -21,6 +23,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from ...config import Data
+from ...console import warn
 from ...dist import environment
 from .. import sharding
 from ..classes import Classes
@@ -39,10 +42,8 @@ _LABELS = 4096  # records at most whose labels are looked at before the first st
 
 class _File(NamedTuple):
     path: Path
-    descriptor: int
-    size: int
-    written: int  # when, in ns
-    keeper: object  # closes the file when nothing uses it any more
+    opened: io.FileIO  # closed when nothing uses it any more
+    about: os.stat_result  # as it was then
 
 
 @dataclass(eq=False)
@@ -61,7 +62,7 @@ class RecordSource(Pictures):
         return f"record {key} of {self.files[which].path}"
 
     def read(self, index: int) -> Tuple[bytes, int]:
-        content = self._record(index)
+        content, _ = self._record(index)
         label, start = self._label(index, content)
         return content[start:], label
 
@@ -86,12 +87,12 @@ class RecordSource(Pictures):
 
     def images_digest(self) -> str:
         """Of the index, and of the content of a few records."""
-        sizes = repr([file.size for file in self.files])
+        sizes = repr([file.about.st_size for file in self.files])
         where = self.places[:, 0].astype(np.int32).tobytes(), self.places[:, 2].tobytes()
-        return digest_of(sizes, *where, *self._probed(self._record))
+        return digest_of(sizes, *where, *self._probed(lambda index: self._record(index)[0]))
 
     def _label_alone(self, index: int) -> int:
-        return self._label(index, self._record(index, most=_IMAGE.size + 4))[0]
+        return self._label(index, self._record(index, most=_IMAGE.size + 4)[0])[0]
 
     def _label(self, index: int, content: bytes) -> Tuple[int, int]:
         """(class, where the picture begins in the record)."""
@@ -107,12 +108,12 @@ class RecordSource(Pictures):
             )
         return check_label(label, self.num_classes, self.name(index)), _IMAGE.size + 4 * flag
 
-    def _record(self, index: int, most: int = _LENGTH) -> bytes:
-        """The content of a record, or the first ``most`` bytes of it."""
+    def _record(self, index: int, most: int = _LENGTH) -> Tuple[bytes, int]:
+        """(content of a record, or the first ``most`` bytes of it; where the next one begins)."""
         which, _, position = self.places[index].tolist()
         file = self.files[which]
-        about = os.fstat(file.descriptor)
-        if (about.st_size, about.st_mtime_ns) != (file.size, file.written):
+        now, then = os.fstat(file.opened.fileno()), file.about
+        if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
             raise DataError(
                 f"{file.path} has been written to since the run began; start again when it is whole"
             )
@@ -127,18 +128,18 @@ class RecordSource(Pictures):
                 )
             position += _HEAD.size
             parts.append(self._bytes(index, file, position, min(length, most)))
-            if part in (_WHOLE, _LAST) or length >= most:
-                return _HEAD.pack(_MAGIC, 0)[:4].join(parts)
             position += -(-length // 4) * 4
+            if part in (_WHOLE, _LAST) or length >= most:
+                return _HEAD.pack(_MAGIC, 0)[:4].join(parts), position
 
     def _bytes(self, index: int, file: _File, position: int, count: int) -> bytes:
-        left = max(0, file.size - position)
+        left = max(0, file.about.st_size - position)
         with readable(self.name(index), BadSampleError):
-            content = os.pread(file.descriptor, min(count, left), position)
+            content = os.pread(file.opened.fileno(), min(count, left), position)
         if len(content) < count:
             raise BadSampleError(
-                f"{self.name(index)} is cut short: the file ends after {file.size} bytes; copy or "
-                "make it anew, or set data.bad_samples=skip"
+                f"{self.name(index)} is cut short: the file ends after "
+                f"{file.about.st_size} bytes; copy or make it anew, or set data.bad_samples=skip"
             )
         return content
 
@@ -171,14 +172,23 @@ def find(settings: Data, known: Classes = None, needs_train: bool = True) -> Dic
 
 
 def _opened(paths: Sequence[Path], settings: Data) -> RecordSource:
-    files, places = [], []
+    files, places, lasts, count = [], [], [], 0
     for number, path in enumerate(paths):
         places.append(np.insert(_index(path.with_suffix(".idx")), 0, number, axis=1))
+        lasts.append(count + int(places[-1][:, 2].argmax()))
+        count += len(places[-1])
         with readable(path):
-            keeper = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with the source)
-        about = os.fstat(keeper.fileno())
-        files.append(_File(path, keeper.fileno(), about.st_size, about.st_mtime_ns, keeper))
-    return RecordSource(settings, files, np.concatenate(places))
+            opened = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with the source)
+        files.append(_File(path, opened, os.fstat(opened.fileno())))
+    source = RecordSource(settings, files, np.concatenate(places))
+    for file, last in zip(files, lasts):
+        with contextlib.suppress(BadSampleError):  # told of when it is trained on
+            if source._record(last)[1] < file.about.st_size and environment.rank() == 0:
+                warn(
+                    f"{file.path} goes on behind the last record of its index; the rest is not "
+                    "read: if the index is not meant to be a part, make it anew by rec2idx.py"
+                )
+    return source
 
 
 def _index(path: Path) -> np.ndarray:
