@@ -343,7 +343,8 @@ class OfDistances(gluon.HybridBlock):
     ("loss", "expected"),
     [
         (OfDistances(), "the loss has parameters of its own .*_weight, .*_bias.*, which fit would"),
-        (lambda scores, label: scores.sum(), r"the loss gives \(1,\) for 2 samples"),
+        (lambda scores, label: scores.sum(), r"the loss gives \(1,\) for 2 samples and \(1,\) for"),
+        (lambda scores, label: scores[:, :2].mean(axis=0), r"gives \(2,\) .* and \(2,\) for one"),
         (gluon.loss.L2Loss, r"the loss is the class L2Loss; give an instance of it, L2Loss\(\)"),
         (
             lambda scores, label: mx.nd.array(scores.asnumpy().sum(axis=1)),
@@ -358,6 +359,22 @@ def test_an_invalid_loss_is_reported_before_anything_starts(
     with pytest.raises(ConfigError, match=expected) as raised:
         trained(nn.Dense(4), tmp_path, loss)
     assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("over_batch", [False, True])
+def test_a_loss_that_depends_on_the_rest_of_the_batch_is_told_of(
+    over_batch: bool, tmp_path: Path, capsys: Any
+) -> None:
+    """On several ranks each would have a batch of its own."""
+    cross_entropy = gluon.loss.SoftmaxCrossEntropyLoss()
+
+    def loss(scores: mx.nd.NDArray, label: mx.nd.NDArray) -> mx.nd.NDArray:
+        losses = cross_entropy(scores, label)
+        return losses / losses.mean() if over_batch else losses
+
+    trained(nn.Dense(4), tmp_path, loss)
+    said = "what the loss gives for a sample depends on the other samples in its batch"
+    assert (said in capsys.readouterr().err) == over_batch
 
 
 @pytest.mark.parametrize("dropout", [False, True])

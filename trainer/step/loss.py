@@ -8,7 +8,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import autograd, gluon
 
-from .. import console
+from .. import console, dist
 from ..errors import ConfigError, describe_error
 
 
@@ -40,27 +40,38 @@ def check_loss(loss_of: Loss, scores: int, ctx: mx.Context) -> None:
 def check_values(what: str, of: Loss, scores: int, ctx: mx.Context) -> mx.nd.NDArray:
     """What a loss or metric gives for 2 samples, recorded.
 
+    Warns where what it gives for one depends on the other.
+
     Raises:
         ConfigError: it fails, or gives something else than one value per sample.
     """
     if isinstance(of, type):
         name = of.__name__
         raise ConfigError(f"{what} is the class {name}; give an instance of it, {name}()")
-    given, label = mx.nd.zeros((2, scores), ctx=ctx), mx.nd.zeros((2,), ctx=ctx)
+    given = mx.nd.array(np.random.RandomState(0).normal(size=(2, scores)), ctx=ctx)
+    label = mx.nd.zeros((2,), ctx=ctx)
     given.attach_grad()
     try:
         with autograd.record():
             found = of(given, label)
+        again, alone = of(given, label), of(given[:1], label[:1])
         mx.nd.waitall()
     except Exception as error:
         raise ConfigError(
             f"{what} cannot take scores (2, {scores}) and labels (2,): {describe_error(error)}"
         ) from error
-    shape = getattr(found, "shape", None)
-    if shape != (2,):
+    shapes = [getattr(each, "shape", ()) or type(each).__name__ for each in (found, alone)]
+    if shapes != [(2,), (1,)]:
         raise ConfigError(
-            f"{what} gives {shape or type(found).__name__} for 2 samples; it must be (2,), one "
-            "number for each, as Gluon's losses give"
+            f"{what} gives {shapes[0]} for 2 samples and {shapes[1]} for one; it must be (2,) and "
+            "(1,), one number for each, as Gluon's losses give"
+        )
+    in_pair, repeated, by_itself = (each.asnumpy()[0] for each in (found, again, alone))
+    far = abs(in_pair - by_itself) > 1e-3 * abs(in_pair) + 1e-6
+    if far and in_pair == repeated and dist.is_root():
+        console.warn(
+            f"what {what} gives for a sample depends on the other samples in its batch, and so on "
+            "the number of ranks and optimizer.accumulate; use the sample's own scores alone"
         )
     return found
 
