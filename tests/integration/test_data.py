@@ -12,12 +12,13 @@ import mxnet as mx
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from mxnet import gluon
 from mxnet.gluon.model_zoo import vision
 
 from tests.documents import ROOT, typed
 from tests.make_folder import make
 from tests.unit.data.pictures import encoded, make_folder, make_records, smooth
-from trainer.checkpoint import CheckpointError
+from trainer.checkpoint import CheckpointError, params_file
 from trainer.cli.main import main
 from trainer.data import sharding
 from trainer.data.fashion_mnist import SAMPLE_FOLDER
@@ -213,6 +214,8 @@ def test_fine_tuning_on_folders_as_the_page_says(tmp_path: Path) -> None:
         else:
             assert re.search(r"model\.weights: \d+ of \d+ parameters are from", said)
             assert "so drawn anew: output.weight (1000, 512) -> (2, 512)" in said
+    written = [path.read_bytes() for path in (tmp_path / "runs/pets").rglob("*tfevents*")]
+    assert any(b"per_class/validation/cat" in content for content in written)
     card = (tmp_path / "pets-model" / "model_card.md").read_text()
     assert "| cat | 3 |" in card and "cut from the middle, the shorter side 37 pixels" in card
     import onnx
@@ -220,6 +223,19 @@ def test_fine_tuning_on_folders_as_the_page_says(tmp_path: Path) -> None:
     model = onnx.load(str(tmp_path / "pets-model" / "model.onnx"))
     found = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(found["classes"]) == ["cat", "dog"] and found["mean"] == "0.485, 0.456, 0.406"
+
+
+def test_parameters_that_weights_lack_or_have_to_spare_are_told(tmp_path: Path) -> None:
+    nets = [gluon.nn.HybridSequential() for _ in range(2)]
+    for net, widths in zip(nets, ((4, 3, 2), (4, 3))):
+        net.add(*(gluon.nn.Dense(width) for width in widths))
+        net.initialize()
+        net(mx.nd.ones((1, 5)))
+        net.save_parameters(str(tmp_path / f"{len(widths)}"))
+    told = params_file.start_from(tmp_path / "3", nets[1])
+    assert told[1:] == ["in the file alone: 2.weight, 2.bias"]
+    told = params_file.start_from(tmp_path / "2", nets[0])
+    assert told[1:] == ["not in the file, so drawn anew: 2.weight, 2.bias"]
 
 
 def test_the_example_of_folders_trains_when_typed(tmp_path: Path) -> None:

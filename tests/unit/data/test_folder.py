@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from trainer.data import input_pipeline
 from trainer.data.idx_file import BadSampleError, DataError
 from trainer.data.loader import EvalLoader, TrainLoader
 from trainer.data.sources import folder, records
+from trainer.data.sources import pictures as pictures_module
 
 COUNTS = (7, 5, 9)
 BUSY = {
@@ -105,6 +107,26 @@ def test_ranks_share_the_batches_of_one_rank(pictures, world_size):
     for step, whole in enumerate(alone):
         data = [found[step].data[: found[step].samples] for found in ranks]
         assert np.concatenate(data).tobytes() == whole.data.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["folder", "records"])
+def test_a_rank_reads_its_own_shards_alone(pictures, recorded, kind):
+    root, read = {"folder": pictures, "records": recorded}[kind], []
+    chosen = settings(root, kind, **BUSY)
+    for rank in range(3):
+        source, own = input_pipeline.read(chosen).train, []
+        reads = source.read
+        source.read = lambda index, own=own, reads=reads: own.append(index) or reads(index)
+        loader = TrainLoader(source, chosen, 8, seed=3, rank=rank, world_size=3)
+        assert sum(b.samples for b in loader.from_step(0, loader.steps_per_epoch)) == len(own)
+        read += own
+    assert sorted(read) == list(range(sum(COUNTS)))  # each picture once, by one rank
+
+
+def test_workers_are_as_many_as_the_rank_has_cores(pictures, monkeypatch):
+    monkeypatch.setattr(pictures_module, "cores", lambda: 3)
+    with contextlib.closing(source_of(pictures, workers=None)) as source:
+        assert source.pool(source.settings)._max_workers == 3
 
 
 def test_starting_in_the_middle_gives_what_a_whole_run_gives_there(pictures):
