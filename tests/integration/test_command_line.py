@@ -331,6 +331,7 @@ def test_a_run_is_found_by_its_name(straight: Path, tmp_path: Path) -> None:
         (["configs/nosuch.yaml"], "book.yaml, configs/fashion_mnist.yaml"),
         (["nowhere/nosuch.yaml"], "; presets: book, fashion_mnist"),
         (["optimizer.learning_rate=1"], "unknown setting optimizer.learning_rate"),
+        (["optimizer.lr", "=", "0.1"], "override 'optimizer.lr' must read setting=value"),
         (["model.factory=tests.integration.nets:smal"], "has no such function"),
         (["model.factory=tests.integration.nets:not_a_net"], "not a Gluon Block"),
         (["optimizer.name=sdg"], "sgd"),

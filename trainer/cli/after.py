@@ -23,15 +23,10 @@ FOLDER = click.Path(file_okay=False)
 
 
 @click.command(cls=common.Configured)
-@common.of_run("checkpoint")
-@common.overridden
-@common.other_weights
-@common.trusting
-def evaluate(
-    checkpoint: str, overrides: Tuple[str, ...], params: Optional[str], trust: bool
-) -> None:
+@common.of_model
+def evaluate(**model: Any) -> None:
     """Evaluate CHECKPOINT (of a run's folder, its best) on the whole test (or validation) set."""
-    saved = common.load_saved(checkpoint, overrides, trust, params)
+    saved = common.load_saved(**model)
     from ..inference.trained_model import evaluate_saved, test_set
 
     with dist.together():
@@ -47,25 +42,15 @@ def evaluate(
 
 
 @click.command(cls=common.Configured)
-@common.of_run("checkpoint")
-@common.overridden
+@common.of_model
 @click.option("--samples", type=click.IntRange(min=1), help="Of the training set; default: all.")
 @click.option("--output", type=FILE, help="Default: calibrated.params in the run's folder.")
-@common.other_weights
-@common.trusting
-def calibrate(
-    checkpoint: str,
-    overrides: Tuple[str, ...],
-    samples: Optional[int],
-    output: Optional[str],
-    params: Optional[str],
-    trust: bool,
-) -> None:
+def calibrate(samples: Optional[int], output: Optional[str], **model: Any) -> None:
     """Recompute the running statistics of CHECKPOINT's model and write its parameters.
 
     evaluate, predict and export take the file by --params.
     """
-    saved = common.load_saved(checkpoint, overrides, trust, params)
+    saved = common.load_saved(**model)
     from ..checkpoint import params_file
     from ..inference.trained_model import calibrate_saved, evaluate_saved, find_test_set
 
@@ -175,35 +160,25 @@ def predict(
 
 
 @click.command(cls=common.Configured)
-@common.of_run("checkpoint")
-@common.overridden
+@common.of_model
 @click.option("--output", type=FOLDER, help="Default: the folder exported in the run's.")
 @click.option("--no-onnx", is_flag=True, help="MXNet's own files alone.")
-@common.other_weights
-@common.trusting
-def export(
-    checkpoint: str,
-    overrides: Tuple[str, ...],
-    output: Optional[str],
-    no_onnx: bool,
-    params: Optional[str],
-    trust: bool,
-) -> None:
+def export(output: Optional[str], no_onnx: bool, **model: Any) -> None:
     """Export CHECKPOINT's model for MXNet and ONNX, check both, and write a model card."""
     common.alone("export")
     device.share_cores()
     from ..checkpoint import find, whole_file  # late: that room loads MXNet
 
-    folder = Path(output) if output else common.in_run_of(find(checkpoint), "exported")
+    folder = Path(output) if output else common.in_run_of(find(model["checkpoint"]), "exported")
     with common.writing(folder), whole_file.filled(folder) as partial:
-        saved = common.load_saved(checkpoint, overrides, trust, params)
+        saved = common.load_saved(**model)
         from ..inference import export, model_card
         from ..inference.trained_model import evaluate_saved
 
         export.check_possible(saved, onnx=not no_onnx)
         test = _test_set(saved)
         seen = None if test is None else evaluate_saved(saved, test)
-        if seen is not None and test is not None and not overrides:
+        if seen is not None and test is not None and not model["overrides"]:
             export.check_accuracy(saved, seen, test.called)
         files = export.export(saved, test, partial, onnx=not no_onnx)
         command = f"python -m trainer {' '.join(map(shlex.quote, sys.argv[1:]))}"

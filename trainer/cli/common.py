@@ -9,7 +9,7 @@ from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import click
 
-from ..config import Config, load, table
+from ..config import Config, all_settings, load, table
 from ..config.load import similar
 from ..dist import device, environment
 
@@ -51,13 +51,22 @@ def _told(error: click.NoSuchOption, words: Sequence[str]) -> str:
     return f"there is no option {given}; a setting is given without dashes: {settings}"
 
 
-configured = click.argument("config", required=False, type=click.Path())
 overridden = click.argument("overrides", nargs=-1, metavar="[SETTING=VALUE]...")
 
 
 def of_run(argument: str) -> Any:
     """An argument that names a run or a checkpoint, see :func:`in_runs`."""
     return click.argument(argument, type=click.Path(), callback=lambda *given: in_runs(given[2]))
+
+
+def configured(command: Any) -> Any:
+    """The arguments of a command on a run to be made: a config, if any, and settings on top."""
+    return click.argument("config", required=False, type=click.Path())(overridden(command))
+
+
+def of_model(command: Any) -> Any:
+    """The arguments and options of a command on a trained model, for :func:`load_saved`."""
+    return of_run("checkpoint")(overridden(other_weights(trusting(command))))
 
 
 def in_runs(given: str) -> str:
@@ -115,8 +124,9 @@ def written(path: Optional[str]) -> Iterator[Optional[Path]]:
 
 def split(config: Any, overrides: Tuple[str, ...]) -> Tuple[Any, Tuple[str, ...]]:
     """The config file, if any, and the overrides, which may begin in the first word."""
-    is_setting = config and "=" in config and not os.path.exists(config)
-    return (None, (config, *overrides)) if is_setting else (config, overrides)
+    is_setting = "=" in (config or "") or config in all_settings()
+    named = not is_setting or os.path.exists(config)
+    return (config, overrides) if named else (None, (config, *overrides))
 
 
 def load_config(config: Any, overrides: Tuple[str, ...]) -> Config:

@@ -15,12 +15,11 @@ from .. import dist
 from ..config.load import names_run
 from ..console import answer, print_line
 from ..dist import environment
-from .common import Configured, alone, configured, load_config, overridden, split, writing, written
+from .common import Configured, alone, configured, load_config, split, writing, written
 
 
 @click.command(cls=Configured)
 @configured
-@overridden
 @click.option("--resume", default="auto", help="auto, none, or the checkpoint to resume from.")
 @click.option("--force", is_flag=True, help="Resume although settings of the run have changed.")
 @click.option(
@@ -57,7 +56,6 @@ def train(
 
 @click.command(cls=Configured)
 @configured
-@overridden
 @click.option("--steps", type=click.IntRange(min=2), default=30, show_default=True)
 @click.option("--warmup", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Write figures there.")
@@ -99,7 +97,6 @@ def bench(
 
 @click.command(cls=Configured)
 @configured
-@overridden
 @click.option("--channels", type=click.IntRange(min=1), help="Default: 1; of pictures, as read.")
 def summary(config: str, overrides: Tuple[str, ...], channels: Optional[int]) -> None:
     """Show the net's layers, shapes, parameters and FLOPs."""
@@ -121,7 +118,6 @@ def summary(config: str, overrides: Tuple[str, ...], channels: Optional[int]) ->
 
 @click.command(cls=Configured)
 @configured
-@overridden
 def config(config: str, overrides: Tuple[str, ...]) -> None:
     """Check a config and print it with all defaults."""
     answer(config_module.as_yaml(load_config(config, overrides)).rstrip("\n"))

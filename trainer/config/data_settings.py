@@ -60,7 +60,7 @@ class Data(Checked, section="data."):
         None, "side in pixels that images are resized to (bilinear); null: not resized", minimum=1
     )
     channels: int = setting(
-        3, "folder, records: 3 reads pictures in colour, 1 in grey", minimum=1, maximum=3
+        3, "folder, records: 3 reads pictures in colour, 1 in grey", choices=(1, 3)
     )
     resize: Optional[int] = setting(
         None,
@@ -146,49 +146,32 @@ class Data(Checked, section="data."):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dataset == "idx" and self.folder is None:
-            raise ConfigError("data.dataset is idx; data.folder must say where the four files are")
+        if self.dataset in ("idx", *PICTURES) and self.folder is None:
+            raise ConfigError(f"data.dataset is {self.dataset}; data.folder must say where it is")
         if self.of_pictures:
             self._check_pictures()
-        for name in () if self.of_pictures else ("resize", "random_crop", "color_jitter"):
-            if getattr(self, name):
-                raise ConfigError(
-                    f"data.{name} goes with data.dataset={' or '.join(PICTURES)}, not "
-                    f"{self.dataset}; leave it out"
-                )
         if len(self.crop_area) != 2 or self.crop_area[0] > self.crop_area[1]:
             raise ConfigError(
                 f"data.crop_area is {list(self.crop_area)}; it must be two shares that rise, "
                 "e.g. [0.25, 1]"
             )
         lengths = {len(value) for value in (self.mean, self.std) if isinstance(value, tuple)}
+        both = f"data.mean is {self.mean_text} and data.std {self.std_text}"
         if len(lengths) > 1 or 0 in lengths:
-            raise ConfigError(
-                f"data.mean is {self.mean_text} and data.std {self.std_text}; give one number "
-                "for each channel, or one for all"
-            )
+            raise ConfigError(f"{both}; give one number for each channel, or one for all")
         if max(_numbers(self.mean), default=0) > 1:
-            raise ConfigError(
-                f"data.mean is {self.mean_text} and data.std {self.std_text}; pixels are scaled to "
-                "0..1 first: divide both by 255"
-            )
+            raise ConfigError(f"{both}; pixels are scaled to 0..1 first: divide both by 255")
         if self.of_pictures and lengths and lengths != {self.channels}:
             raise ConfigError(
-                f"data.mean and data.std hold {lengths.pop()} numbers; pictures are read in "
-                f"{self.channels} channels (data.channels)"
+                f"{both}; pictures are read in {self.channels} channels (data.channels)"
             )
 
     def _check_pictures(self) -> None:
-        kind = f"data.dataset is {self.dataset}"
-        if self.folder is None:
-            raise ConfigError(f"{kind}; data.folder must say where it is")
         if self.image_size is None:
             raise ConfigError(
-                f"{kind}; pictures have many sizes: data.image_size must say which one the net "
-                "takes, e.g. 224"
+                f"data.dataset is {self.dataset}; pictures have many sizes: data.image_size must "
+                "say which one the net takes, e.g. 224"
             )
-        if self.channels == 2:
-            raise ConfigError("data.channels is 2; it must be 3 (colour) or 1 (grey)")
         if self.resize is not None and self.resize < self.image_size:
             raise ConfigError(
                 f"data.resize is {self.resize}; it must be at least data.image_size, "

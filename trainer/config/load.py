@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 import yaml
 
 from ..errors import ConfigError, nearest, show
-from . import typed
+from . import together, typed
 from .schema import ANY_LENGTH, MAPPINGS, REMOVED, Config, decides_result
 from .settings import flat, plain
 
@@ -63,15 +63,15 @@ def _read(path: str) -> Dict[Any, Any]:
     missing (similar names are suggested), unreadable, or no mapping.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        content = Path(path).read_bytes()
     except FileNotFoundError:
         nearby = _configs_in(Path(path).parent)
         meant = nearest(path, nearby) or nearest(Path(path).stem, presets())
         there = f"there are: {', '.join(nearby)}" if nearby else f"presets: {', '.join(presets())}"
         raise ConfigError(f"no config file {path}{meant}; {there}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from None
-    values = typed.parse(text, f"config file {path}")
+    values = typed.parse(content, f"config file {path}")
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -130,10 +130,17 @@ def to_dict(config: Config) -> Dict[str, Any]:
 
 
 def recorded(values: Mapping[str, Any]) -> Dict[str, Any]:
-    """The nested mapping in a checkpoint, for :func:`from_dict`: without what there is no more."""
-    gone = [tuple(name.split(".")) for name in REMOVED]
+    """The nested mapping in a checkpoint, for :func:`from_dict`: without what there is no more, or
+    does nothing beside the others.
+    """
+    known = flat(values, whole=MAPPINGS)
+    idle = {
+        name
+        for name, (other, *used_with) in together.ONLY_WITH.items()
+        if str(known.get(other, used_with[0])).lower() not in used_with
+    }
     return {
-        section: {leaf: value for leaf, value in inner.items() if (section, leaf) not in gone}
+        section: {k: v for k, v in inner.items() if f"{section}.{k}" not in {*REMOVED, *idle}}
         if isinstance(inner, dict)
         else inner
         for section, inner in values.items()

@@ -31,7 +31,7 @@ def setting(
     default: Any,
     meaning: str,
     *,
-    choices: Sequence[str] = (),
+    choices: Sequence[Any] = (),
     path: bool = False,
     named: Mapping[str, Any] = {},
     **bounds: float,
@@ -72,7 +72,8 @@ class Checked:
                 object.__setattr__(self, item.name, value)  # the dataclass is frozen
             elif not isinstance(value, types[item.name]):
                 raise ConfigError(
-                    f"{name} is {show(value)}; it must be a {types[item.name].__name__}"
+                    f"{name} is {show(value)}; it must be {types[item.name].__name__}(...), or "
+                    "make the config of a mapping, by trainer.config.from_dict"
                 )
 
 
@@ -176,10 +177,9 @@ def _check_bounds(name: str, bounds: Mapping[str, Any], value: Any) -> None:
         return
     for item in value if isinstance(value, tuple) else (value,):
         if bounds["choices"] and item not in bounds["choices"]:
-            raise ConfigError(
-                f"{name} is {show(item)}; it must be one of {', '.join(bounds['choices'])}"
-                f"{nearest(str(item), bounds['choices'])}"
-            )
+            known = [str(choice) for choice in bounds["choices"]]
+            one_of = f"one of {', '.join(known)}{nearest(str(item), known)}"
+            raise ConfigError(f"{name} is {show(item)}; it must be {one_of}")
         if isinstance(item, float) and not math.isfinite(item):
             raise ConfigError(f"{name} is {show(item)}; it must be a finite number")
         for bound, limit in bounds["bounds"].items():

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import operator
 import re
-from typing import TYPE_CHECKING, Any, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, Tuple
 
 from ..errors import ConfigError, show
+from .data_settings import PICTURES
 
 if TYPE_CHECKING:
     from .schema import Config
+
+# Settings that act only where another one has one of these values.
+ONLY_WITH: Dict[str, Tuple[str, ...]] = {
+    "schedule.milestones": ("schedule.name", "step"),
+    "schedule.patience": ("schedule.name", "plateau"),
+    "schedule.gamma": ("schedule.name", "step", "plateau"),
+    "schedule.final_lr": ("schedule.name", "cosine", "poly", "one_cycle", "plateau"),
+    "schedule.power": ("schedule.name", "poly"),
+    "optimizer.nesterov": ("optimizer.name", "sgd"),
+    "optimizer.momentum": ("optimizer.name", "sgd", "nag"),
+    "data.crop_area": ("data.random_crop", "true"),
+    **dict.fromkeys(
+        ("data.channels", "data.resize", "data.random_crop", "data.color_jitter"),
+        ("data.dataset", *PICTURES),
+    ),
+}
 
 
 def check(config: Config) -> None:
@@ -25,20 +44,21 @@ def check(config: Config) -> None:
                 f"{setting} is {patience}, and evaluate.every_epochs=0 evaluates only at the end; "
                 f"set evaluate.every_epochs=1, or {setting}=null"
             )
-    needed: Sequence[Tuple[str, str, Any, str]] = (
-        ("step", "milestones", list(schedule.milestones), "[30, 60]"),
-        ("plateau", "patience", schedule.patience, "3"),
-        ("one_cycle", "warmup_epochs", schedule.warmup_epochs, "a third of train.epochs"),
-    )
-    for name, leaf, value, example in needed:
-        if schedule.name == name and not value:
+    for name, leaf, example in (
+        ("step", "milestones", "[30, 60]"),
+        ("plateau", "patience", "3"),
+        ("one_cycle", "warmup_epochs", "a third of train.epochs"),
+    ):
+        if schedule.name == name and not getattr(schedule, leaf):
+            raise ConfigError(f"schedule.name is {name}; set schedule.{leaf}, e.g. {example}")
+    for name, (other, *values) in ONLY_WITH.items():
+        section, leaf = name.split(".")
+        default = getattr(type(getattr(config, section)), leaf)
+        given, actual = (operator.attrgetter(n)(config) for n in (name, other))
+        if given and given != default and str(actual).lower() not in values:
             raise ConfigError(
-                f"schedule.name is {name}; schedule.{leaf} must say when, e.g. {example}"
-            )
-        if schedule.name != name and value and leaf != "warmup_epochs":
-            raise ConfigError(
-                f"schedule.{leaf} is {value}; it goes with schedule.name={name}, not "
-                f"{schedule.name}"
+                f"{name} is {json.dumps(given)}; it goes with {other}={' or '.join(values)}, not "
+                f"{str(actual).lower()}; leave it out, or give {name}={json.dumps(default)}"
             )
     if list(schedule.milestones) != sorted(set(schedule.milestones)):
         raise ConfigError(
@@ -49,10 +69,6 @@ def check(config: Config) -> None:
             raise ConfigError(
                 f"optimizer.lr_mult[{pattern!r}] is {show(factor)}; it must be a number from 0"
             )
-    if config.optimizer.nesterov and config.optimizer.name != "sgd":
-        raise ConfigError(
-            f"optimizer.nesterov goes with optimizer.name=sgd, not {config.optimizer.name}"
-        )
     if not re.fullmatch(r"\w+(\.\w+)*:\w+", config.model.factory):
         raise ConfigError(
             f"model.factory is {config.model.factory!r}; it must read package.module:function"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, NamedTuple
+from typing import Any, Dict, NamedTuple, Union
 
 import yaml
 
@@ -39,14 +39,15 @@ class _Loader(yaml.SafeLoader):
         bare = isinstance(node, yaml.ScalarNode) and node.style is None
         return Typed(value, node.value) if bare and isinstance(value, (int, float)) else value
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)  # later, merged keys are among its own
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = [name for index, name in enumerate(names) if name in names[:index]]
         if twice:
             raise yaml.constructor.ConstructorError(
                 None, None, f"it has {twice[0]} twice", node.start_mark
             )
-        return super().construct_mapping(node, deep)
+        return node
 
 
 class Dumper(yaml.SafeDumper):
@@ -67,7 +68,7 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def parse(text: str, what: str) -> Any:
+def parse(text: Union[str, bytes], what: str) -> Any:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -76,7 +77,8 @@ def parse(text: str, what: str) -> Any:
         return None if node is None else loader.construct_document(node)
     # PyYAML leaks other errors where a value does not fit its tag, or is nested too deeply.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{what} is not YAML: {' '.join(str(error).split())}") from None
+        hint = "; save it as UTF-8" * isinstance(error, yaml.reader.ReaderError)
+        raise ConfigError(f"{what} is not YAML: {' '.join(str(error).split())}{hint}") from None
 
 
 def _values(node: yaml.Node, known: Dict[int, int]) -> int:

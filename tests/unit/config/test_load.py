@@ -47,6 +47,8 @@ def message(*overrides: str) -> str:
     return text
 
 
+FOLDER = ["data.dataset=folder", "data.folder=.", "data.image_size=8"]
+
 # Each: the overrides, then what the line must hold: what was given, what is allowed, the name.
 WRONG = {
     "misspelt setting": (["optimizer.learning_rte=1"], ["optimizer.learning_rte"]),
@@ -134,7 +136,29 @@ WRONG = {
         ["schedule.name=step", "schedule.milestones=[2, 1]"],
         ["schedule.milestones", "rise"],
     ),
-    "nesterov of adam": (["optimizer.name=adam", "optimizer.nesterov=true"], ["nesterov", "adam"]),
+    "nesterov of adam": (
+        ["optimizer.name=adam", "optimizer.nesterov=true"],
+        ["nesterov is true", "optimizer.name=sgd, not adam;", "optimizer.nesterov=false"],
+    ),
+    "momentum of adam": (
+        ["optimizer.name=adam", "optimizer.momentum=0.95"],
+        ["optimizer.momentum is 0.95", "optimizer.name=sgd or nag, not adam"],
+    ),
+    "power of a cosine": (
+        ["schedule.power=2"],
+        ["schedule.power is 2.0", "schedule.name=poly", "cosine", "give schedule.power=1.0"],
+    ),
+    "factor of a cosine": (["schedule.gamma=0.5"], ["schedule.gamma", "step or plateau"]),
+    "end of a constant": (
+        ["schedule.name=constant", "schedule.final_lr=0.1"],
+        ["schedule.final_lr is 0.1", "cosine or poly or one_cycle or plateau, not", "constant"],
+    ),
+    "grey arrays": (["data.channels=1"], ["data.channels is 1", "data.dataset=folder or records"]),
+    "two channels": ([*FOLDER, "data.channels=2"], ["data.channels is 2", "one of 1, 3"]),
+    "part of pictures that are not cut": (
+        [*FOLDER, "data.crop_area=[0.5, 1]"],
+        ["data.crop_area is [0.5, 1.0]", "data.random_crop=true, not false"],
+    ),
     "own data without a folder": (["data.dataset=idx"], ["data.folder"]),
     "factory without a function": (["model.factory=my.nets"], ["'my.nets'", "module:function"]),
     "relative factory": (["model.factory=.nets:make"], ["'.nets:make'", "module:function"]),
@@ -202,6 +226,7 @@ def test_line_break_in_a_name_stays_on_one_line():
         (lambda: Config(device="cuda"), "device is 'cuda'"),
         (lambda: Config(train=Train(epochs="3")), "train.epochs is '3'; it must be a whole number"),
         (lambda: Config(schedule=Schedule(name="step")), "schedule.milestones"),
+        (lambda: Config(optimizer={"lr": 1}), "it must be Optimizer(...), or"),
     ],
 )
 def test_config_made_in_python_is_checked_too(make, expected):
@@ -242,7 +267,8 @@ def test_file_that_is_not_there_names_the_ones_that_are(tmp_path):
         (b"a: 1\n\tb: 2", "not YAML"),
         (b"- 1\n- 2", "holds a list"),
         (b"word", "holds a str"),
-        (b"\xff\xfe\xfa", "cannot be read"),
+        (b"\xff\xfe\xfa", "not YAML"),
+        ("name: 数据".encode("gbk"), "save it as UTF-8"),
         (b'seed: !!timestamp "x"', "not YAML"),
         (b'seed: !!bool "x"', "not YAML"),
         (b"seed: !!python/object/apply:os.system [true]", "not YAML"),
@@ -286,6 +312,21 @@ def test_aliases_are_read(tmp_path):
     path = tmp_path / "aliases.yaml"
     path.write_text("model: {arguments: {a: &a [1, 2], b: *a}}")
     assert load(str(path)).model.arguments == {"a": [1, 2], "b": [1, 2]}
+
+
+def test_merged_keys_may_be_overridden_and_are_no_duplicates(tmp_path):
+    path = tmp_path / "merged.yaml"
+    inner = "{z: {y: &a {<<: {k: 1}, k: 2}}, b: {<<: *a}}"
+    path.write_text(f"model: {{arguments: {inner}}}")
+    assert load(str(path)).model.arguments == {"z": {"y": {"k": 2}}, "b": {"k": 2}}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_of_windows_are_read(tmp_path, encoding):
+    path = tmp_path / "windows.yaml"
+    path.write_bytes("name: 数据\r\ntrain:\r\n  epochs: 3\r\n".encode(encoding))
+    config = load(str(path))
+    assert (config.name, config.train.epochs) == ("数据", 3)
 
 
 def test_an_override_changes_nothing_else_that_an_alias_stands_for(tmp_path):
@@ -492,21 +533,21 @@ def test_round_trip_of_a_config_that_sets_everything():
         ),
         model=Model("a.b:c", {"x": [1, {"y": None}], "z": "w"}, False, "w"),
         optimizer=Optimizer(
-            "adam",
+            "nag",
             lr=0.2,
             base_batch_size=8,
             momentum=0.5,
             weight_decay=0.1,
             lr_mult={"a.*": 0.5},
             decay_norm_and_bias=True,
-            arguments={"beta1": 0.8},
+            arguments={"multi_precision": True},
             clip_norm=2.0,
             accumulate=3,
             fp16_allreduce=True,
             bucket_mb=2.0,
             shared_memory=False,
         ),
-        schedule=Schedule("step", 0.5, (1.0, 2.5), 0.2, 0.3, power=2.0),
+        schedule=Schedule("poly", 0.5, final_lr=0.3, power=2.0),
         train=Train(4, 7, 5, 3, 0.1, 8.0, "bfloat16", max_minutes=9.0, ema=0.9),
         evaluate=Evaluate(2, 99, flip=True, top_k=3),
         checkpoint=Checkpoint(9, 4),
@@ -514,7 +555,8 @@ def test_round_trip_of_a_config_that_sets_everything():
     )
     chosen, default = flat(to_dict(config)), flat(to_dict(Config()))
     left = [name for name in default if chosen[name] == default[name]]
-    assert left == ["optimizer.nesterov", "schedule.patience"], "not with adam, and with steps"
+    others = ["schedule.milestones", "schedule.gamma", "schedule.patience"]
+    assert left == ["optimizer.nesterov", *others], "not with nag, and with poly"
     assert from_dict(to_dict(config)) == config
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
     assert from_dict(yaml.safe_load(as_yaml(config))) == config
@@ -713,6 +755,20 @@ def test_a_setting_that_is_gone_is_refused_with_what_took_its_place():
         from_dict({"optimizer": {"groups": 1}})
     with pytest.raises(ConfigError, match=r"no setting optimizer\.groups any more"):
         load(None, ["optimizer.groups=0"])
+
+
+def test_what_does_nothing_beside_the_others_is_left_out_of_an_older_checkpoint():
+    assert load(None, ["optimizer.name=Adam", "optimizer.momentum=0"]).optimizer.momentum == 0
+    before = to_dict(Config(optimizer=Optimizer("adam")))
+    before["optimizer"]["momentum"] = 0.95
+    before["schedule"].update(name="step", milestones=[1], gamma=0.5, final_lr=0.1, power=2.0)
+    config = from_dict(recorded(before))
+    assert (config.optimizer.momentum, config.schedule.final_lr, config.schedule.power) == (
+        *(0.9, 0.0),
+        1.0,
+    )
+    assert config.schedule.gamma == 0.5
+    assert before["optimizer"]["momentum"] == 0.95
 
 
 def test_a_checkpoint_with_a_setting_that_is_gone_still_serves():
