@@ -28,7 +28,9 @@ def next_commands(config: Config, state: str) -> Dict[str, str]:
         if before != "--resume" and not re.match("--(resume(=|$)|force$)", word)
     ]
     same = "the same command" + " without --resume and --force," * (again != given)
-    commands = {"view": f"{typed('tensorboard')} --logdir {shlex.quote(config.output)}"}
+    commands = {}
+    if "tensorboard" in config.monitor.loggers:
+        commands["view"] = f"{typed('tensorboard')} --logdir {shlex.quote(config.output)}"
     if state == "stopped":
         commands["resume"] = _again(again) or same.rstrip(",")
         return commands
@@ -46,7 +48,8 @@ def typed(name: str) -> str:
     own = Path(sys.executable).with_name(name)
     # Launchers put the environment's own programs first in the PATH of ranks.
     path = os.environ.get("LAUNCH_PATH", os.environ.get("PATH"))
-    if shutil.which(name, path=path) == str(own):
+    found = shutil.which(name, path=path)
+    if found == str(own) or (found and not own.exists()):  # elsewhere: pip install --user, Colab
         return name
     here = own.relative_to(Path.cwd()) if Path.cwd() in own.parents else own
     return shlex.quote(str(here))
@@ -60,7 +63,8 @@ def _program() -> str:
 
 def _own_words() -> List[str]:
     """What follows ``train`` on the command line; empty in a program of the user's own."""
-    ours = Path(sys.argv[0]).name in ("gluon-train", "__main__.py")
+    program = Path(sys.argv[0])
+    ours = program.name == "gluon-train" or program.parts[-2:] == ("trainer", "__main__.py")
     return sys.argv[2:] if ours and sys.argv[1:2] == ["train"] else []
 
 
@@ -79,9 +83,8 @@ def _again(words: Sequence[str]) -> Optional[str]:
         return None
     if by == "make":
         config, *rest = words
-        given = [f"CONFIG={config}"] * (config != _MAKES[0]) + [f"RANKS={ranks}"] * (
-            ranks != _MAKES[1]
-        )
+        given = [f"CONFIG={config}"] * (config != _MAKES[0])
+        given += [f"RANKS={ranks}"] * (ranks != _MAKES[1])
         given += [f"ARGS={shlex.join(rest)}".replace("$", "$$")] * bool(rest)
         return shlex.join(["make", "train", *given])
     train = f"{_program()} {shlex.join(['train', *words])}"

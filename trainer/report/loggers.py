@@ -50,10 +50,11 @@ class Loggers:
     ):
         self._warn = warn
         self._open: Dict[str, Any] = {}
-        for name in config.monitor.loggers if writes else ():
+        for name in dict.fromkeys(config.monitor.loggers) if writes else ():
             try:
                 self._open[name] = _KINDS[name](config, first_step)
             except Exception as error:  # of software that is not ours
+                self.close(failed=True)
                 raise ConfigError(
                     f"monitor.loggers has {name}, which cannot be started: {describe_error(error)}"
                 ) from error
@@ -219,12 +220,15 @@ def settings_of(config: Config) -> Dict[str, Any]:
 
 
 def _remember(config: Config, name: str, called: str) -> None:
-    ids = {**_ids(config), name: called}
+    ids = {**_ids(config), name: called, "folder": str(config.folder.resolve())}
     with whole_file.replaced(config.folder / _IDS) as partial:
         partial.write_text(json.dumps(ids))
 
 
 def _ids(config: Config) -> Dict[str, str]:
-    """What loggers call the run, by their names."""
+    """What loggers call the run, by their names; a copy (``cp -r``) is another run."""
     path = config.folder / _IDS
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    ids = dict(json.loads(path.read_text())) if path.is_file() else {}
+    first = Path(ids.get("folder", path.parent)) / _IDS  # elsewhere where it was moved or copied
+    others = json.loads(first.read_text()) if first.is_file() and not first.samefile(path) else {}
+    return {name: called for name, called in ids.items() if others.get(name) != called}

@@ -160,8 +160,10 @@ def compare(first: Path, second: Path) -> Comparison:
 
 def comparison_table(comparison: Comparison, first: Path, second: Path) -> str:
     """A row for each setting and then each result that differs."""
-    rows = {"": [str(first), str(second)], **comparison["settings"], **comparison["results"]}
-    shown = {k: [_shown(v, ".4g" * isinstance(v, float)) for v in pair] for k, pair in rows.items()}
+    given = {"": [str(first), str(second)], **comparison["settings"]}  # shown in full
+    shown = {name: [_shown(value) for value in pair] for name, pair in given.items()}
+    for name, pair in comparison["results"].items():
+        shown[name] = [_shown(value, ".4g" * isinstance(value, float)) for value in pair]
     return console.aligned([[console.one_line(name), *pair] for name, pair in shown.items()])
 
 

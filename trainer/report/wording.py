@@ -58,9 +58,8 @@ def _sets(f: Figures) -> str:
 
 
 def _step(f: Figures) -> str:
-    figures = (
-        f"epoch {f['epoch']}/{f['epochs']}  loss {f['loss']:.4f}  accuracy {f['accuracy']:.4f}"
-    )
+    place = f"epoch {f['epoch']}/{f['epochs']}"
+    figures = f"{place}  loss {f['loss']:.4f}  accuracy {f['accuracy']:.4f}"
     if f.get("skipped_steps"):
         figures += f"  loss scale {f['loss_scale']:g} ({f['skipped_steps']:g} steps skipped)"
     return figures + _speed("  ", f["images_per_second"])

@@ -8,7 +8,7 @@ from typing import List, Optional
 
 import pytest
 
-from trainer.config import Config, Data
+from trainer.config import Config, Data, Monitor
 from trainer.report.commands import next_commands, typed
 
 QUICK = "configs/quickstart.yaml"
@@ -88,9 +88,31 @@ def test_no_better_preset_is_named_where_there_is_none(started) -> None:
     assert "higher accuracy" not in next_commands(Config(), "done")
 
 
-def test_a_program_of_the_users_own_has_no_command_of_ours(started) -> None:
+def test_a_program_of_the_users_own_has_no_command_of_ours(
+    started, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started([])
     assert next_commands(Config(), "stopped")["resume"] == "the same command"
+    monkeypatch.setattr(sys, "argv", ["/home/me/mine/__main__.py", "train", "fast"])
+    assert next_commands(Config(), "stopped")["resume"] == "the same command"
+
+
+def test_programs_that_are_not_beside_python_are_taken_from_the_path(
+    started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Colab, and after `pip install --user`."""
+    started(["train", QUICK])
+    (tmp_path / ".venv" / "bin" / "tensorboard").unlink()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "tensorboard").touch(mode=0o755)
+    monkeypatch.setenv("LAUNCH_PATH", str(tmp_path / "bin"))
+    assert typed("tensorboard") == "tensorboard"
+
+
+def test_there_is_nothing_to_view_without_event_files(started) -> None:
+    started(["train", QUICK])
+    csv = Config(monitor=Monitor(loggers=("csv",)))
+    assert list(next_commands(csv, "done")) == ["list runs", "higher accuracy"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import shutil
 import sys
 import types
 from dataclasses import replace
@@ -112,6 +113,36 @@ def test_wandb_gets_points_and_a_resumed_run_its_id(
     assert wandb.calls[0][-1]["config"]["optimizer.lr"] == 0.1
 
 
+def test_a_copy_of_a_run_is_another_run_at_wandb_and_a_moved_one_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = StandIn()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+
+    def begin(name: str, first_step: int) -> str:
+        Loggers(replace(config(tmp_path, "wandb"), name=name), first_step, pytest.fail).close()
+        return [call for call in wandb.calls if call[0] == "init"][-1][-1]["id"]
+
+    first = begin("run", 0)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    copied = begin("copy", 5)
+    assert copied != first == begin("run", 5) and begin("copy", 7) == copied
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert begin("moved", 9) == first
+    assert begin("run", 0) not in (first, copied) and begin("moved", 11) == first
+    (tmp_path / "moved" / "loggers.json").write_text('{"wandb": "of 0.5.0"}')
+    assert begin("moved", 13) == "of 0.5.0"
+
+
+def test_a_logger_that_is_named_twice_is_begun_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = StandIn()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    Loggers(config(tmp_path, "wandb", "csv", "wandb"), 0, pytest.fail).close()
+    assert [call[0] for call in wandb.calls] == ["init", "finish"]
+
+
 def test_a_logger_that_fails_is_told_once_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,9 +155,12 @@ def test_a_logger_that_fails_is_told_once_and_the_run_goes_on(
     both.close()
     assert len(told) == 1 and "logger wandb gets nothing more: " in told[0]
     assert [r["value"] for r in rows(tmp_path)] == ["1.0", "2.0"]
+    mlflow = StandIn()
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     wandb.__dict__["init"] = lambda *_, **__: 1 / 0
     with pytest.raises(ConfigError, match="has wandb, which cannot be started"):
-        Loggers(config(tmp_path, "wandb"), 0, told.append)
+        Loggers(config(tmp_path, "mlflow", "wandb"), 0, told.append)
+    assert mlflow.calls[-1] == ("end_run", "FAILED", {}), "what had begun is not left active"
 
 
 def test_tensorboard_is_one_of_them(tmp_path: Path) -> None:
@@ -194,7 +228,7 @@ def test_a_run_of_the_users_own_at_wandb_gets_the_points_and_goes_on(
         logger.scalars({"loss/train": 0.5}, 10)
         logger.close()
         known = json.loads((tmp_path / "run" / "loggers.json").read_text())
-        assert known == {"wandb": f"users{first_step}"}
+        assert known["wandb"] == f"users{first_step}"
     assert wandb.calls == [("log", {"loss/train": 0.5, "step": 10}, {})] * 2
 
 

@@ -116,6 +116,9 @@ def test_compared_are_settings_and_results_that_differ(tmp_path):
     assert ["optimizer.lr", "0.1", "0.2"] in lines and ["accuracy", "0.8", "0.85"] in lines
     as_json = CliRunner().invoke(main, ["compare", str(first), str(second), "--json"]).output
     assert json.loads(as_json)["settings"]["optimizer.lr"] == [0.1, 0.2]
+    (second / "config.yaml").write_text("optimizer: {lr: 0.1000001}\n")
+    shown = CliRunner().invoke(main, ["compare", str(first), str(second)]).output
+    assert ["optimizer.lr", "0.1", "0.1000001"] in [line.split() for line in shown.splitlines()]
 
 
 @pytest.mark.parametrize("content", ["[1", "3", "\0"])
