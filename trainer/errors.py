@@ -6,13 +6,17 @@ import difflib
 import sysconfig
 import traceback
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, List, Sequence
 
 
 class UserError(ValueError):
     """An error that the user can fix, shown in one line, without a traceback."""
 
     alone = False  # it came between collectives: no other rank knows of it
+
+    def _render_traceback_(self) -> List[str]:
+        """Shown by IPython instead of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 class ConfigError(UserError):

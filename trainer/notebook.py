@@ -83,8 +83,6 @@ def _event_in(line: str) -> Optional[Dict[str, Any]]:
         return None
     if not isinstance(event, dict) or event.get("event") not in wording.EVENTS:
         return None
-    if event["event"] not in ("step", "evaluation"):
-        return event
     # Non-finite numbers are null in JSON.
-    measured = _FIGURES if event["event"] == "step" else event
+    measured = {"step": _FIGURES, "evaluation": event}.get(event["event"], ())
     return {k: math.nan if v is None and k in measured else v for k, v in event.items()}

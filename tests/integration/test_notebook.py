@@ -136,6 +136,12 @@ def test_a_failed_rank_is_one_line_and_the_stop_button_ends_the_ranks(kernel: tu
         r"RankError: rank [01] ended with exit code 1: IndexError: list index out of range", line
     )
 
+    wrong = "from trainer import Config\nConfig(device='cuda')"
+    assert _run_cell(client, wrong, shown.append)["ename"] == "ConfigError"
+    errors = [message["content"] for message in shown if message["msg_type"] == "error"]
+    (line,) = errors[-1]["traceback"]
+    assert line == "ConfigError: device is 'cuda'; it must be one of auto, cpu, gpu"
+
     alive: List[psutil.Process] = []
 
     def stop(message: Dict) -> None:

@@ -84,7 +84,7 @@ def run() -> None:
     except click.ClickException as error:
         _leave(error.format_message(), USER_ERROR)
     except environment.LaunchError as error:
-        _end(str(error), USER_ERROR)  # on every process: its rank cannot be trusted
+        _leave(str(error), USER_ERROR, alone=True)  # the rank of a process cannot be trusted
     except (UserError, dist.PeerError, dist.NotJoinedError, console.LostAnswerError) as error:
         # Most are raised on all ranks alike, see dist.together: one of them prints.
         _leave(str(error), USER_ERROR, getattr(error, "alone", False))
@@ -126,13 +126,8 @@ def _lost_a_rank(error: Exception) -> bool:
 
 
 def _leave(message: str, code: int, alone: bool = False) -> None:
-    if alone or environment.rank() == 0:
-        _end(message, code)
-    time.sleep(SPEAK_SECONDS)
-    console.leave(code)
-
-
-def _end(message: str, code: int) -> None:
-    if message:
+    if not alone and environment.rank() != 0:
+        time.sleep(SPEAK_SECONDS)
+    elif message:
         console.print_error(message)
     console.leave(code)

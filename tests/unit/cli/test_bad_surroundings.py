@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,8 @@ from trainer.batch_norm.rank_sum import registry
 from trainer.cli import main as entry
 from trainer.dist import environment
 from trainer.dist.shared_memory import LostPeerError
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(
@@ -116,6 +120,22 @@ def test_a_misspelt_command_is_told_the_nearest(monkeypatch, capsys):
     entry.run()
     error = capsys.readouterr().err
     assert error.startswith("error: there is no command 'trian'; did you mean train?; one of")
+
+
+def test_ctrl_c_while_libraries_are_imported_is_no_traceback(tmp_path):
+    (tmp_path / "click.py").write_text("import time\nprint('there', flush=True)\ntime.sleep(60)\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer", "train"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "there\n"
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (-signal.SIGINT, "")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
