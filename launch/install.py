@@ -250,16 +250,14 @@ def find_compiler(gpu: bool = False) -> Dict[str, str]:
     if shutil.which("make") is None:
         raise SetupError(f"no make: `{apt_get('make')}`")
     newest, user = (MAX_GXX_CUDA, "nvcc 11") if gpu else (MAX_GXX, "Horovod")
-    compiler = os.environ.get("CXX")
+    compiler, limit = os.environ.get("CXX"), f"{user} needs {newest} or older"
     if compiler:
         printed = output_of([*shlex.split(compiler), "--version"])
         if printed is None:
             raise SetupError(f"CXX is {compiler}, which does not run: unset it, or correct it")
         gnu = re.match(r"\S*g\+\+\S* \(.*\) (\d+)", printed)
         if gnu and int(gnu[1]) > newest:
-            raise SetupError(
-                f"CXX is {compiler}, g++ {gnu[1]}, {user} needs {newest} or older: unset CXX"
-            )
+            raise SetupError(f"CXX is {compiler}, g++ {gnu[1]}, {limit}: unset CXX")
         return {}
     too_new = None
     for gxx in ("g++", "g++-13", "g++-12", "g++-11", "g++-10", "g++-9"):
@@ -268,10 +266,8 @@ def find_compiler(gpu: bool = False) -> Dict[str, str]:
             return {"CXX": gxx, "CC": gxx.replace("g++", "gcc")}
         too_new = too_new or version
     if too_new:
-        raise SetupError(
-            f"g++ is version {too_new}, {user} needs {newest} or older:"
-            f" `{apt_get('g++-11' if gpu else 'g++-12')}`"
-        )
+        way_out = apt_get("g++-11" if gpu else "g++-12")
+        raise SetupError(f"g++ is version {too_new}, {limit}: `{way_out}`")
     raise SetupError(f"no C++ compiler: `{apt_get('g++-11' if gpu else 'g++')}`")
 
 

@@ -52,14 +52,9 @@ def rank_environment(
     """
     env = dict(os.environ)
     env.pop("HOROVOD_ELASTIC", None)  # left by an elastic horovodrun; these ranks have no other
+    env.update({f"HOROVOD_{name.upper()}": str(value) for name, value in facts._asdict().items()})
     env.update(
-        HOROVOD_RANK=str(facts.rank),
-        HOROVOD_SIZE=str(facts.world_size),
-        HOROVOD_LOCAL_RANK=str(facts.local_rank),
-        HOROVOD_LOCAL_SIZE=str(facts.local_size),
-        HOROVOD_CROSS_RANK=str(facts.cross_rank),
-        HOROVOD_CROSS_SIZE=str(facts.cross_size),
-        HOROVOD_HOSTNAME=facts.hostname,
+        HOROVOD_SIZE=env.pop("HOROVOD_WORLD_SIZE"),
         HOROVOD_CONTROLLER="gloo",
         HOROVOD_CPU_OPERATIONS="gloo",
         HOROVOD_GLOO_IFACE=interface,

@@ -51,21 +51,16 @@ def _run_local(args: argparse.Namespace, command: List[str]) -> int:
     from .elastic import Discovery, Elastic
     from .local import run_local
 
-    discovers = args.discover is not None  # an empty command too, which is told of
-    ranks = args.ranks or (args.min_ranks if discovers else args.max_ranks)
+    discovery = None
+    if args.discover is not None:  # an empty command is told of as any that prints nothing
+        discovery = Discovery(args.discover, args.discover_every)
+    least, most, restarts = args.min_ranks, args.max_ranks, args.max_restarts
+    ranks = args.ranks or (least if discovery else most)
     if ranks is None:
         raise ValueError("how many ranks? -n N")
-    restarts = args.max_restarts
     if restarts is None:
-        restarts = 10 if args.min_ranks or args.max_ranks or discovers else 0
-    elastic = Elastic(
-        ranks=ranks,
-        min_ranks=args.min_ranks,
-        max_ranks=args.max_ranks,
-        max_restarts=restarts,
-        discovery=Discovery(args.discover, args.discover_every) if discovers else None,
-        patience=args.start_timeout,
-    )
+        restarts = 10 if least or most or discovery else 0
+    elastic = Elastic(ranks, least, most, restarts, discovery, args.start_timeout)
     _tell_of_copies()
     options = args.arguments[: args.arguments.index("--") + 1]
     os.environ.setdefault("LAUNCHED_BY", shlex.join(options))  # for what a rank says to type next

@@ -90,16 +90,12 @@ def _run_once(
     rendezvous = Rendezvous(
         LOOPBACK, world_size, secrets.token_hex(16), say, start_timeout=start_timeout
     )
-    devices = visible_devices(slots)
+    devices, cores = visible_devices(slots), cores_per_rank(world_size)
+    store = rendezvous.endpoint.environment()
     try:
         for rank in range(world_size):
-            environment = rank_environment(
-                facts_on_one_host(rank, world_size),
-                rendezvous.endpoint.environment(),
-                interface,
-                cores_per_rank(world_size),
-                launch_id,
-            )
+            facts = facts_on_one_host(rank, world_size)
+            environment = rank_environment(facts, store, interface, cores, launch_id)
             if devices is not None:
                 environment["CUDA_VISIBLE_DEVICES"] = devices
             inherit, prefix = quiet and rank == 0, None if quiet else f"[{rank}] "

@@ -70,16 +70,10 @@ def run_job(srun: Sequence[str], warning_seconds: int, max_requeues: int) -> int
     if code == EXIT_SAVED or step.ended_by_warning():
         job_id = env["SLURM_JOB_ID"]
         try:
-            shown = _scontrol("show", "job", "-o", job_id)
-            job = parse_job(shown, job_id)
+            job = parse_job(_scontrol("show", "job", "-o", job_id), job_id)
+            now, saved = datetime.now(), code == EXIT_SAVED
             verdict = judge(
-                job,
-                step.cancelled,
-                datetime.now(),
-                warning_seconds,
-                restarts,
-                max_requeues,
-                saved=code == EXIT_SAVED,
+                job, step.cancelled, now, warning_seconds, restarts, max_requeues, saved
             )
             say(f"job {job_id}: {verdict.message}")
             if verdict.requeue:

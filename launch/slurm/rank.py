@@ -71,13 +71,8 @@ def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
     offered = network.addresses_by_interface()[interface][0]
     _make_own_name_lead_to(offered, interface, len(nodes) > 1)
     _check_in(endpoint, facts, f"{facts.hostname} {interface} {offered}", start_timeout)
-    environment = rank_environment(
-        facts,
-        endpoint.environment(),
-        interface,
-        cores_of_task(facts.local_size),
-        slurm.step_launch_id(env),
-    )
+    cores, launch_id = cores_of_task(facts.local_size), slurm.step_launch_id(env)
+    environment = rank_environment(facts, endpoint.environment(), interface, cores, launch_id)
     if len(os.sched_getaffinity(0)) < count_of(env, "SLURM_CPUS_ON_NODE", 1):
         # Slurm has divided the node's cores: the trainer must not divide this task's once more.
         environment.setdefault("OMP_PROC_BIND", "false")

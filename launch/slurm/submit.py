@@ -16,12 +16,6 @@ from ..core.process import run, say
 from ..core.streams import write
 
 POLL_SECONDS = 1.0
-_OTHER_NAMES = {  # what says otherwise has another name than the option
-    "SBATCH_TIME": ["SBATCH_TIMELIMIT"],
-    "SBATCH_REQUEUE": ["SBATCH_NO_REQUEUE"],
-    "SBATCH_MEM": ["SBATCH_MEM_PER_NODE", "SBATCH_MEM_PER_CPU", "SBATCH_MEM_PER_GPU"],
-    "SBATCH_ARRAY": ["SBATCH_ARRAY_INX"],
-}
 _FIELD = re.compile(r"%([0-9]*)([a-zA-Z%])")  # in a log's name; a number pads the ids
 _ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "STOPPED")
 
@@ -34,7 +28,8 @@ def submit(script: str) -> str:
             "or add --dry-run to see the job script"
         )
     _make_log_folder(script)
-    done = run(["sbatch", "--parsable"], script, _environment(script))
+    # As words they win over the user's SBATCH_ variables, which win over the script.
+    done = run(["sbatch", "--parsable", *_words(script)], script, _environment())
     if done.returncode:
         words = " ".join(done.stderr.replace("sbatch: error: ", "").split())
         raise ValueError(f"sbatch refused the job: {words}")
@@ -95,23 +90,24 @@ def _option(script: str, name: str) -> Optional[str]:
 
 def _options(script: str) -> List[Tuple[str, str]]:
     """Name and value of each option in the script's #SBATCH lines."""
-    header, _, _ = script.partition("\n\n")  # as Slurm, which stops at the first command
-    lines = re.findall(r"^#SBATCH (.+)$", header, re.MULTILINE)
-    words = [shlex.split(line)[0].partition("=") for line in lines]
+    words = [word.partition("=") for word in _words(script)]
     return [(option.lstrip("-"), value) for option, _, value in words]
 
 
-def _environment(script: str) -> Dict[str, str]:
-    """The environment without variables that would mislead the job.
+def _words(script: str) -> List[str]:
+    """The options in the script's #SBATCH lines."""
+    header, _, _ = script.partition("\n\n")  # as Slurm, which stops at the first command
+    return [shlex.split(line)[0] for line in re.findall(r"^#SBATCH (.+)$", header, re.MULTILINE)]
 
-    The user's SBATCH_ variables take precedence over what the script asks for. Those of a job that
-    submits this one, such as SLURM_GPUS_PER_TASK, are options of its srun.
+
+def _environment() -> Dict[str, str]:
+    """The environment without that of a job that submits this one.
+
+    Its SLURM_GPUS_PER_TASK and others would be options of the new one's srun.
     """
-    names = {f"SBATCH_{option.upper().replace('-', '_')}" for option, _ in _options(script)}
-    names |= {other for name in names for other in _OTHER_NAMES.get(name, ())}
-    if "SLURM_JOB_ID" in os.environ:
-        names |= {name for name in os.environ if name.startswith("SLURM_")} - {"SLURM_CONF"}
-    return {name: value for name, value in os.environ.items() if name not in names}
+    inside = "SLURM_JOB_ID" in os.environ
+    variables = os.environ.items()
+    return {k: v for k, v in variables if k == "SLURM_CONF" or not (inside and k[:6] == "SLURM_")}
 
 
 def follow(job_id: str, log: Path) -> int:

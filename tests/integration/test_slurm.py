@@ -252,6 +252,22 @@ def test_what_setup_loads_reaches_the_ranks_where_sbatch_exports_nothing(cluster
         assert line in done.stdout.splitlines()
 
 
+def test_options_override_the_users_variables_whatever_these_are_called(cluster, tmp_path):
+    """Several exclude each other, and some have another name than the option."""
+    given = {"TIMELIMIT": "99", "MEM_PER_CPU": "900M", "NO_REQUEUE": "1", "OUTPUT": "/tmp/nope"}
+    given.update(ACCOUNT="theirs", SIGNAL="USR2@9", JOB_NAME="nope")
+    done = launch(
+        cluster, "slurm", "--time=5", "--mem=500M", "--log", str(tmp_path / "log"), "--follow",
+        "--sbatch=--comment=ours", "--", "echo", "done",
+        env={f"SBATCH_{name}": value for name, value in given.items()},
+    )  # fmt: skip
+    job = re.search(r"^job (\d+) is submitted", done.stdout, re.M)[1]
+    fields = ("TimeLimit", "MinMemoryNode", "Requeue", "JobName", "Account", "Comment")
+    found = [cluster.field(job, field) for field in fields]
+    assert found == ["00:05:00", "500M", "1", "train", "theirs", "ours"]
+    assert (tmp_path / "log").read_text().endswith("done\n")
+
+
 def test_two_jobs_share_a_node(cluster, tmp_path):
     """The second runs from start to end while the first one does."""
     site = tmp_path / "site.yaml"

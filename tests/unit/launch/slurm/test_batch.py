@@ -276,7 +276,7 @@ def test_the_script_is_what_sbatch_gets_and_follow_returns_the_jobs_code(slurm, 
     log = tmp_path / "log"
     done = slurm(
         "slurm", "--follow", "--log", str(log), "--", "true",
-        sbatch=f"[ \"$*\" = --parsable ] && cat > {tmp_path}/script && echo said > {log} && echo 9",
+        sbatch=f"[ $1 = --parsable ] && cat > {tmp_path}/script && echo said > {log} && echo 9",
         scontrol="echo JobId=9 JobState=FAILED Reason=NonZeroExitCode ExitCode=3:0",
     )  # fmt: skip
     assert done.stdout == f"job 9 is submitted; its log: {log}\nsaid\n"
@@ -296,15 +296,16 @@ def test_a_word_of_any_bytes_reaches_the_job_as_it_is(slurm, tmp_path):
 
 
 def test_options_override_the_users_sbatch_variables(slurm):
-    """For sbatch they would win over the script; what the script does not ask for stays theirs."""
-    given = ["OUTPUT", "PARTITION", "TIMELIMIT", "SIGNAL", "NO_REQUEUE", "ACCOUNT"]
-    given += ["MEM_PER_NODE", "MEM_PER_CPU"]
+    """Words of sbatch's command line win over these, and these over the script (test_slurm.py)."""
     done = slurm(
-        "slurm", "--partition", "gpu", "--time", "5", "--mem", "5G", "--", "true",
-        sbatch="env | grep ^SBATCH_ >&2; exit 1",
-        env={f"SBATCH_{name}": "mine" for name in given},
+        "slurm", "--partition", "gpu", "--constraint", "a100&nvlink", "--log", "/tmp/log", "--",
+        "true", sbatch='shift; printf "%s|" "$@" >&2; exit 1',
     )  # fmt: skip
-    assert done.stderr == "error: sbatch refused the job: SBATCH_ACCOUNT=mine\n"
+    assert done.stderr == (
+        "error: sbatch refused the job: --job-name=train|--nodes=1|--ntasks-per-node=1|"
+        "--constraint=a100&nvlink|--partition=gpu|--output=/tmp/log|--open-mode=append|"
+        "--signal=USR1@60|--requeue|\n"
+    )
 
 
 def test_a_job_that_another_one_submits_gets_nothing_of_its_allocation(slurm):
