@@ -12,6 +12,7 @@ from tests.unit.data.pictures import encoded, make_records, smooth
 
 HEAD = """
 import resource, sys
+import numpy as np
 from trainer.config import Data
 from trainer.data import input_pipeline
 from trainer.data.loader import TrainLoader
@@ -22,8 +23,9 @@ def loader(size, batch):
     source = input_pipeline.read(settings).train
     return source, TrainLoader(source, settings, global_batch_size=batch, seed=0)
 
-def kib(name):
-    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
+def kib(name, process="self"):
+    lines = open(f"/proc/{process}/status")
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
 
 opencv()
 """
@@ -34,6 +36,20 @@ UNDER_A_LIMIT = """
 used = kib("VmSize") * 1024
 resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20),) * 2)
 source, batches = loader(512, 8)
+assert sum(batch.samples for batch in batches.from_step(0, batches.steps_per_epoch)) == 1200
+"""
+
+A_DATASET = """
+class Drawn:
+    def __len__(self): return 1200
+    def __getitem__(self, index): return np.full((512, 512, 3), index % 256, np.uint8), index % 10
+
+settings = Data("arrays", workers=2, prefetch=1)
+source = input_pipeline.read(settings, Drawn()).train
+batches = TrainLoader(source, settings, global_batch_size=8, seed=0)  # its readers have started
+for process in ("self", *(reader.pid for reader in source._readers._processes)):
+    limit = kib("VmSize", process) * 1024 + (300 << 20)
+    resource.prlimit(0 if process == "self" else process, resource.RLIMIT_AS, (limit, limit))
 assert sum(batch.samples for batch in batches.from_step(0, batches.steps_per_epoch)) == 1200
 """
 
@@ -57,7 +73,9 @@ def make_index(folder: Path, count: int, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "count", "size"), [(UNDER_A_LIMIT, 1200, 512), (A_MILLION, 1_000_000, 32)]
+    ("script", "count", "size"),
+    [(UNDER_A_LIMIT, 1200, 512), (A_DATASET, 1, 8), (A_MILLION, 1_000_000, 32)],
+    ids=["records", "dataset", "a million"],
 )
 def test_a_set_larger_than_memory(tmp_path, script, count, size):
     make_index(tmp_path, count, size)
