@@ -96,7 +96,8 @@ def gpu_rows(libraries: Dict[str, Any]) -> List[Row]:
         found = (answer.stdout + answer.stderr).strip().splitlines()[-1:]
         fix = "the driver does not answer: nvidia-smi must work before MXNet can"
         return [Row("GPU", FAIL if cuda_build else WARN, "".join(found), fix)]
-    gpus = [[word.strip() for word in line.split(",")] for line in answer.stdout.splitlines()]
+    lines = (line for line in answer.stdout.splitlines() if "," in line)  # No devices were found
+    gpus = [[word.strip() for word in line.split(",")] for line in lines]
     if not gpus:
         return [Row("GPU", OK, "none: training runs on the CPU")]
     driver = gpus[0][1]

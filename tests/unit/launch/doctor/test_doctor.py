@@ -161,7 +161,10 @@ def test_broken_driver(nvidia_smi):
     assert checks.gpu_rows(CPU)[0].status == WARN
 
 
-def test_no_gpu_is_no_fault(monkeypatch):
+def test_no_gpu_is_no_fault(nvidia_smi, monkeypatch):
+    nvidia_smi("No devices were found")
+    (row,) = checks.gpu_rows(CPU)
+    assert (row.status, row.found) == (OK, "none: training runs on the CPU")
     monkeypatch.setenv("PATH", "/nonexistent")
     (row,) = checks.gpu_rows(CPU)
     assert (row.status, row.found) == (OK, "none (no nvidia-smi): training runs on the CPU")
