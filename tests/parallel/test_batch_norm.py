@@ -343,6 +343,26 @@ def test_ranks_whose_layers_differ_are_told(
 
 
 @on_one_layout
+@pytest.mark.parametrize("native", OPERATORS)
+def test_running_statistics_read_right_after_backward_are_the_new_ones(
+    native: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the moving averages of train.ema read them: MXNet's engine knows that they are written."""
+    monkeypatch.setenv("BATCH_NORM_NATIVE", native)
+    net = nn.HybridSequential()
+    net.add(nn.Conv2D(16, kernel_size=3, in_channels=3), batch_norm.SyncBatchNorm(in_channels=16))
+    net.initialize()
+    net.hybridize(static_alloc=True)
+    for _ in range(5):
+        with autograd.record():
+            loss = (net(nd.random.normal(5, 1, shape=(8, 3, 32, 32))) ** 2).sum()
+        loss.backward()
+        read = net[1].running_mean.data().asnumpy()
+        nd.waitall()
+        np.testing.assert_array_equal(read, net[1].running_mean.data().asnumpy())
+
+
+@on_one_layout
 def test_an_unpickled_layer_is_synced() -> None:
     layer = batch_norm.convert_sync_batch_norm(nn.BatchNorm(in_channels=1, prefix="pickled_"))
     layer.initialize()

@@ -12,8 +12,9 @@ ranks. In backward the kernel subtracts this rank's means of dy and dy (x - m) i
 over all ranks. The difference is linear in x: it is the operator's own gradient.
 
 All of it stays on the arrays' device, in MXNet's operators and two allreduces: the host waits for
-nothing. The running statistics are moved here, in backward as MXNet's own kernels do. None of its
-calls goes to cuDNN, which would move them in forward, by another estimate of the variance.
+nothing. None of its calls goes to cuDNN, which would move running statistics in forward, by another
+estimate of the variance. Nor does it move them itself: MXNet does not tell its engine what a custom
+operator's backward writes, and who read them next would get the old ones. See ``SyncBatchNorm``.
 """
 
 from __future__ import annotations
@@ -38,20 +39,18 @@ class _Moments(NamedTuple):
 
 
 class Coefficients(mx.operator.CustomOp):
-    """(x, gamma, beta; running_mean, running_var) -> (gamma', beta').
+    """(x, gamma, beta; running_mean, running_var) -> (gamma', beta', pair).
 
-    The running statistics are also inputs for the sake of the engine's ordering: see
-    :class:`RankSum`.
+    ``pair``, (C, 2), has the mean and variance that the running statistics are to be moved by. They
+    are also inputs for the sake of the engine's ordering: see :class:`RankSum`.
     """
 
-    def __init__(self, rank_sum: RankSum, axis: int, epsilon: float, momentum: float, scale: bool):
+    def __init__(self, rank_sum: RankSum, axis: int, epsilon: float, scale: bool):
         super().__init__()
         self._rank_sum = rank_sum
         # Not cuDNN's, which moves running statistics in forward; of one sample to NaN.
         self._kernel = {"axis": axis, "eps": epsilon, "fix_gamma": False, "cudnn_off": True}
-        # MXNet's kernels hold the momentum, not epsilon, as float32.
-        self._epsilon, self._momentum = epsilon, float(np.float32(momentum))
-        self._scale = scale
+        self._epsilon, self._scale = epsilon, scale
 
     def forward(
         self, is_train: bool, req: List[str], in_data: Any, out_data: Any, aux: Any
@@ -60,6 +59,7 @@ class Coefficients(mx.operator.CustomOp):
         gamma, beta = _float64(gamma_array), _float64(beta_array)
         if not self._scale:
             gamma = nd.ones_like(gamma)
+        mean, variance = map(_float64, aux)
         self._is_train = is_train
         if is_train:
             self._samples = 0 if registry.batch_is_empty.value else x.size // gamma.size
@@ -69,7 +69,11 @@ class Coefficients(mx.operator.CustomOp):
             self._ratio = whole.inverse / local.inverse
             self._shift = whole.inverse * (local.mean - whole.mean)
             gamma, beta = gamma * self._ratio, beta + gamma * self._shift
-        _write(out_data, req, (gamma, beta))
+            none = 1 - self._any
+            mean = self._any * whole.mean + none * mean
+            variance = self._any * whole.variance + none * variance
+        pair = nd.stack(mean - nd.sqrt(variance), mean + nd.sqrt(variance), axis=1)
+        _write(out_data, req, (gamma, beta, pair))
 
     def _local_moments(self, x: Any, gamma: Any, beta: Any, aux: Any) -> _Moments:
         with autograd.train_mode():
@@ -101,7 +105,7 @@ class Coefficients(mx.operator.CustomOp):
         self, req: List[str], out_grad: Any, in_data: Any, out_data: Any, in_grad: Any, aux: Any
     ) -> None:
         x, gamma, _ = in_data
-        kernel_sum, beta_sum = (_float64(gradient) for gradient in out_grad)
+        kernel_sum, beta_sum = map(_float64, out_grad[:2])
         if not self._is_train:
             _write(in_grad, req, (nd.zeros_like(x), kernel_sum, beta_sum))
             return
@@ -114,9 +118,6 @@ class Coefficients(mx.operator.CustomOp):
         vectors = (array.astype(gamma.dtype) for array in line)
         d_x = nd.BatchNorm(x, *vectors, use_global_stats=True, **self._kernel)
         _write(in_grad, req, (d_x, gamma_sum, beta_sum))
-        moved = (1 - self._momentum) * self._any
-        for running, value in zip(aux, self._whole):
-            _write([running], ["write"], [(1 - moved) * _float64(running) + moved * value])
 
     def _missing_gradient(
         self, kernel_sum: nd.NDArray, beta_sum: nd.NDArray, total: nd.NDArray
@@ -142,27 +143,28 @@ class Coefficients(mx.operator.CustomOp):
 class CoefficientsProp(mx.operator.CustomOpProp):
     """Declares :class:`Coefficients` to MXNet, which passes its arguments as strings."""
 
-    def __init__(self, rank_sum: str, axis: str, epsilon: str, scale: str, momentum: str = "0.9"):
+    def __init__(self, rank_sum: str, axis: str, epsilon: str, scale: str):
         super().__init__(need_top_grad=True)
         self._rank_sum = registry.alive[int(rank_sum)]
         self._axis = int(axis)
-        self._arguments = float(epsilon), float(momentum), scale == "True"
+        self._arguments = float(epsilon), scale == "True"
 
     def list_arguments(self) -> List[str]:
         return ["x", "gamma", "beta"]
 
     def list_outputs(self) -> List[str]:
-        return ["kernel_gamma", "kernel_beta"]
+        return ["kernel_gamma", "kernel_beta", "pair"]
 
     def list_auxiliary_states(self) -> List[str]:
         return ["running_mean", "running_var"]
 
     def infer_shape(self, in_shape: List[Any]) -> Tuple[List[Any], List[Any], List[Any]]:
         channels = (in_shape[0][self._axis],)
-        return [in_shape[0], channels, channels], 2 * [channels], 2 * [channels]
+        pair = (*channels, 2)
+        return [in_shape[0], channels, channels], [channels, channels, pair], 2 * [channels]
 
     def infer_type(self, in_type: List[Any]) -> Tuple[List[Any], List[Any], List[Any]]:
-        return in_type, 2 * [in_type[-1]], 2 * [in_type[-1]]
+        return in_type, 3 * [in_type[-1]], 2 * [in_type[-1]]
 
     def create_operator(self, ctx: Any, in_shapes: Any, in_dtypes: Any) -> Coefficients:
         return Coefficients(self._rank_sum, self._axis, *self._arguments)

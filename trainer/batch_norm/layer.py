@@ -17,7 +17,7 @@ from mxnet import autograd, nd
 from mxnet.gluon import nn
 
 from ..mxnet_internals import kernel_arguments
-from .coefficients_native import OP_TYPE, operator_type
+from .coefficients_native import operator_type
 from .rank_sum import RankSum
 
 
@@ -59,28 +59,24 @@ class SyncBatchNorm(nn.BatchNorm):
         self.rank_sum.used()
         # Without the copy a graph reshapes x itself, and both kernels get it in the slower layout.
         copy = x if F is nd else F.add_n(x)
-        op_type = operator_type(self.rank_sum, self.gamma.list_ctx()[0])
-        in_python = {} if op_type == OP_TYPE else {"momentum": kernel["momentum"]}
-        gamma, beta, *pair = F.Custom(
+        gamma, beta, pair = F.Custom(
             # The reshape forces MXNet's default layout. For an input in oneDNN's layout MXNet makes
             # a temporary array, which is freed before the operator's thread has read it.
             F.reshape(copy, shape=(-2,)),
             gamma,
             beta,
             *running,
-            op_type=op_type,
+            op_type=operator_type(self.rank_sum, self.gamma.list_ctx()[0]),
             rank_sum=self.rank_sum.serial,
             axis=kernel["axis"],
             epsilon=kernel["eps"],
             scale=not kernel["fix_gamma"],
-            **in_python,
         )
         kernel["fix_gamma"] = False
-        if pair:
-            # MXNet's CPU kernel updates running statistics in backward. Here it does so from two
-            # samples that have the moments of all ranks. The operator in Python does it by itself.
-            moved = F.BatchNorm(*pair, gamma, beta, *running, **{**kernel, "axis": 0})
-            gamma = F.slice_like(gamma, moved, axes=(0,))  # makes `moved` part of backward
+        # MXNet's kernel updates running statistics in backward. Here it does so from two samples
+        # that have the moments of all ranks.
+        moved = F.BatchNorm(pair, gamma, beta, *running, **{**kernel, "axis": 0})
+        gamma = F.slice_like(gamma, moved, axes=(0,))  # makes `moved` part of backward
         # With momentum 1 the main kernel leaves them alone.
         y = F.BatchNorm(x, gamma, beta, *running, name="fwd", **{**kernel, "momentum": 1})
         return F.relu(y) if self.fuse_relu else y

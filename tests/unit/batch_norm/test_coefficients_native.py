@@ -58,7 +58,7 @@ def outputs_and_gradients(
         outputs = nd.Custom(*inputs, *vectors[2:], op_type=op_type, **arguments)
         weighted = [y * nd.array(random.normal(size=y.shape), dtype=statistics) for y in outputs]
         nd.add_n(*(y.sum() for y in weighted)).backward()
-    arrays = [*outputs[:2], *(array.grad for array in inputs)]
+    arrays = [*outputs[:2], *(array.grad for array in inputs), outputs[2]]
     return [array.asnumpy() for array in arrays]
 
 
