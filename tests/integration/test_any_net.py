@@ -361,6 +361,21 @@ def test_an_invalid_loss_is_reported_before_anything_starts(
     assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("attribute", ["grad_req", "lr_mult", "wd_mult"])
+def test_layers_are_not_frozen_nor_thawed_in_mid_run(attribute: str, tmp_path: Path) -> None:
+    """A resumed run would not do so, its averages would leave them out, and they would decay."""
+    net = nn.HybridSequential()
+    net.add(nn.Dense(4, in_units=36), nn.Dense(4, in_units=4))
+    net[0].collect_params().setattr("grad_req", "null")
+
+    def change(end: Any) -> None:
+        net[0].collect_params().setattr(attribute, "write" if attribute == "grad_req" else 0.5)
+
+    config = from_dict({"output": str(tmp_path), "train": {"epochs": 2, "global_batch_size": 4}})
+    with pytest.raises(ConfigError, match=r"dense\d+_weight has been frozen, .* in mid-run"):
+        fit(net, config, train=SET, test=SET, on_epoch_end=change)
+
+
 @pytest.mark.parametrize("over_batch", [False, True])
 def test_a_loss_that_depends_on_the_rest_of_the_batch_is_told_of(
     over_batch: bool, tmp_path: Path, capsys: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet as mx
@@ -10,9 +11,12 @@ from mxnet import gluon
 
 from .. import dist
 from ..dist.array_memory import dense_on_cpu, memory_of
+from ..errors import ConfigError
 from ..model.loss_scale import LossScale, Reading, all_finite
 from .step import StepResult
 
+# How a parameter is trained.
+_HOW = attrgetter("grad_req", "lr_mult", "wd_mult")
 _KEPT = 100  # steps whose sums are arrays of their own
 
 
@@ -50,6 +54,7 @@ class TrainMetrics:
         self._scale = scale
         self.loss_scale: Optional[Reading] = None  # at the last reading
         self._parameters = [p for p in parameters if not isinstance(p, gluon.Constant)]
+        self._how = [*map(_HOW, self._parameters)]
         self._step = 0
         self._window, self._epoch = (np.array(total, np.float64) for total in totals)
         self._clear()
@@ -90,8 +95,16 @@ class TrainMetrics:
 
         A run that resumes from these totals adds in the same order as this one. NonFiniteError, on
         every rank: a sample's loss or a parameter is not finite, or, in float16, gradients at any
-        scale.
+        scale. ConfigError: parameters are not trained as they were when this began.
         """
+        changed = [p.name for p, how in zip(self._parameters, self._how) if _HOW(p) != how]
+        with dist.together():
+            if changed:
+                raise ConfigError(
+                    f"{changed[0]} has been frozen, thawed or given another lr_mult or wd_mult in "
+                    "mid-run, which a resume would not repeat; end the run there "
+                    "(train.max_steps), and begin another one with its weights"
+                )
         own, first_bad = self._own()
         # The minimum over ranks by means of a sum: one element for each rank.
         steps = np.zeros(dist.world_size())
