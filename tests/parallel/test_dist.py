@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import re
 import signal
+import threading
+from pathlib import Path
 from typing import Tuple
 
 import mxnet as mx
 import numpy as np
 import pytest
 
+from tests.waiting import wait_until
 from trainer import dist
 from trainer.dist import collectives, preemption, small_sums
 from trainer.dist.preemption import StopRequest
@@ -40,6 +46,63 @@ def test_sums_of_different_names_never_meet() -> None:
     with pytest.raises(RuntimeError, match=f"differ in what they add up; rank {RANK()}: test.of"):
         dist.allreduce_sum(np.ones(3), f"test.of {RANK()}")
     dist.barrier()  # and the next ones do
+
+
+def test_arrays_of_more_chunks_on_one_rank_leave_all_in_step() -> None:
+    with pytest.raises(RuntimeError, match="the ranks differ"):
+        dist.allreduce_sum(np.ones(40_000 * (1 + RANK())), "test.chunks")
+    assert dist.allreduce_sum(1, "test.after") == SIZE()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32])
+def test_integers_whose_sum_does_not_fit_are_refused_on_every_rank(dtype: type) -> None:
+    largest = np.iinfo(dtype).max
+    given = np.array([largest if RANK() == 0 else 0], dtype)
+    assert dist.allreduce_sum(given, "test.fits") == largest
+    given[0] = largest // 2 + 1
+    with pytest.raises(OverflowError, match="of test.large does not fit u?int.*; give int64"):
+        dist.allreduce_sum(given, "test.large")
+    dist.barrier()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "bool"])
+def test_small_integers_in_arrays_of_mxnet_are_refused(dtype: str) -> None:
+    with pytest.raises(TypeError, match=f"test.small is of {dtype}; give int32"):
+        dist.allreduce_sum_(mx.nd.ones((2,)).astype(dtype), "test.small")
+
+
+@pytest.mark.ranks(2)
+def test_a_thread_that_adds_up_while_another_does_is_told() -> None:
+    """Which sums belong together is told by their order; threads have none."""
+    dist.barrier()
+    if RANK() == 0:
+        other = threading.Thread(target=dist.barrier)
+        other.start()  # waits for rank 1
+        wait_until(collectives._adding.locked, lambda: "it does not add up")
+        with pytest.raises(RuntimeError, match="test.other is added up while another thread of ra"):
+            dist.allreduce_sum(1, "test.other")
+    small_sums.allreduce_by_horovod(np.zeros(1), "test.told")
+    if RANK() == 0:
+        other.join(30)
+    else:
+        dist.barrier()
+
+
+def test_a_crash_in_a_forked_process_ends_it() -> None:
+    """As of a library that reads pictures. MXNet's handler of signals would call exit(), in which
+    Horovod waits for a thread that a forked process has not."""
+    child = os.fork()
+    if child == 0:
+        caught = int(re.findall(r"SigCgt:\s*(\w+)", Path("/proc/self/status").read_text())[0], 16)
+        if caught & 1 << (signal.SIGSEGV - 1):
+            os._exit(1)
+        ctypes.string_at(0)
+    try:
+        status = wait_until(lambda: os.waitpid(child, os.WNOHANG)[1], lambda: "it stays", 20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    assert os.WTERMSIG(status) == signal.SIGSEGV
 
 
 def test_no_rank_is_taken_for_dead_while_it_lives() -> None:

@@ -21,13 +21,5 @@ from .collectives import (
     together,
 )
 from .environment import NotJoinedError
-from .ranks import (
-    allow_timeline,
-    is_root,
-    local_rank,
-    local_size,
-    rank,
-    timeline,
-    world_size,
-)
+from .ranks import allow_timeline, is_root, local_rank, local_size, rank, timeline, world_size
 from .small_sums import connect_sum, ranks_share_memory, sums_are_cheap

@@ -1,7 +1,8 @@
 """The collectives between ranks.
 
-In a process without a launcher, rank 0 of 1, every collective returns its argument. Collectives
-here are sums and broadcasts; a mean is left to the caller, who divides once, by the global count.
+In a process without a launcher, rank 0 of 1, every collective returns its argument, or a copy.
+Collectives here are sums and broadcasts; a mean is left to the caller, who divides once, by the
+global count.
 
 Every rank must call the same collectives in the same order. ``name`` matches a call with its
 counterparts on the other ranks.
@@ -13,6 +14,7 @@ import atexit
 import contextlib
 import functools
 import os
+import signal
 import threading
 import zlib
 from typing import TYPE_CHECKING, Any, Iterator, List, Optional
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 
 _left = threading.Event()  # set once this process is no rank of its job any more
+_adding = threading.Lock()
 
 
 def init(steps_in_memory: bool = False, on_cpu: bool = False) -> None:
@@ -48,8 +51,8 @@ def init(steps_in_memory: bool = False, on_cpu: bool = False) -> None:
         return
     if _left.is_set():
         raise environment.LaunchError(
-            "this process has left its job, by dist.shutdown(), and Horovod cannot join twice; start"
-            " the ranks anew"
+            "this process has left its job, by dist.shutdown(), and Horovod cannot join twice; "
+            "start the ranks anew"
         )
     # Nothing is fused. Buckets of gradients (step/buckets.py) need no copies in Horovod's buffer,
     # and with whatever else is in flight the order of summation would change from run to run on
@@ -66,9 +69,19 @@ def init(steps_in_memory: bool = False, on_cpu: bool = False) -> None:
     # Dynamic process sets, for those of nodes and leaders, double the messages of each cycle.
     hvd.init(process_sets=None if one_node or environment.one_rank_per_node() else "dynamic")
     atexit.register(finish_work)
+    os.register_at_fork(after_in_child=_crash_at_once)
     if hvd.size() != environment.size():
         raise environment.NotJoinedError(environment.size(), hvd.size())
     way()
+
+
+def _crash_at_once() -> None:
+    """In a forked process, as readers of data are: a crash ends it, and whoever waits hears of it.
+
+    MXNet's handlers call exit(), within which Horovod would wait for threads that are not there.
+    """
+    for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _cycle_time(in_memory: bool) -> float:
@@ -161,33 +174,56 @@ def leaders_process_set() -> Any:
 def allreduce_sum(values: Any, name: str) -> np.ndarray:
     """The sum over ranks of a small array (any shape; float or int), in its own dtype.
 
-    It may also be given as a number, a list or an NDArray. Raises TypeError where it is of another
-    kind, RuntimeError where, without Horovod, a peer has died, or calls with another name or shape.
+    It may also be given as a number, a list or an NDArray.
+
+    Raises:
+        TypeError: it holds no numbers, but say booleans.
+        OverflowError: a sum of integers is too large for their dtype; on every rank.
+        RuntimeError: a peer calls with another name or shape, or, without Horovod, has died; or
+            another thread of this process is at a sum, where no order tells which belong together.
     """
-    values = values.asnumpy() if hasattr(values, "asnumpy") else np.asarray(values)
+    values = values.asnumpy() if hasattr(values, "asnumpy") else np.array(values)
+    if values.dtype.kind not in "iuf":
+        raise TypeError(f"{name} is of {values.dtype}; give numbers, booleans by .astype(int)")
     if world_size() == 1:
         return values
-    sums = small_sums()
-    wide = np.int64 if np.issubdtype(values.dtype, np.integer) else np.float64
+    wide = np.float64 if values.dtype.kind == "f" else np.int64
     # The tag, a hash of what is summed, tells calls apart that do not belong together.
     tag = zlib.crc32(f"{name} {values.shape}".encode())
-    flat = np.append(values.astype(wide, casting="same_kind"), wide(tag))
-    if sums is None:
-        flat = allreduce_by_horovod(flat, name)
-    else:
-        for start in range(0, flat.size, sums.capacity):
-            part = flat[start : start + sums.capacity]
-            part[:] = sums(part)
-    if flat[-1] != world_size() * tag:
-        raise RuntimeError(f"the ranks differ in what they add up; rank {rank()}: {name}")
-    return flat[:-1].astype(values.dtype).reshape(values.shape)
+    total = _sum(np.append(wide(tag), values.astype(wide)), name, world_size() * tag)
+    found = total[1:].astype(values.dtype)
+    if wide is np.int64 and (found != total[1:]).any():
+        raise OverflowError(f"the sum over ranks of {name} does not fit {values.dtype}; give int64")
+    return found.reshape(values.shape)
+
+
+def _sum(flat: np.ndarray, name: str, expected: int) -> np.ndarray:
+    """The sum over ranks, of which the first number must be as ``expected``."""
+    sums = small_sums()
+    if not _adding.acquire(blocking=False):
+        raise RuntimeError(f"{name} is added up while another thread of rank {rank()} adds up")
+    try:
+        size = flat.size if sums is None else sums.capacity
+        for start in range(0, flat.size, size):
+            part = flat[start : start + size]
+            part[:] = allreduce_by_horovod(part, name) if sums is None else sums(part)
+            if (
+                flat[0] != expected
+            ):  # before more follows, of which the ranks have different numbers
+                raise RuntimeError(f"the ranks differ in what they add up; rank {rank()}: {name}")
+    finally:
+        _adding.release()
+    return flat
 
 
 def allreduce_sum_(tensor: mx.nd.NDArray, name: str, process_set: Any = None) -> mx.nd.NDArray:
     """Replace ``tensor`` by its sum over the ranks of ``process_set`` (None: all), asynchronously.
 
-    Two calls in flight must not share a ``name``.
+    Two calls in flight must not share a ``name``. Raises TypeError for integers of 8 bits, whose
+    sums would wrap around, and booleans.
     """
+    if np.dtype(tensor.dtype).kind in "iub" and np.dtype(tensor.dtype).itemsize == 1:
+        raise TypeError(f"{name} is of {np.dtype(tensor.dtype)}; give int32, or another wide type")
     hvd = horovod()
     if hvd is None or isinstance(process_set, _Alone):
         return tensor

@@ -76,28 +76,36 @@ def finish_work() -> None:
     waiting.join(environment.patience())
 
 
+def _place(what: str, alone: int) -> int:
+    hvd = horovod()
+    if hvd is None:
+        return alone
+    if not hvd.is_initialized():
+        raise RuntimeError(
+            "this process has not joined its job yet, or has left it: call trainer.dist.init() "
+            "first, and dist.shutdown() last"
+        )
+    return int(getattr(hvd, what)())
+
+
 def rank() -> int:
     """The rank of this process, from 0."""
-    hvd = horovod()
-    return hvd.rank() if hvd else 0
+    return _place("rank", 0)
 
 
 def world_size() -> int:
-    """The number of ranks."""
-    hvd = horovod()
-    return hvd.size() if hvd else 1
+    """The number of ranks. As its kin, raises RuntimeError before ``dist.init()``."""
+    return _place("size", 1)
 
 
 def local_rank() -> int:
     """The rank of this process among those of its node, from 0."""
-    hvd = horovod()
-    return hvd.local_rank() if hvd else 0
+    return _place("local_rank", 0)
 
 
 def local_size() -> int:
     """The number of ranks on this node."""
-    hvd = horovod()
-    return hvd.local_size() if hvd else 1
+    return _place("local_size", 1)
 
 
 def is_root() -> bool:

@@ -88,11 +88,8 @@ class SharedMemorySum:
         """The descriptor of the shared file, open for the lifetime of this object."""
         return self._file.fileno()
 
-    def all_entered(self) -> bool:
-        """Whether every process has entered the current call (at first: has connected)."""
-        return self._entered(slice(None))
-
     def _entered(self, processes: slice) -> bool:
+        """Whether these have entered the current call (at first: have connected)."""
         return bool((self._counters[processes] >= self.calls).all())
 
     def _enter(self) -> None:
@@ -199,6 +196,7 @@ class SharedMemorySum:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, peer)
         except OSError:
             return False  # its owner is alive
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, peer)  # or others would take this one for it
         return True
 
 

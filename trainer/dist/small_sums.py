@@ -203,7 +203,7 @@ def gather(value: Any, allreduce: Callable[[np.ndarray, str], np.ndarray]) -> Li
     """Every rank's ``value`` in rank order, by sums of int64; collective.
 
     It is sent as JSON, which runs nothing where it arrives, so it may hold what JSON knows, and
-    arrays of numbers; tuples arrive as lists.
+    arrays of numbers; tuples arrive as lists, the keys of dictionaries as texts.
 
     Raises:
         TypeError: it holds something else.
@@ -227,7 +227,7 @@ _ARRAY = "\0array"
 
 def _tagged(value: Any) -> Any:
     """An array, or a number of NumPy's, in what JSON knows."""
-    if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.hasobject:
+    if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.kind in "OV":
         raise TypeError(f"a {type(value).__name__} cannot be sent to other ranks")
     if isinstance(value, np.generic):
         return value.item()

@@ -11,7 +11,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from trainer.dist import collectives, environment, shared_memory, small_sums
+from trainer.dist import collectives, environment, ranks, shared_memory, small_sums
 from trainer.errors import ConfigError
 
 Layout = Dict[str, str]
@@ -140,6 +140,35 @@ def test_numbers_lists_and_arrays_of_mxnet_are_added_up(
     own = np.array(getattr(given, "asnumpy", lambda: given)())
     total = collectives.allreduce_sum(given, "test")
     assert total.dtype == dtype and total.shape == own.shape and (total == ranks * own).all()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("given", [True, np.ones(2) > 0, 2**70, 1j, "x", None, [[1], [1, 2]], {1}])
+@pytest.mark.filterwarnings("ignore::numpy.VisibleDeprecationWarning")
+def test_what_is_no_number_is_refused_on_one_rank_too(
+    monkeypatch: pytest.MonkeyPatch, ranks: int, given: Any
+) -> None:
+    monkeypatch.setattr(collectives, "world_size", lambda: ranks)
+    with pytest.raises(TypeError, match=r"test is of .*; give numbers, booleans by .astype\(int\)"):
+        collectives.allreduce_sum(given, "test")
+
+
+def test_a_rank_that_is_alone_gets_a_copy() -> None:
+    """On several it may be changed without a change of what was given."""
+    given = np.ones(2)
+    total = collectives.allreduce_sum(given, "test")
+    total /= 2
+    assert given.tolist() == [1, 1]
+
+
+def test_before_the_ranks_have_joined_the_call_that_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    away = SimpleNamespace(is_initialized=lambda: False)
+    monkeypatch.setattr(ranks, "horovod", lambda: away)
+    for asks in (ranks.rank, ranks.world_size, ranks.local_rank, ranks.local_size, ranks.is_root):
+        with pytest.raises(RuntimeError, match=r"call trainer.dist.init\(\) first"):
+            asks()
 
 
 def test_parameters_are_broadcast_by_name_too(monkeypatch: pytest.MonkeyPatch) -> None:

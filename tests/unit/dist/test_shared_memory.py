@@ -29,7 +29,9 @@ def opened(path: str) -> int:
 def opened_by_all(path: str, capacity: int, index: int, size: int) -> SharedMemorySum:
     """As ``connect`` leaves it: a process that has not opened the file counts as dead."""
     shared = SharedMemorySum(opened(path), capacity, index, size)
-    wait_until(shared.all_entered, lambda: "not all processes have opened the file")
+    wait_until(
+        lambda: shared._entered(slice(None)), lambda: "not all processes have opened the file"
+    )
     return shared
 
 
@@ -106,6 +108,33 @@ def test_a_dead_peer_is_noticed(peer: Any, tmp_path: Path) -> None:
     os.kill(peer.pid, signal.SIGKILL)  # and nobody waits for it: a zombie still has its pid
     with pytest.raises(RuntimeError, match="process 1 of 2 on this node ended"):
         shared(np.ones(1))
+
+
+def lose_a_peer(path: str, index: int, size: int, calls: int, results: Any) -> None:
+    shared = opened_by_all(path, 1, index, size)
+    if index == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        shared(np.ones(1))
+    except shared_memory.LostPeerError as error:
+        results.put(str(error))
+    signal.pause()  # alive, whoever else waits
+
+
+def test_a_dead_peer_is_noticed_by_all_although_none_of_them_ends(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    places = [(str(tmp_path / "sum"), index, 3, 1, results) for index in range(3)]
+    processes = [context.Process(target=lose_a_peer, args=a, daemon=True) for a in places]
+    for process in processes:
+        process.start()
+    try:
+        found = [results.get(timeout=60) for _ in range(2)]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    assert found == ["process 0 of 3 on this node ended before its turn"] * 2
 
 
 def test_a_stopped_peer_is_given_as_long_as_horovod_gives_it(

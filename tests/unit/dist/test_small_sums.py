@@ -73,7 +73,7 @@ def _plain(value: Any) -> Any:
 
 
 def test_objects_of_classes_are_not_sent() -> None:
-    sent: List[object] = [Path("x"), {1}, np.array([None])]
+    sent: List[object] = [Path("x"), {1}, np.array([None]), np.zeros(2, [("a", "i4")])]
     for value in sent:
         with pytest.raises(TypeError):
             small_sums.gather(value, lambda values, name: values)
