@@ -28,9 +28,8 @@ def next_commands(config: Config, state: str) -> Dict[str, str]:
         if before != "--resume" and not re.match("--(resume(=|$)|force$)", word)
     ]
     same = "the same command" + " without --resume and --force," * (again != given)
-    commands = {}
-    if "tensorboard" in config.monitor.loggers:
-        commands["view"] = f"{typed('tensorboard')} --logdir {shlex.quote(config.output)}"
+    view = f"{typed('tensorboard')} --logdir {shlex.quote(config.output)}"
+    commands = {"view": view} if "tensorboard" in config.monitor.loggers else {}
     if state == "stopped":
         commands["resume"] = _again(again) or same.rstrip(",")
         return commands

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Mapping, Optional, TextIO
@@ -133,8 +132,4 @@ class _LiveBar:
 def json_line(event: str, figures: Mapping[str, Any]) -> str:
     """The event as strict JSON, with the time; non-finite numbers become null."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in figures.items()
-    }
-    return json.dumps({"event": event, "time": now, **finite}, allow_nan=False)
+    return json.dumps({"event": event, "time": now, **wording.finite(figures)}, allow_nan=False)

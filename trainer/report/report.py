@@ -76,7 +76,7 @@ class Report:
             compiled = config.model.hybridize and isinstance(net, gluon.HybridBlock)
             drawn = self._graph(net) if compiled and not self._first_step else None  # once
             self._loggers.each("start", config, summary.as_markdown(layers), drawn)
-        if not self._complete:
+        if dist.is_root() and not self._complete:
             self._write_result("unfinished", self._first_step)
         self._tell(
             "begin",
@@ -266,8 +266,6 @@ class Report:
         self._tell("step", step=step, **place, **means._asdict(), **more)
 
     def _write_result(self, state: str, step: int, **figures: Any) -> None:
-        if not dist.is_root():
-            return
         try:
             result.write_result(
                 self._config.folder,

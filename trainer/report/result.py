@@ -50,7 +50,7 @@ class Run(NamedTuple):
 def write_result(folder: Path, **figures: Any) -> None:
     """Replace a run's ``result.json`` atomically."""
     with whole_file.replaced(folder / RESULT) as partial:
-        partial.write_text(json.dumps(figures, indent=1) + "\n")
+        partial.write_text(json.dumps(wording.finite(figures), indent=1) + "\n")
 
 
 def now() -> str:
@@ -65,18 +65,19 @@ def read(folder: Path) -> Run:
             f"{folder} is no run: it holds no config.yaml; see `python -m trainer runs FOLDER`"
         )
     figures: Dict[str, Any] = {"state": "unfinished"}
+    path = folder / RESULT
     try:
-        if (folder / RESULT).is_file():
-            figures.update(json.loads((folder / RESULT).read_text()))
+        if path.is_file():
+            figures.update(json.loads(path.read_text(), parse_constant=lambda _: None))  # old NaN
     except (OSError, ValueError, TypeError) as error:
-        raise RunsError(f"{folder / RESULT} cannot be read: {error}") from None
+        raise RunsError(f"{path} cannot be read: {error}") from None
     if figures["state"] == "unfinished":
         figures.update(_saved(folder / "checkpoints"))
     known: Dict[str, Any] = {name: figures.get(name) for name in Run._fields}
     for name, value in known.items():
         expected = str if name in ("name", "started", "state") else (int, float)
         if value is not None and not isinstance(value, expected):
-            raise RunsError(f"{folder / RESULT} cannot be read: {name} is {value!r}")
+            raise RunsError(f"{path} cannot be read: {name} is {value!r}")
     return Run(**{**known, "name": folder.name, "step": known["step"] or 0})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
 Figures = Mapping[str, Any]
@@ -10,6 +11,12 @@ Figures = Mapping[str, Any]
 def text(event: str, figures: Figures) -> str:
     """The event in words; empty for events that are not shown."""
     return _TEXTS[event](figures)
+
+
+def finite(figures: Figures) -> Dict[str, Any]:
+    """The figures for JSON, which knows no NaN and no infinity: these become null."""
+    lost = {n for n, v in figures.items() if isinstance(v, float) and not math.isfinite(v)}
+    return {**figures, **dict.fromkeys(lost)}
 
 
 def of_ranks(ranks: int) -> str:

@@ -121,6 +121,15 @@ def test_compared_are_settings_and_results_that_differ(tmp_path):
     assert ["optimizer.lr", "0.1", "0.1000001"] in [line.split() for line in shown.splitlines()]
 
 
+def test_figures_that_are_not_finite_are_null(tmp_path):
+    folder = make(tmp_path / "a", Config(), **{**DONE, "loss": float("nan")})
+    assert "NaN" not in (folder / "result.json").read_text()
+    assert result.read(folder).loss is None
+    (folder / "result.json").write_text('{"state": "done", "loss": NaN}')  # as 0.5.0 wrote it
+    assert json.loads(CliRunner().invoke(main, ["runs", str(tmp_path), "--json"]).output)
+    assert result.read(folder).loss is None and result.read(folder).state == "done"
+
+
 @pytest.mark.parametrize("content", ["[1", "3", "\0"])
 def test_a_damaged_result_is_named(tmp_path, content):
     folder = make(tmp_path / "a", Config())
