@@ -1,15 +1,9 @@
 """The operator inside SyncBatchNorm: moments over all ranks, as coefficients for one rank's kernel.
 
-MXNet's own batch norm kernel does the work on the large tensors. With m, v the mean and variance
-of this rank's samples, M, V those of all ranks', i = 1 / sqrt(v + epsilon) and
-I = 1 / sqrt(V + epsilon), what is wanted is the kernel's own output with other coefficients::
-
-    gamma (x - M) I + beta  =  gamma' (x - m) i + beta',
-    gamma' = gamma I / i,      beta' = beta + gamma I (m - M)
-
-so the operator maps (x, gamma, beta) to (gamma', beta'), and only vectors of C channels cross
-ranks. In backward the kernel subtracts this rank's means of dy and dy (x - m) i instead of those
-over all ranks. The difference is linear in x: it is the operator's own gradient.
+MXNet's own batch norm kernel does the work on the large tensors, with gamma' and beta' for gamma
+and beta, which make of its output what the moments of all ranks would; and what its gradient of x
+lacks then, a line in x, is the operator's own gradient. docs/batch_norm.md ("What is computed") has
+the formulas, in the names used here. Only vectors of C channels cross ranks.
 
 All of it stays on the arrays' device, in MXNet's operators and two allreduces: the host waits for
 nothing. None of its calls goes to cuDNN, which would move running statistics in forward, by another

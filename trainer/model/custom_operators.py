@@ -7,7 +7,7 @@ they get arrays in MXNet's layout, and so do, with the gradients of what they gi
 
 from __future__ import annotations
 
-import functools
+from functools import partial, partialmethod
 from typing import Any, Callable
 
 import mxnet as mx
@@ -16,28 +16,25 @@ from mxnet import autograd
 
 from ..dist.array_memory import address_of, dense_on_cpu
 
-_OURS = "sync_batch_norm_"  # whose layer sees to it
-
 
 def _apart(array: Any) -> Any:
     """A copy in MXNet's layout, as is its gradient: slice_axis knows no other, nor works in place.
 
-    Of a float32 array on the CPU; anything else as it is. All that a list or a symbol holds.
+    Of all in a list or a symbol; float32 arrays on CPUs alone.
     """
     if isinstance(array, (list, tuple)):
         return type(array)(map(_apart, array))
     if isinstance(array, mx.sym.Symbol):
         each = [mx.sym.slice_axis(one, axis=0, begin=0, end=None) for one in array]
         return each[0] if len(each) == 1 else mx.sym.Group(each)
-    if not (isinstance(array, mx.nd.NDArray) and dense_on_cpu(array, np.float32) and array.shape):
-        return array
-    return mx.nd.slice_axis(array, axis=0, begin=0, end=None)
+    apart = isinstance(array, mx.nd.NDArray) and dense_on_cpu(array, np.float32) and array.shape
+    return mx.nd.slice_axis(array, axis=0, begin=0, end=None) if apart else array
 
 
 def _reordered(array: Any) -> Any:
     """An input, which is not copied if it may be a state that the operator changes."""
-    if isinstance(array, mx.sym.Symbol):
-        return array if array.get_children() is None else _apart(array)
+    if isinstance(array, mx.sym.Symbol) and array.get_children() is not None:
+        return _apart(array)
     if isinstance(array, mx.nd.NDArray) and dense_on_cpu(array, np.float32):
         array.wait_to_read()
         address_of(array)  # puts it into MXNet's layout
@@ -45,7 +42,7 @@ def _reordered(array: Any) -> Any:
 
 
 def _custom(plain: Callable[..., Any], *inputs: Any, **arguments: Any) -> Any:
-    if arguments.get("op_type", "").startswith(_OURS):
+    if arguments["op_type"].startswith("sync_batch_norm_"):  # whose layer sees to it
         return plain(*inputs, **arguments)
     arguments = {name: _reordered(argument) for name, argument in arguments.items()}
     found = plain(*map(_reordered, inputs), **arguments)
@@ -59,5 +56,5 @@ def _call(function: autograd.Function, plain: Callable[..., Any], *inputs: Any) 
 
 # For good: it changes nothing but what would be garbage, and graphs are traced at any time.
 for _module in (mx.nd, mx.sym):  # a hybrid_forward's F
-    _module.Custom = functools.partial(_custom, _module.Custom)
-autograd.Function.__call__ = functools.partialmethod(_call, autograd.Function.__call__)
+    _module.Custom = partial(_custom, _module.Custom)
+autograd.Function.__call__ = partialmethod(_call, autograd.Function.__call__)

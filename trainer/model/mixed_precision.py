@@ -4,7 +4,7 @@ Within :func:`computing_in` these layers round their input and weights to it and
 forward and backward. Weights, norms, activations, loss, optimizer and the allreduce stay float32;
 float16 needs a loss scale besides (loss_scale.py). Individual layers are patched, temporarily,
 because ``mxnet.contrib.amp`` replaces MXNet's operators for the whole process, irreversibly. Also,
-its ``amp_cast`` cannot accumulate a gradient (see :func:`_rounded`).
+its ``amp_cast`` cannot accumulate a gradient (see :func:`_product`).
 """
 
 from __future__ import annotations
@@ -117,10 +117,7 @@ def _in(precision: str, layer: Any) -> Forward:
 
 def _product(precision: str, F: Any, operator: Any, *operands: Any, **options: Any) -> Any:
     """``operator`` on float32 operands (or None), computed in ``precision`` -> float32."""
-    low = (None if operand is None else _rounded(precision, F, operand) for operand in operands)
-    return F.amp_cast(operator(*low, **options), dtype="float32")
-
-
-def _rounded(precision: str, F: Any, operand: Any) -> Any:
     # The backward of MXNet's amp_cast ignores grad_req="add"; that of identity does not.
-    return F.amp_cast(F.identity(operand), dtype=_LOW[precision])
+    copies = (None if operand is None else F.identity(operand) for operand in operands)
+    low = (copy if copy is None else F.amp_cast(copy, dtype=_LOW[precision]) for copy in copies)
+    return F.amp_cast(operator(*low, **options), dtype="float32")

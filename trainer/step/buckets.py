@@ -1,23 +1,16 @@
 """Allreduce of gradients over the network, in buckets that fill as backward goes on.
 
 The gradients of a bucket lie side by side in one array, of which they are views: backward writes
-into it, and Horovod sends it from where it is. (Through its fusion buffer it would copy each
-gradient in and out again, on the cores that compute.) MXNet's engine takes the views for one
-variable: the allreduce of a bucket begins when its last gradient is there, and the update of its
-weights, and then the next forward's layers, when it ends. The host waits for none of this.
+into it, and Horovod sends it from where it is, without its fusion buffer. MXNet's engine takes the
+views for one variable: the allreduce of a bucket begins when its last gradient is there, and the
+update of its weights, and then the next forward's layers, when it ends. The host waits for none of
+this. docs/scaling.md says how buckets are ordered (Li et al., "PyTorch Distributed", VLDB 2020,
+section 3.2.3) and what is sent first (Jayarajan et al., MLSys 2019).
 
-Buckets follow the order of backward, the last layers first, and the first one is small, so that
-sending begins early (Li et al., "PyTorch Distributed: experiences on accelerating data parallel
-training", VLDB 2020, section 3.2.3). They are fixed and never fused (see ``dist.init``), so that
-the order of summation, and every bit of the result, is the same in every run.
-
-On a slow link buckets queue up, and the next forward waits for the first layers, whose gradients
-come last. What is needed first should be sent first (Jayarajan et al., "Priority-based parameter
-propagation for distributed DNN training", MLSys 2019). Horovod sends all that is ready in one go,
-so some of the last layers' buckets are held back until the first layers' is ready, and travel while
-the next forward computes what does not need them: see :func:`held`. Of the buckets that are ready
-at the same time it sends those first that it has sent first before; the first step, which sends one
-at a time in the order of forward, settles that.
+They are fixed and never fused (see ``dist.init``), so that the order of summation, and every bit of
+the result, is the same in every run. Of the buckets that are ready at the same time Horovod sends
+those first that it has sent first before; the first step, which sends one at a time in the order of
+forward, settles that.
 """
 
 from __future__ import annotations

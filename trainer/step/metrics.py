@@ -126,17 +126,18 @@ class TrainMetrics:
 
     def read(self, end: bool = True) -> Means:
         """Means over the window; ``end`` starts a new one; collective."""
-        window, _ = self.totals()
-        if end:
-            self._window[:] = 0
-        return _means(window)
+        return self._read(self._window, end)
 
     def read_epoch(self, end: bool = True) -> Means:
         """Means over the epoch so far; ``end`` starts a new one; collective."""
-        _, epoch = self.totals()
+        return self._read(self._epoch, end)
+
+    def _read(self, sums: np.ndarray, end: bool) -> Means:
+        self.totals()
+        means = _means(sums.tolist())
         if end:
-            self._epoch[:] = 0
-        return _means(epoch)
+            sums[:] = 0
+        return means
 
 
 def _joined(sums: List[mx.nd.NDArray]) -> mx.nd.NDArray:

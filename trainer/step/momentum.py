@@ -77,7 +77,7 @@ class InOnePass(mx.optimizer.Optimizer):
         if self._gradients:  # whoever gives them has asked handles() about the weights
             assert all(array.dtype == np.float32 for array in (*weight, *state)), "sums are float32"
         if self._gradients or self.handles(*weight, *grad, *state):
-            self._update(*map(list, (index, weight, grad, state)))
+            self._update(index, weight, grad, state)
         else:
             self._update_by_mxnet(list(zip(index, weight, grad, state)))
 
@@ -96,13 +96,7 @@ class InOnePass(mx.optimizer.Optimizer):
             "clip_gradient": self.clip_gradient or -1.0,
         }
 
-    def _update(
-        self,
-        indices: list[int],
-        weights: list[mx.nd.NDArray],
-        gradients: list[mx.nd.NDArray],
-        momenta: list[mx.nd.NDArray],
-    ) -> None:
+    def _update(self, indices: Any, weights: Any, gradients: Any, momenta: Any) -> None:
         self._update_count(indices)
         rates = np.array(self._get_lrs(indices), np.float32)
         decays = np.array(self._get_wds(indices), np.float32)
@@ -226,16 +220,10 @@ class NAG(InOnePass, mx.optimizer.NAG):
                 plan.alone.add(index)
         for group in groups.values():
             group.sort(key=lambda one: self.place_of(one[0]).start)
-            self._join_group(plan, *map(list, zip(*group)))
+            self._join_group(plan, group)
 
-    def _join_group(
-        self,
-        plan: _Plan,
-        indices: list[int],
-        weights: list[mx.nd.NDArray],
-        gradients: list[mx.nd.NDArray],
-        momenta: list[mx.nd.NDArray],
-    ) -> None:
+    def _join_group(self, plan: _Plan, group: list[tuple[Any, ...]]) -> None:
+        indices, weights, gradients, momenta = map(list, zip(*group))
         places = list(map(self.place_of, indices))
         flat_weights, starts, views = side_by_side(weights)
         first = places[0]

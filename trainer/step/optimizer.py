@@ -116,14 +116,8 @@ def make_trainer(net: gluon.Block, settings: Optimizer) -> gluon.Trainer:
             parameter.wd_mult = 0.0
         # Whatever the user or an earlier run of this net left there.
         parameter.grad_req = "add" if settings.accumulate > 1 else "write"
-    trainer = gluon_trainer(
-        parameters,
-        optimizer,
-        settings.fp16_allreduce,
-        settings.bucket_mb,
-        settings.shared_memory,
-        list(net.collect_params().values()),
-    )
+    way = settings.fp16_allreduce, settings.bucket_mb, settings.shared_memory
+    trainer = gluon_trainer(parameters, optimizer, *way, list(net.collect_params().values()))
     if isinstance(optimizer, momentum.InOnePass):
         optimizer.may_wait = _waits_anyway(trainer)
     return trainer

@@ -135,8 +135,7 @@ class Throughput:
         self._clock = clock
         self._since: Optional[float] = None
         self._pending = 0
-        self._window_images, self._window_seconds = 0, 0.0
-        self._images, self._seconds = 0, 0.0
+        self._window, self._all = np.zeros((2, 2))  # images, seconds
 
     def begin(self) -> None:
         """Start timing; images since the last :meth:`end` do not count."""
@@ -150,8 +149,7 @@ class Throughput:
     def end(self) -> None:
         """Stop timing, as all steps are complete; what follows is not training."""
         if self._since is not None:
-            self._window_images += self._pending
-            self._window_seconds += self._clock() - self._since
+            self._window += self._pending, self._clock() - self._since
         self._since = None
 
     def mark(self) -> None:
@@ -162,12 +160,16 @@ class Throughput:
 
     def read(self) -> Optional[float]:
         """Images a second since the last reading; None if nothing was timed."""
-        images, seconds = self._window_images, self._window_seconds
-        self._images, self._seconds = self._images + images, self._seconds + seconds
-        self._window_images, self._window_seconds = 0, 0.0
-        return images / seconds if seconds else None
+        window, self._window = self._window, np.zeros(2)
+        self._all += window
+        return _rate(window)
 
     @property
     def overall(self) -> Optional[float]:
         """Images a second over all readings; None if nothing was timed."""
-        return self._images / self._seconds if self._seconds else None
+        return _rate(self._all)
+
+
+def _rate(counted: np.ndarray) -> Optional[float]:
+    images, seconds = counted.tolist()
+    return images / seconds if seconds else None
