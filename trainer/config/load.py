@@ -104,7 +104,7 @@ def load(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Config:
     """
     values: Dict[str, Any] = {}
     if path is not None:
-        file = find(path)
+        file = find(os.fspath(path))
         values = _read(file)
         values.setdefault("name", Path(file).stem)
     return from_dict(values, overrides)
@@ -118,8 +118,10 @@ def names_run(path: Optional[str], overrides: Sequence[str]) -> bool:
 
 def from_dict(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """The config of a nested mapping; settings it leaves out have their defaults."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"a config is {show(values)}; it must be a mapping (load reads files)")
     chosen = dict(values)
-    for text in overrides:
+    for text in [overrides] if isinstance(overrides, str) else overrides:
         override(chosen, text)
     return _build(Config, chosen, prefix="")
 

@@ -55,8 +55,10 @@ class Loggers:
                 self._open[name] = _KINDS[name](config, first_step)
             except Exception as error:  # of software that is not ours
                 self.close(failed=True)
+                known = config.folder / _IDS
                 raise ConfigError(
                     f"monitor.loggers has {name}, which cannot be started: {describe_error(error)}"
+                    + f"; without {known} it begins another run there" * known.is_file()
                 ) from error
 
     def scalars(self, values: Mapping[str, Optional[float]], step: int) -> None:
@@ -156,16 +158,10 @@ class _Wandb:
 
         users = wandb.run  # which gets the points, and goes on after this run
         self._ends = users is None
-        known = _ids(config).get("wandb") if first_step else None
-        own = known or uuid.uuid4().hex[:8]
+        own = (_ids(config).get("wandb") if first_step else None) or uuid.uuid4().hex[:8]
         _remember(config, "wandb", own if users is None else str(users.id))
-        self._run = users or wandb.init(
-            id=own,
-            resume="allow",
-            name=config.name,
-            dir=str(config.folder),
-            config=settings_of(config),
-        )
+        named: Dict[str, Any] = {"id": own, "name": config.name, "dir": str(config.folder)}
+        self._run = users or wandb.init(resume="allow", config=settings_of(config), **named)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         # Its steps never go back, and in a run of the user's own they are not only this run's.

@@ -234,6 +234,19 @@ def test_config_made_in_python_is_checked_too(make, expected):
         make()
 
 
+@pytest.mark.parametrize("given", ["quickstart", None, Config(), [("seed", 1)]])
+def test_what_is_no_mapping_is_refused_with_the_way_to_read_files(given):
+    with pytest.raises(ConfigError, match="it must be a mapping \\(load reads files\\)"):
+        from_dict(given)
+
+
+def test_paths_and_one_override_alone_are_taken_in_python(tmp_path):
+    config = load(ROOT / "configs" / "quickstart.yaml", "optimizer.lr=0.05")
+    assert (config.name, config.optimizer.lr) == ("quickstart", 0.05)
+    with pytest.raises(ConfigError, match="no config file .*nosuch.yaml"):
+        load(tmp_path / "nosuch.yaml")
+
+
 def test_config_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         Config().seed = 1
