@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 import pytest
+
+import launch
 
 from .hosts import Hosts, start_ranks, why_not
 
@@ -46,3 +49,51 @@ def test_sums_are_right_and_every_run_has_the_same_bits(tmp_path, ranks_of_hosts
         with Hosts(4, folder) as hosts:
             apart = reduced(hosts, (1, 1, 1, 1))[0][0]["sum"]
         assert runs[0][0][0]["sum"] == pytest.approx(apart, rel=1e-5)
+
+
+def trace_of_a_step(path: str) -> None:
+    """A rank that writes Horovod's timeline of its fourth step, of four buckets."""
+    import mxnet as mx
+    from mxnet.gluon import nn
+
+    from trainer import config, dist
+    from trainer.dist import ranks
+    from trainer.model import prepare
+    from trainer.step.gradients import reduce_and_update
+    from trainer.step.optimizer import make_trainer
+
+    ranks.allow_timeline()
+    dist.init()
+    net = nn.HybridSequential()
+    for _layer in range(6):
+        net.add(nn.Dense(1000, in_units=1000, use_bias=False))
+    through_horovod = {"shared_memory": False, "bucket_mb": 4}
+    settings = config.from_dict({"optimizer": through_horovod, "data": {"image_size": 32}})
+    prepare.prepare_net(net, settings, (1, 25, 40), mx.cpu())
+    trainer = make_trainer(net, settings.optimizer)
+
+    def step() -> None:
+        with mx.autograd.record():
+            loss = net(mx.nd.ones((512, 1, 25, 40))).mean()
+        loss.backward()
+        reduce_and_update(trainer, None, want_norm=False)
+        mx.nd.waitall()
+
+    for _step in range(3):
+        step()
+    with ranks.timeline(path):
+        step()
+    dist.shutdown()
+
+
+def test_allreduce_and_backward_overlap_on_horovods_timeline(tmp_path: Path) -> None:
+    """The last layers' bucket is on its way before backward has made the first layers'."""
+    path = tmp_path / "timeline.json"
+    launch.run(trace_of_a_step, (str(path),), ranks=2)
+    names, began = {}, {}
+    for event in json.loads(path.read_text()):
+        if event.get("name") == "process_name":
+            names[event["pid"]] = event["args"].get("name", "").split(".")[-1]
+        elif event["ph"] == "B":
+            began[names[event["pid"]], event["name"]] = event["ts"]
+    assert began["0", "GLOO_ALLREDUCE"] < began["3", "NEGOTIATE_ALLREDUCE"], began
