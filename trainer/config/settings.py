@@ -64,7 +64,7 @@ class Checked:
             value = getattr(self, item.name)
             if not dataclasses.is_dataclass(kind):
                 if isinstance(value, str):
-                    value = item.metadata["named"].get(value, value)
+                    value = item.metadata["named"].get(value.lower(), value)
                 value = _convert(name, kind, value)
                 _check_bounds(name, item.metadata, value)
                 if item.metadata["path"] and value is not None:
@@ -128,13 +128,13 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
             return None
         kind = next(a for a in arguments if a is not type(None))
     elif typing.get_origin(kind) is typing.Union:  # of one number and several
-        kind = arguments[isinstance(value, (list, tuple))]
+        kind = arguments[not _NUMBER.match(str(value))]
     if typing.get_origin(kind) is tuple:
         kind = typing.get_args(kind)[0]
         if value is None or (
             kind is not str and isinstance(value, str) and not _NUMBER.match(value)
         ):
-            wanted = "texts, e.g. [csv], or []" if kind is str else "numbers, e.g. [30, 60]"
+            wanted = "texts, e.g. [csv], or []" if kind is str else "numbers, e.g. [0.5, 2]"
             raise ConfigError(f"{name} is {show(value)}; it must be a list of {wanted}")
         if kind is str and isinstance(value, str):
             value = [word.strip() for word in value.split(",")]

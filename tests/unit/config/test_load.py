@@ -130,7 +130,11 @@ WRONG = {
     "a negative factor": (["optimizer.lr_mult={a*: -1}"], ["optimizer.lr_mult['a*'] is -1"]),
     "milestones without brackets": (
         ["schedule.name=step", "schedule.milestones=1,2"],
-        ["schedule.milestones", "'1,2'", "a list of numbers", "[30, 60]"],
+        ["schedule.milestones", "'1,2'", "a list of numbers", "[0.5, 2]"],
+    ),
+    "means without brackets": (
+        ["data.mean=0.5,0.4,0.3"],
+        ["data.mean", "'0.5,0.4,0.3'", "a list of numbers"],
     ),
     "milestones that fall": (
         ["schedule.name=step", "schedule.milestones=[2, 1]"],
@@ -510,6 +514,7 @@ def test_numbers_and_arrays_of_numpy_are_taken():
     config = Config(seed=np.int64(3), data=data)
     assert type(config.seed) is int and config.data.std == 0.5
     assert config.data.mean == (0.5, 0.4, 0.3)
+    assert load(None, ["data.mean=ImageNet"]).data.mean == (0.485, 0.456, 0.406)
     assert from_dict(to_dict(config)) == config
 
 
