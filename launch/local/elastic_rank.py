@@ -32,16 +32,10 @@ _PLACE = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE"
 
 
 class _HostChanges(threading.Event):
-    """Receives horovodrun's notifications of host changes."""
+    """Is set by horovodrun's notifications of host changes."""
 
     def on_hosts_updated(self, timestamp: int, result: object) -> None:
         self.set()
-
-    def changed(self) -> bool:
-        """Whether hosts have changed since the last call."""
-        changed = self.is_set()
-        self.clear()
-        return changed
 
 
 def run_elastic_rank(command: Sequence[str]) -> int:
@@ -63,11 +57,12 @@ def run_elastic_rank(command: Sequence[str]) -> int:
     environment["LAUNCH_ID"] = ":".join(store)
     while True:
         rank = int(environment["HOROVOD_RANK"])
-        job = Job(events, SAVE_SECONDS, host_changes.changed)
+        job = Job(events, SAVE_SECONDS, host_changes.is_set)
         child = RankProcess(rank, command, environment, die_with_parent, prefix="")
         job.ranks.append(child)
         outcome = job.supervise()
         job.kill()
+        host_changes.clear()  # those up to now are in the new place
         if not _should_restart(outcome, child):
             return outcome.exit_code
         place = _new_place()
