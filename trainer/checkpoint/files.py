@@ -192,6 +192,8 @@ def problem(path: Path) -> Optional[str]:
     """What is wrong with the checkpoint at ``path``; None if it is complete and undamaged."""
     files = PARAMETERS, OPTIMIZER, STATE
     try:
+        if not path.is_dir():
+            return f"{path} is no checkpoint's folder"
         for name in (MANIFEST, *files):
             if not (path / name).is_file():  # nor a pipe, or a device, of which there is no end
                 return f"{path / name} is missing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -72,12 +73,13 @@ def choose(
         path = find_latest(folder, warn, None if resume == "auto" else launch)
     if path is None and resume not in ("auto", "none"):
         path = Path(resume)
-        inside = [*listing(path), *listing(path / "checkpoints")]
+        wrong = problem(path)
+        folders = (path, path / "checkpoints") if os.path.isdir(path) else ()
+        inside = [found for folder in folders for found in listing(folder)]
         if inside:
             raise CheckpointError(
                 f"cannot resume: {path} holds checkpoints; give one of them, e.g. {inside[-1]}"
             )
-        wrong = problem(path) if path.is_dir() else f"{path} is no checkpoint's folder"
         if wrong is not None:
             raise CheckpointError(f"cannot resume: {wrong}; give auto, none or a whole checkpoint")
     if path is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import os
 import re
 import shutil
 import sys
@@ -137,7 +138,7 @@ def usable(folder: Path) -> Iterator[None]:
     except OSError as error:
         about = f"{error.strerror or error}: {error.filename or folder}"
         raise ConfigError(
-            f"the run's folder {folder} cannot be written ({about}); make room or give another "
+            f"the run's folder {folder} cannot be used ({about}); make room or give another "
             "output=..."
         ) from error
 
@@ -209,8 +210,11 @@ def find_latest(
     folder: Path, report: Callable[[str], None], launch: Optional[str] = None
 ) -> Optional[Path]:
     """The newest valid checkpoint below ``folder``, of a ``launch`` where one is given; damaged
-    ones are skipped, and ``report`` called with a message for each.
+    ones are skipped, and ``report`` called with a message for each. Raises OSError: the folder
+    cannot be read.
     """
+    if folder.exists():
+        os.listdir(folder)  # glob passes over a folder that must not be read, as if it were empty
     paths = listing(folder)
     if launch is not None:
         paths = [path for path, state in states(folder).items() if state.launch == launch]
@@ -265,9 +269,15 @@ def prune(folder: Path, keep: int) -> None:
 
 def find(where: str) -> Path:
     """The whole checkpoint at ``where``, or the best in a run's folder. Raises CheckpointError:
-    there is none; runs in the same place are named.
+    there is none, in which case runs in the same place are named, or it cannot be read.
     """
-    place = Path(where)
+    try:
+        return _find(Path(where))
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def _find(place: Path) -> Path:
     if not place.is_dir():
         names = [str(path.parent) for path in place.parent.glob("*/checkpoints")]
         names += [path.parent.name for path in Path(Config().output).glob("*/checkpoints")]

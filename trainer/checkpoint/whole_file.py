@@ -23,7 +23,8 @@ def replaced(path: Path) -> Iterator[Path]:
     place = Path(os.path.realpath(path))  # keeps a symlink
     partial = place.with_name(f".{place.name}.partial")
     with _errors_name(path):
-        partial.touch()
+        partial.unlink(missing_ok=True)  # of a process that was killed, or somebody's link
+        partial.touch(exist_ok=False)
     try:
         yield partial
         partial.replace(place)

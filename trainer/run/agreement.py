@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import os
 import re
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence
@@ -21,6 +22,7 @@ from .. import dist, mxnet_internals
 from ..checkpoint.state import same_answers
 from ..config import Config, to_dict
 from ..config.settings import flat
+from ..console import version
 from ..data.idx_file import DataError
 from ..data.input_pipeline import Sets
 from ..dist import environment
@@ -35,6 +37,7 @@ _OWN = re.compile(
     r"output|name|device|data\.(folder|workers|prefetch)|evaluate\.batch_size|train\.watchdog_seconds"
 )
 _SHOWN = 3
+_SOURCES = Path(__file__).parents[1]
 _NET, _LAYERS, _WEIGHTS = "net", "layers or multipliers", "initial weights"
 
 Digests = Dict[str, str]  # by what they are of, in words for a message
@@ -72,7 +75,8 @@ def of_weights(sums: Checksums) -> str:
 def of_initial_weights(net: gluon.Block, file: Optional[str] = None) -> Digests:
     """The digest of ``model.weights``, or of those that a net was given, be it a part of them."""
     if file is not None:  # where rank 0 has it; a run that resumes can do without
-        content = Path(file).read_bytes() if Path(file).is_file() else b""
+        readable = os.path.isfile(file) and os.access(file, os.R_OK)
+        content = Path(file).read_bytes() if readable else b""
         return {_WEIGHTS: hashlib.blake2b(content).hexdigest()[:32]} if content else {}
     sums = checksums(net)
     return {_WEIGHTS: of_weights(sums)} if sums else {}
@@ -91,12 +95,13 @@ def checksums(net: gluon.Block) -> Checksums:
 
 
 def check(config: Config) -> None:
-    """Refuse configs that differ between ranks; collective.
+    """Refuse configs, and code of this package, that differ between ranks; collective.
 
     A file that was changed on one node only makes them differ, or a seed or a learning rate
     computed from the rank. ConfigError, on every rank, names settings, values and ranks.
     """
     own = {name: show(value) for name, value in flat(to_dict(config)).items()}
+    own.update({"MXNet's version": mx.__version__, "the trainer's code": _own_code()})
     for first, place, other, elsewhere in _beside_the_first(own):
         differing = [
             f"{name} is {first.get(name)} on {place}, {other.get(name)} on {elsewhere}"
@@ -106,8 +111,16 @@ def check(config: Config) -> None:
         if differing:
             raise ConfigError(
                 f"the ranks have different settings: {'; '.join(differing[:_SHOWN])}; give each "
-                "the same config: samples, augmentation and dropout differ between ranks as it is"
+                "the same config and the same installation: samples, augmentation and dropout "
+                "differ between ranks as it is"
             )
+
+
+def _own_code() -> str:
+    """The version of this package, and a digest of its sources: one node may have older ones."""
+    sources = sorted(p for p in _SOURCES.rglob("*") if p.suffix in (".py", ".cc", ".h"))
+    content = digest(b"".join(path.read_bytes() for path in sources))
+    return f"{version()} ({content[:8]})"
 
 
 def check_devices(context: mx.Context) -> None:

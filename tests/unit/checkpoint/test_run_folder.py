@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import os
 import shutil
 from pathlib import Path
-from typing import List, Optional
+from typing import Any, Callable, List, Optional
 
 import pytest
 
 from trainer import checkpoint
-from trainer.checkpoint import find_best, find_latest, listing, problem, run_folder
+from trainer.checkpoint import find_best, find_latest, listing, problem, resume, run_folder
 from trainer.config import Config, Optimizer, as_yaml
 from trainer.errors import ConfigError
 
@@ -328,7 +330,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(ConfigError) as error, run_folder.usable(tmp_path):
         raise OSError(28, "No space left on device", "a/file")
     assert str(error.value) == (
-        f"the run's folder {tmp_path} cannot be written (No space left on device: a/file); make "
+        f"the run's folder {tmp_path} cannot be used (No space left on device: a/file); make "
         "room or give another output=..."
     )
     with pytest.raises(ConfigError, match=rf"\(odd: {tmp_path}\)"), run_folder.usable(tmp_path):
@@ -443,3 +445,44 @@ def test_a_link_to_a_folder_that_is_to_be_made(tmp_path):
     settings.folder.symlink_to(tmp_path / "disk")
     take_folder(settings, None)
     assert (tmp_path / "disk" / "config.yaml").is_file() and settings.folder.is_symlink()
+
+
+# ---------------------------------------------------------------- of other users
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Takes the permission to read and search a folder away, from root too."""
+    closed: List[Path] = []
+
+    def refusing(call: Callable[..., Any], itself: bool) -> Callable[..., Any]:
+        def called(path: Any, *rest: Any, **options: Any) -> Any:
+            for folder in closed if isinstance(path, os.PathLike) else ():
+                if folder in Path(path).parents or (itself and folder == Path(path)):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return call(path, *rest, **options)
+
+        return called
+
+    monkeypatch.setattr(os, "stat", refusing(os.stat, itself=False))
+    monkeypatch.setattr(os, "listdir", refusing(os.listdir, itself=True))
+    return closed.append
+
+
+def test_what_must_not_be_read_is_told_in_a_line(settings: Config, closed: Any) -> None:
+    place = settings.checkpoint_folder / "step-00000016"
+    closed(settings.checkpoint_folder)
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        checkpoint.find(str(place))
+    assert str(error.value) == f"{place} cannot be read: Permission denied"
+    with pytest.raises(checkpoint.CheckpointError, match=f"cannot resume: {place} cannot be read"):
+        resume.choose(dataclasses.replace(settings, name="mine"), str(place), False)
+
+
+def test_checkpoints_that_must_not_be_listed_are_not_taken_for_none(
+    settings: Config, closed: Any
+) -> None:
+    """The run would begin anew, and set them aside."""
+    closed(settings.checkpoint_folder)
+    with pytest.raises(PermissionError):
+        resume.choose(settings, "auto", False)

@@ -24,6 +24,17 @@ def test_a_file_is_replaced_when_all_of_it_is_there(tmp_path: Path) -> None:
     assert set(tmp_path.iterdir()) == {file, link}
 
 
+def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
+    """Somebody else's, in a folder that several users may write."""
+    secret, file = tmp_path / "secret", tmp_path / "file"
+    secret.write_text("of another user")
+    (tmp_path / ".file.partial").symlink_to(secret)
+    with whole_file.replaced(file) as partial:
+        partial.write_text("new")
+    assert (secret.read_text(), file.read_text()) == ("of another user", "new")
+    assert not file.is_symlink()
+
+
 def test_a_device_stays_one() -> None:
     with whole_file.replaced(Path("/dev/null")) as partial:
         partial.write_text("gone")

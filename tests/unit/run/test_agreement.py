@@ -16,6 +16,7 @@ import pytest
 from mxnet import gluon
 from mxnet.gluon import nn
 
+from trainer.config import Config
 from trainer.data.input_pipeline import Sets
 from trainer.data.sources.base import ArraySource
 from trainer.errors import ConfigError
@@ -492,3 +493,17 @@ def test_ranks_of_a_node_have_each_a_gpu_of_its_own(monkeypatch, ranks, said):
     monkeypatch.setattr(agreement.dist, "gather_objects", lambda own: told)
     with pytest.raises(ConfigError, match=said) if said else contextlib.nullcontext():
         agreement.check_devices(mx.cpu())
+
+
+def test_a_rank_with_other_sources_of_the_trainer_is_refused(monkeypatch, tmp_path):
+    """One node's clone is older: its augmentation, say, draws otherwise, and nothing else tells."""
+    told = []
+    monkeypatch.setattr(agreement, "_SOURCES", tmp_path)
+    monkeypatch.setattr(agreement.dist, "gather_objects", lambda own: told.append(own) or told)
+    for rank, source in enumerate(("new = 1", "new = 1", "new = 2")):
+        (tmp_path / "module.py").write_text(source)
+        monkeypatch.setattr(agreement.environment, "where", lambda: f"rank {rank}")  # noqa: B023
+        message = r"the trainer's code is .* \(\w{8}\) on rank 0, .* \(\w{8}\) on rank 2; give each"
+        refused = pytest.raises(ConfigError, match=message)
+        with refused if rank == 2 else contextlib.nullcontext():
+            agreement.check(Config())
