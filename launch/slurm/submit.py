@@ -17,7 +17,10 @@ from ..core.streams import write
 
 POLL_SECONDS = 1.0
 _FIELD = re.compile(r"%([0-9]*)([a-zA-Z%])")  # in a log's name; a number pads the ids
-_ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "STOPPED")
+_ENDED = (  # others, such as SIGNALING, RESIZING and REQUEUE_HOLD, pass
+    *("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"),
+    *("DEADLINE", "OUT_OF_MEMORY", "REVOKED", "unknown to Slurm by now"),
+)
 
 
 def submit(script: str) -> str:
@@ -130,7 +133,7 @@ def follow(job_id: str, log: Path) -> int:
             if told != state:
                 say(f"job {job_id} is {state}")
                 told = state
-            if job["JobState"] not in _ACTIVE:
+            if job["JobState"] in _ENDED:
                 code, signum = map(int, job["ExitCode"].split(":"))
                 # As a shell would have it; 1 when only the job's state tells of a failure.
                 return code or (128 + signum if signum else int(job["JobState"] != "COMPLETED"))

@@ -386,6 +386,16 @@ def test_the_job_goes_on_when_its_log_cannot_be_shown(monkeypatch, tmp_path, cap
     assert "job 9 keeps running; end it with `scancel 9`" in capsys.readouterr().err
 
 
+def test_a_job_is_followed_through_states_that_pass(monkeypatch, tmp_path):
+    """As Slurm 22.05 shows `scancel --signal=CONT`, a resize and `scontrol requeuehold`."""
+    states = ["RUNNING", "SIGNALING", "RESIZING", "REQUEUE_HOLD", "SPECIAL_EXIT", "COMPLETED"]
+    shown = iter([{"JobState": s, "Reason": "None", "ExitCode": "0:0"} for s in states])
+    monkeypatch.setattr(submit, "_job", lambda _: next(shown))
+    monkeypatch.setattr(submit, "POLL_SECONDS", 0)
+    assert submit.follow("9", tmp_path / "log") == 0
+    assert list(shown) == []
+
+
 def test_a_refused_submission_is_one_line(slurm):
     done = slurm(
         "slurm", "--account", "nobody", "--", "true",
