@@ -361,9 +361,7 @@ def find_data() -> None:
     command = [str(PYTHON), "-m", "trainer.data.fashion_mnist"]
     search = partial(subprocess.run, command, cwd=str(ROOT), stdout=subprocess.PIPE, text=True)
     done = search()
-    if done.returncode and can_apt_get():
-        say(f"no mirror can be reached: installing Debian's package {DATA_PACKAGE}")
-        apt_get_install(DATA_PACKAGE)
+    if done.returncode and apt_get_install(DATA_PACKAGE, why="no mirror can be reached"):
         done = search()
     printed = done.stdout.strip()
     if done.returncode:
@@ -376,22 +374,15 @@ def install_test_system() -> None:
     """Install the Debian packages for the integration tests, or say that some will be skipped."""
     query = ["dpkg-query", "-W", "-f", "${db:Status-Status}"]
     missing = [name for name in TEST_PACKAGES if output_of([*query, name]) != "installed"]
-    if not missing:
-        return
-    if can_apt_get():
-        say(f"installing Debian packages for the integration tests: {' '.join(missing)}")
-        if apt_get_install(*missing):
-            return
-    say(f"some integration tests will be skipped; `{apt_get(*missing)}` brings what they need")
+    if missing and not apt_get_install(*missing, why="for the integration tests"):
+        say(f"some integration tests will be skipped; `{apt_get(*missing)}` brings what they need")
 
 
-def can_apt_get() -> bool:
-    """Whether this user may install Debian packages on this machine."""
-    return os.geteuid() == 0 and shutil.which("apt-get") is not None
-
-
-def apt_get_install(*packages: str) -> bool:
-    """Install Debian packages; return whether that succeeded."""
+def apt_get_install(*packages: str, why: str) -> bool:
+    """Install Debian packages, where this user may; return whether they were."""
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return False
+    say(f"{why}: installing Debian's {' '.join(packages)}")
     env = {"DEBIAN_FRONTEND": "noninteractive"}
     command = ["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=300"]
     run_logged([*command, "update"], env)

@@ -584,40 +584,74 @@ def test_data_that_is_there_is_not_looked_for_again(search, tree, monkeypatch, c
     assert f"Fashion-MNIST is in {tree}/data" in capsys.readouterr().out
     install.find_data()
     assert capsys.readouterr().out == ""
-    monkeypatch.setattr(install, "can_apt_get", lambda: False)
+    monkeypatch.setattr(install.os, "geteuid", lambda: 1000)
     shutil.rmtree(str(tree / "data"))
     with pytest.raises(SetupError, match="^none$"):
         install.find_data()
 
 
-def test_data_from_debian_where_mirrors_fail(search, tree, monkeypatch, capsys):
-    monkeypatch.setattr(install, "can_apt_get", lambda: True)
-    monkeypatch.setattr(install, "apt_get_install", search)
+@pytest.fixture
+def apt_get(programs, tree, monkeypatch):
+    """What root's apt-get was asked for; it brings data."""
+    files = " ".join(f"{tree}/data/{number}-ubyte.gz" for number in range(4))
+    bring = f"/bin/mkdir -p {tree}/data; : | /usr/bin/tee {files}"
+    programs("apt-get", f'echo "$*" >> {tree}/asked; case "$*" in *" install "*) {bring};; esac')
+    monkeypatch.setattr(install.os, "geteuid", lambda: 0)
+    return tree / "asked"
+
+
+def test_data_from_debian_where_mirrors_fail(search, apt_get, tree, capsys):
     install.find_data()
     out = capsys.readouterr().out
-    assert "no mirror can be reached: installing Debian's package dataset-fashion-mnist" in out
+    assert "no mirror can be reached: installing Debian's dataset-fashion-mnist\n" in out
+    update, package = apt_get.read_text().splitlines()
+    assert update.endswith(" update") and package.endswith(" install dataset-fashion-mnist")
     assert install.read_stamp()["data"] == f"{tree}/data"
 
 
 def test_no_data_ends_in_what_the_search_said(search, monkeypatch):
-    monkeypatch.setattr(install, "can_apt_get", lambda: False)
+    monkeypatch.setattr(install.os, "geteuid", lambda: 1000)
     with pytest.raises(SetupError, match="^none$"):
         install.find_data()
 
 
 @pytest.mark.parametrize("root", [True, False])
-def test_test_system_installs_only_missing_packages(programs, monkeypatch, capsys, root):
-    asked = []
+def test_test_system_installs_only_missing_packages(programs, apt_get, monkeypatch, capsys, root):
     programs("dpkg-query", 'case "$4" in slurmd|munge) exit 1;; *) echo installed;; esac')
-    monkeypatch.setattr(install, "can_apt_get", lambda: root)
-    monkeypatch.setattr(install, "apt_get_install", lambda *names: asked.append(names) or True)
+    if not root:
+        monkeypatch.setattr(install.os, "geteuid", lambda: 1000)
     install.install_test_system()
     out = capsys.readouterr().out
+    assert apt_get.exists() == root
     if root:
-        assert asked == [("slurmd", "munge")]
+        assert apt_get.read_text().endswith(" install slurmd munge\n")
+        assert out == "for the integration tests: installing Debian's slurmd munge\n"
     else:
-        assert asked == []
-        assert re.search("will be skipped; `(sudo )?apt-get install slurmd munge` brings", out)
+        assert "will be skipped; `sudo apt-get install slurmd munge` brings" in out
+
+
+def test_continuous_integration_sees_what_a_new_user_sees(programs, tmp_path):
+    """An empty HOME for each, PATH, and nothing else of this shell's environment."""
+    programs("make", f'echo "$1" >> {tmp_path}/seen; env >> {tmp_path}/seen; ls -A "$HOME" >&2')
+    for name in ("bash", "dirname", "env", "mktemp", "rm", "ls"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name, path="/usr/bin:/bin"))
+    done = subprocess.run(
+        [str(ROOT / ".ci" / "run")],
+        env={"PATH": str(tmp_path / "bin"), "PYTHONUNBUFFERED": "1", "HOME": "/root"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    seen = (tmp_path / "seen").read_text().splitlines()
+    assert [line for line in seen if "=" not in line] == ["lint", "test"]
+    names = {line.split("=")[0] for line in seen if "=" in line}
+    assert names - {"PWD", "SHLVL", "_", "OLDPWD"} == {
+        "HOME",
+        "PATH",
+        "CI",
+    }  # those are the shell's
+    homes = {line for line in seen if line.startswith("HOME=")}
+    assert len(homes) == 2 and "HOME=/root" not in homes
 
 
 # -- the pins --------------------------------------------------------------------------------
