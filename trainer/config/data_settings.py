@@ -60,32 +60,32 @@ class Data(Checked, section="data."):
         None, "side in pixels that images are resized to (bilinear); null: not resized", minimum=1
     )
     channels: int = setting(
-        3, "folder, records: 3 reads pictures in colour, 1 in grey", choices=(1, 3)
+        3, "folder, records: channels of pictures, 3 in colour, 1 in grey", choices=(1, 3)
     )
     resize: Optional[int] = setting(
         None,
-        "folder, records: the shorter side is brought to so many pixels, and the middle cut out; "
-        "null: image_size / 0.875",
+        "folder, records: pixels of the shorter side, before the middle is cut out; null: "
+        "image_size / 0.875",
         minimum=1,
     )
     random_crop: bool = setting(
         False,
-        "folder, records, training: cut out a random part of crop_area (a share of the picture) "
-        "and an aspect of 3/4 to 4/3 instead of the middle",
+        "folder, records, training: a random part of crop_area (a share of the picture) and an "
+        "aspect of 3/4 to 4/3 instead of the middle",
     )
     crop_area: Tuple[float, ...] = setting(
         (0.08, 1.0), "smallest and largest share for random_crop", maximum=1, above=0
     )
     pad_crop: int = setting(
         0,
-        "training: pad by so many pixels (before resizing; of pictures, after), then crop at "
-        "random",
+        "training: pixels of padding on each side (before resizing; of pictures, after), out of "
+        "which images are cropped at random",
         minimum=0,
     )
     flip: bool = setting(False, "training: horizontal mirroring of half of the images")
     color_jitter: float = setting(
         0.0,
-        "folder, records, training: change brightness, contrast and saturation by up to this share",
+        "folder, records, training: largest change of brightness, contrast, saturation, as a share",
         minimum=0,
         maximum=1,
     )
@@ -99,8 +99,8 @@ class Data(Checked, section="data."):
     )
     mixup: float = setting(
         0.0,
-        "training: mix each image and its loss with those of another of the global batch, by a "
-        "share drawn from Beta(mixup, mixup); 0: none",
+        "training: mixture of each image and its loss with those of another of the global batch, "
+        "by a share drawn from Beta(mixup, mixup); 0: none",
         minimum=0,
     )
     cutmix: float = setting(

@@ -154,7 +154,7 @@ class Train(Checked, section="train."):
     )
     max_minutes: Optional[float] = setting(
         None,
-        "save and end as on a signal after so many minutes, so that the same command resumes",
+        "minutes after which the run saves and ends, as on a signal; the same command resumes it",
         above=0,
     )
     ema: Optional[float] = setting(
@@ -168,16 +168,17 @@ class Train(Checked, section="train."):
 
 @dataclass(frozen=True)
 class Evaluate(Checked, section="evaluate."):
-    """When the test set is evaluated."""
+    """When and how the validation or test set is evaluated."""
 
     every_epochs: int = setting(1, "epochs between evaluations; 0: only at the end", minimum=0)
-    batch_size: int = setting(250, "test samples per batch and rank", minimum=1)
+    batch_size: int = setting(250, "samples per batch and rank in evaluations", minimum=1)
     flip: bool = setting(
-        False, "means of the scores of each image and of its mirror image (in evaluations alone)"
+        False, "mean of the scores of each image and its mirror image (in evaluations only)"
     )
     top_k: Optional[int] = setting(
         None,
-        "number of highest scores among which a sample's class is to be, for a further share",
+        "k of a further metric: share of samples whose class is among the k highest scores; null: "
+        "none",
         minimum=2,
     )
 
