@@ -44,7 +44,9 @@ COPIED = (
 )
 # In namespaces of their own: the mounts and whatever still runs end with the command.
 APART = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+# The root becomes a mount point, as a container's is: without that nothing inside can be unshared.
 INSIDE = """set -e
+mount --bind "$0" "$0"
 mount -t proc proc "$0/proc"
 mount --rbind /sys "$0/sys"
 mount --rbind /dev "$0/dev"

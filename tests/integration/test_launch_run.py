@@ -203,7 +203,8 @@ SAVES = """
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_ranks_save_when_the_script_that_called_it_is_ended(number: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(SAVES), str(tmp_path)]
+    heard = ["env", "--default-signal=HUP"]  # also where the tests run under nohup
+    command = [*heard, sys.executable, "-c", textwrap.dedent(SAVES), str(tmp_path)]
     env = {**os.environ, "TMPDIR": str(tmp_path)}  # where nothing is to be left
     script = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     try:

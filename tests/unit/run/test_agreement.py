@@ -304,7 +304,8 @@ def test_what_a_loss_holds_and_does_not_read_is_no_part_of_it():
 def test_an_operator_is_known_by_its_name_and_not_by_its_address_in_this_process():
     """Which the functions that MXNet generates have among their constants."""
     exp = mx.nd.exp
-    elsewhere = [8 + c if type(c) is int and c > 2**32 else c for c in exp.__code__.co_consts]
+    # Small numbers are none: Debian's Python has its memory from some millions on.
+    elsewhere = [8 + c if type(c) is int and c > 2**20 else c for c in exp.__code__.co_consts]
     assert tuple(elsewhere) != exp.__code__.co_consts
     code = exp.__code__.replace(co_consts=tuple(elsewhere))
     other = types.FunctionType(code, exp.__globals__, exp.__name__, exp.__defaults__)
