@@ -242,10 +242,11 @@ class Elastic:
 def visible_devices(slots: Slots) -> Optional[str]:
     """CUDA_VISIBLE_DEVICES for a job on `slots`, so that a lost GPU is not used again.
 
-    None if no slot was lost or GPUs were hidden (an empty value): then the user's value stays.
+    None if no slot was lost, or the user's value has none for each (all are hidden, or ranks share
+    one): then it stays.
     """
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if slots == list(range(len(slots))) or given == "":
+    everyone = [str(slot) for slot in range(max(slots) + 1)]
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(everyone)).split(",")
+    if len(slots) == len(everyone) or len(devices) < len(everyone):
         return None
-    devices = given.split(",") if given else [str(slot) for slot in range(max(slots) + 1)]
-    return ",".join(devices[slot] for slot in slots if slot < len(devices))
+    return ",".join(devices[slot] for slot in slots)

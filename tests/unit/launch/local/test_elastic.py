@@ -221,8 +221,11 @@ def test_a_lost_gpu_is_not_used_again(monkeypatch):
     assert visible_devices([0, 2, 3]) == "0,2,3"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     assert visible_devices([1, 3]) == "5,7"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # none, and it stays so
-    assert visible_devices([1, 3]) is None
+    for given in ("", "0", "MIG-a,MIG-b,MIG-c"):  # none, or fewer than ranks, and it stays so
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        assert visible_devices([1, 3]) is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,MIG-b/1/0")
+    assert visible_devices([1]) == "MIG-b/1/0"
 
 
 @pytest.mark.parametrize(
