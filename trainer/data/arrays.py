@@ -11,7 +11,7 @@ from mxnet import gluon
 from .. import console, mxnet_internals
 from ..config import Data
 from .idx_file import DataError
-from .sources.dataset import MOST_CHANNELS, SCALED_BY_FIT, DatasetSource, no_pair, on_host
+from .sources.dataset import DatasetSource, no_image, no_pair, on_host
 
 # Images, uint8 (N, H, W[, C]); labels, integers or texts (N,).
 Arrays = Tuple[np.ndarray, np.ndarray]
@@ -47,13 +47,15 @@ def given(name: str, value: Any, settings: Data) -> Union[Arrays, DatasetSource]
     for what, array in zip(("images", "labels"), value):
         if not isinstance(array, (np.ndarray, mx.nd.NDArray)):
             raise DataError(
-                f"{name} {what} are a {type(array).__name__}; they must be a NumPy or MXNet array: "
-                f"np.asarray({what})"
+                f"{name} {what} are a {type(array).__name__}; they must be an array: np.asarray"
             )
     images, labels = map(on_host, value)
     if isinstance(value[1], mx.nd.NDArray):
         labels = _whole(labels)
-    _check_images(name, images)
+    if not len(images):
+        raise DataError(f"{name} holds no image")
+    if wrong := no_image(images[0]):
+        raise DataError(f"{name} images are {images.dtype} {images.shape}; each {wrong}")
     labels = _check_labels(name, labels, len(images))
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
@@ -71,8 +73,7 @@ def _read(name: str, dataset: gluon.data.Dataset) -> Arrays:
         image, label = (on_host(part) for part in sample)
         if images and image.shape != images[0].shape:
             raise DataError(
-                f"{name}[{index}] has an image of {image.shape}, those before are "
-                f"{images[0].shape}; make them alike, by dataset.transform_first"
+                f"{name}[{index}] has an image of {image.shape}, not {images[0].shape}: resize them"
             )
         images.append(image)
         labels.append(label.reshape(()) if label.size == 1 else label)
@@ -83,26 +84,6 @@ def _whole(labels: np.ndarray) -> np.ndarray:
     """Whole numbers as int64: MXNet's arrays and image records hold labels as floats."""
     whole = labels.dtype.kind == "f" and (labels == np.rint(labels)).all()
     return labels.astype(np.int64) if whole else labels
-
-
-def _check_images(name: str, images: np.ndarray) -> None:
-    if not len(images):
-        raise DataError(f"{name} holds no image")
-    shape = images.shape
-    shaped = images.ndim == 3 or (images.ndim == 4 and shape[-1] <= MOST_CHANNELS)
-    if images.dtype == np.uint8 and shaped and 0 not in shape:
-        return
-    way_out = ""
-    if images.ndim == 4 and not shaped and shape[1] <= MOST_CHANNELS:  # channels first
-        way_out = ": images.transpose(0, 2, 3, 1)"
-    if images.dtype.kind == "f":
-        way_out += SCALED_BY_FIT
-    elif images.dtype != np.uint8:
-        way_out += ": images.astype('uint8'), if they are"
-    raise DataError(
-        f"{name} images are {images.dtype} {shape}; they must be uint8 (N, height, width), or "
-        f"(N, height, width, channels) of up to {MOST_CHANNELS} channels, 0 to 255{way_out}"
-    )
 
 
 def tell_of_range(name: str, images: np.ndarray) -> None:

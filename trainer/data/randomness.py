@@ -20,14 +20,10 @@ import numpy as np
 from . import sharding
 
 _PARTS = 1000  # of a list or a dict that are looked through: of transforms there are few
-_OF_MODULES = (("torch", "manual_seed"), ("cv2", "setRNGSeed"))  # those of other libraries
 
 
 def seed_all(seed: int, mxnet: bool = True) -> None:
-    """Seed the three generators; ``seed`` is below 2**31.
-
-    ``mxnet=False`` leaves out MXNet's, which is a thousand of them, and takes milliseconds.
-    """
+    """Seed the three, by a number below 2**31; MXNet's are a thousand, and take milliseconds."""
     random.seed(seed)
     np.random.seed(seed)
     if mxnet:
@@ -35,9 +31,9 @@ def seed_all(seed: int, mxnet: bool = True) -> None:
 
 
 def held(value: Any) -> List[Any]:
-    """NumPy's and Python's generators that an object, and whatever it refers to, holds.
+    """NumPy's and Python's generators that an object refers to, but for modules' and classes'.
 
-    Always in the same order. Those of modules and classes are not found.
+    They come in the same order on each rank.
     """
     found: List[Any] = []
     seen: Dict[int, Any] = {}  # by number, and kept, so that nothing else gets it
@@ -65,7 +61,7 @@ def seed_others(seed: int, generators: Sequence[Any]) -> None:
             bits.state = type(bits)(number).state
         else:
             generator.seed(number)
-    for module, seeding in _OF_MODULES:
+    for module, seeding in (("torch", "manual_seed"), ("cv2", "setRNGSeed")):
         if module in sys.modules:
             getattr(sys.modules[module], seeding)(seed)
 

@@ -33,13 +33,10 @@ def as_markdown(
     files: Sequence[Checked],
     called: str = "test",
 ) -> str:
-    """The card of ``saved``.
+    """The card of ``saved``, and of its exported ``files``, which ``command`` has made.
 
-    Args:
-        seen: the evaluation on the test set; None where there is none, or ``fit`` was given it.
-        command: the command line that made the files.
-        files: the exported files, verified.
-        called: the set of ``seen``; validation where there is no test set.
+    ``seen`` is the evaluation on the set ``called`` so; None where there is none, or ``fit`` was
+    given it.
     """
     settings, arguments = saved.config, saved.config.model.arguments
     trained = (p for p in saved.net.collect_params().values() if p.grad_req != "null")
@@ -102,7 +99,7 @@ def _facts(saved: Saved, seen: Optional[Evaluation], called: str) -> List[str]:
     return [
         f"| input | float32 (N, {channels}, {side or height}, {side or width}): "
         f"{saved.pixels}, {height} x {width} pixels{resized}, "
-        f"(pixel / 255 - {_shown(data.mean_text)}) / {_shown(data.std_text)} |",
+        f"(pixel / 255 - ({data.mean_text})) / ({data.std_text}) |",
         f"| output | logits, float32 (N, {saved.num_classes}); softmax gives probabilities |",
         *_result_rows(saved, seen, called),
         *(["| evaluated | on the mean scores of each image and of its mirror image |"] * flips),
@@ -112,10 +109,6 @@ def _facts(saved: Saved, seen: Optional[Evaluation], called: str) -> List[str]:
         f"| seed | {settings.seed} |",
         f"| versions | {_versions()} |",
     ]
-
-
-def _shown(numbers: str) -> str:
-    return f"({numbers})" if "," in numbers else numbers
 
 
 def _result_rows(saved: Saved, seen: Optional[Evaluation], called: str) -> List[str]:
@@ -132,7 +125,6 @@ def _result_rows(saved: Saved, seen: Optional[Evaluation], called: str) -> List[
 
 
 def _class_table(seen: Evaluation, names: Sequence[str]) -> str:
-    """Recall, precision and most frequent confusion of each class."""
     table = """## Per class
 
 | class | images | recall | precision | most often confused with |

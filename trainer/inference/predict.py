@@ -26,11 +26,6 @@ class Predictions(NamedTuple):
     class_names: List[str]  # K names
     probabilities: np.ndarray  # float64 (N, K), rows sum to 1
 
-    @property
-    def classes(self) -> np.ndarray:
-        """The most probable class of each image, int64 (N,)."""
-        return self.probabilities.argmax(axis=1)
-
 
 def predict(saved: Saved, images: Images) -> Predictions:
     """Run the net on ``images``, resized and normalised as in training."""
@@ -63,9 +58,7 @@ def _no_formula(name: str) -> str:
 
 
 def as_json(predictions: Predictions) -> str:
-    """A list with an object for each image: ``image``, ``class``, ``probability``, and
-    ``probabilities`` of every class by its name.
-    """
+    """For each image: ``image``, ``class``, ``probability``, and ``probabilities`` by name."""
     names = predictions.class_names
     answers = [
         {
@@ -80,7 +73,9 @@ def as_json(predictions: Predictions) -> str:
 
 
 def _rows(predictions: Predictions) -> Iterator[Tuple[str, int, np.ndarray]]:
-    return zip(predictions.images.names, predictions.classes, predictions.probabilities)
+    """(name, most probable class, probabilities) of each image."""
+    shares = predictions.probabilities
+    return zip(predictions.images.names, shares.argmax(axis=1), shares)
 
 
 def write_picture(predictions: Predictions, path: Path) -> None:

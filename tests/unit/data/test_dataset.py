@@ -137,6 +137,10 @@ def test_a_subset_names_samples_as_the_user_does():
         (IMAGES[0], r"train\[1\] is a ndarray; a dataset must give \(image, label\)"),
         ((IMAGES[0], 1, 2), r"train\[1\] is a tuple of 3; a dataset must give \(image, label\)"),
         ((IMAGES[0] / 255, 1), r"train\[1\] has an image of float64 .*: leave ToTensor, "),
+        (
+            (IMAGES[0].T, 1),
+            r"train\[1\] has .*; it must be uint8 .*channels come last: np\.moveaxis",
+        ),
         ((IMAGES[0, 1:], 1), r"train\[1\] has an image of \(5, 5, 3\), the first one is \(6, 5, 3"),
         ((IMAGES[0], 7), r"train\[1\] has the label 7; .* from 0 to 3"),
         ((IMAGES[0], "cat"), r"train\[1\] has the label cat"),
@@ -279,7 +283,7 @@ def test_a_dataset_that_draws_from_what_is_not_seeded_is_told_of(capfd):
     with contextlib.closing(input_pipeline.read(PLAIN, drawn)) as sets:
         input_pipeline.tell_of_ranges(sets, PLAIN)
     said = capfd.readouterr().err
-    assert "training samples are others when they are read again: their dataset draws" in said
+    assert "training samples are others when they are read again, so that no resume is" in said
 
 
 def test_numbers_of_a_palette_are_not_taken_for_grey():

@@ -1,9 +1,8 @@
 """A Gluon dataset, or any object with a length and indices, read sample by sample when needed.
 
-It is read by processes of its own (forked, so that it need not be pickled). There its transforms
-draw from generators that nobody else uses: Python's, NumPy's and MXNet's, and those that it holds,
-are seeded before each sample from (seed, epoch, sample). What is drawn depends on nothing else, and
-the user's own generators stay as they were.
+It is read by processes of its own (forked, so that it need not be pickled). There all generators,
+those that it holds too, are seeded before each sample from (seed, epoch, sample): what is drawn
+depends on nothing else, and the user's own generators stay as they were.
 
 The readers share nothing with the rank, nor with each other, that reading changes: files that the
 dataset has open are opened anew. Nor do they see what the rank later does to the dataset.
@@ -38,9 +37,6 @@ from .pictures import threads
 MOST_CHANNELS = 4  # a longer last axis is not taken for channels
 _FIRST = 100  # samples, of which the first good one has the shape of all
 _ALIVE_SECONDS = 1.0  # between two looks of an idle reader at whether its rank is still there
-SCALED_BY_FIT = (
-    "; fit scales pixels itself (data.mean, data.std): leave ToTensor, Normalize and / 255 out"
-)
 
 _Answer = Union[Sample, str]  # or what is wrong with it, after its name
 _Read = Union[Sample, BadSampleError]
@@ -64,10 +60,7 @@ class _DatasetBatches(ReadingFiller):
 class DatasetSource(Source):
     """Samples of a dataset of (image, label), uint8 (H, W) or (H, W, C) after its transforms.
 
-    Args:
-        name: ``train`` or ``test``, for messages.
-        settings: how many processes read it.
-        indices: the samples; None for all of them.
+    ``name``, train or test, is for messages; ``indices`` are the samples, None for all of them.
     """
 
     batches = _DatasetBatches
@@ -134,19 +127,13 @@ class DatasetSource(Source):
         if isinstance(answer, str):
             return BadSampleError(f"{name} {answer}")
         image, label = answer
-        shaped = image.ndim == 2 or (image.ndim == 3 and image.shape[-1] <= MOST_CHANNELS)
-        if image.dtype != np.uint8 or not shaped or 0 in image.shape:
-            return BadSampleError(
-                f"{name} has an image of {image.dtype} {image.shape}; it must be uint8 (height, "
-                f"width), or (height, width, channels) of up to {MOST_CHANNELS} channels"
-                f"{SCALED_BY_FIT if image.dtype.kind == 'f' else ''}"
-            )
+        if wrong := no_image(image):
+            return BadSampleError(f"{name} has an image of {image.dtype} {image.shape}; it {wrong}")
         if image.shape[2:] == (1,):
             image = image[..., 0]
         if self._shape is not None and image.shape != self._shape:
             return BadSampleError(
-                f"{name} has an image of {image.shape}, the first one is {self._shape}; make them "
-                "alike, by dataset.transform_first"
+                f"{name} has an image of {image.shape}, the first one is {self._shape}: resize them"
             )
         try:
             return image, check_label(label, self.num_classes, name, self.classes)
@@ -169,8 +156,7 @@ class _Readers:
         self._lock = threading.Lock()
         self._pipes: List[Connection] = []
         self._processes = []
-        # In a forked process GPUs cannot be used. Where there are none, "all" draws other numbers
-        # than the CPU alone does, and is kept for runs that began so.
+        # A forked process cannot use GPUs. Without, "all" draws other numbers than the CPU alone.
         seeded = mx.cpu() if mx.context.num_gpus() else "all"
         for _ in range(count):
             ours, theirs = fork.Pipe()
@@ -193,8 +179,7 @@ class _Readers:
                     answers.update(zip(range(number, len(wanted), count), pipe.recv()))
             except (EOFError, OSError):
                 raise DataError(
-                    "a process that reads the dataset has died; was it killed, or out of memory? "
-                    "fewer data.workers take less"
+                    "a process that reads the dataset has died; out of memory? lower data.workers"
                 ) from None
         return [answers[number] for number in range(len(wanted))]
 
@@ -209,8 +194,7 @@ class _Readers:
 
 def _serve(pipe: Connection, dataset: Any, seeded: Any) -> None:
     """Read the samples that are asked for, until the parent closes the pipe or is gone."""
-    # Launchers and Slurm signal all processes of a rank, which saves, and for that may have to
-    # finish an evaluation.
+    # Launchers signal all processes of a rank, which saves, and may finish an evaluation first.
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
@@ -228,8 +212,7 @@ def _serve(pipe: Connection, dataset: Any, seeded: Any) -> None:
 def _open_anew() -> None:
     """Give this process positions of its own in the files that it has inherited for reading.
 
-    A forked descriptor shares its position: of two processes that seek and read, each would get
-    what the other has asked for.
+    Else of two that seek and read, each would get what the other has asked for.
     """
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the listing's own, or a file that may not be opened
@@ -246,8 +229,7 @@ def _open_anew() -> None:
 def _read(
     dataset: Any, index: int, seed: int, seeded: Any = "all", own: Sequence[Any] = ()
 ) -> _Answer:
-    """A sample, after MXNet's generators of the device ``seeded``, its ``own`` and all others were
-    seeded."""
+    """A sample, with MXNet's generators of ``seeded``, its ``own`` and all others seeded before."""
     try:
         seed_all(seed, mxnet=False)
         mx.random.seed(seed, ctx=seeded)
@@ -262,6 +244,24 @@ def _read(
     except BaseException:
         traceback.print_exc()
         return "cannot be read: its dataset gave up, see above"
+
+
+def no_image(image: np.ndarray) -> str:
+    """What an image must be that is none, and the way to it; "" if it is one."""
+    shape, way_out = image.shape, ""
+    shaped = image.ndim == 2 or (image.ndim == 3 and shape[-1] <= MOST_CHANNELS)
+    if image.dtype == np.uint8 and shaped and 0 not in shape:
+        return ""
+    if image.ndim == 3 and not shaped and shape[0] <= MOST_CHANNELS:
+        way_out = "; channels come last: np.moveaxis(images, -3, -1)"
+    if image.dtype.kind == "f":
+        way_out += "; fit scales pixels (data.mean, data.std): leave ToTensor, Normalize, / 255 out"
+    elif image.dtype != np.uint8:
+        way_out += "; if they are 0 to 255: images.astype('uint8')"
+    return (
+        f"must be uint8 (height, width), or (height, width, channels) of up to {MOST_CHANNELS} "
+        f"channels, 0 to 255{way_out}"
+    )
 
 
 def no_pair(value: Any) -> str:
