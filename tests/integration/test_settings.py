@@ -9,7 +9,7 @@ from typing import Any, Dict, List
 
 import numpy as np
 import pytest
-from mxnet import gluon
+from mxnet import autograd, gluon
 from mxnet.gluon import nn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -58,6 +58,20 @@ def test_calibration_measures_the_training_set_at_the_end(tmp_path: Path) -> Non
     running_mean, running_var = net[0].running_mean.data(), net[0].running_var.data()
     assert running_mean.asscalar() == pytest.approx(data.mean(), rel=1e-5)
     assert running_var.asscalar() == pytest.approx(data.var(), rel=1e-5)
+
+
+def test_an_evaluation_whose_loss_is_not_finite_is_told_of(tmp_path: Path, capsys: Any) -> None:
+    whole = gluon.loss.SoftmaxCrossEntropyLoss()
+
+    def loss(scores: Any, labels: Any) -> Any:
+        return whole(scores, labels) * (1 if autograd.is_recording() else np.inf)
+
+    trained(nn.Dense(4), tmp_path, loss, monitor=QUIET)
+    printed = capsys.readouterr()
+    told = [json.loads(line) for line in printed.out.splitlines()]
+    (warned,) = [one["message"] for one in told if one["event"] == "warning"]
+    assert warned.startswith("the test loss is not finite: ")
+    assert json.loads((tmp_path / "default" / "result.json").read_text())["loss"] is None
 
 
 def test_smoothing_is_not_added_to_a_custom_loss(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from ..mxnet_internals import structural_parameters
 from ..step import gradients
 from ..step.evaluation import Evaluation
 from ..step.metrics import Means
-from . import result
+from . import result, wording
 from .commands import next_commands
 from .figures import Predicted
 from .loggers import EVENTS, Loggers
@@ -173,6 +173,8 @@ class Report:
             self._loggers.scalars({f"{k}/{name}": v for k, v in seen.scalars().items()}, step)
         self._evaluated = self._evaluated or name
         self._tell("evaluation", step=step, set=name, samples=seen.samples, **seen.scalars())
+        if wording.finite(seen._asdict())["loss"] is None:
+            self.warning(f"the {name} loss is not finite: the accuracy says nothing either")
 
     def drift(self, step: int, figures: Mapping[str, float]) -> None:
         """Report how far the ranks' running statistics have drifted apart (see replica.drift)."""
