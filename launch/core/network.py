@@ -25,6 +25,8 @@ from typing import Dict, List, Optional, Tuple
 
 import psutil
 
+from .process import say
+
 _CLONE_NEWUTS = 0x04000000  # <linux/sched.h>
 _CLONE_NEWUSER = 0x10000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -126,6 +128,31 @@ def take_hostname(name: str) -> None:
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
     socket.sethostname(name)
+
+
+def make_own_name_lead_to(address: str, interface: str, several_nodes: bool) -> None:
+    """Makes this host's own name resolve to the address of an interface.
+
+    On one node any that it leads to will do. Call it before any thread starts, and once for all
+    ranks of a launcher: those in namespaces of their own would not see into each other.
+
+    Raises:
+        ValueError: users may create no namespaces, and ranks would not find each other.
+    """
+    own = address_of_own_name()
+    if own == address or (own and not several_nodes):
+        return
+    try:
+        take_hostname(address)
+    except OSError as error:
+        name = socket.gethostname()
+        found = f"{name}, this host's own name, leads to {own or 'no address'}, not to {address}"
+        if not own or own.startswith("127."):
+            raise ValueError(
+                f"{found}, and Horovod goes by it: correct its line of /etc/hosts, or add "
+                f"`{address} {name}` ({error})"
+            ) from None
+        say(f"{found} on {interface}: part of the traffic will go there ({error})")
 
 
 @dataclass(frozen=True)

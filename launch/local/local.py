@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import secrets
 import signal
-import socket
 from typing import Callable, Sequence
 
 from ..core.job import FORWARDED, Events, Job, Outcome
-from ..core.network import LOOPBACK, address_of_own_name, interface_towards, take_hostname
+from ..core.network import LOOPBACK, interface_towards, make_own_name_lead_to
 from ..core.process import START_SECONDS, Failure, report_failure, say
 from ..core.rank_process import RankProcess
 from ..core.ranks import cores_per_rank, facts_on_one_host, rank_environment
@@ -42,16 +41,7 @@ def run_local(
     the failure that ended the job.
     """
     interface = interface_towards(LOOPBACK)
-    try:
-        # Horovod would crash where this host's own name does not resolve (launch/core/network.py).
-        # Here, before any thread: ranks in namespaces of their own would not see into each other.
-        if not address_of_own_name():
-            take_hostname(LOOPBACK)
-    except OSError:
-        raise ValueError(
-            f"this host's own name, {socket.gethostname()}, does not resolve, and Horovod goes by "
-            f"it; add a line `127.0.1.1 {socket.gethostname()}` to /etc/hosts"
-        ) from None
+    make_own_name_lead_to(LOOPBACK, interface, several_nodes=False)
     launch_id = secrets.token_hex(16)
     events = Events()
     known = (signal.SIGINT, signal.SIGHUP)  # ignored by a script's background job, and by nohup

@@ -69,7 +69,7 @@ def join(start_timeout: float) -> Tuple[RankFacts, Endpoint, Dict[str, str]]:
         endpoint = _find_store(addresses, ports, token, facts, deadline)
     interface = network.interface_towards(endpoint.address)
     offered = network.addresses_by_interface()[interface][0]
-    _make_own_name_lead_to(offered, interface, len(nodes) > 1)
+    network.make_own_name_lead_to(offered, interface, len(nodes) > 1)
     _check_in(endpoint, facts, f"{facts.hostname} {interface} {offered}", start_timeout)
     cores, launch_id = cores_of_task(facts.local_size), slurm.step_launch_id(env)
     environment = rank_environment(facts, endpoint.environment(), interface, cores, launch_id)
@@ -172,24 +172,6 @@ def _find_store(
             say(f"{who}: waiting for the {place}, for up to {deadline - now:.0f} s more")
             notice = deadline
         time.sleep(0.2)
-
-
-def _make_own_name_lead_to(address: str, interface: str, several_nodes: bool) -> None:
-    """Makes this host's own name resolve to the interface's address (launch/core/network.py)."""
-    own = network.address_of_own_name()
-    if own == address or (own and not several_nodes):
-        return
-    try:
-        network.take_hostname(address)
-    except OSError as error:
-        name = socket.gethostname()
-        found = f"{name}, this host's own name, leads to {own or 'no address'}, not to {address}"
-        if own and not own.startswith("127."):
-            say(f"{found} on {interface}: part of the traffic will go there ({error})")
-        else:
-            raise ValueError(
-                f"{found}, and Horovod goes by it. Correct that line of /etc/hosts ({error})"
-            ) from None
 
 
 def _check_in(endpoint: Endpoint, facts: RankFacts, place: str, start_timeout: float) -> None:

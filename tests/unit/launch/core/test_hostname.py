@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from launch.core import network
-from launch.slurm import rank
 
 
 def resolver(*addresses):
@@ -72,7 +71,7 @@ def renamed(monkeypatch):
 )
 def test_renamed_only_where_the_name_leads_astray(monkeypatch, renamed, own, several_nodes, names):
     monkeypatch.setattr(network, "address_of_own_name", lambda: own)
-    rank._make_own_name_lead_to("192.0.2.9", "eth0", several_nodes)
+    network.make_own_name_lead_to("192.0.2.9", "eth0", several_nodes)
     assert renamed == names
 
 
@@ -82,10 +81,11 @@ def test_without_namespaces_the_line_to_correct_is_named(monkeypatch, renamed, c
 
     monkeypatch.setattr(network, "take_hostname", refuse)
     monkeypatch.setattr(network, "address_of_own_name", lambda: "127.0.1.1")
-    with pytest.raises(ValueError, match=r"leads to 127\.0\.1\.1, not to 192\.0\.2\.9.*/etc/hosts"):
-        rank._make_own_name_lead_to("192.0.2.9", "eth0", True)
+    said = r"leads to 127\.0\.1\.1, not to 192\.0\.2\.9, .* /etc/hosts, or add `192\.0\.2\.9 "
+    with pytest.raises(ValueError, match=said):
+        network.make_own_name_lead_to("192.0.2.9", "eth0", True)
     monkeypatch.setattr(network, "address_of_own_name", lambda: "192.0.2.200")
-    rank._make_own_name_lead_to("192.0.2.9", "eth0", True)
+    network.make_own_name_lead_to("192.0.2.9", "eth0", True)
     assert "leads to 192.0.2.200, not to 192.0.2.9 on eth0: part of the traffic" in (
         capsys.readouterr().err
     )
