@@ -36,7 +36,7 @@ def submit(script: str) -> str:
     if done.returncode:
         words = " ".join(done.stderr.replace("sbatch: error: ", "").split())
         raise ValueError(f"sbatch refused the job: {words}")
-    return done.stdout.strip().split(";")[0]  # ID, or ID;CLUSTER
+    return done.stdout.split()[-1].split(";")[0]  # ID, or ID;CLUSTER; before it what a site says
 
 
 def _make_log_folder(script: str) -> None:

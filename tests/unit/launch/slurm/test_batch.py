@@ -319,6 +319,12 @@ def test_a_job_that_another_one_submits_gets_nothing_of_its_allocation(slurm):
     assert done.stderr == "error: sbatch refused the job: SLURM_CONF=/etc/ours.conf\n"
 
 
+def test_a_sites_sbatch_may_say_more_before_the_id(slurm):
+    banner = "echo '--> Verifying your account ... OK'; echo '9;gpu'"
+    done = slurm("slurm", "--log", "/tmp/log-%j", "--", "true", sbatch=banner)
+    assert done.stdout == "job 9 is submitted; its log: /tmp/log-9\n"
+
+
 def test_the_logs_folder_is_made_where_it_can_be(slurm, tmp_path):
     log = tmp_path / "logs" / "of" / "mine"
     done = slurm("slurm", "--log", str(log), "--", "true", sbatch="echo 9")
