@@ -285,10 +285,9 @@ def _find(place: Path) -> Path:
             f"there is no folder {place}{nearest(str(place), names)}; give a run's name or folder, "
             "or a whole checkpoint"
         )
-    path: Optional[Path] = place
-    if (place / "checkpoints").is_dir():
-        path = find_best(place / "checkpoints")
-        path = path or next(iter(reversed(listing(place / "checkpoints"))), None)
+    inside = place / "checkpoints"
+    saved = [find_best(inside), *reversed(listing(inside))] if inside.is_dir() else [place]
+    path = next(filter(None, saved), None)
     if path is None:
         raise CheckpointError(f"{place} holds no checkpoint yet")
     wrong = problem(path)

@@ -116,16 +116,9 @@ def around_memory(
     the array.
     """
     cpu, floating = 1, 2
-    tensor = _Tensor(
-        memory.ctypes.data,
-        cpu,
-        0,
-        memory.ndim,
-        floating,
-        8 * memory.itemsize,
-        1,
-        (ctypes.c_int64 * memory.ndim)(*memory.shape),
-    )
+    address, bits = memory.ctypes.data, 8 * memory.itemsize
+    shape = (ctypes.c_int64 * memory.ndim)(*memory.shape)
+    tensor = _Tensor(address, cpu, 0, memory.ndim, floating, bits, 1, shape)
     handle = NDArrayHandle()
     managed, copied = _ManagedTensor(tensor), ctypes.c_bool(True)
     if uses is not None:

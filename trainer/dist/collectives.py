@@ -16,6 +16,7 @@ import functools
 import os
 import signal
 import threading
+import types
 import zlib
 from typing import TYPE_CHECKING, Any, Iterator, List, Optional
 
@@ -122,14 +123,8 @@ def shutdown() -> None:
     leaders_process_set.cache_clear()
 
 
-class _Alone:
-    """The process set of this rank alone, of which Horovod need not know."""
-
-    def size(self) -> int:
-        return 1
-
-    def rank(self) -> int:
-        return 0
+# The process set of a rank alone, of which Horovod need not know.
+_ALONE = types.SimpleNamespace(size=lambda: 1, rank=lambda: 0)
 
 
 def _makes_process_sets() -> bool:
@@ -146,7 +141,7 @@ def node_process_set() -> Any:
     if local_size() == world_size():
         return None
     if environment.one_rank_per_node():
-        return _Alone()
+        return _ALONE
     if not _makes_process_sets():
         raise ConfigError(
             "hvd.init() has been called without process sets, which batch_norm=group needs; call "
@@ -174,46 +169,35 @@ def leaders_process_set() -> Any:
 def allreduce_sum(values: Any, name: str) -> np.ndarray:
     """The sum over ranks of a small array (any shape; float or int), in its own dtype.
 
-    It may also be given as a number, a list or an NDArray.
-
-    Raises:
-        TypeError: it holds no numbers, but say booleans.
-        OverflowError: a sum of integers is too large for their dtype; on every rank.
-        RuntimeError: a peer calls with another name or shape, or, without Horovod, has died; or
-            another thread of this process is at a sum, where no order tells which belong together.
+    It may also be given as a number, a list or an NDArray. Raises TypeError for what holds no
+    numbers, but say booleans; OverflowError, on every rank, where a sum of integers is too large
+    for their dtype; RuntimeError where a peer calls with another name or shape, or, without
+    Horovod, has died, or where another thread of this process adds up: threads have no order.
     """
     values = values.asnumpy() if hasattr(values, "asnumpy") else np.array(values)
     if values.dtype.kind not in "iuf":
         raise TypeError(f"{name} is of {values.dtype}; give numbers, booleans by .astype(int)")
     if world_size() == 1:
         return values
-    wide = np.float64 if values.dtype.kind == "f" else np.int64
-    # The tag, a hash of what is summed, tells calls apart that do not belong together.
-    tag = zlib.crc32(f"{name} {values.shape}".encode())
-    total = _sum(np.append(wide(tag), values.astype(wide)), name, world_size() * tag)
-    found = total[1:].astype(values.dtype)
-    if wide is np.int64 and (found != total[1:]).any():
-        raise OverflowError(f"the sum over ranks of {name} does not fit {values.dtype}; give int64")
-    return found.reshape(values.shape)
-
-
-def _sum(flat: np.ndarray, name: str, expected: int) -> np.ndarray:
-    """The sum over ranks, of which the first number must be as ``expected``."""
-    sums = small_sums()
     if not _adding.acquire(blocking=False):
         raise RuntimeError(f"{name} is added up while another thread of rank {rank()} adds up")
     try:
+        wide = np.float64 if values.dtype.kind == "f" else np.int64
+        # The tag, a hash of what is summed, tells calls apart that do not belong together.
+        tag, sums = zlib.crc32(f"{name} {values.shape}".encode()), small_sums()
+        flat = np.append(wide(tag), values.astype(wide))
         size = flat.size if sums is None else sums.capacity
         for start in range(0, flat.size, size):
             part = flat[start : start + size]
             part[:] = allreduce_by_horovod(part, name) if sums is None else sums(part)
-            if (
-                flat[0] != expected
-            ):  # before more follows, of which the ranks have different numbers
+            if flat[0] != world_size() * tag:  # before the next part, which a peer may not have
                 raise RuntimeError(f"the ranks differ in what they add up; rank {rank()}: {name}")
     finally:
         _adding.release()
-    return flat
+    total = flat[1:].astype(values.dtype)
+    if wide is np.int64 and (total != flat[1:]).any():
+        raise OverflowError(f"the sum over ranks of {name} does not fit {values.dtype}; give int64")
+    return total.reshape(values.shape)
 
 
 def allreduce_sum_(tensor: mx.nd.NDArray, name: str, process_set: Any = None) -> mx.nd.NDArray:
@@ -225,7 +209,7 @@ def allreduce_sum_(tensor: mx.nd.NDArray, name: str, process_set: Any = None) ->
     if np.dtype(tensor.dtype).kind in "iub" and np.dtype(tensor.dtype).itemsize == 1:
         raise TypeError(f"{name} is of {np.dtype(tensor.dtype)}; give int32, or another wide type")
     hvd = horovod()
-    if hvd is None or isinstance(process_set, _Alone):
+    if hvd is None or process_set is _ALONE:
         return tensor
     process_set = hvd.global_process_set if process_set is None else process_set
     return hvd.allreduce_(tensor, average=False, name=name, process_set=process_set)

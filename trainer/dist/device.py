@@ -73,13 +73,10 @@ def own_cores(allowed: Set[int], local_rank: int, ranks: int, threads: int) -> S
 def _physical_core(cpu: int) -> Tuple[int, int]:
     """(package, core) as numbered by Linux; (0, cpu) where unknown, as in some containers."""
     topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
-    try:
-        package, core = (
-            int((topology / name).read_text()) for name in ("physical_package_id", "core_id")
-        )
-    except (OSError, ValueError):
-        return 0, cpu
-    return package, core
+    with contextlib.suppress(OSError, ValueError):
+        package = int((topology / "physical_package_id").read_text())
+        return package, int((topology / "core_id").read_text())
+    return 0, cpu
 
 
 def choose(device: str, local_rank: int, gpus: Optional[int] = None) -> Any:

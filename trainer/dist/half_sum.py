@@ -90,51 +90,33 @@ class HalfSum:
         _allgather(self._sum, self._half, f"{self._name}.sums", self._process_set)
         self._run("widen", self._half, self._array, whole)
 
-    def _run(
-        self,
-        function: str,
-        source: mx.nd.NDArray,
-        target: mx.nd.NDArray,
-        numbers: int,
-        rows: int = 1,
-    ) -> None:
+    def _run(self, function: str, source: Any, target: Any, numbers: int, rows: int = 1) -> None:
         compiled: Any = library()
         task = compiled.new_task(source.handle, target.handle, ctypes.c_int64(numbers), rows)
         push(getattr(compiled, function), task, compiled.free_task, source, target)
 
 
-def _alltoall(array: mx.nd.NDArray, out: mx.nd.NDArray, name: str, process_set: Any = None) -> None:
+def _enqueue(collective: str, *given: Any) -> None:
+    from horovod.mxnet.mpi_ops import MPI_MXNET_LIB_CTYPES as LIBRARY
+
+    mx.base.check_call(getattr(LIBRARY, f"horovod_mxnet_{collective}_async")(*given))
+
+
+def _alltoall(array: Any, out: Any, name: str, process_set: Any = None) -> None:
     """Write the n-th part of every rank's flat ``array``, for this rank n, to ``out``.
 
     Asynchronous, unlike Horovod's own function, so that both arrays must stay alive; they are alike
     and a multiple of the number of ranks long.
     """
-    from horovod.mxnet.mpi_ops import MPI_MXNET_LIB_CTYPES as library
-
     process_set = horovod().global_process_set if process_set is None else process_set
     even = mx.nd.array([], dtype="int32")
     received = mx.nd.empty((process_set.size(),), dtype="int32")
-    mx.base.check_call(
-        library.horovod_mxnet_alltoall_async(
-            array.handle,
-            out.handle,
-            mx.base.c_str(name),
-            even.handle,
-            received.handle,
-            0,
-            process_set.process_set_id,
-        )
-    )
+    given = array.handle, out.handle, mx.base.c_str(name), even.handle, received.handle
+    _enqueue("alltoall", *given, 0, process_set.process_set_id)
 
 
-def _allgather(
-    array: mx.nd.NDArray, out: mx.nd.NDArray, name: str, process_set: Any = None
-) -> None:
+def _allgather(array: Any, out: Any, name: str, process_set: Any = None) -> None:
     """Write every rank's flat ``array``, one after the other, to ``out``; see :func:`_alltoall`."""
-    from horovod.mxnet.mpi_ops import MPI_MXNET_LIB_CTYPES as library
-
     number = 0 if process_set is None else process_set.process_set_id
     own, every = ctypes.byref(array.handle), ctypes.byref(out.handle)
-    mx.base.check_call(
-        library.horovod_mxnet_allgather_async(own, every, mx.base.c_str(name), 0, number, 1)
-    )
+    _enqueue("allgather", own, every, mx.base.c_str(name), 0, number, 1)

@@ -47,14 +47,11 @@ def timeline(path: str) -> Iterator[None]:
     Rank 0 writes ``path``: the phases of every collective and when each rank was ready for it. The
     file is complete after ``dist.shutdown()``.
     """
-    hvd = horovod()
-    if hvd is not None:
-        hvd.start_timeline(path)
-    try:
+    with contextlib.ExitStack() as recording:
+        if (hvd := horovod()) is not None:
+            hvd.start_timeline(path)
+            recording.callback(hvd.stop_timeline)
         yield
-    finally:
-        if hvd is not None:
-            hvd.stop_timeline()
 
 
 def finish_work() -> None:

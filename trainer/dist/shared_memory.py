@@ -291,8 +291,5 @@ def connect(
         sum_over_ranks: another allreduce of float64 vectors over the same processes.
         beyond: where the sums are over the processes of several nodes.
     """
-
-    def use(descriptor: int) -> SharedMemorySum:
-        return SharedMemorySum(descriptor, capacity, index, size, beyond)
-
-    return _opened_by_all(index, size, sum_over_ranks, use)
+    own = capacity, index, size, beyond
+    return _opened_by_all(index, size, sum_over_ranks, lambda file: SharedMemorySum(file, *own))

@@ -82,7 +82,7 @@ def _meet() -> Tuple[Optional[Nodes], str]:
     own = _Hello(environment.hostname(), local_rank(), local_size(), address, token, problem)
     told = [_Hello(*hello) for hello in gather(own, allreduce_by_horovod)]
     leaders = _leaders(told)
-    problem = _first(hello.problem for hello in told) or (None if leaders else _ODD)
+    problem = next((h.problem for h in told if h.problem), None if leaders else _ODD)
     index = [leader.host for leader in leaders].index(own.host) if leaders else 0
     opened = None
     if listener is not None:
@@ -93,7 +93,7 @@ def _meet() -> Tuple[Optional[Nodes], str]:
                     opened = listener.meet(index, [leader.address for leader in leaders], shown)
                 except OSError as error:
                     problem = f"{environment.where()}: {error}"
-    problem = _first(gather(problem, allreduce_by_horovod))
+    problem = next(filter(None, gather(problem, allreduce_by_horovod)), None)
     return (Nodes(index, len(leaders), opened), "") if problem is None else (None, problem)
 
 
@@ -115,10 +115,6 @@ def _leaders(told: Sequence[_Hello]) -> List[_Hello]:
         if sorted(hello.local_rank for hello in on_host) != list(range(leader.local_size)):
             return []
     return leaders if told[0].local_rank == 0 else []
-
-
-def _first(problems: Any) -> Optional[str]:
-    return next((problem for problem in problems if problem is not None), None)
 
 
 class _Way(NamedTuple):

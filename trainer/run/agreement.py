@@ -119,8 +119,7 @@ def check(config: Config) -> None:
 def _own_code() -> str:
     """The version of this package, and a digest of its sources: one node may have older ones."""
     sources = sorted(p for p in _SOURCES.rglob("*") if p.suffix in (".py", ".cc", ".h"))
-    content = digest(b"".join(path.read_bytes() for path in sources))
-    return f"{version()} ({content[:8]})"
+    return f"{version()} ({digest(b''.join(path.read_bytes() for path in sources))[:8]})"
 
 
 def check_devices(context: mx.Context) -> None:

@@ -245,17 +245,11 @@ class _Bench:
         in_memory = shared_gradients.wanted(config.optimizer) and dist.ranks_share_memory()
         timeline = contextlib.nullcontext if in_memory else dist.timeline
         allreduce = mx.profiler.Domain("ranks").new_task("allreduce of gradients")
-
-        def mark(part: str) -> None:
-            if part == "ranks":
-                allreduce.start()
-            elif part == "allreduce":
-                allreduce.stop()
-
+        marks = {"ranks": allreduce.start, "allreduce": allreduce.stop}
         with timeline(str(folder / "horovod.json")):
             mx.profiler.set_state("run")
             for batch in self._batches(TRACED_STEPS):
-                self._train_step(batch, mark)
+                self._train_step(batch, lambda part: marks[part]() if part in marks else None)
             mx.nd.waitall()
             mx.profiler.set_state("stop")
         mx.profiler.dump()

@@ -22,9 +22,8 @@ Rows = List[Tuple[str, ...]]  # the first is the head
 
 def as_dict(config: Config, figures: Figures) -> Dict[str, Any]:
     """The figures together with every setting of the run, as JSON-serializable values."""
-    values = dataclasses.asdict(figures)
-    values.update(headroom=figures.headroom, hidden=figures.hidden)
-    return {"config": to_dict(config), "figures": values}
+    more = {"headroom": figures.headroom, "hidden": figures.hidden}
+    return {"config": to_dict(config), "figures": {**dataclasses.asdict(figures), **more}}
 
 
 def as_text(config: Config, figures: Figures) -> str:

@@ -118,8 +118,7 @@ class _Run:
         # A stop has left the evaluation to do that ends the epoch, or the run within one.
         cut = self.step == self.last_step and started.own.sets.watched and state.accuracy is None
         self.due = state.totals[1][2] > 0 and bool(cut or self.step % started.epoch_steps == 0)
-        every = self.net.collect_params().values()
-        parameters = [p for p in every if not isinstance(p, gluon.Constant)]  # a mask may be -inf
+        parameters = self.net.collect_params().values()
         self.metrics = TrainMetrics(started.own.ctx, state.totals, parameters, started.scale)
         self.plateau = Plateau(*(state.plateau or ()))
         self._stop_early_if_due()

@@ -165,11 +165,12 @@ Told = List[Tuple[str, Any]]
 def stoppable(folder: Path, told: Told, stop_at: int = 0, **others: Any) -> Any:
     """A run that evaluates in batches of two; the ``stop_at``-th batch comes with a SIGTERM."""
     batches = 0
+    steps: List[int] = []  # before the first, metrics are tried
 
     def looked(scores: Any, label: Any) -> Any:
         nonlocal batches
-        batches += len(scores) <= 2 and told is not None
-        if batches == stop_at and len(scores) <= 2:
+        batches += bool(steps)
+        if steps and batches == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
         return label
 
@@ -185,6 +186,7 @@ def stoppable(folder: Path, told: Told, stop_at: int = 0, **others: Any) -> Any:
         train=SET,
         test=(SET[0][:7], SET[1][:7]),
         metrics={"looked": looked},
+        on_step=lambda end: steps.append(end.step),
         on_evaluation=lambda end: told.append(("evaluation", end.step)),
         on_epoch_end=lambda end: told.append(("epoch", (end.epoch, *end.training))),
     )
