@@ -19,10 +19,11 @@ from .local.commands import add_elastic_rank, add_local
 from .options import Parser
 from .slurm.commands import add_slurm, add_slurm_job, add_slurm_rank
 
-_LIMITS = {
+_WAYS_OUT = {
     errno.EMFILE: ": raise the limit of open files (`ulimit -n 4096`) or start fewer ranks",
     errno.EAGAIN: ": raise the limit of processes (`ulimit -u`) or start fewer ranks",
     errno.ENOMEM: ": raise the limit of memory (`ulimit -v`) or start fewer ranks",
+    errno.ENOEXEC: ": a script begins with a line such as #!/bin/bash; or put bash before it",
 }
 
 
@@ -50,11 +51,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except ModuleNotFoundError as error:
         wrong = f"{error}; or type `make setup` in a clone and use .venv/bin/python"
     except OSError as error:
-        wrong = f"{error}{_LIMITS.get(error.errno or 0, '')}"
+        wrong = f"{error}{_WAYS_OUT.get(error.errno or 0, '')}"
     except RuntimeError as error:
         if str(error) != "can't start new thread":
             raise
-        wrong = f"{error}{_LIMITS[errno.EAGAIN]}"
+        wrong = f"{error}{_WAYS_OUT[errno.EAGAIN]}"
     except ValueError as error:
         wrong = str(error)
     streams.print_error(wrong)

@@ -324,6 +324,14 @@ def test_wrong_use_is_one_line(arguments, words):
     assert words in err.splitlines()[-1]
 
 
+def test_a_script_that_only_a_shell_would_run_says_what_it_lacks(tmp_path):
+    (tmp_path / "script").write_text("echo hi\n")
+    (tmp_path / "script").chmod(0o755)
+    code, _, err = run("-n", "2", "--", str(tmp_path / "script"))
+    assert code == 2
+    assert "/script': a script begins with a line such as #!/bin/bash; or put bash" in err
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
