@@ -17,6 +17,7 @@ from typing import Any, Mapping, Optional, Sequence
 import numpy as np
 from tensorboardX import summary as make
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
 from ..config import Config, as_yaml
@@ -103,8 +104,8 @@ class Monitor(EventFile):
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write points after ``step`` steps, by tag."""
-        for tag, value in values.items():
-            self.summary(make.scalar(tag, value), step)
+        for tag, value in values.items():  # make.scalar takes + and - for the same tag, _
+            self.summary(Summary(value=[Summary.Value(tag=tag, simple_value=float(value))]), step)
         self.flush()
 
     def evaluation(
@@ -141,8 +142,7 @@ class Monitor(EventFile):
             values = array.ravel()[:: -(-array.size // HISTOGRAM_VALUES)]
             values = values[np.isfinite(values)].astype(np.float64)
             if values.size:
-                made = make.histogram(f"{group}/{name}", values, HISTOGRAM_BINS)
-                self.summary(made, step)
+                self.summary(make.histogram(f"{group}/{name}", values, HISTOGRAM_BINS), step)
 
     def hyper_parameters(self, config: Config, ranks: int) -> None:
         """Write the settings that decide the result, for the HPARAMS tab, which puts the last point

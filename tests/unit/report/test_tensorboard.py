@@ -228,10 +228,20 @@ def test_each_class_has_its_accuracy_and_its_curve(tmp_path):
     monitor.evaluation(evaluation()._replace(score_counts=counts), None, NAMES, 5, "test")
     monitor.close()
     assert points(tmp_path, "per_class/test/t-shirt") == [(5, pytest.approx(5 / 6))]
-    assert points(tmp_path, "per_class/test/ankle_boot") == [(5, 0.0)]
+    assert points(tmp_path, "per_class/test/ankle boot") == [(5, 0.0)]
     (event,) = read(tmp_path).Tensors("test/t-shirt")
     curve = np.array(event.tensor_proto.float_val).reshape(6, THRESHOLDS)
     np.testing.assert_allclose(curve[:, 126], [3, 1, 0, 1, 0.75, 0.75])
+
+
+def test_classes_named_by_signs_have_curves_of_their_own(tmp_path, caplog):
+    monitor = Monitor(tmp_path, 0)
+    monitor.evaluation(evaluation(), None, ["+", "-", "a b"], 5, "test")
+    monitor.scalars({"loss/test": float("nan")}, 5)
+    monitor.close()
+    assert points(tmp_path, "per_class/test/+") == [(5, pytest.approx(5 / 6))]
+    assert points(tmp_path, "per_class/test/-") != points(tmp_path, "per_class/test/+")
+    assert len(points(tmp_path, "per_class/test/a b")) == 1 and not caplog.records
 
 
 def test_many_classes_have_no_curves(tmp_path):
