@@ -100,7 +100,7 @@ def _by_channel(value: PerChannel, channels: int) -> np.ndarray:
     """float64, of shape () for all channels alike, or (channels, 1, 1)."""
     if isinstance(value, tuple) and len(value) != channels:
         raise DataError(
-            f"data.mean and data.std hold {len(value)} numbers; give one, or one of {channels} each"
+            f"data.mean and data.std hold {len(value)} numbers; give 1 or {channels}, by channel"
         )
     return np.reshape(value, (-1, 1, 1)) if isinstance(value, tuple) else np.asarray(value)
 
