@@ -118,10 +118,8 @@ class Coefficients(mx.operator.CustomOp):
     ) -> Tuple[nd.NDArray, nd.NDArray]:
         """What the kernel's gradient of x lacks: slope and offset, (C,), of a line in (x - m) i.
 
-        Args:
-            kernel_sum: sum of dy (x - m) i over this rank's samples, as the kernel computes it.
-            beta_sum: sum of dy over this rank's samples.
-            total: sums of dy (x - M) I and of dy over all ranks' samples, (2 C,).
+        The sums are of dy (x - m) i and of dy over this rank's samples; ``total``, (2 C,), has
+        those of dy (x - M) I and of dy over all ranks' samples.
         """
         if self._samples == 0:
             return nd.zeros_like(beta_sum), nd.zeros_like(beta_sum)

@@ -85,8 +85,7 @@ def is_synced(net: gluon.Block) -> bool:
 
 def is_over_ranks(net: gluon.Block) -> bool:
     """Whether any layer of ``net`` normalizes over the samples of other ranks too."""
-    layers = (layer for layer in layers_of(net) if isinstance(layer, SyncBatchNorm))
-    return any(layer.rank_sum.size > 1 for layer in layers)
+    return any(isinstance(one, SyncBatchNorm) and one.rank_sum.size > 1 for one in layers_of(net))
 
 
 def _revert(layer: SyncBatchNorm) -> None:

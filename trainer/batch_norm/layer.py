@@ -1,10 +1,5 @@
 """Batch normalization over the samples of all ranks (Ioffe and Szegedy, ICML 2015).
 
-:class:`SyncBatchNorm` stands in for ``mxnet.gluon.nn.BatchNorm``: same arguments, same parameters,
-same running statistics, but mean and variance are those of the global batch, however its samples
-are spread over ranks. :func:`convert_sync_batch_norm` turns a net's layers into it and
-:func:`revert_sync_batch_norm` turns them back.
-
 Where ranks normalize on their own, running_statistics.py makes one model of theirs.
 docs/batch_norm.md has the mathematics and the cost.
 """

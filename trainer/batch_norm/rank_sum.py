@@ -28,29 +28,19 @@ class _Registry:
     """What the synced layers of a process have in common; one object, which lives as long as it.
 
     Operators get no Python objects, only strings, and run in threads of MXNet's engine, in Python
-    or in C++: what they need beyond their arrays is found here.
-
-    Attributes:
-        alive: every RankSum by its ``serial``, until its layer is gone.
-        kept: those of layers whose operator in C++ calls back for a first sum that is still to
-            come; they must outlive their layer until then.
-        batch_is_empty: 1 within :func:`empty_batch`, otherwise 0; a C variable, because the
-            operator in C++ reads it too.
-        seconds: that sums in Python have taken, waiting included; only grows.
-        nanoseconds: that sums in C++ have taken, which adds to it; only grows.
-        turns: gives how many layers the process has used before.
-        lost: the process that will never call, and why; None until one is lost. An exception
-            that an operator raises reaches the user as MXNet's own message, which does not say.
+    or in C++: what they need beyond their arrays is found here. C++ reads, or adds to, C variables.
     """
 
     def __init__(self) -> None:
+        # Every one by its serial, until its layer is gone.
         self.alive: weakref.WeakValueDictionary[int, RankSum] = weakref.WeakValueDictionary()
-        self.kept: Dict[int, RankSum] = {}
-        self.batch_is_empty = ctypes.c_int(0)
-        self.seconds = 0.0
-        self.nanoseconds = ctypes.c_int64(0)
+        self.kept: Dict[int, RankSum] = {}  # until their first sum, for which C++ calls back
+        self.batch_is_empty = ctypes.c_int(0)  # 1 within empty_batch()
+        self.seconds = 0.0  # that sums in Python have taken, waiting included
+        self.nanoseconds = ctypes.c_int64(0)  # and those in C++
+        # Who will never call, and why: MXNet's own message of an operator's error does not say.
         self.lost: Optional[str] = None
-        self._serials, self.turns = itertools.count(), itertools.count()
+        self._serials, self.turns = itertools.count(), itertools.count()  # turns: of first use
 
     def enter(self, rank_sum: RankSum) -> int:
         """The serial of a new RankSum: how many the process has made before."""

@@ -73,10 +73,8 @@ def _means(arrays: List[np.ndarray], count: int) -> List[np.ndarray]:
 def merge(net: gluon.Block, count: int) -> None:
     """Give every rank the same running statistics, merged from all ranks'; collective.
 
-    The mean is the mean of means; the variance is the mean of variances plus the variance of means.
-    Means are exact. Variances are approximate, because the spread of the ranks' batch means is
-    known only through their running means; :func:`calibrate` gives exact ones. Statistics of layers
-    other than batch norm are averaged.
+    Means are exact, variances approximate (docs/batch_norm.md, "Merging and calibrating");
+    :func:`calibrate` gives exact ones. Statistics of layers other than batch norm are averaged.
 
     Args:
         count: this rank's weight: its number of training samples; ValueError where all are 0.
@@ -96,10 +94,8 @@ def merge(net: gluon.Block, count: int) -> None:
 def calibrate(net: gluon.Block, batches: Iterable[Tuple[mx.nd.NDArray, int]]) -> None:
     """Replace running statistics by the exact ones over ``batches`` of all ranks; collective.
 
-    In one pass every layer normalizes by its global batch, as in synced training, and accumulates
-    its input's moments over batches and ranks in float64: PreciseBN in Wu and Johnson, "Rethinking
-    'Batch' in BatchNorm", 2021. The result depends on the weights and the global batches alone, not
-    on the number of ranks or on the previous running statistics.
+    In one pass every layer normalizes by its global batch, as in synced training, so that the
+    result depends on the weights and the global batches alone: see docs/batch_norm.md.
 
     Args:
         batches: this rank's shard of each global batch, (data, number of samples); one placeholder

@@ -23,13 +23,9 @@ def build(settings: Model, found_in: Optional[Path] = None, seed: int = 0) -> Bl
 
     What that draws at random goes by ``seed``: alike on all ranks, and in a run that resumes.
 
-    Args:
-        found_in: the file or folder that names the function, unless the user does; anybody may
-            have made that, and of what it names only the project's own net is run.
-
-    Raises:
-        ConfigError: the module or function is not there, refuses the arguments, fails, or
-            returns something other than a Gluon Block.
+    ``found_in`` is the file or folder that names the function, unless the user does; anybody may
+    have made that, and of what it names only the project's own net is run. Raises ConfigError: the
+    module or function is not there, refuses the arguments, fails, or gives no Gluon Block.
     """
     if found_in is not None and settings.factory != OWN:
         raise ConfigError(

@@ -1,11 +1,8 @@
 """Dynamic loss scaling, without which small gradients would be lost in float16.
 
-Backward starts from the loss times a scale, a power of two; after the sum over ranks the gradients
-are divided by it. Where they are not finite then, the scale was too large: the step changes neither
-weights nor the optimizer's arrays, and the scale is halved; after ``GROWS_AFTER`` steps in a row
-without that it is doubled (Micikevicius et al., "Mixed precision training", ICLR 2018). An infinity
-on one rank is in the sum, so that all ranks decide alike without a word. All of it stays on the
-device, and the host waits for none of it.
+docs/gpu.md ("float16") has the rule, of Micikevicius et al., "Mixed precision training", ICLR 2018.
+An infinity on one rank is in the sum, so that all ranks decide alike without a word. All of it
+stays on the device, and the host waits for none of it.
 """
 
 from __future__ import annotations

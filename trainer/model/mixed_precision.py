@@ -3,8 +3,7 @@
 Within :func:`computing_in` these layers round their input and weights to it and return float32, in
 forward and backward. Weights, norms, activations, loss, optimizer and the allreduce stay float32;
 float16 needs a loss scale besides (loss_scale.py). Individual layers are patched, temporarily,
-because ``mxnet.contrib.amp`` replaces MXNet's operators for the whole process, irreversibly. Also,
-its ``amp_cast`` cannot accumulate a gradient (see :func:`_product`).
+because ``mxnet.contrib.amp`` replaces MXNet's operators for the whole process, irreversibly.
 """
 
 from __future__ import annotations

@@ -155,9 +155,8 @@ def prepare_net(
 def _bulks(config: Config, ctx: mx.Context) -> Dict[str, int]:
     """How compiled operators are handed to the engine, if not in MXNet's bulks of 15.
 
-    A bulk begins when its last operator can, and what it computes is there when that is done. Where
-    gradients cross a network, or go between GPUs, the first of backward would wait for fourteen
-    operators more, and the next forward for weights whose sums are still on their way.
+    Where gradients cross a network, or go between GPUs, these would wait for each other: see
+    docs/scaling.md, "How gradients travel".
     """
     settings = config.optimizer
     in_memory = ctx.device_type == "cpu" and settings.shared_memory and not settings.fp16_allreduce

@@ -22,10 +22,9 @@ def merge_running_statistics(net: gluon.Block, config: Config) -> None:
     """
     whole = np.arange(config.train.global_batch_size)
     own = sharding.shard(whole, dist.rank(), dist.world_size())
-    if config.batch_norm == "sync":
-        running_statistics.average_others(net, len(own))
-    else:
-        running_statistics.merge(net, len(own))
+    synced = config.batch_norm == "sync"
+    merge = running_statistics.average_others if synced else running_statistics.merge
+    merge(net, len(own))
 
 
 @contextlib.contextmanager

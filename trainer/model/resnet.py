@@ -13,8 +13,7 @@ class Residual(nn.HybridBlock):
     """Two 3x3 convolutions with batch norm, added to their input (He et al., CVPR 2016, figure 2).
 
     Same arguments as the seed's block and same parameter names as d2lzh's, so that parameter files
-    of either load into the other. On CPUs ``F.Activation`` runs oneDNN's ReLU, ten times as fast as
-    the seed's ``nd.relu``; values are the same except for NaN, which oneDNN turns into 0.
+    of either load into the other. ``F.Activation`` is oneDNN's fast ReLU, which makes 0 of NaN.
 
     Args:
         num_channels: of the output.

@@ -136,13 +136,9 @@ THRESHOLDS = 127  # i / 126; the most that TensorBoard reads
 def count_scores(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Histogram of the predicted probabilities of each class, for its own samples and all others.
 
-    Args:
-        probabilities: float (B, K), 0 to 1.
-        labels: integer (B,).
-
-    Returns:
-        int64 (2, K, 127): at [1, k, i] the samples of class k, at [0, k, i] the others, whose
-        probability of class k is at least i / 126 and below (i + 1) / 126.
+    Of float (B, K), 0 to 1, and integers (B,): int64 (2, K, 127), at [1, k, i] the samples of class
+    k, at [0, k, i] the others, whose probability of class k is at least i / 126 and below
+    (i + 1) / 126.
     """
     classes = probabilities.shape[1]
     # As in TensorBoard: in the probabilities' own precision, rounded down.

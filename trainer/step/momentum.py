@@ -171,9 +171,8 @@ class _Plan(NamedTuple):
 class NAG(InOnePass, mx.optimizer.NAG):
     """MXNet's SGD with Nesterov's momentum.
 
-    MXNet has no kernel of it for several arrays. On GPUs, where the host would make a call for each
-    parameter, weights and momenta move side by side, as gradients lie in their bucket: one call for
-    all of a bucket that have the same factors of rate and decay. The bits stay the same.
+    On GPUs, where the host would make a call for each parameter, weights and momenta move side by
+    side, as gradients lie in their bucket: one call for all of a bucket with the same factors.
     """
 
     nesterov = True

@@ -1,11 +1,10 @@
 """Allreduce of gradients in place, in memory that the ranks of one node share.
 
-Between processes of one machine Horovod's Gloo sends gradients through TCP sockets: each byte is
-copied into a buffer, into the kernel, out of it and back, on the cores that compute the step. Here
-backward writes each rank's gradients directly into shared memory, and each rank replaces a shard of
-the first rank's by the sums, which all read there: the first half of Rabenseifner's algorithm
-("Optimization of collective reduction operations", ICCS 2004). Sums run in rank order, so every run
-and every rank gets the same bits; on two ranks, the same as Horovod's.
+Gloo would copy each byte four times, on the cores that compute. Here backward writes each rank's
+gradients directly into shared memory, and each rank replaces a shard of the first rank's by the
+sums, which all read there: the first half of Rabenseifner's algorithm ("Optimization of collective
+reduction operations", ICCS 2004). Sums run in rank order, so every run and every rank gets the same
+bits; on two ranks, the same as Horovod's.
 """
 
 from __future__ import annotations

@@ -30,15 +30,9 @@ def unmarked(part: str) -> None:
 
 
 class StepClock:
-    """Adds up seconds by part, and waits for the device where a part ends to tell them apart.
+    """Adds up ``seconds`` by part, and waits for the device where a part ends to tell them apart.
 
-    Args:
-        wait: returns when the device has finished all enqueued work.
-        clock: a monotonic clock, in seconds.
-
-    Attributes:
-        seconds: of each part so far.
-        sums: seconds of these spent in synced batch norm's sums: mostly waiting for peers.
+    ``sums`` are those of these spent in synced batch norm's sums: mostly waiting for peers.
     """
 
     def __init__(
@@ -62,12 +56,7 @@ class StepClock:
 
 
 class Timing:
-    """The timed steps of a run.
-
-    Args:
-        every: time one step out of this many; None disables timing.
-        first_step: do not time earlier steps.
-    """
+    """The timed steps of a run: one of ``every`` (None: none), and none before ``first_step``."""
 
     def __init__(self, every: Optional[int], first_step: int):
         self._every, self._first = every, first_step
@@ -126,9 +115,6 @@ class Throughput:
 
     Steps are enqueued asynchronously, so the time is read only where the host has just waited for
     all of them: :meth:`begin`, :meth:`end` and :meth:`mark` must be called at such places.
-
-    Args:
-        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
