@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 from mxnet import gluon
 from mxnet.gluon.model_zoo import vision
 
-from tests.documents import ROOT, typed
+from tests.documents import ROOT, blocks, typed
 from tests.make_folder import make
 from tests.unit.data.pictures import encoded, make_folder, make_records, smooth
 from trainer.checkpoint import CheckpointError, params_file
@@ -223,6 +224,25 @@ def test_fine_tuning_on_folders_as_the_page_says(tmp_path: Path) -> None:
     model = onnx.load(str(tmp_path / "pets-model" / "model.onnx"))
     found = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(found["classes"]) == ["cat", "dog"] and found["mean"] == "0.485, 0.456, 0.406"
+
+
+def test_a_dataset_of_folders_as_the_page_says(tmp_path: Path) -> None:
+    make_folder(tmp_path / "pets" / "train", (5, 5), size=(120, 110))
+    (program,) = (b.text for b in blocks(ROOT / "docs" / "data.md") if b.language == "python")
+    head = """
+from mxnet.gluon.data.vision import ImageFolderDataset, transforms
+from mxnet.gluon.model_zoo.vision import resnet18_v2
+from trainer import Config, fit
+from trainer.config import from_dict
+net = resnet18_v2(classes=2)
+few = {"name": "pets", "train": {"epochs": 1, "global_batch_size": 5}}
+"""
+    (tmp_path / "pets.py").write_text(
+        head + program.replace('Config(name="pets")', "from_dict(few)")
+    )
+    done = run(["env", "-C", str(tmp_path), f"PYTHONPATH={ROOT}", sys.executable, "pets.py"])
+    assert done.code == 0 and "10 training images, 1 epoch of 2 steps" in done.out, done.err
+    assert "warning" not in done.err, done.err  # of draws that are not seeded
 
 
 def test_parameters_that_weights_lack_or_have_to_spare_are_told(tmp_path: Path) -> None:
