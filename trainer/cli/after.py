@@ -42,9 +42,9 @@ def evaluate(**model: Any) -> None:
 
 
 @click.command(cls=common.Configured)
-@common.of_model
-@click.option("--samples", type=click.IntRange(min=1), help="Of the training set; default: all.")
+@click.option("--samples", type=click.IntRange(min=1), help="Training images to use; default: all.")
 @click.option("--output", type=FILE, help="Default: calibrated.params in the run's folder.")
+@common.of_model
 def calibrate(samples: Optional[int], output: Optional[str], **model: Any) -> None:
     """Recompute the running statistics of CHECKPOINT's model and write its parameters.
 
@@ -160,9 +160,9 @@ def predict(
 
 
 @click.command(cls=common.Configured)
+@click.option("--output", type=FOLDER, help="Default: exported, in the run's folder.")
+@click.option("--no-onnx", is_flag=True, help="Write only MXNet's own files.")
 @common.of_model
-@click.option("--output", type=FOLDER, help="Default: the folder exported in the run's.")
-@click.option("--no-onnx", is_flag=True, help="MXNet's own files alone.")
 def export(output: Optional[str], no_onnx: bool, **model: Any) -> None:
     """Export CHECKPOINT's model for MXNet and ONNX, check both, and write a model card."""
     common.alone("export")

@@ -86,10 +86,10 @@ def in_run_of(checkpoint: Path, name: str) -> Path:
 
 
 other_weights = click.option(
-    "--params", type=click.Path(dir_okay=False), help="Take the weights of this file (calibrate's)."
+    "--params", type=click.Path(dir_okay=False), help="Weights to use instead (see calibrate)."
 )
 trusting = click.option(
-    "--trust", is_flag=True, help="Run the function, of whatever code, that makes CHECKPOINT's net."
+    "--trust", is_flag=True, help="Run whatever code CHECKPOINT names to make its net."
 )
 
 
