@@ -37,6 +37,7 @@ def check_loss(loss_of: Loss, scores: int, ctx: mx.Context) -> None:
         ) from error
 
 
+@np.errstate(all="ignore")
 def check_values(what: str, of: Loss, scores: int, ctx: mx.Context) -> mx.nd.NDArray:
     """What a loss or metric gives for 2 samples, recorded.
 
