@@ -56,9 +56,10 @@ class Loggers:
             except Exception as error:  # of software that is not ours
                 self.close(failed=True)
                 known = config.folder / _IDS
+                anew = f"; without {known} it begins another run there" * known.is_file()
                 raise ConfigError(
                     f"monitor.loggers has {name}, which cannot be started: {describe_error(error)}"
-                    + f"; without {known} it begins another run there" * known.is_file()
+                    + anew * (first_step > 0)
                 ) from error
 
     def scalars(self, values: Mapping[str, Optional[float]], step: int) -> None:

@@ -158,8 +158,9 @@ def test_a_logger_that_fails_is_told_once_and_the_run_goes_on(
     mlflow = StandIn()
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     wandb.__dict__["init"] = lambda *_, **__: 1 / 0
-    with pytest.raises(ConfigError, match="has wandb, which cannot be started"):
+    with pytest.raises(ConfigError, match="has wandb, which cannot be started: ") as raised:
         Loggers(config(tmp_path, "mlflow", "wandb"), 0, told.append)
+    assert "loggers.json" not in str(raised.value)
     assert mlflow.calls[-1] == ("end_run", "FAILED", {}), "what had begun is not left active"
 
 
