@@ -46,6 +46,7 @@ class JobRecord(NamedTuple):
     end: Optional[datetime]
     preempted: Optional[datetime]
     restarts: int
+    held: bool = False
 
 
 class Verdict(NamedTuple):
@@ -76,6 +77,7 @@ def parse_job(shown: str, job_id: str) -> JobRecord:
         _time(fields.get("EndTime")),
         _time(fields.get("PreemptTime")),
         int(fields.get("Restarts", "0")),
+        "held" in str(fields.get("Reason")).lower(),  # job_requeued_in_held_state, JobHeldUser
     )
 
 
@@ -112,7 +114,8 @@ def judge(
     if cause is None:
         return Verdict(f"cancelled; {outcome}; not requeued")
     if cancelled == "JOB REQUEUE" or (cancelled == "PREEMPTION" and job.restarts > restarts):
-        return Verdict(f"{cause}; {outcome}; Slurm runs it again")
+        when = f", once it is released: `scontrol release {job.name}`" if job.held else ""
+        return Verdict(f"{cause}; {outcome}; Slurm runs it again{when}")
     if cause == ASKED and not saved:
         return Verdict(f"ended by a signal that Slurm knows nothing of; {outcome}")
     if restarts >= max_requeues:

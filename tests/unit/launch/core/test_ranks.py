@@ -141,7 +141,7 @@ def test_a_shell_on_a_terminal_of_srun_is_one_process(monkeypatch):
     """`srun -n4 --pty bash`: the variables are those of four tasks."""
     task = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PTY_PORT": "39001"}
     for terminal, count in ((True, 1), (False, 4)):  # the latter in an srun within that shell
-        monkeypatch.setattr(os, "isatty", lambda number, on=terminal: on and number == 0)
+        monkeypatch.setattr(os, "isatty", {0: terminal, 1: False, 2: False}.__getitem__)
         assert tasks_of_srun(task) == count
         with monkeypatch.context() as context:
             for name, value in task.items():

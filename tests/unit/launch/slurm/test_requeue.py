@@ -32,6 +32,13 @@ CASES = [
         "requeued by scontrol; saved; Slurm runs it again",
     ),
     (
+        record("PENDING")._replace(held=True),  # scontrol requeuehold
+        "JOB REQUEUE",
+        False,
+        "requeued by scontrol; saved; Slurm runs it again, once it is released: "
+        "`scontrol release 7`",
+    ),
+    (
         record("COMPLETING", restarts=1),
         "PREEMPTION",
         False,
@@ -87,6 +94,8 @@ def test_scontrols_answer():
     assert parse_job(late, "2") == JobRecord(
         "2", "X", "unknown", None, datetime(2026, 11, 22, 21, 56, 11), 3
     )
+    for reason, held in (("job_requeued_in_held_state", True), ("JobHeldUser", True), ("X", False)):
+        assert parse_job(f"{late} Reason={reason}", "2").held is held
     with pytest.raises(ValueError, match="^no job 2 in what scontrol shows: 'slurm_load"):
         parse_job("slurm_load_jobs error: Invalid job id specified", "2")
     with pytest.raises(ValueError, match="scontrol shows: '8{200}'$"):
