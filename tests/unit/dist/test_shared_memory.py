@@ -153,6 +153,17 @@ def test_a_stopped_peer_is_given_as_long_as_horovod_gives_it(
         shared.check_peers()
 
 
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), psutil.NoSuchProcess(1)])
+def test_a_state_that_cannot_be_read_is_not_that_of_a_stopped_peer(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def status(process: psutil.Process) -> str:
+        raise error
+
+    monkeypatch.setattr(psutil.Process, "status", status)
+    assert not shared_memory._is_stopped(os.getpid())
+
+
 # Exclusively, without waiting.
 TAKE_LOCK = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+b'), 6, 1)"
 
