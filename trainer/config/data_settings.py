@@ -148,8 +148,16 @@ class Data(Checked, section="data."):
         super().__post_init__()
         if self.dataset in ("idx", *PICTURES) and self.folder is None:
             raise ConfigError(f"data.dataset is {self.dataset}; data.folder must say where it is")
-        if self.of_pictures:
-            self._check_pictures()
+        if self.of_pictures and self.image_size is None:
+            raise ConfigError(
+                f"data.dataset is {self.dataset}; pictures have many sizes: data.image_size must "
+                "say which one the net takes, e.g. 224"
+            )
+        if self.of_pictures and self.resize is not None and self.resize < (self.image_size or 0):
+            raise ConfigError(
+                f"data.resize is {self.resize}; it must be at least data.image_size, "
+                f"{self.image_size}, which is cut out of it"
+            )
         if len(self.crop_area) != 2 or self.crop_area[0] > self.crop_area[1]:
             raise ConfigError(
                 f"data.crop_area is {list(self.crop_area)}; it must be two shares that rise, "
@@ -164,18 +172,6 @@ class Data(Checked, section="data."):
         if self.of_pictures and lengths and lengths != {self.channels}:
             raise ConfigError(
                 f"{both}; pictures are read in {self.channels} channels (data.channels)"
-            )
-
-    def _check_pictures(self) -> None:
-        if self.image_size is None:
-            raise ConfigError(
-                f"data.dataset is {self.dataset}; pictures have many sizes: data.image_size must "
-                "say which one the net takes, e.g. 224"
-            )
-        if self.resize is not None and self.resize < self.image_size:
-            raise ConfigError(
-                f"data.resize is {self.resize}; it must be at least data.image_size, "
-                f"{self.image_size}, which is cut out of it"
             )
 
 
