@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
+import weakref
 from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import mxnet as mx
 from mxnet import autograd, gluon
+from mxnet.gluon import rnn
 
 from .. import batch_norm, dist
 from ..batch_norm import running_statistics
@@ -17,7 +19,7 @@ from ..data.augment.mixing import Mixed
 from ..data.loader import Batch
 from ..errors import ConfigError
 from ..model.loss_scale import LossScale
-from ..mxnet_internals import trained_parameters
+from ..mxnet_internals import blocks, trained_parameters
 from .gradients import reduce_and_update
 from .loss import Loss, cross_entropy
 from .timing import Mark, unmarked
@@ -109,7 +111,7 @@ def _forward_backward(
     if twice:
         arrays = [array.repeat(2, axis=0) for array in arrays]
     data, label, mixed = arrays[0], arrays[1], Mixed(*arrays[2:]) if batch.mixed else None
-    if running_statistics.move_with_input_gradient(net):
+    if running_statistics.move_with_input_gradient(net) or _recurs(weakref.ref(net)):
         data.attach_grad()
     share = 0.0 if empty else 0.5 if twice else 1.0  # of each row
     weight = share * dist.world_size() / batch.global_samples
@@ -126,6 +128,14 @@ def _forward_backward(
     correct = _of_mixed(lambda label: mx.nd.equal(best, label), label, mixed)
     sums = loss.detach().sum(), correct.sum()
     return sums if share == 1 else (sums[0] * share, sums[1] * share)
+
+
+@functools.lru_cache(maxsize=8)  # nets of one program
+def _recurs(net: weakref.ref[gluon.Block]) -> bool:
+    """Without a gradient of its input MXNet's own RNN (float64, or no oneDNN) leaves out those of
+    all layers but the last: their weights' gradients are what lay there before.
+    """
+    return any(isinstance(block, (rnn.RNN, rnn.LSTM, rnn.GRU)) for block in blocks(net()))
 
 
 @functools.lru_cache(maxsize=8)  # steps are alike, but for the last of an epoch

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mxnet import autograd, gluon
-from mxnet.gluon import Block, nn
+from mxnet.gluon import Block, nn, rnn
 
 from trainer import batch_norm
 from trainer.batch_norm.rank_sum import RankSum, registry
@@ -376,6 +376,39 @@ def test_imperative_block_learns():
         train_step(net, trainer, batch_of(7, 7), config).loss_sum.asscalar() for _ in range(20)
     ]
     assert losses[-1] < losses[0] / 2
+
+
+class Recurrent(gluon.HybridBlock):
+    """An RNN of two layers over the rows of an image, in float64."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.rnn = kind(3, 2, layout="NTC", input_size=5)
+        self.dense = nn.Dense(4, in_units=15)
+        self.cast("float64")
+
+    def hybrid_forward(self, F, x):
+        return self.dense(self.rnn(F.reshape(F.cast(x, "float64"), (0, 5, 5))))
+
+
+@pytest.mark.parametrize("hybridize", [False, True])
+@pytest.mark.parametrize("kind", [rnn.RNN, rnn.LSTM, rnn.GRU])
+def test_all_layers_of_an_rnn_have_gradients(kind, hybridize):
+    """MXNet's own one has those of the last layer alone where none is asked of its input."""
+    net = Recurrent(kind)
+    net.initialize(mx.init.Uniform(0.5))
+    net.hybridize(active=hybridize, static_alloc=True)
+    weight, moved, losses = net.rnn.l0_i2h_weight, 1e-4, []
+    for sign in (1, -1):
+        weight.data()[1, 2] += sign * moved
+        scores = net(mx.nd.array(DATA))
+        losses.append(cross_entropy(scores, mx.nd.array(LABEL)).mean().asscalar())
+        weight.data()[1, 2] -= sign * moved
+    numeric = (losses[0] - losses[1]) / (2 * moved)
+    before, config = weight.data().asnumpy(), settings()
+    train_step(net, make_trainer(net, config.optimizer), batch_of(7, 7), config)
+    found = before - weight.data().asnumpy()
+    assert found[1, 2] == pytest.approx(numeric, rel=0.01, abs=1e-5)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
