@@ -1,8 +1,7 @@
 """The operator of :mod:`coefficients` in C++, for arrays on the CPU.
 
-It computes the same sums and writes the same outputs, but runs no Python in a step. On GPUs,
-without a compiler and with ``BATCH_NORM_NATIVE=0`` in the environment the Python operator is used;
-ranks may differ in that. With ``BATCH_NORM_NATIVE=device`` on all ranks it works as on GPUs.
+It computes the same sums and writes the same outputs, but runs no Python in a step. Where the one
+in Python is used instead: docs/batch_norm.md.
 """
 
 from __future__ import annotations

@@ -94,10 +94,8 @@ def _revert(layer: SyncBatchNorm) -> None:
 
 
 def check_convertible(net: gluon.Block) -> None:
-    """Refuse by ValueError what :func:`convert_sync_batch_norm` cannot convert.
-
-    That is a layer whose class overrides the forward of Gluon's batch norm, and a SymbolBlock with
-    batch norm.
+    """Refuse by ValueError a layer whose class overrides the forward of Gluon's batch norm, and a
+    SymbolBlock with batch norm.
     """
     imported = next(iter(imported_statistics(net)), None)
     if imported is not None:

@@ -1,7 +1,6 @@
 """The moving average of a net's weights (``train.ema``), which is evaluated, saved and exported.
 
-As in TensorFlow and timm: after step t the average becomes d * average + (1 - d) * weights, with
-d = min(train.ema, (1 + t) / (10 + t)), so that the initial weights are soon forgotten. Running
+As in TensorFlow and timm, it soon forgets the initial weights: see :meth:`Ema.after`. Running
 statistics are averaged like weights.
 """
 

@@ -45,8 +45,7 @@ class LossScale:
     def applied(self, gradient: mx.nd.NDArray) -> mx.nd.NDArray:
         """What backward starts from, instead of ``gradient``, that of the loss.
 
-        Divided by the number of ranks, by which the step multiplies it: what is lost in float16, or
-        overflows, does not depend on that number.
+        What is lost in float16, or overflows, does not depend on the number of ranks.
         """
         return gradient * (self._scale / dist.world_size()).astype(gradient.dtype)
 

@@ -29,10 +29,7 @@ def merge_running_statistics(net: gluon.Block, config: Config) -> None:
 
 @contextlib.contextmanager
 def as_one_model(net: gluon.Block, config: Config) -> Iterator[None]:
-    """Within it the ranks have merged running statistics, afterwards their own again; collective.
-
-    What is evaluated and saved is one model, and doing so does not influence training.
-    """
+    """Within it the ranks have merged running statistics, then their own again; collective."""
     running = running_statistics.parameters(net)
     own = [p.data().asnumpy() for p in running]
     merge_running_statistics(net, config)

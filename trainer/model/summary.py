@@ -27,9 +27,8 @@ class Row(NamedTuple):
 def summarize(net: Block, data: mx.nd.NDArray) -> List[Row]:
     """The layers of ``net`` on an input like ``data``, in the order they run.
 
-    The rows are the layers of a Sequential, or the children of any other block, in call order. The
-    net must be initialised; a forward in inference mode settles deferred shapes and changes nothing
-    else. Layers inside a hybridized block are not seen.
+    The rows are the children of ``net`` in call order; it must be initialised. A forward in
+    inference mode settles deferred shapes. Layers inside a hybridized block are not seen.
     """
     rows: List[Row] = []
     flops: List[int] = []

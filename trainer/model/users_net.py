@@ -89,10 +89,9 @@ def settings(net: gluon.Block) -> List[str]:
 def check_compiled(net: gluon.Block, data: mx.nd.NDArray) -> None:
     """Refuse what a net has compiled where MXNet 1.9.1 gives it wrong gradients.
 
-    Those of ``F.contrib.cond`` are garbage, often finite, and now and then right by chance. With
-    ``foreach`` or ``while_loop`` in it the net's gradients are compared with those that it has when
-    it is not compiled. ``data`` is float32 (B, C, H, W), on the net's device; ConfigError names the
-    operator, and the first parameter.
+    Those of ``F.contrib.cond`` are garbage; with ``foreach`` or ``while_loop`` they are compared
+    with those of the net when it is not compiled. ``data`` is float32 (B, C, H, W), on the net's
+    device; ConfigError names the operator, and the first parameter.
     """
     compiled = [block for block in internals.blocks(net) if isinstance(block, gluon.HybridBlock)]
     graphs = [

@@ -1,8 +1,7 @@
 """Times the parts of a step on each rank, on one step out of many.
 
-Operators run asynchronously, so timing the parts of a step means waiting for the device between
-them. That is done on the first step after a reading, when all ranks have just synchronised; it
-costs that step the overlap of computation and communication.
+That means waiting for the device between them, which costs the overlap of computation and
+communication. It is done on the first step after a reading, when all ranks have just synchronised.
 """
 
 from __future__ import annotations
