@@ -67,7 +67,7 @@ def test_the_mean_of_checkpoints_is_written(folder: Path) -> None:
 
 def test_one_checkpoint_has_no_mean(folder: Path) -> None:
     one = checkpoint.listing(folder / "checkpoints")[0]
-    with pytest.raises(checkpoint.CheckpointError, match="is one checkpoint; name two, or a"):
+    with pytest.raises(checkpoint.CheckpointError, match="is one checkpoint; name two or more"):
         averaging.checkpoints([str(one)])
 
 

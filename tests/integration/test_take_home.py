@@ -255,14 +255,14 @@ def test_what_is_left_out_is_named_and_the_rest_predicted(trained: str, tmp_path
     assert answer["image"] == str(tmp_path / "whole.png")
     broken, others = done.stderr.splitlines()
     assert broken.startswith(f"skipped: {tmp_path}/half.png cannot be read: ")
-    assert others.startswith(f"skipped: {tmp_path}: 12 of kinds that are not read: ")
+    assert others.startswith(f"skipped: {tmp_path}: 12 files are of kinds that are not read: ")
     assert others.endswith("note08.txt and 2 more") and "below/IMG_1.HEIC, note00" in others
     with pytest.raises(idx_file.DataError, match=r"half\.png cannot be read"):
         _ask(trained, str(tmp_path), "--strict")
     (tmp_path / "half.png").unlink()
-    with pytest.raises(idx_file.DataError, match="12 of kinds"):
+    with pytest.raises(idx_file.DataError, match="12 files are of kinds"):
         _ask(trained, str(tmp_path), "--strict")
-    with pytest.raises(idx_file.DataError, match="1 of kinds .*: IMG_1.HEIC$"):
+    with pytest.raises(idx_file.DataError, match="1 file is of kinds .*: IMG_1.HEIC$"):
         _ask(trained, str(tmp_path / "below"))
 
 
@@ -302,7 +302,7 @@ def test_what_cannot_be_read_is_reported_in_one_line(trained: str, tmp_path: Pat
         ("nothing.png", "cannot be read: it is empty"),
         ("half.png", "cannot be read: it cannot be decoded: image file is truncated"),
         ("float.tif", "pixels of Pillow's mode F; convert it to grey or RGB of 8 bits"),
-        ("thin.png", "is 1 x 5000, too narrow for 28 x 28: crop"),
+        ("thin.png", "is 1 x 5000 pixels, too narrow to be fitted into 28 x 28; crop it"),
         ("int32", "00000c03 (int32, 3-D), expected 00000803 (images: uint8, 3-D)"),
         (labels, "00000801 (uint8, 1-D), expected 00000803 (images: uint8, 3-D)"),
     ):

@@ -47,7 +47,8 @@ def given(name: str, value: Any, settings: Data) -> Union[Arrays, DatasetSource]
     for what, array in zip(("images", "labels"), value):
         if not isinstance(array, (np.ndarray, mx.nd.NDArray)):
             raise DataError(
-                f"{name} {what} are a {type(array).__name__}; they must be an array: np.asarray"
+                f"{name} {what} are a {type(array).__name__}; they must be a NumPy or MXNet array: "
+                f"np.asarray({what})"
             )
     images, labels = map(on_host, value)
     if isinstance(value[1], mx.nd.NDArray):
@@ -73,7 +74,8 @@ def _read(name: str, dataset: gluon.data.Dataset) -> Arrays:
         image, label = (on_host(part) for part in sample)
         if images and image.shape != images[0].shape:
             raise DataError(
-                f"{name}[{index}] has an image of {image.shape}, not {images[0].shape}: resize them"
+                f"{name}[{index}] has an image of {image.shape}, those before are "
+                f"{images[0].shape}; make them alike, by dataset.transform_first"
             )
         images.append(image)
         labels.append(label.reshape(()) if label.size == 1 else label)

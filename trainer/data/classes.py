@@ -48,7 +48,8 @@ def numbered(name: str, labels: np.ndarray, classes: Classes) -> np.ndarray:
     wrong = np.flatnonzero(known[found] != labels)
     if len(wrong):
         raise DataError(
-            f"{name} label {wrong[0]} is {labels[wrong[0]]!r}, which the training set has not"
+            f"{name} label {wrong[0]} is {labels[wrong[0]]!r}, which the training set has not: it "
+            f"has {known[0]} to {known[-1]}"
         )
     return found.astype(np.int64)
 
@@ -56,8 +57,8 @@ def numbered(name: str, labels: np.ndarray, classes: Classes) -> np.ndarray:
 def names(settings: Data, classes: Classes, num_classes: int) -> List[str]:
     """A name for each score: from ``data.class_names``, or from the set, or its number.
 
-    A score that no class of the set has is ``score N``: a number may be a label of the set.
-    DataError: the file cannot be read, or does not name each class once.
+    A score that no class of the set has is ``score N``: a number may be a label of the set. Raises
+    DataError where the file cannot be read, or does not name each class of the set once.
     """
     if settings.class_names is not None:
         named = _read(Path(settings.class_names).expanduser(), classes, num_classes)

@@ -3,7 +3,8 @@
 Three datasets, all in MNIST's IDX format (see idx_file.py), gzipped or not:
 
 - `fashion_mnist`: the real set (Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747), 60,000 training
-  and 10,000 test images, checked by the SHA-256 of each file's decompressed content.
+  and 10,000 test images. Every file is checked against the SHA-256 of its decompressed content,
+  because the copies in circulation differ in their compression.
 - `fashion_mnist_sample`: 2,000 + 500 of those images, kept in sample/. Used only on request.
 - `idx`: any set under the four standard file names (MNIST, KMNIST, your own) or EMNIST's, in a
   given folder; the two of the test set may be missing.
@@ -79,9 +80,10 @@ SAMPLE_FOLDER = Path(__file__).with_name("sample")
 
 
 def load(split: str, folder: Optional[str] = None, dataset: str = "fashion_mnist") -> Arrays:
-    """Read one split, "train" or "test", of what `find_or_download` finds; raises as that does.
+    """Find or download the dataset and read one split of it; raises as `find_or_download` does.
 
-    Images are uint8 (N, H, W), read-only, 28 x 28 but for `idx`; labels int32 (N,).
+    Images are uint8 (N, H, W), read-only, 28 x 28 but for `idx`; labels int32 (N,). The `split` is
+    "train" or "test"; without a `folder` of the files see `find_or_download`.
     """
     return _search([split], folder, dataset)[1][0]
 
@@ -100,10 +102,14 @@ def splits(folder: Optional[str], dataset: str) -> List[str]:
 
 
 def find_or_download(folder: Optional[str] = None, dataset: str = "fashion_mnist") -> Path:
-    """Return a folder that holds the dataset's four files, verified: the given one, or else MXNet's
-    cache, Debian's package or this project's cache, to which one process of the node downloads.
+    """Return a folder that holds the dataset's four files, verified.
 
-    DataError tells which file is missing or wrong, or the ways out if no mirror can be reached.
+    If a folder is given, only that one is searched. Otherwise `fashion_mnist` is looked for in
+    MXNet's cache, in Debian's package and in this project's cache; failing that, one process of
+    the node downloads it there while the others wait.
+
+    Raises DataError where a file is missing or wrong, with what was found and expected; or where
+    the set is nowhere and no mirror can be reached, with the ways out.
     """
     return _search(list(FILES), folder, dataset)[0]
 
@@ -173,7 +179,7 @@ def _only_place(folder: Optional[str], dataset: str) -> Optional[Path]:
 
 
 def _download_once(cache: Path, sums: Dict[str, str]) -> None:
-    """Download what the cache lacks, by one process of this node."""
+    """Download what the cache lacks, unless another process of this node does so meanwhile."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with file_lock.held(cache / ".lock", LOCK_SECONDS):
@@ -185,7 +191,8 @@ def _download_once(cache: Path, sums: Dict[str, str]) -> None:
                 _download(name, cache, sums)
     except TimeoutError:
         raise DataError(
-            f"another process has been downloading into {cache} for {LOCK_SECONDS:.0f} s: end it"
+            f"another process has been downloading into {cache} for {LOCK_SECONDS:.0f} s:"
+            " end it, or wait and start again"
         ) from None
     except OSError as error:
         raise DataError(f"cannot write to {cache} ({error}). {WAYS_OUT}") from None

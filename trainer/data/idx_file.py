@@ -96,10 +96,15 @@ def _decompressed(path: Path, kind: str) -> Tuple[bytes, Tuple[int, ...]]:
                 parts.append(part)
                 left -= len(part)
     except (EOFError, zlib.error) as error:
-        raise DataError(f"{path} is cut short, or no gzipped IDX file: {error}") from None
+        raise DataError(
+            f"{path} is truncated or corrupt, expected a gzipped IDX file: {error}"
+        ) from None
     if left != 1:
         found = count + 1 - left if left else f"more than {count}"
-        raise DataError(f"{path} is truncated or corrupt: {found} bytes of {kind}, expected {size}")
+        raise DataError(
+            f"{path} is truncated or corrupt: {found} bytes of {kind}, expected {size} as its "
+            "header says"
+        )
     return b"".join(parts), shape
 
 
@@ -113,7 +118,9 @@ def _shape(header: bytes, kind: str, path: Path) -> Tuple[int, ...]:
             f"({kind}: uint8, {ndim}-D)"
         )
     if len(header) < 4 + 4 * ndim:
-        raise DataError(f"{path} is truncated: {len(header)} bytes, not {4 + 4 * ndim} and more")
+        raise DataError(
+            f"{path} is truncated: {len(header)} bytes, expected {4 + 4 * ndim} and more"
+        )
     shape = struct.unpack_from(f">{ndim}I", header, 4)
     if 0 in shape:
         raise DataError(f"{path} is empty: {' x '.join(map(str, shape))} {kind} by its header")
@@ -142,7 +149,9 @@ def locate(place: Path, name: str) -> Optional[Path]:
     forms = (name, name.replace("t10k", "test"))
     found = [other for other in held(place) if other.replace(".idx", "-idx").endswith(forms)]
     if len(found) > 1 and name not in found:
-        raise DataError(f"folder {place} holds {' and '.join(found)}; leave those of one set there")
+        raise DataError(
+            f"folder {place} holds {' and '.join(found)}; leave the files of one set there"
+        )
     if not found:
         return None
     stem = place / (name if name in found else found[0])

@@ -85,7 +85,8 @@ def read(
     """The sets of a run: those given, or that ``settings`` name; DataError where one is invalid.
 
     Args:
-        train, validation, test: see :func:`arrays.given`; the last two may be missing.
+        train, validation, test: arrays or a dataset, see :func:`arrays.given`; the last two may be
+            missing.
         seed: of the run; a validation split is drawn from it.
         known: the classes of a trained net.
     """
@@ -136,8 +137,8 @@ def read_one(
 
     Args:
         classes: those of the net; ``given`` and ``seed`` are as for :func:`read`.
-        own: where ``settings`` name another set than the run's: the digest of the validation
-            images that alone may be drawn from a training set.
+        own: where ``settings`` name another set than the run's: the digest of the images of its
+            validation set. Only this one is drawn from a training set.
     """
     if name == "train":
         return read(settings, given, seed=seed, known=classes).train
@@ -179,17 +180,21 @@ def check_shapes(sets: Sets, settings: Data) -> None:
         other = source.image_shape
         if train[:2] != other[:2] and settings.image_size is None:
             raise DataError(
-                f"training images are {train[:2]}, {name} images {other[:2]}: set data.image_size"
+                f"training images are {train[:2]}, {name} images {other[:2]} (height, width); set "
+                "data.image_size"
             )
         if train[2:] != other[2:]:
             raise DataError(
-                f"training images are {train}, {name} images {other}; make their channels alike"
+                f"training images are {train}, {name} images {other}; they must have the same "
+                "channels: (height, width, channels), or (height, width) of one"
             )
 
 
 def tell_of_ranges(sets: Sets, settings: Data) -> None:
-    """Warn, by a look at some of each set's samples, of pixels that use a corner of 0 to 255, draws
-    that are not seeded, and a validation split that the training set's transforms draw anew.
+    """Warn of pixels that use a corner of 0 to 255, by a look at some of each set's samples.
+
+    And of datasets that draw from what is not seeded; and of a validation split whose samples are
+    drawn anew, by the training set's transforms.
     """
     kept_out = sets.validation if settings.validation else None
     for name, source in sets.named.items():
@@ -203,8 +208,9 @@ def tell_of_ranges(sets: Sets, settings: Data) -> None:
                 continue
             if (_probed(source, settings) != first).any():
                 console.warn(
-                    f"{name} samples are others when they are read again, so that no resume is "
-                    "exact: draw from numpy.random, or a generator that the dataset holds"
+                    f"{name} samples are others when they are read again: their dataset draws from "
+                    "what fit cannot seed, so that the run depends on data.workers and is not "
+                    "resumed exactly; draw from numpy.random, or a generator that the dataset holds"
                 )
             elif source is kept_out and (_probed(source, settings, epoch=1) != first).any():
                 console.warn(
@@ -250,7 +256,8 @@ def split(
     """The samples to train on, and those to validate on; each sorted, int64.
 
     The same share of each class is drawn from the seed; at least one sample of it, and never all.
-    Without ``labels``, integer (size,), all are of one class. DataError: a part would be empty.
+    ``labels`` is integer (size,), or None where they are not known: then the samples count as one
+    class. Raises DataError where nothing would remain of a part.
     """
     draw = np.random.Generator(np.random.Philox(key=[seed, _STREAM]))
     shuffled = draw.permutation(size)
@@ -262,5 +269,7 @@ def split(
         kept_out[members[:count]] = True
     train, validation = np.flatnonzero(~kept_out), np.flatnonzero(kept_out)
     if not len(train) or not len(validation):
-        raise DataError(f"data.validation is {share:g}, and no class has two training images")
+        raise DataError(
+            f"data.validation is {share:g}, and no class of the training set has two images"
+        )
     return train, validation

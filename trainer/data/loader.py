@@ -130,7 +130,8 @@ class TrainLoader:
 class EvalLoader:
     """This rank's shard of a set, once, in order, without augmentation.
 
-    A batch's ``global_samples`` is its own size. Bad samples that are to be skipped are left out.
+    ``global_samples`` of a batch is its own size: evaluation has no global batches. Samples that
+    cannot be read are left out, where ``data.bad_samples`` is ``skip``.
     """
 
     source: Source

@@ -20,10 +20,14 @@ import numpy as np
 from . import sharding
 
 _PARTS = 1000  # of a list or a dict that are looked through: of transforms there are few
+_OF_MODULES = (("torch", "manual_seed"), ("cv2", "setRNGSeed"))  # those of other libraries
 
 
 def seed_all(seed: int, mxnet: bool = True) -> None:
-    """Seed the three, by a number below 2**31; MXNet's are a thousand, and take milliseconds."""
+    """Seed the three generators; ``seed`` is below 2**31.
+
+    ``mxnet=False`` leaves out MXNet's, which is a thousand of them, and takes milliseconds.
+    """
     random.seed(seed)
     np.random.seed(seed)
     if mxnet:
@@ -31,9 +35,9 @@ def seed_all(seed: int, mxnet: bool = True) -> None:
 
 
 def held(value: Any) -> List[Any]:
-    """NumPy's and Python's generators that an object refers to, but for modules' and classes'.
+    """NumPy's and Python's generators that an object, and whatever it refers to, holds.
 
-    They come in the same order on each rank.
+    Always in the same order. Those of modules and classes are not found.
     """
     found: List[Any] = []
     seen: Dict[int, Any] = {}  # by number, and kept, so that nothing else gets it
@@ -61,7 +65,7 @@ def seed_others(seed: int, generators: Sequence[Any]) -> None:
             bits.state = type(bits)(number).state
         else:
             generator.seed(number)
-    for module, seeding in (("torch", "manual_seed"), ("cv2", "setRNGSeed")):
+    for module, seeding in _OF_MODULES:
         if module in sys.modules:
             getattr(sys.modules[module], seeding)(seed)
 

@@ -27,7 +27,10 @@ def global_batch(order: np.ndarray, global_batch_size: int, batch: int) -> np.nd
 
 
 def shard(indices: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """The contiguous part of ``indices`` of ``rank``, perhaps none; sizes differ by one at most."""
+    """The contiguous part of ``indices`` that ``rank`` takes; sizes differ by one at most.
+
+    It is empty where there are fewer samples than ranks.
+    """
     size = len(indices)
     return indices[rank * size // world_size : (rank + 1) * size // world_size]
 
@@ -60,7 +63,10 @@ def uniform(seed: int, epoch: int, indices: np.ndarray, draws: int) -> np.ndarra
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of what a rank's device draws in a step (dropout), in [0, 2**31)."""
+    """The seed of what a rank's device draws in a step (dropout), in [0, 2**31).
+
+    Reseeding each step is what makes a resumed run exact: MXNet's random state cannot be saved.
+    """
     return int(uniform(seed, step, np.array([rank]), 1)[0, 0] * 2**31)
 
 

@@ -37,7 +37,8 @@ class PixelTransform:
         channels, height, width = shape
         if settings.trivial_augment and channels not in (1, 3):
             raise DataError(
-                f"data.trivial_augment is for grey or colour; these images have {channels} channels"
+                f"data.trivial_augment is for images in grey or colour; these have {channels} "
+                "channels: set data.trivial_augment=false"
             )
         side = settings.image_size
         #: (channels, height, width) of the output.
@@ -100,7 +101,8 @@ def _by_channel(value: PerChannel, channels: int) -> np.ndarray:
     """float64, of shape () for all channels alike, or (channels, 1, 1)."""
     if isinstance(value, tuple) and len(value) != channels:
         raise DataError(
-            f"data.mean and data.std hold {len(value)} numbers; give 1 or {channels}, by channel"
+            f"data.mean and data.std hold {len(value)} numbers, the images have {channels} "
+            f"channel{'s' * (channels > 1)}; give one number, or one for each channel"
         )
     return np.reshape(value, (-1, 1, 1)) if isinstance(value, tuple) else np.asarray(value)
 

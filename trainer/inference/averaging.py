@@ -17,9 +17,10 @@ from .trained_model import Saved
 
 
 def average(saved: Saved, paths: Sequence[Path]) -> None:
-    """Give the net of ``saved`` the mean, also of statistics, over the checkpoints at ``paths``.
+    """Give the net of ``saved`` the mean over the checkpoints at ``paths``, in float64.
 
-    CheckpointError names one that is damaged, or of another net, or whose classes are other ones.
+    Running statistics too, which ``calibrate`` recomputes for the mean. CheckpointError names one
+    that is damaged, or of another net, or whose classes are other ones.
     """
     named = structural_parameters(saved.net)
     sums = {name: np.zeros(parameter.shape) for name, parameter in named.items()}
@@ -49,12 +50,16 @@ def _made_for(path: Path) -> Tuple[str, str]:
 
 
 def checkpoints(where: Sequence[str]) -> Sequence[Path]:
-    """The checkpoints at ``where``, and those kept of each run's folder; or CheckpointError."""
+    """The checkpoints at ``where``, and those kept of each run's folder; at least two.
+
+    Fewer are refused by CheckpointError.
+    """
     found = []
     for place in map(Path, where):
         found += checkpoint.listing(place / "checkpoints") or [place]
     if len(found) < 2:
         raise checkpoint.CheckpointError(
-            f"{found[0]} is one checkpoint; name two, or a run's folder with two (checkpoint.keep)"
+            f"{found[0]} is one checkpoint; name two or more, or a run's folder that keeps some "
+            "(checkpoint.keep)"
         )
     return found

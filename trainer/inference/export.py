@@ -50,7 +50,7 @@ class ExportError(UserError):
 
 
 class Checked(NamedTuple):
-    """A file's model compared to the original, over a set or over noise."""
+    """A file's model compared to the original, over the whole test set or over noise."""
 
     name: str
     samples: int
@@ -88,16 +88,18 @@ def check_accuracy(saved: Saved, seen: Evaluation, called: str = "test") -> None
 
 def check_possible(saved: Saved, onnx: bool) -> None:
     """Refuse, by ExportError, an imperative net, and ONNX where packages are missing."""
-    lack = [p for p in ("onnx", "onnxruntime") if onnx and importlib.util.find_spec(p) is None]
-    if lack:
+    missing = [p for p in ("onnx", "onnxruntime") if onnx and importlib.util.find_spec(p) is None]
+    if missing:
         raise ExportError(
-            f"ONNX needs {' and '.join(lack)}: pip install -r requirements-export.txt, or --no-onnx"
+            f"ONNX needs {' and '.join(missing)}: pip install -r requirements-export.txt; "
+            "or leave it out with --no-onnx"
         )
     if not isinstance(saved.net, gluon.HybridBlock):
         raise ExportError(
             f"{saved.config.model.factory} is a {type(saved.net).__name__}, an imperative Block, "
             "whose forward only Python can run; export takes a HybridBlock (HybridSequential, "
-            "hybrid_forward), into which the weights of one of the same structure load"
+            "hybrid_forward), as trainer/model/ has them. Its weights load into one of the same "
+            "structure"
         )
 
 
@@ -106,8 +108,9 @@ def export(
 ) -> List[Checked]:
     """Write the files into ``folder`` and verify each on the whole of ``test``, on the CPU.
 
-    Without ``test``, on noise, which gives no accuracy. No earlier ``model.onnx`` stays beside
-    files without one. ExportError: the net cannot be exported, or a file computes something else.
+    None for ``test`` compares on noise, which gives no accuracy. An earlier ``model.onnx`` does not
+    stay beside files without one. Raises ExportError where the net or one of its operators cannot
+    be exported, or a file computes something else.
     """
     check_possible(saved, onnx)
     with contextlib.ExitStack() as until_done:
@@ -182,7 +185,7 @@ def _write_symbol(net: gluon.HybridBlock, batch: mx.nd.NDArray, folder: Path) ->
     if traced_symbol(net) is None:
         raise ExportError(
             f"{type(net).__name__} has a forward of its own, which only Python can run; write it "
-            "as a hybrid_forward of operators of F"
+            "as a hybrid_forward, whose every part is an operator of F"
         )
     with params_file.whole(folder / PARAMETERS):
         net.export(str(folder / "model"), epoch=0)

@@ -38,15 +38,18 @@ def read(
     strict: bool = False,
     pictures: Optional[Data] = None,
 ) -> Images:
-    """The images in files, in folders and those below them, and in IDX files, gzipped or not.
+    """The images in files, in folders (and folders below them), and in IDX files, gzipped or not.
 
-    Files that cannot be read are left out. DataError: a path does not exist, or no image is read.
+    Files that cannot be read are left out. DataError says in one line which path does not exist, or
+    that no image can be read.
 
     Args:
-        shape: (height, width[, 3]); images are scaled to fit, and padded with background.
+        shape: (height, width), or (height, width, 3) for colour; images are scaled to fit, keeping
+            their aspect ratio, and padded with background.
         invert: negate, for dark objects on a light ground. Transparency is always background.
         strict: refuse files that cannot be read.
-        pictures: of a net that was trained on pictures: they are cut as in its evaluation instead.
+        pictures: of a net that was trained on pictures; they are cut and scaled as in its
+            evaluation instead.
     """
     if pictures is None and shape[2:] not in ((), (3,)):
         raise DataError(f"the net takes {shape[2]} channels; files hold grey levels or 3 colours")
@@ -92,16 +95,18 @@ def _files(paths: Sequence[str]) -> Tuple[List[Path], List[str]]:
         known = [path for path in every if path.name.lower().endswith(SUFFIXES)]
         others = sorted(path.relative_to(given) for path in {*every} - {*known})
         if others:
+            what = "1 file is" if len(others) == 1 else f"{len(others)} files are"
             shown = listed(others, _NAMED)
-            unread.append(
-                f"{listed([given], 1)}: {len(others)} of kinds that are not read: {shown}"
-            )
+            unread.append(f"{listed([given], 1)}: {what} of kinds that are not read: {shown}")
         files += known
     return files, unread
 
 
 def _in_folder(folder: Path) -> List[Path]:
-    """The files in a folder and those below it, each folder once, by path; no hidden ones."""
+    """The files in a folder and those below it, each folder once, sorted by path.
+
+    Without hidden ones, such as ._photo.jpg from macOS, and .Trash-1000.
+    """
 
     def refuse(error: OSError) -> None:
         raise DataError(f"folder {error.filename} cannot be read: {error.strerror}")
@@ -144,6 +149,7 @@ def _fit(name: str, image: Image.Image, size: Tuple[int, ...]) -> np.ndarray:
             image = ImageOps.pad(image, (width, height), method=Image.Resampling.LANCZOS)
         except ValueError:  # it would have no pixel left in one direction
             raise DataError(
-                f"{name} is {image.width} x {image.height}, too narrow for {width} x {height}: crop"
+                f"{name} is {image.width} x {image.height} pixels, too narrow to be fitted into "
+                f"{width} x {height}; crop it"
             ) from None
     return np.asarray(image, np.uint8)

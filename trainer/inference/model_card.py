@@ -33,10 +33,13 @@ def as_markdown(
     files: Sequence[Checked],
     called: str = "test",
 ) -> str:
-    """The card of ``saved``, and of its exported ``files``, which ``command`` has made.
+    """The card of ``saved``.
 
-    ``seen`` is the evaluation on the set ``called`` so; None where there is none, or ``fit`` was
-    given it.
+    Args:
+        seen: the evaluation on the test set; None where there is none, or ``fit`` was given it.
+        command: the command line that made the files.
+        files: the exported files, verified.
+        called: the set of ``seen``; validation where there is no test set.
     """
     settings, arguments = saved.config, saved.config.model.arguments
     trained = (p for p in saved.net.collect_params().values() if p.grad_req != "null")
@@ -125,6 +128,7 @@ def _result_rows(saved: Saved, seen: Optional[Evaluation], called: str) -> List[
 
 
 def _class_table(seen: Evaluation, names: Sequence[str]) -> str:
+    """Recall, precision and most frequent confusion of each class."""
     table = """## Per class
 
 | class | images | recall | precision | most often confused with |

@@ -58,7 +58,9 @@ def _no_formula(name: str) -> str:
 
 
 def as_json(predictions: Predictions) -> str:
-    """For each image: ``image``, ``class``, ``probability``, and ``probabilities`` by name."""
+    """A list with an object for each image: ``image``, ``class``, ``probability``, and
+    ``probabilities`` of every class by its name.
+    """
     names = predictions.class_names
     answers = [
         {

@@ -1,4 +1,7 @@
-"""Loads a trained model from its checkpoint, evaluates it and recalibrates its batch norm."""
+"""Loads a trained model from its checkpoint, evaluates it and recalibrates its batch norm.
+
+See also ``predict.py`` and ``export.py``.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +90,8 @@ def load(
         overrides: ``setting=value``, replacing settings of the checkpoint.
         net: the net that was given to ``fit``; None for what ``model.factory`` makes.
         params: a file of weights for the same net, which replace the checkpoint's.
-        trust: run a ``model.factory`` that is not the project's own, nor among ``overrides``.
+        trust: run any function that the checkpoint names as its ``model.factory``; otherwise one
+            that is not the project's own must be among ``overrides``.
     """
     dist.init()
     with dist.together():
@@ -130,7 +134,10 @@ def load(
 
 
 def _check_weights(source: Path, net: gluon.Block) -> None:
-    """Refuse weights, but not statistics, that are not finite: oneDNN's ReLU makes 0 of NaN."""
+    """Refuse weights that are not finite, which oneDNN's ReLU hides: it makes 0 of NaN.
+
+    Running statistics may be: ``calibrate`` mends them.
+    """
     statistics = {id(parameter) for parameter in running_statistics.parameters(net)}
     for name, parameter in net.collect_params().items():
         if isinstance(parameter, gluon.Constant):  # attention's mask may hold -inf
@@ -146,15 +153,16 @@ def _input_shape(image_shape: Tuple[int, ...], settings: Config) -> Tuple[int, i
 
 
 def test_set(saved: Saved, given: Any = None) -> Source:
-    """``given``, as for ``fit``, or the test set that the config names, or else its validation set.
+    """``given``, or the test set that the config names, or else its validation set.
 
-    DataError says why it cannot be found, or does not fit the net.
+    ``given`` is arrays or a dataset, as for ``fit``. DataError says why the set cannot be found, or
+    does not fit the net.
     """
     source = find_test_set(saved, given)
     if source is None:
         raise DataError(
             f"{saved.config.data.folder} holds no test set, as FOLDER/test/ or FOLDER/test.rec is, "
-            "nor just what its run was validated on; name another data.folder"
+            "nor just what its run was validated on; name a folder that does, data.folder=FOLDER"
         )
     return source
 
@@ -164,8 +172,8 @@ def find_test_set(saved: Saved, given: Any = None, name: str = "test") -> Option
     if given is None and saved.on_given_images:
         trust = "" if saved.config.model.factory == model.OWN else ", trust=True"
         raise DataError(
-            f"{saved.path} was trained on images given to fit(), which are not kept; give them in "
-            "Python: from trainer.inference.trained_model import evaluate_saved, load; "
+            f"{saved.path} was trained on images given to fit(), which are not kept; give them "
+            "again in Python: from trainer.inference.trained_model import evaluate_saved, load; "
             f"evaluate_saved(load({str(saved.path)!r}{trust}), test=(images, labels)); "
             "calibrate_saved takes train=..."
         )
@@ -231,7 +239,7 @@ def check_finite(saved: Saved, scores: Union[np.ndarray, float]) -> None:
 def scores(saved: Saved, images: np.ndarray) -> np.ndarray:
     """Logits, float32 (N, K), of ``images``, uint8 (N, H, W[, C]); in a single process.
 
-    They are resized and normalised as in training. Scores that are not finite are refused, by
+    Images are resized and normalised as in training. Scores that are not finite are refused, by
     CheckpointError; images of other channels by DataError.
     """
     _check_channels(saved, images.shape[1:], "the images are read as")
@@ -245,9 +253,10 @@ def scores(saved: Saved, images: np.ndarray) -> np.ndarray:
 def calibrate_saved(
     saved: Saved, samples: Optional[int] = None, train: Optional[Arrays] = None
 ) -> None:
-    """Recompute the running statistics on ``train``, or the config's training set; collective.
+    """Recompute the running statistics on the training set, augmented; collective.
 
-    On ``samples`` of it, augmented and rounded up to global batches; None uses all.
+    Of ``samples`` of it, rounded up to global batches; None uses all. ``train`` replaces the set
+    that the config names, alike on every rank.
     """
     settings = saved.config
     prepare.check_calibration(saved.net)

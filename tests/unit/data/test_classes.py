@@ -63,7 +63,7 @@ def test_a_dataset_beside_arrays_has_the_labels_of_theirs(labels):
     sets = input_pipeline.read(given, (IMAGES, labels), validation=Lazily())
     wrong, *found = sets.validation.samples(range(6), 0, 0)
     assert [label for _, label in found] == sets.train.labels[1:].tolist()
-    said = f"validation[0] has the label fox; the training set's are {min(labels)} to"
+    said = f"validation[0] has the label fox; those of the training set are {min(labels)} to"
     assert str(wrong).startswith(said)
     sets.close()
 
@@ -102,7 +102,7 @@ def test_names_from_a_file(tmp_path):
 def test_a_split_takes_the_share_of_each_class(counts, share, seed):
     labels = np.repeat(range(len(counts)), counts)
     if max(counts) < 2:
-        with pytest.raises(DataError, match="no class has two training images"):
+        with pytest.raises(DataError, match="no class of the training set has two"):
             split(len(labels), labels, share, seed)
         return
     train, validation = split(len(labels), labels, share, seed)

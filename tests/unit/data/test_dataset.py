@@ -283,7 +283,7 @@ def test_a_dataset_that_draws_from_what_is_not_seeded_is_told_of(capfd):
     with contextlib.closing(input_pipeline.read(PLAIN, drawn)) as sets:
         input_pipeline.tell_of_ranges(sets, PLAIN)
     said = capfd.readouterr().err
-    assert "training samples are others when they are read again, so that no resume is" in said
+    assert "training samples are others when they are read again: their dataset draws" in said
 
 
 def test_numbers_of_a_palette_are_not_taken_for_grey():

@@ -177,13 +177,13 @@ def damaged(name, damage):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        ("gzip cut short", "cut short, or no gzipped IDX file"),
-        ("archive damaged", "cut short, or no gzipped IDX file"),
+        ("gzip cut short", "truncated or corrupt, expected a gzipped IDX file"),
+        ("archive damaged", "truncated or corrupt, expected a gzipped IDX file"),
         ("more behind it", r"cannot be read: Not a gzipped file \(b'mo"),
         ("empty", "begins with nothing, expected 0000080[13]"),
         ("not an archive", "begins with 3c68746d, expected 0000080[13]"),
         ("content cut short", r"truncated or corrupt: \d+ bytes of (images|labels), expected \d+"),
-        ("header alone", "truncated: 6 bytes, not (8|16) and more"),
+        ("header alone", "truncated: 6 bytes, expected (8|16) and more"),
         ("one bit flipped", "has content of SHA-256 [0-9a-f]{64}, expected [0-9a-f]{64}$"),
     ],
 )

@@ -238,7 +238,7 @@ def test_a_validation_set_of_its_own(pictures, tmp_path, name):
     ("there", "says"),
     [
         ((), "holds no folder; it must hold one for each class"),
-        (("test/cat",), "holds test, but no train: make train/CLASS/"),
+        (("test/cat",), "holds test, but no train: put"),
         (("train/cat",), r"train/cat holds no picture \(\*\.png.*\); put some into it, or remove"),
         (
             ("Train/cat", "Test/cat"),
@@ -314,7 +314,7 @@ def test_a_name_in_both_forms_of_unicode_is_refused_not_two_classes(tmp_path):
     make_folder(tmp_path, (1, 1))
     for name, form in (("cat", "NFD"), ("dog", "NFC")):
         (tmp_path / name).rename(tmp_path / unicodedata.normalize(form, "café"))
-    with pytest.raises(DataError, match=r"two forms of Unicode: 'cafe\\u0301', 'caf\\xe9'"):
+    with pytest.raises(DataError, match=r"two forms of Unicode: 'cafe\\u0301', 'caf\\xe9'; put"):
         folder.find(settings(tmp_path))
     assert folder.find(settings(tmp_path), ("a", "café"))["train"].labels.tolist() == [1, 1]
 

@@ -36,7 +36,7 @@ def test_given_sets_are_taken_as_they_are():
         ((IMAGES.astype(int), LABELS), "if they are 0 to 255: images.astype('uint8')"),
         (
             (IMAGES, LABELS.tolist()),
-            "train labels are a list; they must be an array: np.asarray",
+            "train labels are a list; they must be a NumPy or MXNet array: np.as",
         ),
         ((IMAGES[:, None], LABELS), "channels come last: np.moveaxis(images, -3, -1)"),
         ((IMAGES[:, :0], LABELS), "train images are uint8 (6, 0, 5); each must be"),
@@ -48,7 +48,7 @@ def test_given_sets_are_taken_as_they_are():
         (ArrayDataset([IMAGES[0], IMAGES[0, 1:]], [0, 1]), "train[1] has an image of (3, 5)"),
         (
             (IMAGES.tolist(), LABELS),
-            "train images are a list; they must be an array: np.asarray",
+            "train images are a list; they must be a NumPy or MXNet array: np.as",
         ),
         ((mx.nd.array(IMAGES), LABELS), "train images are float32 (6, 4, 5); each must be uint8"),
         ((IMAGES, LABELS.astype(np.float32)), "train labels are float32 (6,)"),

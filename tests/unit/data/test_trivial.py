@@ -121,5 +121,5 @@ def test_each_sample_draws_its_own_whichever_batch_it_is_in() -> None:
 
 
 def test_images_of_other_channels_are_refused() -> None:
-    with pytest.raises(DataError, match="these images have 4 channels"):
+    with pytest.raises(DataError, match="these have 4 channels"):
         Transform(np.zeros((1, 4, 4, 4), np.uint8), Data(trivial_augment=True), 0, True)

@@ -1,7 +1,8 @@
 """mixup and CutMix: each training sample is mixed with another of its global batch.
 
 Zhang et al., "mixup: beyond empirical risk minimization", ICLR 2018; Yun et al., "CutMix:
-regularization strategy to train strong classifiers", ICCV 2019. Each sample has its own share.
+regularization strategy to train strong classifiers with localizable features", ICCV 2019. Each
+sample has a share of its own, where those draw one for a batch.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ class Mix(NamedTuple):
     cut: np.ndarray  # bool (N,): by CutMix, not mixup
 
     def __call__(self, sample: int, own: np.ndarray, other: np.ndarray, out: np.ndarray) -> None:
-        """Write sample ``sample``, ``own`` mixed with ``other``, to ``out``: float32 (C, H, W)."""
+        """Write sample number ``sample`` of the batch, ``own`` mixed with ``other``, to ``out``.
+
+        All float32 (channels, height, width).
+        """
         if self.cut[sample]:
             top, bottom, left, right = self.boxes[sample]
             out[:] = own

@@ -43,7 +43,10 @@ def shorter_side(settings: Data) -> int:
 
 
 def at_random(width: int, height: int, settings: Data, draw: Sequence[float]) -> Box:
-    """A part of random area and aspect (Szegedy et al., arXiv:1409.4842), by numbers in [0, 1)."""
+    """A part of random area and aspect, as Szegedy et al. (arXiv:1409.4842) train with.
+
+    ``draw`` is ``DRAWS`` numbers in [0, 1).
+    """
     smallest, largest = settings.crop_area
     for attempt in range(TRIES):
         share, aspect = draw[2 * attempt], draw[2 * attempt + 1]
@@ -60,10 +63,11 @@ def at_random(width: int, height: int, settings: Data, draw: Sequence[float]) ->
 def cut(
     content: bytes, settings: Data, draw: Sequence[float] = (), invert: bool = False
 ) -> np.ndarray:
-    """Decode a picture, cut a part out and bring it to the net's uint8 (side, side[, 3]).
+    """Decode a picture, cut a part out and bring it to the size of the net.
 
-    ``draw`` is random numbers of the sample in training, empty in evaluation; ``invert``, and what
-    is raised, are as for :func:`decode.decode`.
+    ``draw`` is random numbers of the sample in training, empty in evaluation; ``invert`` is as for
+    :func:`decode.decode`. Returns uint8 (side, side, 3) or (side, side); raises UnreadableError
+    where the picture is damaged, or no picture.
     """
     about, side = decode.header(content), settings.image_size
     assert side is not None

@@ -20,6 +20,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 _ORIENTATION = 0x0112  # the tag in Exif
 _BITS, _PHOTOMETRIC, _EXTRA = 258, 262, 338  # tags of a TIFF: bits of a level, 0 for white, bands
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "La", "RGBa", "LAB", "HSV")
+_SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 # Those of Pillow's that are decoded. EPS is not among them: it runs Ghostscript.
 _KINDS = ("JPEG", "PNG", "BMP", "GIF", "ICO", "JPEG2000", "PPM", "PSD", "TGA", "TIFF", "WEBP")
 _MOST_MILLIONS = 150  # of pixels: half a gigabyte; no common camera makes more
@@ -117,9 +118,10 @@ def _turned(image: Any, content: bytes) -> int:
 
 
 def by_pillow(content: bytes, mode: str, invert: bool = False) -> Any:
-    """A picture as a Pillow image, as :func:`decode` has it, in ``mode`` RGB or L.
+    """A picture as a Pillow image, turned as its Exif says, on black, in ``mode`` RGB or L.
 
-    Raises UnreadableError where it is none, or damaged, or not of 1, 8, 12 or 16 bits in a level.
+    ``invert`` negates it, but for what is transparent. Raises UnreadableError where it is none, or
+    damaged, or its pixels are no grey levels or colours of 1, 8, 12 or 16 bits.
     """
     from PIL import Image, ImageOps
 
@@ -130,7 +132,7 @@ def by_pillow(content: bytes, mode: str, invert: bool = False) -> Any:
         image.load()
         if _turned(image, content) > 1:
             image = ImageOps.exif_transpose(image)
-        if image.mode[0] == "I":
+        if image.mode in _SIXTEEN_BIT:
             image = Image.fromarray(_eight_bits(np.asarray(image), tags))
         elif deep and image.mode[:3] == "RGB":  # Pillow has kept the upper half of each level
             _check_levels(0, 256 * int(np.asarray(image)[..., :3].max()) + 255)
@@ -151,7 +153,7 @@ def by_pillow(content: bytes, mode: str, invert: bool = False) -> Any:
 
 
 def _eight_bits(levels: np.ndarray, tags: Mapping[int, Any]) -> np.ndarray:
-    """Grey of 16 bits, or of 12 where a TIFF's tags say so, as uint8."""
+    """Grey levels of 16 bits, or of 12 where the tags of a TIFF say so, as uint8."""
     bits = 12 if tags.get(_BITS) == (12,) else 16
     _check_levels(int(levels.min()), int(levels.max()) << (16 - bits))
     shown = (levels >> (bits - 8)).astype(np.uint8)

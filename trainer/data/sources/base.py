@@ -136,7 +136,8 @@ def check_label(value: Any, num_classes: Optional[int], name: str, classes: Clas
         if len(number) == 1 and number.tolist()[0] in classes:
             return classes.index(number.tolist()[0])
         raise BadSampleError(
-            f"{name} has the label {value}; the training set's are {classes[0]} to {classes[-1]}"
+            f"{name} has the label {value}; those of the training set are {classes[0]} to "
+            f"{classes[-1]}"
         )
     label = float(number[0]) if len(number) == 1 and number.dtype.kind in "iufb" else -1.0
     known = num_classes is None or label < num_classes

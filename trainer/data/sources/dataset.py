@@ -1,8 +1,9 @@
 """A Gluon dataset, or any object with a length and indices, read sample by sample when needed.
 
-It is read by processes of its own (forked, so that it need not be pickled). There all generators,
-those that it holds too, are seeded before each sample from (seed, epoch, sample): what is drawn
-depends on nothing else, and the user's own generators stay as they were.
+It is read by processes of its own (forked, so that it need not be pickled). There its transforms
+draw from generators that nobody else uses: Python's, NumPy's and MXNet's, and those that it holds,
+are seeded before each sample from (seed, epoch, sample). What is drawn depends on nothing else, and
+the user's own generators stay as they were.
 
 The readers share nothing with the rank, nor with each other, that reading changes: files that the
 dataset has open are opened anew. Nor do they see what the rank later does to the dataset.
@@ -60,7 +61,10 @@ class _DatasetBatches(ReadingFiller):
 class DatasetSource(Source):
     """Samples of a dataset of (image, label), uint8 (H, W) or (H, W, C) after its transforms.
 
-    ``name``, train or test, is for messages; ``indices`` are the samples, None for all of them.
+    Args:
+        name: ``train`` or ``test``, for messages.
+        settings: how many processes read it.
+        indices: the samples; None for all of them.
     """
 
     batches = _DatasetBatches
@@ -133,7 +137,8 @@ class DatasetSource(Source):
             image = image[..., 0]
         if self._shape is not None and image.shape != self._shape:
             return BadSampleError(
-                f"{name} has an image of {image.shape}, the first one is {self._shape}: resize them"
+                f"{name} has an image of {image.shape}, the first one is {self._shape}; make them "
+                "alike, by dataset.transform_first"
             )
         try:
             return image, check_label(label, self.num_classes, name, self.classes)
@@ -156,7 +161,8 @@ class _Readers:
         self._lock = threading.Lock()
         self._pipes: List[Connection] = []
         self._processes = []
-        # A forked process cannot use GPUs. Without, "all" draws other numbers than the CPU alone.
+        # In a forked process GPUs cannot be used. Where there are none, "all" draws other numbers
+        # than the CPU alone does, and is kept for runs that began so.
         seeded = mx.cpu() if mx.context.num_gpus() else "all"
         for _ in range(count):
             ours, theirs = fork.Pipe()
@@ -179,7 +185,8 @@ class _Readers:
                     answers.update(zip(range(number, len(wanted), count), pipe.recv()))
             except (EOFError, OSError):
                 raise DataError(
-                    "a process that reads the dataset has died; out of memory? lower data.workers"
+                    "a process that reads the dataset has died; was it killed, or out of memory? "
+                    "fewer data.workers take less"
                 ) from None
         return [answers[number] for number in range(len(wanted))]
 
@@ -194,7 +201,8 @@ class _Readers:
 
 def _serve(pipe: Connection, dataset: Any, seeded: Any) -> None:
     """Read the samples that are asked for, until the parent closes the pipe or is gone."""
-    # Launchers signal all processes of a rank, which saves, and may finish an evaluation first.
+    # Launchers and Slurm signal all processes of a rank, which saves, and for that may have to
+    # finish an evaluation.
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
@@ -212,7 +220,8 @@ def _serve(pipe: Connection, dataset: Any, seeded: Any) -> None:
 def _open_anew() -> None:
     """Give this process positions of its own in the files that it has inherited for reading.
 
-    Else of two that seek and read, each would get what the other has asked for.
+    A forked descriptor shares its position: of two processes that seek and read, each would get
+    what the other has asked for.
     """
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the listing's own, or a file that may not be opened
@@ -229,7 +238,8 @@ def _open_anew() -> None:
 def _read(
     dataset: Any, index: int, seed: int, seeded: Any = "all", own: Sequence[Any] = ()
 ) -> _Answer:
-    """A sample, with MXNet's generators of ``seeded``, its ``own`` and all others seeded before."""
+    """A sample, after MXNet's generators of the device ``seeded``, its ``own`` and all others were
+    seeded."""
     try:
         seed_all(seed, mxnet=False)
         mx.random.seed(seed, ctx=seeded)

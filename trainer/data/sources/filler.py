@@ -35,8 +35,9 @@ class Filler(abc.ABC):
         """Write the B samples ``rows`` of an epoch; what is random is drawn from (epoch, row).
 
         They go to ``data``, float32 (B, *self.shape), and ``label``, float32 (B,). BadSampleError
-        names one that cannot be read; where ``data.bad_samples`` is ``skip``, the positions of such
-        in ``rows`` are returned, and in training others stand in their place.
+        names one that cannot be read, where ``data.bad_samples`` is ``stop``. Where it is ``skip``,
+        the positions in ``rows`` of such are returned: in training others stand in their place, in
+        evaluation nothing does.
         """
 
 
@@ -51,9 +52,9 @@ class ReadingFiller(Filler):
         data: np.ndarray,
         label: np.ndarray,
     ) -> List[int]:
-        """Write what ``read`` gives of a position in ``rows`` and an index of the source.
+        """Write samples, which ``read`` gives of a position in ``rows`` and an index of the source.
 
-        Returns positions of bad samples; in training each has the next good one in its place.
+        Returns the positions of bad ones. In training each has the next good one in its place.
         """
         pixels = np.zeros((len(rows), *planes_shape(self._source.image_shape)), np.uint8)
         bad = []

@@ -1,6 +1,7 @@
 """A set as a folder of pictures: FOLDER/train/CLASS/*, or FOLDER/CLASS/* alone.
 
-Listings are sorted: a sample has the same number everywhere. Only names are read at the start.
+Listings are sorted, so that a sample has the same number on every rank and file system. Only names
+are read at the start; each rank opens the files of its own shards.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def find(settings: Data, known: Classes = None, needs_train: bool = True) -> Dic
         return {"train": _listed(root, settings, known)}
     if "train" not in parts and needs_train:
         raise DataError(
-            f"folder {root} holds {' and '.join(parts)}, but no train: make train/CLASS/"
+            f"folder {root} holds {' and '.join(parts)}, but no train: put the training pictures "
+            f"into {root}/train/CLASS/"
         )
     found: Dict[str, Source] = {}
     for name in sorted(parts, key=list(CALLED).index):
@@ -96,13 +98,17 @@ def _listed(root: Path, settings: Data, known: Classes) -> FolderSource:
     within = _entries(root)
     names = {entry.name: None for entry in within if _is_folder(entry)}  # in order
     if not names:
-        raise DataError(f"folder {root} holds no folder; it must hold one for each class")
+        raise DataError(
+            f"folder {root} holds no folder; it must hold one for each class, and the pictures in "
+            "them"
+        )
     called = [listed([name], 1) for name in names]
     classes = tuple(called) if known is None else known
     forms = [name for name in called if [*map(_composed, called)].count(_composed(name)) > 1]
     if known is None and forms:
         raise DataError(
-            f"folder {root} holds one name in two forms of Unicode: {', '.join(map(ascii, forms))}"
+            f"folder {root} holds a name in two forms of Unicode: "
+            f"{', '.join(map(ascii, forms))}; put the pictures into one of them"
         )
     places = {_composed(str(label)): number for number, label in enumerate(classes)}
     places.update((str(label), number) for number, label in enumerate(classes))

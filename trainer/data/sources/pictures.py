@@ -1,8 +1,9 @@
 """Sets of encoded pictures: what folders and record files have in common.
 
 Threads decode and augment batches, not processes: decoding and resizing let other threads run, and
-batches need no copying between processes. What is computed of a sample depends on it alone, so the
-number of threads changes nothing.
+batches need no copying between processes. Each thread takes a few samples at a time and writes them
+into the batch; what it computes depends on the sample alone, so the number of threads changes
+nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _TOGETHER = 4  # samples that a thread takes at a time
 
 
 class _PictureBatches(ReadingFiller):
+    """Makes batches of pictures."""
+
     def __call__(
         self, rows: np.ndarray, epoch: int, data: np.ndarray, label: np.ndarray
     ) -> Sequence[int]:
@@ -58,7 +61,8 @@ class _PictureBatches(ReadingFiller):
             return crop.cut(content, self._settings, draw), label
         except crop.decode.UnreadableError as error:
             raise BadSampleError(
-                f"{self._source.name(index)} is a bad picture: {error} (data.bad_samples=skip)"
+                f"{self._source.name(index)} is a bad picture: {error}; mend or remove it, or set "
+                "data.bad_samples=skip"
             ) from None
 
 

@@ -3,8 +3,10 @@
 A record file is a row of records: a magic number, the length, the content, padded to four bytes; a
 content that holds the magic number itself is split there. The content of an image record is a
 header (a flag, the label, two numbers; if the flag is not 0, so many labels follow) and an encoded
-picture. The index holds a line for each record: its number and where it begins. Only there it is
-read (``pread``), by any number of threads at once.
+picture. The index holds a line for each record: its number and where it begins.
+
+Records are read where the index says (``pread``), never a whole file; any number of threads may do
+so at once.
 """
 
 from __future__ import annotations
@@ -101,7 +103,8 @@ class RecordSource(Pictures):
             (label,) = struct.unpack_from("<f", content, _IMAGE.size)
         if flag > 1:
             raise BadSampleError(
-                f"{self.name(index)} has {flag} labels, not one: im2rec.py without --pack-label"
+                f"{self.name(index)} has {flag} labels; it must have one: im2rec.py without "
+                "--pack-label"
             )
         return check_label(label, self.num_classes, self.name(index)), _IMAGE.size + 4 * flag
 
@@ -144,8 +147,9 @@ class RecordSource(Pictures):
 def find(settings: Data, known: Classes = None, needs_train: bool = True) -> Dict[str, Source]:
     """The sets in ``data.folder`` that there are, as ``train``, ``validation`` and ``test``.
 
-    Each is all files whose first or last word is its name, sorted: ``train_0.rec``, not
-    ``trainval.rec``. DataError: none is there, or of two sets, or an index is missing or damaged.
+    Each is all files whose first or last word is its name, sorted: ``train.rec``, ``train_0.rec``,
+    ``pets_train.rec``, but not ``trainval.rec``. Raises DataError where there is none, a name is
+    that of two sets, or an index is missing or damaged.
     """
     root = folder_of(settings)
     found: Dict[str, List[Path]] = {called: [] for called in CALLED.values()}
@@ -161,29 +165,28 @@ def find(settings: Data, known: Classes = None, needs_train: bool = True) -> Dic
     tell_of_others(root, [path.name for path in others])
     if needs_train and not found["train"]:
         raise DataError(
-            f"folder {root} holds no train.rec, train_*.rec or *_train.rec; make it by im2rec.py"
+            f"folder {root} holds no train.rec, train_*.rec or *_train.rec; make it by MXNet's "
+            "tools/im2rec.py"
         )
     return {called: _opened(paths, settings) for called, paths in found.items() if paths}
 
 
 def _opened(paths: Sequence[Path], settings: Data) -> RecordSource:
-    files, places = [], []
+    files, places, lasts, count = [], [], [], 0
     for number, path in enumerate(paths):
         places.append(np.insert(_index(path.with_suffix(".idx")), 0, number, axis=1))
+        lasts.append(count + int(places[-1][:, 2].argmax()))
+        count += len(places[-1])
         with readable(path):
             opened = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with the source)
         files.append(_File(path, opened, os.fstat(opened.fileno())))
     source = RecordSource(settings, files, np.concatenate(places))
-    for number, file in enumerate(files):
-        own = np.where(source.places[:, 0] == number, source.places[:, 2], -1)
+    for file, last in zip(files, lasts):
         with contextlib.suppress(BadSampleError):  # told of when it is trained on
-            if (
-                source._record(int(own.argmax()))[1] < file.about.st_size
-                and environment.rank() == 0
-            ):
+            if source._record(last)[1] < file.about.st_size and environment.rank() == 0:
                 warn(
-                    f"{file.path} goes on behind the last record of its index, unread; rec2idx.py "
-                    "makes a whole one"
+                    f"{file.path} goes on behind the last record of its index; the rest is not "
+                    "read: if the index is not meant to be a part, make it anew by rec2idx.py"
                 )
     return source
 
