@@ -132,8 +132,8 @@ def predict(
 ) -> None:
     """Predict the classes of images with CHECKPOINT's model.
 
-    INPUT is an image file, a folder of them, or an IDX file (gzipped or not). Files that cannot be
-    read are named and left out.
+    INPUT is an image file, a folder of them or, for nets not trained on pictures, an IDX file
+    (gzipped or not). Files that cannot be read are named and left out.
     """
     common.alone("predict")
     overrides = tuple(word for word in inputs if "=" in word and not os.path.exists(word))

@@ -26,9 +26,9 @@ class Data(Checked, section="data."):
         "fashion_mnist; fashion_mnist_sample (2,000 + 500 of its images, in the repository); idx "
         "(any dataset in four IDX files under MNIST's or EMNIST's names, in data.folder; those of "
         "the test set may be missing); folder (pictures in data.folder/train/CLASS and "
-        "test/CLASS, or in data.folder/CLASS); records (data.folder's train*.rec and test*.rec "
-        "(or *_train.rec), with .idx, as MXNet's im2rec makes them); arrays (set by fit when "
-        "given train=)",
+        "test/CLASS, or in data.folder/CLASS); records (train.rec, train_*.rec or *_train.rec in "
+        "data.folder, and test likewise, with .idx, as MXNet's im2rec makes them); arrays (set by "
+        "fit when given train=)",
         choices=("fashion_mnist", "fashion_mnist_sample", "idx", "folder", "records", "arrays"),
     )
     folder: Optional[str] = setting(
