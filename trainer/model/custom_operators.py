@@ -42,7 +42,7 @@ def _reordered(array: Any) -> Any:
 
 
 def _custom(plain: Callable[..., Any], *inputs: Any, **arguments: Any) -> Any:
-    if arguments["op_type"].startswith("sync_batch_norm_"):  # whose layer sees to it
+    if arguments.get("op_type", "").startswith("sync_batch_norm_"):  # whose layer sees to it
         return plain(*inputs, **arguments)
     arguments = {name: _reordered(argument) for name, argument in arguments.items()}
     found = plain(*map(_reordered, inputs), **arguments)
