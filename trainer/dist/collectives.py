@@ -1,8 +1,7 @@
 """The collectives between ranks.
 
 In a process without a launcher, rank 0 of 1, every collective returns its argument, or a copy.
-Collectives here are sums and broadcasts; a mean is left to the caller, who divides once, by the
-global count.
+They are sums and broadcasts; a mean is left to the caller, who divides once, by the global count.
 
 Every rank must call the same collectives in the same order. ``name`` matches a call with its
 counterparts on the other ranks.
@@ -14,7 +13,6 @@ import atexit
 import contextlib
 import functools
 import os
-import signal
 import threading
 import types
 import zlib
@@ -23,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Iterator, List, Optional
 import numpy as np
 
 from ..errors import ConfigError
-from . import environment, shared_memory
+from . import environment, ranks, shared_memory
 from .ranks import finish_work, horovod, is_root, local_size, rank, visible_gpus, world_size
 from .small_sums import allreduce_by_horovod, gather, ranks_share_memory, small_sums, way
 
@@ -70,19 +68,10 @@ def init(steps_in_memory: bool = False, on_cpu: bool = False) -> None:
     # Dynamic process sets, for those of nodes and leaders, double the messages of each cycle.
     hvd.init(process_sets=None if one_node or environment.one_rank_per_node() else "dynamic")
     atexit.register(finish_work)
-    os.register_at_fork(after_in_child=_crash_at_once)
+    os.register_at_fork(after_in_child=ranks.crash_at_once)
     if hvd.size() != environment.size():
         raise environment.NotJoinedError(environment.size(), hvd.size())
     way()
-
-
-def _crash_at_once() -> None:
-    """In a forked process, as readers of data are: a crash ends it, and whoever waits hears of it.
-
-    MXNet's handlers call exit(), within which Horovod would wait for threads that are not there.
-    """
-    for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def _cycle_time(in_memory: bool) -> float:
@@ -148,8 +137,8 @@ def node_process_set() -> Any:
             'hvd.init(process_sets="dynamic"), or leave that to the trainer'
         )
     hosts = gather_objects(environment.hostname())
-    ranks = {host: [r for r, h in enumerate(hosts) if h == host] for host in sorted(set(hosts))}
-    sets = {host: horovod().add_process_set(own) for host, own in ranks.items()}
+    places = {host: [r for r, h in enumerate(hosts) if h == host] for host in sorted(set(hosts))}
+    sets = {host: horovod().add_process_set(own) for host, own in places.items()}
     return sets[hosts[rank()]]
 
 

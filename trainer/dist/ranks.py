@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import signal
 import sys
 import threading
 from typing import Any, Iterator
@@ -71,6 +72,15 @@ def finish_work() -> None:
     waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
     waiting.join(environment.patience())
+
+
+def crash_at_once() -> None:
+    """In a forked process, as readers of data are: a crash ends it, and whoever waits hears of it.
+
+    MXNet's handlers call exit(), within which Horovod would wait for threads that are not there.
+    """
+    for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _place(what: str, alone: int) -> int:
