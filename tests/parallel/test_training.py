@@ -407,14 +407,16 @@ def test_same_run_twice_is_the_same_to_the_last_bit() -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
+def _mapped_and_open() -> Tuple[int, int]:
+    """Mappings of memory files, and open files, of this process."""
+    gc.collect()
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return sum("/memfd:" in line for line in maps), len(os.listdir("/proc/self/fd"))
+
+
 @pytest.mark.one_node
 def test_fit_called_many_times_leaks_no_mapping_and_no_file(tmp_path: Path) -> None:
     """Nor does a gradient that the user has kept break: its memory stays for as long as it does."""
-
-    def mapped_and_open() -> Tuple[int, int]:
-        gc.collect()
-        maps = Path("/proc/self/maps").read_text().splitlines()
-        return sum("/memfd:" in line for line in maps), len(os.listdir("/proc/self/fd"))
 
     settings = config.from_dict(
         {
@@ -435,7 +437,7 @@ def test_fit_called_many_times_leaks_no_mapping_and_no_file(tmp_path: Path) -> N
         net.add(nn.Conv2D(4, 3), nn.BatchNorm(), nn.Flatten(), nn.Dense(4))
         keeping = keep if number == 2 else None
         fit(net, settings, resume="none", train=_set(), on_epoch_end=keeping)
-        found.append(mapped_and_open())
+        found.append(_mapped_and_open())
     del found[0]  # it counts what earlier tests have left, until the next run frees it
     assert not kept[0].asnumpy().any()  # of memory that was given back
     kept.clear()
@@ -443,4 +445,30 @@ def test_fit_called_many_times_leaks_no_mapping_and_no_file(tmp_path: Path) -> N
     fit(net, settings, resume="none", train=_set())
     assert found[1] == (found[0][0] + 1, found[0][1] + 1), found  # for what is kept
     assert found[2:] == [found[1]] * 3, found
-    assert mapped_and_open() == found[0], found
+    assert _mapped_and_open() == found[0], found
+
+
+@pytest.mark.one_node
+def test_runs_that_end_by_an_exception_of_a_hook_leak_no_mapping_and_no_file(
+    tmp_path: Path,
+) -> None:
+    """As trials of a search that are given up."""
+
+    def give_up(end: EpochEnd) -> None:
+        raise KeyError("given up")
+
+    settings = config.from_dict(
+        {
+            "train": {"global_batch_size": 17, "epochs": 1},
+            "monitor": {"loggers": []},
+            "output": str(tmp_path),
+        }
+    )
+    found = []
+    for _ in range(5):
+        net = nn.HybridSequential()
+        net.add(nn.Conv2D(4, 3), nn.BatchNorm(), nn.Flatten(), nn.Dense(4))
+        with pytest.raises(KeyError):
+            fit(net, settings, resume="none", train=_set(), on_epoch_end=give_up)
+        found.append(_mapped_and_open())
+    assert len(set(found[1:])) == 1, found

@@ -92,6 +92,9 @@ def run() -> None:
         saved = str(abort.__cause__ or "")  # fit's own, after the lines that say so
         _leave("" if saved else "interrupted", 130)
     except Exception as error:
+        if isinstance(error, PermissionError) and error.filename is not None:
+            said = f"{error.filename} may not be read, or not written, by this user"
+            _leave(said, USER_ERROR, alone=True)
         if isinstance(error, ModuleNotFoundError) and error.name == "mxnet":
             _leave(f"{error}: {INSTALL_MXNET}", USER_ERROR)
         from ..run.outcome import TrainingError

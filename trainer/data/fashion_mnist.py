@@ -25,7 +25,7 @@ import numpy as np
 
 from .. import console
 from ..dist import environment, file_lock
-from .idx_file import DataError, held, listed, locate, read
+from .idx_file import DataError, folder_at, held, listed, locate, read
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def _only_place(folder: Optional[str], dataset: str) -> Optional[Path]:
     if dataset not in SHA256:
         raise DataError(f"dataset is {dataset!r}, expected one of {', '.join(SHA256)}")
     if folder is not None:
-        return Path(folder).expanduser()
+        return folder_at(folder)
     if dataset == "idx":
         raise DataError("dataset idx has no place of its own: set data.folder to its folder")
     if dataset == "fashion_mnist_sample":

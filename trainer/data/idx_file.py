@@ -7,6 +7,7 @@ big-endian uint32, then the values in row-major order.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import math
@@ -44,6 +45,14 @@ def readable(what: object, error_type: Type[DataError] = DataError) -> Iterator[
     except OSError as error:
         # gzip's own errors have no strerror.
         raise error_type(f"{what} cannot be read: {error.strerror or error}") from None
+
+
+def folder_at(place: str) -> Path:
+    """The folder that a setting names; DataError where it must not be listed, which globs hide."""
+    folder = Path(place).expanduser()
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise DataError(f"folder {folder} cannot be read: {os.strerror(errno.EACCES)}")
+    return folder
 
 
 def listed(names: Sequence[object], most: int) -> str:

@@ -41,6 +41,7 @@ class Rows:
         self.update_can_read = update_can_read
         library = momentum.library()
         self._uses = None if library is None else Uses(library.leave)
+        _prune()
         _mapped.append((memory, self._uses))
         rows = np.frombuffer(memory, np.uint8).reshape(peers.size, row)
         self._parameters = [parameter for bucket in buckets for parameter in bucket]
@@ -130,11 +131,16 @@ class Rows:
         self._memory.madvise(mmap.MADV_REMOVE, self._peers.index * self._row, self._row)
         self._gradients, self._buckets, self._of_nodes, self._between = [], [], [], []
         del gradient, self._memory
-        _mapped[:] = [(memory, uses) for memory, uses in _mapped if uses is None or uses]
+        _prune()
 
 
 # While MXNet's arrays may still point there; for good, where nothing counts them.
 _mapped: List[Tuple[mmap.mmap, Optional[Uses]]] = []
+
+
+def _prune() -> None:
+    """Let go of what no array points into; runs that end by an exception leave that to the next."""
+    _mapped[:] = [(memory, uses) for memory, uses in _mapped if uses is None or uses]
 
 
 def _shares(numbers: int, ranks: int) -> List[slice]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from launch.core.process import lacks_cause
 from tests.bad_input import EndError, one_line
 from trainer.batch_norm.rank_sum import registry
 from trainer.cli import main as entry
+from trainer.console import USER_ERROR
 from trainer.dist import environment
 from trainer.dist.shared_memory import LostPeerError
 
@@ -92,10 +94,10 @@ def test_what_launchers_set_is_left_alone(monkeypatch, variables):
 
 @pytest.fixture
 def said_of(monkeypatch, capsys):
-    """What a rank says, and that it exits with 1, when training raises an error."""
+    """What a rank says, and that it exits with a code, when training raises an error."""
     monkeypatch.setattr(registry, "lost", None)  # other tests have lost some
 
-    def run(error: Exception, rank: int) -> str:
+    def run(error: Exception, rank: int, code: int = 1) -> str:
         def leave(code: int) -> None:
             raise EndError(code)
 
@@ -108,7 +110,7 @@ def said_of(monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", ["trainer", "train"])
         with pytest.raises(EndError) as end:
             entry.run()
-        assert end.value.args == (1,)
+        assert end.value.args == (code,)
         return capsys.readouterr().err
 
     return run
@@ -144,6 +146,12 @@ def test_an_unexpected_error_is_reported_with_its_traceback_on_any_rank(said_of,
     error = said_of(ValueError("operands could not be broadcast together"), rank)
     assert "Traceback" in error and "test_bad_surroundings.py" in error
     assert f"rank {rank} on" in error and "operands could not" in error
+
+
+def test_a_file_that_the_user_may_not_open_is_one_line_on_each_rank_that_meets_it(said_of):
+    error = PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/other/user/train")
+    said = "error: /other/user/train may not be read, or not written, by this user\n"
+    assert said_of(error, 1, code=USER_ERROR) == said
 
 
 @pytest.mark.parametrize("error", [MemoryError(), ValueError("x\nstd::bad_alloc")])

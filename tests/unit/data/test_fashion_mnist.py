@@ -24,7 +24,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data import fashion_mnist
+from trainer.config import Data
+from trainer.data import fashion_mnist, input_pipeline
 from trainer.data.fashion_mnist import FILES, SAMPLE_FOLDER, find_or_download, load
 from trainer.data.idx_file import DataError
 from trainer.dist import file_lock
@@ -481,3 +482,13 @@ def test_idx_files_that_are_not_read_are_told(tmp_path, capfd):
     assert fashion_mnist.splits(str(tmp_path), "idx") == ["train"]
     said = "holds IDX files that are not read: qmnist-extra-images-idx3-ubyte\n"
     assert capfd.readouterr().err.endswith(said)
+
+
+@pytest.mark.parametrize("dataset", ["idx", "folder", "records"])
+def test_a_folder_that_must_not_be_listed_is_not_taken_for_an_empty_one(
+    dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(os, "access", lambda place, mode: place != tmp_path)  # root may list all
+    settings = Data(dataset, folder=str(tmp_path), image_size=8)
+    with pytest.raises(DataError, match=f"^folder {tmp_path} cannot be read: Permission denied$"):
+        input_pipeline.read(settings)

@@ -18,7 +18,7 @@ from ...config import Data
 from ...console import warn
 from ...dist import environment
 from ..classes import Classes
-from ..idx_file import BadSampleError, DataError, listed, readable
+from ..idx_file import BadSampleError, DataError, folder_at, listed, readable
 from ..pictures.decode import SUFFIXES
 from .base import Source, digest_of
 from .pictures import Pictures
@@ -148,7 +148,7 @@ def _listed(root: Path, settings: Data, known: Classes) -> FolderSource:
 def folder_of(settings: Data) -> Path:
     """``data.folder``, which the settings of such sets always name."""
     assert settings.folder is not None
-    return Path(settings.folder).expanduser()
+    return folder_at(settings.folder)
 
 
 def tell_of_others(root: Path, others: Sequence[str]) -> None:
