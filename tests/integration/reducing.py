@@ -78,9 +78,23 @@ def reduced(half: bool, times: int) -> Dict[str, Any]:
     }
 
 
+def broadcast() -> Dict[str, Any]:
+    """The bytes that this host has sent for a broadcast, the third, and whether it was right."""
+    for number in range(3):
+        array = mx.nd.random.uniform(shape=(300_000,)) + dist.rank()
+        dist.barrier()
+        before = sent()
+        first = dist.broadcast_array(array, f"array.{number}")
+        first.wait_to_read()
+        dist.barrier()
+    content = hashlib.sha256(first.asnumpy().tobytes()).hexdigest()
+    return {"broadcast": content, "bytes": first.size * 4, "passed_on": sent() - before}
+
+
 def main() -> None:
     dist.init()
     told = [reduced(half, int(sys.argv[1])) for half in (False, True)]
+    told[0].update(broadcast())
     for half in told:
         print(json.dumps(half), flush=True)
     dist.shutdown()

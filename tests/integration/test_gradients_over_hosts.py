@@ -44,6 +44,11 @@ def test_sums_are_right_and_every_run_has_the_same_bits(tmp_path, ranks_of_hosts
         ring = 2 * (count - 1) / count * ranks[0]["gradient_bytes"] / width
         sent = max(rank["sent"] for rank in ranks)
         assert 0.9 * ring < sent < 1.2 * ring + 50_000
+    told = runs[0][0]
+    assert len({rank["broadcast"] for rank in told}) == 1
+    firsts = [told[sum(ranks_of_hosts[:host])] for host in range(count)]
+    needed = (count - 1) * told[0]["bytes"]
+    assert needed <= sum(rank["passed_on"] for rank in firsts) < 1.2 * needed + 50_000
     if ranks_of_hosts == (2, 2):  # where ranks are changes rounding alone
         (folder := tmp_path / "apart").mkdir()
         with Hosts(4, folder) as hosts:

@@ -275,7 +275,7 @@ def broadcast_parameters(parameters: Any) -> None:
 
 
 def _broadcast_(array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:
-    """Replace ``array``, on which the engine has no work, by rank 0's."""
+    """Replace ``array``, on which the engine has no work, by rank 0's; a node gets it once."""
     hvd = horovod()
     if hvd is None:
         return array
@@ -287,7 +287,10 @@ def _broadcast_(array: mx.nd.NDArray, name: str) -> mx.nd.NDArray:
         if sums is not None:
             # Sums nothing: it checks that all ranks broadcast the same array.
             allreduce_sum(np.zeros(0, np.int64), f"{name} {host.shape} {host.dtype}")
-            if ranks_share_memory():
+            leaders = leaders_process_set()
+            if leaders is not None and ranks.local_rank() == 0:
+                hvd.broadcast_(array, 0, name, process_set=leaders).wait_to_read()
+            if leaders is not None or ranks_share_memory():
                 sums.broadcast(host)
                 return array
     return hvd.broadcast_(array, root_rank=0, name=name)

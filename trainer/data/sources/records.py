@@ -62,7 +62,7 @@ class RecordSource(Pictures):
         return f"record {key} of {self.files[which].path}"
 
     def read(self, index: int) -> Tuple[bytes, int]:
-        content, _ = self._record(index)
+        content, _ = self.record(index)
         label, start = self._label(index, content)
         return content[start:], label
 
@@ -89,10 +89,10 @@ class RecordSource(Pictures):
         """Of the index, and of the content of a few records."""
         sizes = repr([file.about.st_size for file in self.files])
         where = self.places[:, 0].astype(np.int32).tobytes(), self.places[:, 2].tobytes()
-        return digest_of(sizes, *where, *self._probed(lambda index: self._record(index)[0]))
+        return digest_of(sizes, *where, *self._probed(lambda index: self.record(index)[0]))
 
     def _label_alone(self, index: int) -> int:
-        return self._label(index, self._record(index, most=_IMAGE.size + 4)[0])[0]
+        return self._label(index, self.record(index, most=_IMAGE.size + 4)[0])[0]
 
     def _label(self, index: int, content: bytes) -> Tuple[int, int]:
         """(class, where the picture begins in the record)."""
@@ -108,7 +108,7 @@ class RecordSource(Pictures):
             )
         return check_label(label, self.num_classes, self.name(index)), _IMAGE.size + 4 * flag
 
-    def _record(self, index: int, most: int = _LENGTH) -> Tuple[bytes, int]:
+    def record(self, index: int, most: int = _LENGTH) -> Tuple[bytes, int]:
         """(content of a record, or the first ``most`` bytes of it; where the next one begins)."""
         which, _, position = self.places[index].tolist()
         file = self.files[which]
@@ -183,7 +183,7 @@ def _opened(paths: Sequence[Path], settings: Data) -> RecordSource:
     source = RecordSource(settings, files, np.concatenate(places))
     for file, last in zip(files, lasts):
         with contextlib.suppress(BadSampleError):  # told of when it is trained on
-            if source._record(last)[1] < file.about.st_size and environment.rank() == 0:
+            if source.record(last)[1] < file.about.st_size and environment.rank() == 0:
                 warn(
                     f"{file.path} goes on behind the last record of its index; the rest is not "
                     "read: if the index is not meant to be a part, make it anew by rec2idx.py"
