@@ -158,7 +158,7 @@ def check_sets(own: Digests, sizes: Mapping[str, int]) -> None:
                 f"the ranks have different {', '.join(differing)}: {here} on {place}, {there} on "
                 f"{elsewhere}; give each rank the whole set, in the same order, and the same loss, "
                 "as fit makes shards itself; transforms may draw from random, numpy.random and "
-                "mxnet.random, not from generators of their own"
+                "mxnet.random, and generators that the dataset holds"
             )
 
 
