@@ -58,7 +58,7 @@ def test_sums_are_right_and_every_run_has_the_same_bits(tmp_path, ranks_of_hosts
 
 
 def trace_of_a_step(path: str) -> None:
-    """A rank that writes Horovod's timeline of its fourth step, of four buckets."""
+    """A rank that writes Horovod's timeline of ten steps, after three, of four buckets."""
     import mxnet as mx
     from mxnet.gluon import nn
 
@@ -88,18 +88,24 @@ def trace_of_a_step(path: str) -> None:
     for _step in range(3):
         step()
     with ranks.timeline(path):
-        step()
+        for _step in range(10):
+            step()
     dist.shutdown()
 
 
 def test_allreduce_and_backward_overlap_on_horovods_timeline(tmp_path: Path) -> None:
-    """The last layers' bucket is on its way before backward has made the first layers'."""
+    """The last layers' bucket is on its way before backward has made the first layers'.
+
+    In one of ten steps at least: on busy cores the thread that sends may come late.
+    """
     path = tmp_path / "timeline.json"
     launch.run(trace_of_a_step, (str(path),), ranks=2)
-    names, began = {}, {}
+    names: Dict[int, str] = {}
+    began: Dict[Tuple[str, str], List[int]] = {}
     for event in json.loads(path.read_text()):
         if event.get("name") == "process_name":
             names[event["pid"]] = event["args"].get("name", "").split(".")[-1]
         elif event["ph"] == "B":
-            began[names[event["pid"]], event["name"]] = event["ts"]
-    assert began["0", "GLOO_ALLREDUCE"] < began["3", "NEGOTIATE_ALLREDUCE"], began
+            began.setdefault((names[event["pid"]], event["name"]), []).append(event["ts"])
+    steps = list(zip(began["0", "GLOO_ALLREDUCE"], began["3", "NEGOTIATE_ALLREDUCE"]))
+    assert len(steps) == 10 and any(sent < made for sent, made in steps), began
